@@ -1,0 +1,357 @@
+/** @file context.c
+ *  @brief The caller's side of the contract: every call is checked here, then handed to the stage.
+ */
+#include "common/context.h"
+#include "common/counts.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------- open, close */
+
+static int64_t blocks_of(const nsa_config *c, int64_t len) {
+    return (len + c->slc_block - 1) / c->slc_block;
+}
+
+static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const nsa_setup *setup) {
+    nsa_plan *plan = &ctx->plan;
+    plan->cfg = *config;
+    nsa_status status = nsa_config_resolve(&plan->cfg);
+    if (status)
+        return status;
+    const nsa_config *c = &plan->cfg;
+    int decodes = (setup->flags & NSA_DECODE) != 0;
+    int64_t longest = decodes && c->max_seq_len > c->seq_len ? c->max_seq_len : c->seq_len;
+    plan->setup = *setup;
+    if (setup->max_rows < 0 || setup->threads < 0)
+        return nsa_fail(NSA_ERR_CONFIG, "max_rows %" PRId64 " or threads %d is negative",
+                        setup->max_rows, setup->threads);
+    if (setup->max_rows == 0 || setup->max_rows > c->seq_len)
+        plan->setup.max_rows = c->seq_len;
+    if (decodes && plan->setup.max_rows < c->max_seqs)
+        plan->setup.max_rows = c->max_seqs; /* a step has up to max_seqs rows of results */
+    plan->group = c->q_heads / c->kv_heads;
+    plan->max_cmp = nsa_cmp_tokens(c, c->seq_len);
+    plan->max_blocks = blocks_of(c, longest);
+    plan->pool = nsa_pool_new((setup->flags & NSA_DEBUG_MEMORY) != 0);
+    return plan->pool ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "cannot make a memory pool");
+}
+
+static nsa_status take_own_memory(nsa_context *ctx) {
+    nsa_pool *pool = ctx->plan.pool;
+    const nsa_config *c = &ctx->plan.cfg;
+    int64_t rows = ctx->plan.setup.max_rows, seqs = c->max_seqs, picks = c->kv_heads * c->slc_count;
+    ctx->seq = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->seq);
+    ctx->cmp = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->cmp);
+    ctx->row = nsa_take(pool, NSA_KEEP, rows, sizeof *ctx->row);
+    ctx->block_idx = nsa_take(pool, NSA_KEEP, rows * picks, sizeof *ctx->block_idx);
+    ctx->len = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->len);
+    ctx->slot = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->slot);
+    ctx->pos = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->pos);
+    ctx->step_idx = nsa_take(pool, NSA_KEEP, seqs * picks, sizeof *ctx->step_idx);
+    nsa_status status = nsa_pool_status(pool);
+    if (!status)
+        memset(ctx->len, 0, (size_t)seqs * sizeof *ctx->len);
+    return status;
+}
+
+nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_setup *setup,
+                    nsa_context **context) {
+    *context = NULL;
+    nsa_context *ctx = calloc(1, sizeof *ctx);
+    if (!ctx)
+        return nsa_fail(NSA_ERR_MEMORY, "cannot make a context");
+    ctx->stage = stage;
+    nsa_status status = make_plan(ctx, config, setup);
+    status = status ? status : stage->available();
+    status = status ? status : take_own_memory(ctx);
+    status = status ? status : stage->open(&ctx->plan, &ctx->self);
+    if (status) {
+        nsa_pool_free(ctx->plan.pool);
+        free(ctx);
+        return status;
+    }
+    *context = ctx;
+    return NSA_OK;
+}
+
+void nsa_close(nsa_context *ctx) {
+    if (!ctx)
+        return;
+    ctx->stage->close(ctx->self);
+    nsa_pool_free(ctx->plan.pool);
+    free(ctx);
+}
+
+nsa_status nsa_check_memory(const nsa_context *ctx) {
+    return nsa_pool_check(ctx->plan.pool);
+}
+
+size_t nsa_memory(const nsa_context *ctx) {
+    return nsa_pool_bytes(ctx->plan.pool);
+}
+
+/* ------------------------------------------------------------------- loads */
+
+/* Write out the pack's offsets: seq from cu_seqlens, cmp by counting each sequence's tokens (Eq.
+ * 7). */
+static void spell_out(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
+    const int32_t *cu = in->at[NSA_CU_SEQLENS].dtype ? in->at[NSA_CU_SEQLENS].data : NULL;
+    const int32_t *rows = in->at[NSA_ROWS].dtype ? in->at[NSA_ROWS].data : NULL;
+    ctx->seq[0] = ctx->cmp[0] = batch->J = 0;
+    for (int64_t b = 0; b < batch->B; b++) {
+        ctx->seq[b + 1] = cu ? cu[b + 1] : batch->T;
+        int64_t len = ctx->seq[b + 1] - ctx->seq[b], blocks = blocks_of(&ctx->plan.cfg, len);
+        ctx->cmp[b + 1] = ctx->cmp[b] + nsa_cmp_tokens(&ctx->plan.cfg, len);
+        batch->J = blocks > batch->J ? blocks : batch->J;
+    }
+    for (int64_t r = 0; r < batch->R; r++)
+        ctx->row[r] = rows ? rows[r] : r;
+    ctx->has_rows = rows != NULL;
+    batch->N = ctx->cmp[batch->B];
+    batch->seq = ctx->seq;
+    batch->cmp = ctx->cmp;
+    batch->row = ctx->row;
+}
+
+static nsa_status forced_rows(nsa_context *ctx, const int32_t *idx, nsa_batch *batch) {
+    const nsa_config *c = &ctx->plan.cfg;
+    nsa_status status = NSA_OK;
+    for (int64_t r = 0, b = 0; r < batch->R && !status; r++) {
+        int64_t t = batch->row[r];
+        while (t >= batch->seq[b + 1])
+            b++;
+        int64_t own = (t - batch->seq[b]) / c->slc_block;
+        for (int64_t h = 0; h < c->kv_heads && !status; h++)
+            status = nsa_check_blocks(ctx->block_idx + (r * c->kv_heads + h) * c->slc_count,
+                                      idx + (t * c->kv_heads + h) * c->slc_count, c->slc_count, own,
+                                      "row", t);
+    }
+    batch->block_idx = ctx->block_idx;
+    return status;
+}
+
+nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
+    nsa_batch batch = {0};
+    nsa_status status = nsa_check_load(ctx, in, &batch);
+    const nsa_tensor *dout = &in->at[NSA_DOUT];
+    if (!status && dout->dtype)
+        status = nsa_check_tensor(&ctx->plan.cfg, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
+    if (status)
+        return status;
+    ctx->done &= STEP; /* from here on the last load is gone */
+    spell_out(ctx, in, &batch);
+    if (in->at[NSA_BLOCK_IDX].dtype)
+        status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
+    ctx->batch = batch;
+    status = status ? status : ctx->stage->load(ctx->self, in, &ctx->batch);
+    if (!status)
+        ctx->done |= LOADED;
+    return status || !dout->dtype ? status : nsa_load_dout(ctx, dout);
+}
+
+/* The rule that a call breaks when `needed` has not been done. */
+static nsa_status need(const nsa_context *ctx, unsigned needed, const char *call,
+                       const char *before) {
+    if ((ctx->done & needed) != needed)
+        return nsa_fail(NSA_ERR_STATE, "%s needs %s before it", call, before);
+    return NSA_OK;
+}
+
+static nsa_status opened_for(const nsa_context *ctx, unsigned flag, const char *call,
+                             const char *name) {
+    if (!(ctx->plan.setup.flags & flag))
+        return nsa_fail(NSA_ERR_STATE, "%s needs a context opened with %s", call, name);
+    return NSA_OK;
+}
+
+nsa_status nsa_load_dout(nsa_context *ctx, const nsa_tensor *dout) {
+    nsa_lengths lengths = {.T = ctx->batch.T};
+    nsa_status status = opened_for(ctx, NSA_BACKWARD, "load_dout", "NSA_BACKWARD");
+    status = status ? status : need(ctx, LOADED, "load_dout", "a load");
+    status = status ? status : nsa_check_tensor(&ctx->plan.cfg, &lengths, NSA_DOUT, dout);
+    status = status ? status : ctx->stage->load_dout(ctx->self, dout);
+    if (!status)
+        ctx->done |= DOUT;
+    return status;
+}
+
+nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
+    const nsa_config *c = &ctx->plan.cfg;
+    nsa_step step = {0};
+    nsa_status status = opened_for(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
+    status = status ? status : need(ctx, LOADED, "load_step", "a load (for the phi weights)");
+    status = status ? status : nsa_check_step(ctx, in, &step);
+    const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
+    ctx->done &= ~(unsigned)STEP;
+    for (int64_t a = 0; a < step.A && !status; a++) {
+        ctx->slot[a] = slot[a];
+        ctx->pos[a] = ctx->len[slot[a]];
+        for (int64_t i = a * c->kv_heads; idx && i < (a + 1) * c->kv_heads && !status; i++)
+            status = nsa_check_blocks(ctx->step_idx + i * c->slc_count, idx + i * c->slc_count,
+                                      c->slc_count, ctx->pos[a] / c->slc_block, "slot", slot[a]);
+    }
+    step.slot = ctx->slot;
+    step.pos = ctx->pos;
+    step.block_idx = idx ? ctx->step_idx : NULL;
+    ctx->step = step;
+    status = status ? status : ctx->stage->load_step(ctx->self, in, &ctx->step);
+    if (!status)
+        ctx->done |= STEP;
+    return status;
+}
+
+/* -------------------------------------------------------------------- runs */
+
+nsa_status nsa_forward(nsa_context *ctx) {
+    nsa_status status = need(ctx, LOADED, "forward", "a load");
+    if (status)
+        return status;
+    ctx->done &= LOADED | DOUT | STEP;
+    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    status = ctx->stage->forward(ctx->self);
+    if (!status)
+        ctx->done |= FORWARD;
+    return status;
+}
+
+nsa_status nsa_backward(nsa_context *ctx) {
+    nsa_status status = opened_for(ctx, NSA_BACKWARD, "backward", "NSA_BACKWARD");
+    status = status ? status : need(ctx, FORWARD | DOUT, "backward", "forward and load_dout");
+    if (status)
+        return status;
+    ctx->done &= ~(unsigned)BACKWARD;
+    nsa_pool_poison(ctx->plan.pool, NSA_OF_BACKWARD | NSA_OF_ONE_CALL);
+    status = ctx->stage->backward(ctx->self);
+    if (!status)
+        ctx->done |= BACKWARD;
+    return status;
+}
+
+nsa_status nsa_prefill(nsa_context *ctx) {
+    const nsa_config *c = &ctx->plan.cfg;
+    nsa_status status = opened_for(ctx, NSA_DECODE, "prefill", "NSA_DECODE");
+    status = status ? status : need(ctx, LOADED, "prefill", "a load");
+    if (!status && ctx->has_rows)
+        status = nsa_fail(NSA_ERR_STATE, "prefill needs a load without rows");
+    for (int64_t b = 0; b < ctx->batch.B && !status; b++) {
+        int64_t len = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
+        if (len > c->max_seq_len)
+            status =
+                nsa_fail(NSA_ERR_INPUT,
+                         "sequence %" PRId64 " has %" PRId64 " tokens, max_seq_len is %" PRId64, b,
+                         len, c->max_seq_len);
+    }
+    if (status)
+        return status;
+    ctx->done &= LOADED | DOUT; /* a step loaded before has lost its place */
+    memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
+    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    status = ctx->stage->prefill(ctx->self);
+    for (int64_t b = 0; b < ctx->batch.B && !status; b++)
+        ctx->len[b] = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
+    if (!status)
+        ctx->done |= FORWARD;
+    return status;
+}
+
+nsa_status nsa_decode(nsa_context *ctx) {
+    nsa_status status = opened_for(ctx, NSA_DECODE, "decode", "NSA_DECODE");
+    status = status ? status : need(ctx, LOADED | STEP, "decode", "load_step");
+    if (status)
+        return status;
+    ctx->done &= LOADED | DOUT; /* results are the step's from here on, and it is used up */
+    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    status = ctx->stage->decode(ctx->self);
+    for (int64_t a = 0; a < ctx->step.A && !status; a++)
+        ctx->len[ctx->step.slot[a]]++;
+    if (!status)
+        ctx->done |= DECODED;
+    return status;
+}
+
+nsa_status nsa_causal(nsa_context *ctx, int pair) {
+    nsa_status status = opened_for(ctx, NSA_WANT_CAUSAL, "causal", "NSA_WANT_CAUSAL");
+    status = status ? status : need(ctx, LOADED, "causal", "a load");
+    if (!status && !ctx->stage->causal)
+        status = nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no plain causal attention");
+    if (!status && (pair < 0 || pair > 2))
+        status = nsa_fail(NSA_ERR_INPUT, "pair %d is not 0 (cmp), 1 (slc) or 2 (win)", pair);
+    if (status)
+        return status;
+    ctx->done &= ~(unsigned)CAUSAL;
+    nsa_pool_poison(ctx->plan.pool, NSA_OF_ONE_CALL);
+    status = ctx->stage->causal(ctx->self, pair);
+    if (!status)
+        ctx->done |= CAUSAL;
+    return status;
+}
+
+int64_t nsa_slot_len(const nsa_context *ctx, int64_t slot) {
+    return slot >= 0 && slot < ctx->plan.cfg.max_seqs ? ctx->len[slot] : -1;
+}
+
+/* ----------------------------------------------------------------- results */
+
+/* What must have been done, and asked for at open, before a result exists. */
+static nsa_status exists(const nsa_context *ctx, nsa_id id) {
+    unsigned flags = ctx->plan.setup.flags, done = ctx->done;
+    const char *name = nsa_name(id);
+    if (id >= NSA_OUT_CMP && id <= NSA_OUT_WIN && !(flags & NSA_WANT_BRANCHES))
+        return nsa_fail(NSA_ERR_STATE, "%s needs a context opened with NSA_WANT_BRANCHES", name);
+    if (id == NSA_IMPORTANCE && !(flags & NSA_WANT_IMPORTANCE))
+        return nsa_fail(NSA_ERR_STATE, "%s needs a context opened with NSA_WANT_IMPORTANCE", name);
+    if (id >= NSA_GRAD_FIRST && !nsa_has(&ctx->plan.cfg, id))
+        return nsa_fail(NSA_ERR_INPUT, "phi \"%s\" has no %s", nsa_phi_name(ctx->plan.cfg.phi),
+                        name);
+    unsigned any = id >= NSA_GRAD_FIRST                      ? BACKWARD
+                   : id == NSA_OUT_CAUSAL                    ? CAUSAL
+                   : id >= NSA_IMPORTANCE && id <= NSA_V_PHI ? FORWARD
+                   : id == NSA_BLOCK_IDX || id >= NSA_OUT    ? FORWARD | DECODED
+                                                             : 0;
+    if (!any)
+        return nsa_fail(NSA_ERR_INPUT, "%s is an input, not a result", name);
+    if (!(done & any))
+        return nsa_fail(NSA_ERR_STATE, "%s does not exist yet: no %s since the last load", name,
+                        any == BACKWARD  ? "backward"
+                        : any == CAUSAL  ? "causal"
+                        : any == FORWARD ? "forward or prefill"
+                                         : "forward, prefill or decode");
+    return NSA_OK;
+}
+
+nsa_status nsa_result(const nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
+    if ((unsigned)id >= NSA_ID_COUNT)
+        return nsa_fail(NSA_ERR_INPUT, "result %d is not a tensor's number", (int)id);
+    nsa_status status = exists(ctx, id);
+    if (status)
+        return status;
+    const nsa_batch *b = &ctx->batch;
+    int step = (ctx->done & DECODED) && id != NSA_OUT_CAUSAL;
+    nsa_lengths lengths = {.T = b->T, .R = step ? ctx->step.A : b->R, .N = b->N, .J = b->J};
+    nsa_shape(&ctx->plan.cfg, &lengths, id, 1, tensor);
+    tensor->dtype = id == NSA_BLOCK_IDX                ? NSA_I32
+                    : ctx->stage->arith == NSA_FLOAT64 ? NSA_F64
+                                                       : NSA_F32;
+    return NSA_OK;
+}
+
+nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
+    nsa_tensor is;
+    nsa_status status = nsa_result(ctx, id, &is);
+    if (status)
+        return status;
+    int same = is.dtype == tensor->dtype && is.ndim == tensor->ndim;
+    for (int i = 0; same && i < is.ndim; i++)
+        same = is.shape[i] == tensor->shape[i];
+    if (!same)
+        return nsa_fail(NSA_ERR_INPUT,
+                        "%s: the tensor to read into is not of the result's type "
+                        "and shape; ask nsa_result()",
+                        nsa_name(id));
+    int64_t count = nsa_count(&is);
+    if (count && !tensor->data)
+        return nsa_fail(NSA_ERR_INPUT, "%s: the tensor to read into has no data", nsa_name(id));
+    return count ? ctx->stage->read(ctx->self, id, tensor->data) : NSA_OK;
+}

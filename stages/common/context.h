@@ -1,0 +1,47 @@
+/**
+ * @file context.h
+ * @brief What stands behind an nsa_context, and the checks of its inputs.
+ */
+#ifndef NSA_CONTEXT_H
+#define NSA_CONTEXT_H
+
+#include "common/pool.h"
+#include "common/tensors.h"
+
+/** What has been done since the last load; later calls need earlier ones. */
+enum { LOADED = 1, DOUT = 2, FORWARD = 4, BACKWARD = 8, STEP = 16, DECODED = 32, CAUSAL = 64 };
+
+/** An open stage, and the memory behind its plan, batch and step. */
+struct nsa_context {
+    const nsa_stage *stage;
+    void *self;
+    nsa_plan plan;
+    nsa_batch batch;
+    nsa_step step;
+    unsigned done;
+    int64_t *seq, *cmp; /* [max_seqs+1] behind batch.seq and batch.cmp */
+    int64_t *row;       /* [max_rows] behind batch.row */
+    int32_t *block_idx; /* [max_rows,Hkv,n] behind batch.block_idx */
+    int has_rows;       /* the load listed its rows: no prefill */
+    int64_t *len;       /* [max_seqs] tokens in each decode slot */
+    int32_t *slot;      /* [max_seqs] behind step.slot */
+    int64_t *pos;       /* [max_seqs] behind step.pos */
+    int32_t *step_idx;  /* [max_seqs,Hkv,n] behind step.block_idx */
+};
+
+/** Check the tensors of a load and find T, B and R. */
+nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch);
+
+/** Check the tensors of a decode step and find A. */
+nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_step *step);
+
+/** Check one tensor's presence, type, shape and pointer. */
+nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
+                            const nsa_tensor *tensor);
+
+/** Check one forced row of `n` blocks for a query in block `own` and copy it, ascending, -1 last.
+ *  @param where  what the row is called in an error: "row" or "slot" and a number */
+nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own,
+                            const char *where, int64_t number);
+
+#endif

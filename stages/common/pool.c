@@ -1,0 +1,111 @@
+/** @file pool.c
+ *  @brief One context's memory: fenced blocks in a list. */
+#include "common/pool.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF };
+
+/* A block in memory:  | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5 |
+ */
+typedef struct block {
+    unsigned char *start; /* of the first fence, from aligned_alloc */
+    size_t bytes;         /* the stage's */
+    nsa_memory_kind kind;
+} block;
+
+struct nsa_pool {
+    block *blocks;
+    size_t count, room, bytes;
+    int64_t wanted; /* bytes of the take that failed; 0 if none did */
+    int debug;
+};
+
+nsa_pool *nsa_pool_new(int debug) {
+    nsa_pool *pool = calloc(1, sizeof *pool);
+    if (pool)
+        pool->debug = debug;
+    return pool;
+}
+
+static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
+    if (pool->count == pool->room) {
+        size_t room = pool->room ? 2 * pool->room : 64;
+        block *blocks = realloc(pool->blocks, room * sizeof *blocks);
+        if (!blocks)
+            return NULL;
+        pool->blocks = blocks;
+        pool->room = room;
+    }
+    size_t whole = (bytes + 2 * FENCE + 63) / 64 * 64;
+    unsigned char *start = aligned_alloc(64, whole);
+    if (!start)
+        return NULL;
+    memset(start, FENCE_BYTE, FENCE);
+    memset(start + FENCE, pool->debug ? POISON_BYTE : 0, bytes);
+    memset(start + FENCE + bytes, FENCE_BYTE, FENCE);
+    pool->blocks[pool->count++] = (block){start, bytes, kind};
+    pool->bytes += bytes;
+    return start + FENCE;
+}
+
+void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size) {
+    size_t bytes;
+    void *taken = NULL;
+    if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) ||
+        bytes > PTRDIFF_MAX - 4 * FENCE)
+        bytes = PTRDIFF_MAX;
+    else
+        taken = take_bytes(pool, kind, bytes);
+    if (!taken && !pool->wanted)
+        pool->wanted = (int64_t)bytes;
+    return taken;
+}
+
+nsa_status nsa_pool_status(const nsa_pool *pool) {
+    if (!pool->wanted)
+        return NSA_OK;
+    return nsa_fail(NSA_ERR_MEMORY, "cannot take %" PRId64 " bytes more after %zu bytes",
+                    pool->wanted, pool->bytes);
+}
+
+void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
+    for (size_t i = 0; pool->debug && i < pool->count; i++) {
+        if (pool->blocks[i].kind & kinds)
+            memset(pool->blocks[i].start + FENCE, POISON_BYTE, pool->blocks[i].bytes);
+    }
+}
+
+static int fence_stands(const unsigned char *fence) {
+    for (int i = 0; i < FENCE; i++) {
+        if (fence[i] != FENCE_BYTE)
+            return 0;
+    }
+    return 1;
+}
+
+nsa_status nsa_pool_check(const nsa_pool *pool) {
+    for (size_t i = 0; i < pool->count; i++) {
+        const block *b = &pool->blocks[i];
+        int before = fence_stands(b->start), after = fence_stands(b->start + FENCE + b->bytes);
+        if (!before || !after)
+            return nsa_fail(NSA_ERR_MEMORY, "the stage wrote %s its block %zu of %zu bytes",
+                            before ? "past the end of" : "before the start of", i, b->bytes);
+    }
+    return NSA_OK;
+}
+
+size_t nsa_pool_bytes(const nsa_pool *pool) {
+    return pool->bytes;
+}
+
+void nsa_pool_free(nsa_pool *pool) {
+    if (!pool)
+        return;
+    for (size_t i = 0; i < pool->count; i++)
+        free(pool->blocks[i].start);
+    free(pool->blocks);
+    free(pool);
+}

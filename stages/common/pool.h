@@ -1,0 +1,48 @@
+/**
+ * @file pool.h
+ * @brief The memory of one context: taken in `open`, fenced, poisoned on request, given back
+ * together.
+ *
+ * A stage takes blocks and never frees them. The kind of a block says when its contents stop
+ * mattering; with NSA_DEBUG_MEMORY the pool then fills it with NaN (all bits one), so that a row
+ * that was not written, or scratch that was read before it was written, shows.
+ */
+#ifndef NSA_POOL_H
+#define NSA_POOL_H
+
+#include "nsa.h"
+
+/** When a block's contents stop mattering. */
+typedef enum nsa_memory_kind {
+    NSA_KEEP = 1 << 0, /**< never: loaded inputs, caches */
+    NSA_OF_FORWARD =
+        1 << 1, /**< before each forward, prefill or decode: outputs and saved statistics */
+    NSA_OF_BACKWARD = 1 << 2, /**< before each backward: gradients */
+    NSA_OF_ONE_CALL = 1 << 3  /**< before every call: scratch */
+} nsa_memory_kind;
+
+/** Take `count` elements of `size` bytes, aligned to 64 bytes. Zero elements give a valid pointer.
+ *  @return NULL when memory is short; the pool then remembers, and nsa_pool_status() says so. */
+NSA_EXPORT void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size);
+
+/** @return NSA_OK if every nsa_take() so far succeeded, else NSA_ERR_MEMORY: the last line of
+ * `open`. */
+NSA_EXPORT nsa_status nsa_pool_status(const nsa_pool *pool);
+
+/** Make an empty pool; NULL when memory is short. `debug` as NSA_DEBUG_MEMORY. */
+nsa_pool *nsa_pool_new(int debug);
+
+/** Fill blocks whose kind is among `kinds` (or-ed) with NaN; nothing unless the pool is a debug
+ * pool. */
+void nsa_pool_poison(nsa_pool *pool, unsigned kinds);
+
+/** @return NSA_ERR_MEMORY if a fence around a block was overwritten. */
+nsa_status nsa_pool_check(const nsa_pool *pool);
+
+/** @return bytes taken, fences left out. */
+size_t nsa_pool_bytes(const nsa_pool *pool);
+
+/** Give everything back; NULL is allowed. */
+void nsa_pool_free(nsa_pool *pool);
+
+#endif
