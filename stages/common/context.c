@@ -140,14 +140,14 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
         status = nsa_check_tensor(&ctx->plan.cfg, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
     if (status)
         return status;
-    ctx->done &= STEP; /* from here on the last load is gone */
+    ctx->done = 0; /* from here on the last load is gone, and a step with it */
     spell_out(ctx, in, &batch);
     if (in->at[NSA_BLOCK_IDX].dtype)
         status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
     ctx->batch = batch;
     status = status ? status : ctx->stage->load(ctx->self, in, &ctx->batch);
     if (!status)
-        ctx->done |= LOADED;
+        ctx->done |= WEIGHTS | LOADED;
     return status || !dout->dtype ? status : nsa_load_dout(ctx, dout);
 }
 
@@ -181,10 +181,12 @@ nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     const nsa_config *c = &ctx->plan.cfg;
     nsa_step step = {0};
     nsa_status status = opened_for(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
-    status = status ? status : need(ctx, LOADED, "load_step", "a load (for the phi weights)");
+    status = status ? status : need(ctx, WEIGHTS, "load_step", "a load (for the phi weights)");
     status = status ? status : nsa_check_step(ctx, in, &step);
     const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
-    ctx->done &= ~(unsigned)STEP;
+    if (status)
+        return status;
+    ctx->done &= ~(unsigned)(STEP | LOADED); /* the step's rows take the place of the load's */
     for (int64_t a = 0; a < step.A && !status; a++) {
         ctx->slot[a] = slot[a];
         ctx->pos[a] = ctx->len[slot[a]];
@@ -208,7 +210,7 @@ nsa_status nsa_forward(nsa_context *ctx) {
     nsa_status status = need(ctx, LOADED, "forward", "a load");
     if (status)
         return status;
-    ctx->done &= LOADED | DOUT | STEP;
+    ctx->done &= WEIGHTS | LOADED | DOUT;
     nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
     status = ctx->stage->forward(ctx->self);
     if (!status)
@@ -218,7 +220,8 @@ nsa_status nsa_forward(nsa_context *ctx) {
 
 nsa_status nsa_backward(nsa_context *ctx) {
     nsa_status status = opened_for(ctx, NSA_BACKWARD, "backward", "NSA_BACKWARD");
-    status = status ? status : need(ctx, FORWARD | DOUT, "backward", "forward and load_dout");
+    status = status ? status
+                    : need(ctx, LOADED | FORWARD | DOUT, "backward", "load, forward and load_dout");
     if (status)
         return status;
     ctx->done &= ~(unsigned)BACKWARD;
@@ -245,7 +248,7 @@ nsa_status nsa_prefill(nsa_context *ctx) {
     }
     if (status)
         return status;
-    ctx->done &= LOADED | DOUT; /* a step loaded before has lost its place */
+    ctx->done &= WEIGHTS | LOADED | DOUT;
     memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
     nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
     status = ctx->stage->prefill(ctx->self);
@@ -258,10 +261,10 @@ nsa_status nsa_prefill(nsa_context *ctx) {
 
 nsa_status nsa_decode(nsa_context *ctx) {
     nsa_status status = opened_for(ctx, NSA_DECODE, "decode", "NSA_DECODE");
-    status = status ? status : need(ctx, LOADED | STEP, "decode", "load_step");
+    status = status ? status : need(ctx, STEP, "decode", "load_step");
     if (status)
         return status;
-    ctx->done &= LOADED | DOUT; /* results are the step's from here on, and it is used up */
+    ctx->done &= WEIGHTS; /* results are the step's from here on, and it is used up */
     nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
     status = ctx->stage->decode(ctx->self);
     for (int64_t a = 0; a < ctx->step.A && !status; a++)

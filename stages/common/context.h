@@ -9,7 +9,16 @@
 #include "common/tensors.h"
 
 /** What has been done since the last load; later calls need earlier ones. */
-enum { LOADED = 1, DOUT = 2, FORWARD = 4, BACKWARD = 8, STEP = 16, DECODED = 32, CAUSAL = 64 };
+enum {
+    WEIGHTS = 1, /* the phi weights: of the last load, until the next */
+    LOADED = 2,  /* q, keys, values and gate of a load: a step takes q's place */
+    DOUT = 4,
+    FORWARD = 8,
+    BACKWARD = 16,
+    STEP = 32,
+    DECODED = 64,
+    CAUSAL = 128
+};
 
 /** An open stage, and the memory behind its plan, batch and step. */
 struct nsa_context {
