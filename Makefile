@@ -12,6 +12,7 @@ REPORT  ?=
 A       ?= 00
 B       ?= 01
 BUILD   ?= build
+Q       := $(if $(V),,@)
 
 # One set of flags for every stage, so that times compare. -std=c11 keeps FMA contraction off and
 # nothing here enables fast-math; a stage that needs more says so in its own stage.mk.
@@ -47,20 +48,24 @@ help: ## this list
 
 $(BUILD)/obj/stages/common/%.o: stages/common/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Istages -c $< -o $@
+	@echo "  CC  $@"
+	$(Q)$(CC) $(BASE) $(CFLAGS) -Istages -c $< -o $@
 
 $(BUILD)/libnsa.so: $(call object,$(COMMON))
-	$(CC) -shared -Wl,-z,defs $(CFLAGS) $(LDFLAGS) $^ -o $@ -ldl -lm
+	@echo "  LD  $@"
+	$(Q)$(CC) -shared -Wl,-z,defs $(CFLAGS) $(LDFLAGS) $^ -o $@ -ldl -lm
 
 # A stage: its folder's C files, hidden symbols, one shared object. stage.mk may add STAGE_CFLAGS
 # and STAGE_LIBS, for itself alone.
 define stage_rules
 $(BUILD)/obj/stages/$(1)/%.o: stages/$(1)/%.c $$(HEADERS) Makefile $$(wildcard stages/$(1)/stage.mk)
 	@mkdir -p $$(@D)
-	$$(CC) $$(BASE) $$(STAGE_CFLAGS) $$(CFLAGS) -Istages -Istages/$(1) -c $$< -o $$@
+	@echo "  CC  $$@"
+	$$(Q)$$(CC) $$(BASE) $$(STAGE_CFLAGS) $$(CFLAGS) -Istages -Istages/$(1) -c $$< -o $$@
 $(BUILD)/stages/$(1).so: $$(call object,$$(wildcard stages/$(1)/*.c)) $(BUILD)/libnsa.so
 	@mkdir -p $$(@D)
-	$$(CC) -shared -Wl,-z,defs $$(CFLAGS) $$(LDFLAGS) $$(filter %.o,$$^) -o $$@ -L$(BUILD) -lnsa \
+	@echo "  LD  $$@"
+	$$(Q)$$(CC) -shared -Wl,-z,defs $$(CFLAGS) $$(LDFLAGS) $$(filter %.o,$$^) -o $$@ -L$(BUILD) -lnsa \
 	    -Wl,-rpath,'$$$$ORIGIN/..' -Wl,-rpath,'$$$$ORIGIN/../..' $$(STAGE_LIBS) -lm
 $(BUILD)/stages/$(1).so: STAGE_CFLAGS :=
 $(BUILD)/stages/$(1).so: STAGE_LIBS :=
@@ -70,15 +75,106 @@ $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s))))
 
 $(BUILD)/obj/tests/%.o: tests/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(INCLUDES) $(CJSON_CFLAGS) -c $< -o $@
+	@echo "  CC  $@"
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(INCLUDES) $(CJSON_CFLAGS) -c $< -o $@
 
 $(BUILD)/obj/apps/%.o: apps/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(INCLUDES) $(CJSON_CFLAGS) -DNSA_PREFIX='"$(PREFIX)"' -c $< -o $@
+	@echo "  CC  $@"
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(INCLUDES) $(CJSON_CFLAGS) -DNSA_PREFIX='"$(PREFIX)"' -c $< -o $@
 
 $(BUILD)/nsa: $(call object,$(APPS) $(IO) $(HARNESS)) $(BUILD)/libnsa.so
-	$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm
+	@echo "  LD  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm
 
-$(BUILD)/judge: $(call object,tests/judge.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
-	$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) -lcriterion \
+$(BUILD)/judge: $(call object,tests/judge.c tests/allocations.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
+	@echo "  LD  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) -lcriterion \
 	    $(CJSON_LIBS) -lm
+
+# ------------------------------------------------------------------- tests
+
+JUDGE = NSA_STAGES= ./$(BUILD)/judge --verbose=0 $(REPORT_FLAG)
+REPORT_FLAG = $(if $(REPORT),$(if $(filter %.xml,$(REPORT)),--xml=$(REPORT),--tap=$(REPORT)))
+
+test: $(BUILD)/judge $(STAGES:%=$(BUILD)/stages/%.so) ## the quick cases; STAGE=NN_name judges one stage on all
+ifeq ($(STAGE),)
+	NSA_JUDGE_QUICK=1 $(JUDGE)
+else
+	NSA_JUDGE_STAGE=$(STAGE) $(JUDGE)
+endif
+
+test-all: $(BUILD)/judge $(STAGES:%=$(BUILD)/stages/%.so) ## every stage on every property and case
+	$(JUDGE)
+
+demo: all ## the main job on real text: nsa-demo/block_map.svg
+	./$(BUILD)/nsa demo
+
+# ----------------------------------------------------------------- reading
+
+diff: ## the lesson between two stages: make diff A=00 B=01
+	@diff -u -r stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
+
+# How much of each stage already stands in the one before: unchanged lines of files of the same name.
+similar:
+	@set -- $(STAGES); while [ $$# -gt 1 ]; do same=0; all=0; \
+	    for f in stages/$$2/*.[ch]*; do o=stages/$$1/$${f##*/}; \
+	        all=$$((all + $$(wc -l <$$f))); [ -f $$o ] || continue; \
+	        same=$$((same + $$(diff --unchanged-line-format=x --old-line-format= \
+	            --new-line-format= $$o $$f | wc -c))); done; \
+	    echo "$$1 -> $$2: $$((100 * same / all))% of $$all lines stay as they were"; shift; done
+
+clean: ## remove build/
+	rm -rf $(BUILD)
+
+# ----------------------------------------------------------- docs, lint, install
+
+
+# ------------------------------------------------------------ looking after it
+
+LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
+            $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
+C_FILES  := $(LINTED) $(HEADERS)
+CLANG_TIDY   ?= clang-tidy
+CLANG_FORMAT ?= clang-format
+JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
+
+# clang-tidy needs each file's own include path: a stage includes its own folder.
+lint: ## formatting, clang-tidy, and the limits on lines and files
+	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
+	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \
+	    END {exit bad}' $(C_FILES) setup.sh .ci/run docs/examples/*.py
+	@printf '%s\n' $(LINTED) | xargs -P $(JOBS) -I{} sh -c '$(CLANG_TIDY) --quiet {} -- -std=c11 \
+	    -D_GNU_SOURCE $(INCLUDES) $(CJSON_CFLAGS) -I$$(dirname {}) -DNSA_PREFIX=\"/\" 2>/dev/null \
+	    || { echo "clang-tidy: {}"; exit 1; }'
+	@echo "lint: $(words $(C_FILES)) files are clean"
+
+format: ## clang-format on every C file
+	$(CLANG_FORMAT) -i $(C_FILES)
+
+# The docs work without a network: the parts of MathJax that SVG output loads are copied beside
+# them. Without libjs-mathjax formulas stay as TeX source; without the style, plain Doxygen.
+MATHJAX ?= /usr/share/javascript/mathjax
+AWESOME ?= $(wildcard /usr/share/doxygen-awesome-css/doxygen-awesome.css)
+MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/config.js \
+                 jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
+
+docs: ## build/docs/html/index.html; a public name without a comment is an error
+	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax
+	DOCS_OUT=$(BUILD)/docs DOCS_STYLE=$(AWESOME) \
+	    DOCS_DOT=$$(command -v dot >/dev/null && echo YES || echo NO) doxygen docs/Doxyfile
+	@if [ -d $(MATHJAX) ]; then \
+	    (cd $(MATHJAX) && tar -chf - $(MATHJAX_PARTS)) | tar -xf - -C $(BUILD)/docs/html/mathjax; \
+	else echo "docs: no $(MATHJAX): formulas stay as TeX source"; fi
+	@echo "docs: $(BUILD)/docs/html/index.html"
+
+install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/nsa/stages \
+	    $(DESTDIR)$(PREFIX)/include/nsa/common
+	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa
+	install -m 755 $(BUILD)/libnsa.so $(DESTDIR)$(PREFIX)/lib/libnsa.so
+	install -m 755 $(STAGES:%=$(BUILD)/stages/%.so) $(DESTDIR)$(PREFIX)/lib/nsa/stages
+	install -m 644 stages/nsa.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
+	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h) \
+	    $(DESTDIR)$(PREFIX)/include/nsa/common

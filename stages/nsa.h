@@ -62,6 +62,10 @@ NSA_EXPORT const char *nsa_last_error(void);
 NSA_EXPORT nsa_status nsa_fail(nsa_status status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+#ifdef __clang_analyzer__ /* it sees one file at a time: say that nsa_fail() returns its status */
+#define nsa_fail(status, ...) (((nsa_fail)(status, __VA_ARGS__)), (status))
+#endif
+
 /* ------------------------------------------------------------------ config */
 
 /** The compressor phi of Eq. 7. */
@@ -346,7 +350,7 @@ NSA_EXPORT nsa_status nsa_load_dout(nsa_context *context, const nsa_tensor *dout
 /** Check and load one decode step: `active` names A distinct slots; q [A,Hq,dk], the six keys and
  * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] hold their next tokens. The
  * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache.
- */
+ * The step takes the place of what was loaded: forward and backward then need a load again. */
 NSA_EXPORT nsa_status nsa_load_step(nsa_context *context, const nsa_tensors *in);
 
 /** Compute all outputs of what was loaded (Eq. 5 to 12). */

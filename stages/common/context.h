@@ -22,20 +22,21 @@ enum {
 
 /** An open stage, and the memory behind its plan, batch and step. */
 struct nsa_context {
-    const nsa_stage *stage;
-    void *self;
-    nsa_plan plan;
-    nsa_batch batch;
-    nsa_step step;
-    unsigned done;
-    int64_t *seq, *cmp; /* [max_seqs+1] behind batch.seq and batch.cmp */
-    int64_t *row;       /* [max_rows] behind batch.row */
-    int32_t *block_idx; /* [max_rows,Hkv,n] behind batch.block_idx */
-    int has_rows;       /* the load listed its rows: no prefill */
-    int64_t *len;       /* [max_seqs] tokens in each decode slot */
-    int32_t *slot;      /* [max_seqs] behind step.slot */
-    int64_t *pos;       /* [max_seqs] behind step.pos */
-    int32_t *step_idx;  /* [max_seqs,Hkv,n] behind step.block_idx */
+    const nsa_stage *stage; /**< the stage's table */
+    void *self;             /**< what its open made */
+    nsa_plan plan;          /**< what its open got */
+    nsa_batch batch;        /**< of the last load */
+    nsa_step step;          /**< of the last load_step */
+    unsigned done;          /**< LOADED | FORWARD | ... */
+    int64_t *seq;           /**< [max_seqs+1] behind batch.seq */
+    int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */
+    int64_t *row;           /**< [max_rows] behind batch.row */
+    int32_t *block_idx;     /**< [max_rows,Hkv,n] behind batch.block_idx */
+    int has_rows;           /**< the load listed its rows: no prefill */
+    int64_t *len;           /**< [max_seqs] tokens in each decode slot */
+    int32_t *slot;          /**< [max_seqs] behind step.slot */
+    int64_t *pos;           /**< [max_seqs] behind step.pos */
+    int32_t *step_idx;      /**< [max_seqs,Hkv,n] behind step.block_idx */
 };
 
 /** Check the tensors of a load and find T, B and R. */

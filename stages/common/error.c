@@ -33,7 +33,7 @@ const char *nsa_last_error(void) {
     return last_error;
 }
 
-nsa_status nsa_fail(nsa_status status, const char *format, ...) {
+nsa_status(nsa_fail)(nsa_status status, const char *format, ...) {
     /* Formatted aside first: an argument may be nsa_last_error() itself. */
     char text[sizeof last_error];
     va_list args;

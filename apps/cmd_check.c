@@ -1,0 +1,140 @@
+/** @file cmd_check.c
+ *  @brief `nsa check`: the harness in one process, for one case or all of them. */
+#include "commands.h"
+#include "harness/suite.h"
+#include "nsa_find.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/** The command line. */
+typedef struct check_options {
+    const char *stage, *property, *text, *stages;
+    int quick, list, verbose;
+} check_options;
+
+/** What was counted. */
+typedef struct tally {
+    size_t passed, failed, skipped;
+} tally;
+
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    check_options *options = state->input;
+    switch (key) {
+    case 's':
+        options->stage = arg;
+        return 0;
+    case 'p':
+        options->property = arg;
+        return 0;
+    case 'c':
+        options->text = arg;
+        return 0;
+    case 'S':
+        options->stages = arg;
+        return 0;
+    case 'q':
+        options->quick = 1;
+        return 0;
+    case 'l':
+        options->list = 1;
+        return 0;
+    case 'v':
+        options->verbose = 1;
+        return 0;
+    default:
+        return command_key(key, arg, state);
+    }
+}
+
+static const struct argp_option rows[] = {
+    {"stage", 's', "NAME", 0, "judge this stage (\"01_naive_nsa\" or \"01\"); default: all", 0},
+    {"property", 'p', "NAME", 0, "judge this property; default: all", 0},
+    {"case", 'c', "TEXT", 0,
+     "replay this case: T, Hq, Hkv, dk, dv, l, d, l2 (l'), n, init, local, w, phi, hidden, scale; "
+     "seqs=15+0+115 packs sequences, rows=9 samples rows, data=normal|ties|planted|large, seed=N, "
+     "vector=NAME; default: the whole list",
+     0},
+    {"quick", 'q', NULL, 0, "leave out the long cases, as `make test` does", 0},
+    {"list", 'l', NULL, 0, "list the properties and end", 0},
+    {"verbose", 'v', NULL, 0, "a line for each trial", 0},
+    {"stages", 'S', "DIR", 0, "folder of the stages' shared objects", 0},
+    {0}};
+
+static int list_properties(void) {
+    for (int i = 0; i < property_count; i++)
+        printf("%-12s %s\n", properties[i].name, properties[i].says);
+    return EXIT_DONE;
+}
+
+/* Judge one stage on all trials that were asked for. */
+static nsa_status check_stage(const check_options *o, const nsa_found *found,
+                              const nsa_stage *oracle, tally *sum) {
+    if (!found->stage || found->stage->available()) {
+        printf("SKIP %s: %s\n", found->name, found->stage ? nsa_last_error() : found->problem);
+        sum->skipped++;
+        return NSA_OK;
+    }
+    subject s = {found->stage, oracle, found->name};
+    tally own = {0};
+    trial *trials;
+    size_t count;
+    nsa_status status = suite_list(&s, o->quick, o->property, o->text, &trials, &count);
+    if (status)
+        return status;
+    for (size_t i = 0; i < count; i++) {
+        char why[1400];
+        verdict v = suite_run(&s, &trials[i], 600, why, sizeof why);
+        *(v == PASSED ? &own.passed : v == FAILED ? &own.failed : &own.skipped) += 1;
+        if (v == FAILED || o->verbose)
+            printf("%s %s %s \"%s\"\n",
+                   v == PASSED   ? "pass"
+                   : v == FAILED ? "FAIL"
+                                 : "skip",
+                   s.name, trials[i].property->name, trials[i].text);
+        if (v == FAILED || (v == SKIPPED && o->verbose))
+            printf("  %s", why);
+        fflush(stdout);
+    }
+    free(trials);
+    printf("%s: %zu passed, %zu failed, %zu skipped\n", s.name, own.passed, own.failed,
+           own.skipped);
+    sum->passed += own.passed;
+    sum->failed += own.failed;
+    sum->skipped += own.skipped;
+    return NSA_OK;
+}
+
+int cmd_check(int argc, char **argv) {
+    static const struct argp argp = {
+        .options = rows,
+        .parser = parse,
+        .doc = "Judge stages against stage 00: every property on every case it is for.\v"
+               "Exit status: 0 if all passed, 1 if a property does not hold, 2 for bad usage."};
+    check_options o = {0};
+    int code = command_parse(&argp, 0, argc, argv, NULL, &o);
+    if (code || o.list)
+        return code ? code : list_properties();
+    nsa_found *found = NULL, oracle, one;
+    size_t count = 0;
+    tally sum = {0};
+    nsa_status status = nsa_find_stage(o.stages, "00", &oracle);
+    if (status)
+        return command_status(status, "nsa check");
+    if (o.stage) {
+        status = nsa_find_stage(o.stages, o.stage, &one);
+        status = status ? status : check_stage(&o, &one, oracle.stage, &sum);
+        nsa_free_stage(&one);
+    } else {
+        status = nsa_find_stages(o.stages, &found, &count);
+    }
+    for (size_t i = 0; i < count && !status; i++)
+        status = check_stage(&o, &found[i], oracle.stage, &sum);
+    nsa_free_stages(found, count);
+    nsa_free_stage(&oracle);
+    if (status)
+        return command_status(status, "nsa check");
+    printf("%zu passed, %zu failed, %zu skipped\n", sum.passed, sum.failed, sum.skipped);
+    return sum.failed ? EXIT_FAILED : EXIT_DONE;
+}

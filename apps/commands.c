@@ -1,0 +1,46 @@
+/** @file commands.c
+ *  @brief What the subcommands share: errors on one line and option parsing. */
+#include "commands.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+int command_error(exit_code code, const char *who, const char *format, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    /* A file name may hold a newline or an escape sequence; an error line may not. */
+    for (char *c = text; *c; c++) {
+        if ((unsigned char)*c < ' ' || *c == 127)
+            *c = '?';
+    }
+    fprintf(stderr, "%s: %s\n", who, text);
+    return code;
+}
+
+int command_status(nsa_status status, const char *who) {
+    int asked_wrong = status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
+    return command_error(asked_wrong ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
+}
+
+int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv, int *end,
+                  void *input) {
+    return argp_parse(argp, argc, argv, flags, end, input) ? EXIT_USAGE : EXIT_DONE;
+}
+
+error_t command_key(int key, const char *arg, struct argp_state *state) {
+    switch (key) {
+    case ARGP_KEY_INIT:
+        /* getopt has said what is wrong by itself; argp would add "Try --help" on a second line. */
+        state->err_stream = NULL;
+        return 0;
+    case ARGP_KEY_ARG:
+        command_error(EXIT_USAGE, state->name, "unexpected argument \"%s\"", arg);
+        return EINVAL;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}

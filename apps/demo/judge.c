@@ -1,0 +1,212 @@
+/** @file judge.c
+ *  @brief The comparison of a stage with stage 00. Every test is written so that NaN fails it. */
+#include "demo/judge.h"
+#include "common/counts.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+demo_tolerance demo_tolerances(nsa_arith arith) {
+    static const demo_tolerance exact = {1e-12, 1e-11, 0}, single = {1e-5, 1e-4, 1e-5},
+                                brain = {5e-3, 4e-2, 1e-3};
+    return arith == NSA_FLOAT64 ? exact : arith == NSA_FLOAT32 ? single : brain;
+}
+
+/* Record the first thing that is wrong. */
+#define BLAME(v, ...)                                                                              \
+    do {                                                                                           \
+        if (!(v)->why[0])                                                                          \
+            snprintf((v)->why, sizeof(v)->why, __VA_ARGS__);                                       \
+    } while (0)
+
+static int is_forced(const nsa_config *c, int64_t block, int64_t own) {
+    return block < c->slc_init || (block > own - c->slc_local && block <= own);
+}
+
+/* ---------------------------------------------------------------- selection */
+
+/* Mark the blocks of one list [n] in `set`; the list must be ascending and legal, -1 last. */
+static int mark(const int32_t *idx, int64_t n, int64_t own, char bit, char *set) {
+    int64_t used = 0;
+    while (used < n && idx[used] >= 0) {
+        if (idx[used] > own || (used && idx[used] <= idx[used - 1]))
+            return 0;
+        set[idx[used++]] |= bit;
+    }
+    for (int64_t i = used; i < n; i++) {
+        if (idx[i] != -1)
+            return 0;
+    }
+    return used == (n < own + 1 ? n : own + 1);
+}
+
+/* One query and group. A block that only one side chose must be a free one whose importance lies
+ * within the slack of v, the importance of the oracle's last free pick. */
+static int same_blocks(const nsa_config *c, double slack, const double *importance, int64_t own,
+                       const char *set, demo_verdict *v, int64_t t) {
+    enum { ORACLE = 1, CANDIDATE = 2 };
+    double last = INFINITY;
+    int64_t differ = 0;
+    for (int64_t j = 0; j <= own; j++) {
+        if ((set[j] & ORACLE) && !is_forced(c, j, own) && importance[j] < last)
+            last = importance[j];
+    }
+    for (int64_t j = 0; j <= own; j++) {
+        if (set[j] != ORACLE && set[j] != CANDIDATE)
+            continue;
+        double off = fabs(importance[j] - last);
+        differ++;
+        if (is_forced(c, j, own) || !(off <= slack * fmax(last, 1e-30))) {
+            BLAME(v, "query %" PRId64 " %s block %" PRId64 ", importance %g; the last pick has %g",
+                  t, set[j] == CANDIDATE ? "chose" : "left out", j, importance[j], last);
+            return 0;
+        }
+    }
+    v->same += !differ;
+    v->tied += differ > 0;
+    return 1;
+}
+
+nsa_status demo_judge_selection(const nsa_config *c, double slack, const demo_run *oracle,
+                                const demo_run *candidate, demo_verdict *v) {
+    char *set = malloc((size_t)oracle->J + 1);
+    if (!set)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory to compare selections");
+    for (int64_t i = 0; i < oracle->R * c->kv_heads; i++) {
+        int64_t t = oracle->row[i / c->kv_heads], h = i % c->kv_heads, own = t / c->slc_block;
+        int64_t at = demo_run_find(candidate, t) * c->kv_heads + h;
+        memset(set, 0, (size_t)oracle->J);
+        v->compared++;
+        if (at < 0)
+            BLAME(v, "query %" PRId64 " was not computed", t);
+        else if (!mark(oracle->block_idx + i * c->slc_count, c->slc_count, own, 1, set))
+            BLAME(v, "stage 00 selected no legal list for query %" PRId64, t);
+        else if (!mark(candidate->block_idx + at * c->slc_count, c->slc_count, own, 2, set))
+            BLAME(v, "query %" PRId64 " has no legal list of blocks", t);
+        else
+            same_blocks(c, slack, oracle->importance + i * oracle->J, own, set, v, t);
+    }
+    free(set);
+    v->ok = v->same + v->tied == v->compared;
+    return NSA_OK;
+}
+
+/* ------------------------------------------------------------------ outputs */
+
+void demo_judge_output(const nsa_config *c, const demo_tolerance *limits, const demo_run *oracle,
+                       const demo_run *candidate, demo_verdict *v) {
+    int64_t width = c->q_heads * c->v_dim, broken = 0;
+    double error = 0, size = 0, worst = 0, most = 0;
+    for (int64_t r = 0; r < oracle->R; r++) {
+        const double *b = oracle->out + r * width;
+        const double *a = candidate->out + demo_run_find(candidate, oracle->row[r]) * width;
+        for (int64_t i = 0; i < width; i++) {
+            double off = fabs(a[i] - b[i]);
+            broken += !isfinite(a[i]) || !isfinite(b[i]); /* fmax() would step over NaN */
+            error += off * off;
+            size += b[i] * b[i];
+            worst = fmax(worst, off);
+            most = fmax(most, fabs(b[i]));
+        }
+    }
+    v->rms = sqrt(error) / sqrt(size);
+    v->worst = worst / most;
+    int close = v->rms <= limits->rms && v->worst <= limits->worst && !broken;
+    if (broken)
+        BLAME(v, "%" PRId64 " output elements are not finite", broken);
+    else if (!close)
+        BLAME(v, "outputs: rms ratio %.2g, allowed %.0e; largest %.2g, allowed %.0e", v->rms,
+              limits->rms, v->worst, limits->worst);
+    v->ok = v->ok && close;
+}
+
+/* ----------------------------------------------- importance of emitted k_phi */
+
+/* p [visible] += nothing; p = softmax of scale q.k_phi over the visible compressed tokens (Eq. 8).
+ */
+static void shares(const nsa_config *c, const float *q_th, const double *k_phi, int64_t group,
+                   int64_t visible, double *p) {
+    double top = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < visible; i++) {
+        const double *k = k_phi + (i * c->kv_heads + group) * c->qk_dim;
+        p[i] = 0;
+        for (int64_t x = 0; x < c->qk_dim; x++)
+            p[i] += q_th[x] * k[x];
+        p[i] *= c->scale;
+        top = fmax(top, p[i]);
+    }
+    for (int64_t i = 0; i < visible; i++)
+        sum += p[i] = exp(p[i] - top);
+    for (int64_t i = 0; i < visible; i++)
+        p[i] /= sum;
+}
+
+/* Eq. 9 and 10: every block collects the shares of the compressed tokens that start in it, and of
+ * those that reach into it, once for each of their strides that it covers. */
+static void collect(const nsa_config *c, int64_t visible, const double *p, int64_t J,
+                    double *importance) {
+    int64_t per = c->slc_block / c->cmp_stride, strides = c->cmp_block / c->cmp_stride;
+    for (int64_t j = 0; j < J; j++) {
+        for (int64_t m = 0; m < per; m++) {
+            for (int64_t r = 0; r < strides; r++) {
+                int64_t i = per * j + m - r;
+                if (i >= 0 && i < visible)
+                    importance[j] += p[i];
+            }
+        }
+    }
+}
+
+/* Eq. 11: forced blocks, then the largest importance, then the smallest index; ascending. */
+static void choose(const nsa_config *c, int64_t own, const double *importance, char *taken,
+                   int32_t *idx) {
+    int64_t left = c->slc_count, used = 0;
+    for (int64_t j = 0; j <= own; j++)
+        left -= taken[j] = (char)is_forced(c, j, own);
+    for (; left > 0; left--) {
+        int64_t best = -1;
+        for (int64_t j = 0; j <= own; j++) {
+            if (!taken[j] && (best < 0 || importance[j] > importance[best]))
+                best = j;
+        }
+        if (best < 0)
+            break;
+        taken[best] = 1;
+    }
+    for (int64_t j = 0; j <= own; j++) {
+        if (taken[j])
+            idx[used++] = (int32_t)j;
+    }
+    while (used < c->slc_count)
+        idx[used++] = -1;
+}
+
+nsa_status demo_reselect(const demo_model *model, const double *k_phi, demo_run *oracle) {
+    const nsa_config *c = &model->cfg;
+    int64_t G = c->q_heads / c->kv_heads, J = oracle->J;
+    double *p = malloc((size_t)nsa_cmp_tokens(c, c->seq_len) * sizeof *p + 1);
+    char *taken = malloc((size_t)J);
+    if (!p || !taken) {
+        free(p);
+        free(taken);
+        return nsa_fail(NSA_ERR_MEMORY, "no memory to select again");
+    }
+    for (int64_t i = 0; i < oracle->R * c->kv_heads; i++) {
+        int64_t t = oracle->row[i / c->kv_heads], group = i % c->kv_heads;
+        int64_t visible = nsa_cmp_visible(c, t);
+        double *importance = oracle->importance + i * J;
+        memset(importance, 0, (size_t)J * sizeof *importance);
+        for (int64_t h = group * G; h < (group + 1) * G; h++) {
+            shares(c, model->own[NSA_Q] + (t * c->q_heads + h) * c->qk_dim, k_phi, group, visible,
+                   p);
+            collect(c, visible, p, J, importance);
+        }
+        choose(c, t / c->slc_block, importance, taken, oracle->block_idx + i * c->slc_count);
+    }
+    free(p);
+    free(taken);
+    return NSA_OK;
+}

@@ -1,0 +1,80 @@
+/** @file progress.c
+ *  @brief A thread of its own tells the time: a forward is one call and cannot be asked. */
+#include "demo/progress.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+struct demo_progress {
+    pthread_t thread;
+    pthread_mutex_t lock; /* of `done` */
+    pthread_cond_t wake;
+    int done;
+    int terminal;
+    char label[64];
+    double seconds; /* expected, 0 if not known */
+};
+
+static void tell(const demo_progress *p, int elapsed) {
+    char line[80], about[32] = "";
+    if (p->seconds >= 1.5)
+        snprintf(about, sizeof about, " of about %.0f", p->seconds);
+    snprintf(line, sizeof line, "%s: %d%s s", p->label, elapsed, about);
+    /* Padding and a carriage return, and no other control code, renew the line. */
+    if (p->terminal)
+        fprintf(stderr, "\r%-78s\r%s", "", line);
+    else
+        fprintf(stderr, "%s\n", line);
+    fflush(stderr);
+}
+
+static void *watch(void *argument) {
+    demo_progress *p = argument;
+    struct timespec when;
+    clock_gettime(CLOCK_REALTIME, &when);
+    pthread_mutex_lock(&p->lock);
+    for (int elapsed = 1; !p->done; elapsed++) {
+        when.tv_sec++;
+        while (!p->done && pthread_cond_timedwait(&p->wake, &p->lock, &when) == 0)
+            ; /* woken early: only `done` ends the second */
+        if (!p->done && (p->terminal || elapsed % 10 == 0))
+            tell(p, elapsed);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+demo_progress *demo_progress_start(const char *label, double seconds) {
+    demo_progress *p = label ? calloc(1, sizeof *p) : NULL;
+    if (!p) /* progress is a courtesy: the work goes on without it */
+        return NULL;
+    p->terminal = isatty(STDERR_FILENO);
+    p->seconds = seconds;
+    snprintf(p->label, sizeof p->label, "%s", label);
+    fflush(stdout); /* keep the order of what is printed */
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    if (pthread_create(&p->thread, NULL, watch, p)) {
+        free(p);
+        return NULL;
+    }
+    return p;
+}
+
+void demo_progress_stop(demo_progress *p) {
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->lock);
+    p->done = 1;
+    pthread_cond_signal(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    pthread_join(p->thread, NULL);
+    if (p->terminal)
+        fprintf(stderr, "\r%-78s\r", "");
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->wake);
+    free(p);
+}

@@ -1,0 +1,148 @@
+/** @file run.c
+ *  @brief Runs a stage over rows of the text and keeps the results in one type. */
+#include "demo/run.h"
+#include "demo/progress.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+double demo_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Read one result in the stage's own type and hand it over as int32 or double. */
+static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t *last) {
+    nsa_tensor t = {0};
+    nsa_status status = nsa_result(ctx, id, &t);
+    if (status)
+        return status;
+    size_t count = (size_t)nsa_count(&t);
+    /* Room for doubles whatever the type, so that floats can be widened in place. */
+    t.data = malloc(count * sizeof(double) + 1);
+    if (!t.data)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %s", nsa_name(id));
+    *data = t.data;
+    if (last)
+        *last = t.shape[t.ndim - 1];
+    status = nsa_read(ctx, id, &t);
+    if (status || t.dtype != NSA_F32)
+        return status;
+    for (size_t i = count; i-- > 0;) { /* from the end: no float is overwritten unread */
+        float x;
+        memcpy(&x, (const char *)t.data + i * sizeof x, sizeof x);
+        double wide = x;
+        memcpy((char *)t.data + i * sizeof wide, &wide, sizeof wide);
+    }
+    return NSA_OK;
+}
+
+/* The run's rows, and the inputs with the list of rows and of forced blocks added. */
+static nsa_status prepare(const demo_request *ask, demo_run *run, nsa_tensors *in) {
+    const nsa_config *c = &ask->model->cfg;
+    *in = ask->model->in;
+    run->R = ask->R;
+    run->J = (c->seq_len + c->slc_block - 1) / c->slc_block;
+    run->row = malloc((size_t)ask->R * sizeof *run->row + 1);
+    if (!run->row)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %lld rows", (long long)ask->R);
+    for (int64_t r = 0; r < ask->R; r++)
+        run->row[r] = ask->row ? ask->row[r] : (int32_t)r;
+    if (ask->row)
+        in->at[NSA_ROWS] = (nsa_tensor){run->row, NSA_I32, 1, {ask->R}};
+    if (ask->forced)
+        in->at[NSA_BLOCK_IDX] =
+            (nsa_tensor){ask->forced, NSA_I32, 3, {c->seq_len, c->kv_heads, c->slc_count}};
+    return NSA_OK;
+}
+
+nsa_status demo_run_stage(const demo_request *ask, demo_run *run) {
+    nsa_context *ctx = NULL;
+    nsa_tensors in;
+    nsa_setup setup = {.flags = ask->importance ? NSA_WANT_IMPORTANCE : 0, .max_rows = ask->R};
+    *run = (demo_run){0};
+    nsa_status status = prepare(ask, run, &in);
+    status = status ? status : nsa_open(ask->stage, &ask->model->cfg, &setup, &ctx);
+    status = status ? status : nsa_load(ctx, &in);
+    if (!status) {
+        demo_progress *progress = demo_progress_start(ask->label, ask->seconds);
+        double start = demo_now();
+        status = nsa_forward(ctx);
+        run->seconds = demo_now() - start;
+        demo_progress_stop(progress);
+    }
+    void *out = NULL, *idx = NULL, *importance = NULL, *k_phi = NULL;
+    status = status ? status : read_result(ctx, NSA_OUT, &out, NULL);
+    status = status ? status : read_result(ctx, NSA_BLOCK_IDX, &idx, NULL);
+    if (!status && ask->importance)
+        status = read_result(ctx, NSA_IMPORTANCE, &importance, &run->J);
+    if (!status && ask->k_phi)
+        status = read_result(ctx, NSA_K_PHI, &k_phi, NULL);
+    run->out = out;
+    run->block_idx = idx;
+    run->importance = importance;
+    run->k_phi = k_phi;
+    nsa_close(ctx);
+    if (status)
+        demo_run_free(run);
+    return status;
+}
+
+void demo_run_free(demo_run *run) {
+    free(run->row);
+    free(run->out);
+    free(run->block_idx);
+    free(run->importance);
+    free(run->k_phi);
+    *run = (demo_run){0};
+}
+
+int64_t demo_run_find(const demo_run *run, int64_t t) {
+    int64_t low = 0, high = run->R;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (run->row[middle] < t)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < run->R && run->row[low] == t ? low : -1;
+}
+
+/* --------------------------------------------------------------------- rows */
+
+nsa_status demo_rows_new(demo_rows *rows, int64_t T) {
+    *rows = (demo_rows){.T = T};
+    rows->chosen = calloc((size_t)T, 1);
+    return rows->chosen ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a list of rows");
+}
+
+void demo_rows_spread(demo_rows *rows, int64_t from, int64_t to, int64_t count) {
+    if (count > to - from)
+        count = to - from;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t t = from + (count > 1 ? i * (to - from - 1) / (count - 1) : 0);
+        rows->count += !rows->chosen[t];
+        rows->chosen[t] = 1;
+    }
+}
+
+nsa_status demo_rows_list(demo_rows *rows) {
+    free(rows->list);
+    rows->list = malloc((size_t)rows->count * sizeof *rows->list + 1);
+    if (!rows->list)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %lld rows", (long long)rows->count);
+    for (int64_t t = 0, n = 0; t < rows->T; t++) {
+        if (rows->chosen[t])
+            rows->list[n++] = (int32_t)t;
+    }
+    return NSA_OK;
+}
+
+void demo_rows_free(demo_rows *rows) {
+    free(rows->chosen);
+    free(rows->list);
+    *rows = (demo_rows){0};
+}

@@ -1,0 +1,162 @@
+/** @file text.c
+ *  @brief Finds and reads the text, byte by byte as it is, and plants a passage in it. */
+#include "demo/text.h"
+#include "commands.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char who[] = "nsa demo";
+
+/* ------------------------------------------------------------------ reading */
+
+/* The essay stands beside the sources or in the installed share; $NSA_SHARE goes first. */
+static FILE *open_essay(void) {
+    char self[PATH_MAX - 64], path[PATH_MAX];
+    const char *share = getenv("NSA_SHARE");
+    if (share && *share) {
+        /* A folder that was named must hold it: falling back would hide a slip. */
+        snprintf(path, sizeof path, "%s/text.txt", share);
+        return fopen(path, "rb");
+    }
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0)
+        return NULL;
+    self[n] = 0;
+    char *slash = strrchr(self, '/');
+    if (slash)
+        *slash = 0;
+    static const char *const places[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
+    FILE *file = NULL;
+    for (size_t i = 0; i < 2 && !file; i++) {
+        snprintf(path, sizeof path, "%s/%s", self, places[i]);
+        file = fopen(path, "rb");
+    }
+    return file;
+}
+
+/* Read what fits and learn whether there was more. Room is kept for the passage. */
+static int read_bytes(FILE *file, demo_text *text) {
+    text->byte = malloc(DEMO_MOST + DEMO_PASSAGE + 1);
+    if (!text->byte)
+        return command_error(EXIT_FAILED, who, "no memory for the text");
+    size_t n = fread(text->byte, 1, DEMO_MOST + 1, file);
+    if (ferror(file))
+        return command_error(EXIT_USAGE, who, "%s: %s", text->name, strerror(errno));
+    text->cut = n > DEMO_MOST;
+    text->taken = text->T = text->cut ? DEMO_MOST : (int64_t)n;
+    if (text->T < DEMO_LEAST)
+        return command_error(EXIT_USAGE, who,
+                             "%s holds %" PRId64 " bytes, expected at least %d for blocks to be "
+                             "chosen among",
+                             text->name, text->T, DEMO_LEAST);
+    return EXIT_DONE;
+}
+
+int demo_text_load(const char *path, demo_text *text) {
+    *text = (demo_text){0};
+    int standard = path && !strcmp(path, "-");
+    snprintf(text->name, sizeof text->name, "%s",
+             !path ? "the project's own essay (apps/demo/text.txt)"
+                   : (standard ? "standard input" : path));
+    FILE *file = standard ? stdin : (path ? fopen(path, "rb") : open_essay());
+    if (!file && !path)
+        return command_error(EXIT_USAGE, who,
+                             "text.txt was not found in $NSA_SHARE, ../apps/demo or ../share/nsa; "
+                             "name a FILE");
+    if (!file)
+        return command_error(EXIT_USAGE, who, "%s: %s", text->name, strerror(errno));
+    struct stat info;
+    int code = EXIT_DONE;
+    if (!fstat(fileno(file), &info) && S_ISDIR(info.st_mode))
+        code = command_error(EXIT_USAGE, who, "%s is a folder, expected a file", text->name);
+    else
+        code = read_bytes(file, text);
+    if (!standard)
+        fclose(file);
+    if (code)
+        demo_text_free(text);
+    return code;
+}
+
+void demo_text_free(demo_text *text) {
+    free(text->byte);
+    text->byte = NULL;
+}
+
+/* ----------------------------------------------------------------- planting */
+
+/* 1 if the piece at `at` stands anywhere else in the text. */
+static int stands_elsewhere(const demo_text *text, int64_t at, int64_t piece) {
+    const unsigned char *byte = text->byte;
+    for (int64_t i = 0; i + piece <= text->T; i++) {
+        if (byte[i] == byte[at] && i != at && !memcmp(byte + i, byte + at, (size_t)piece))
+            return 1;
+    }
+    return 0;
+}
+
+/* The share of a passage's 12-byte pieces that stand somewhere else too. Planting a passage that
+ * the text is full of would prove nothing. */
+static double familiarity(const demo_text *text, int64_t start, int64_t length) {
+    enum { PIECE = 12 };
+    int64_t known = 0, pieces = length - PIECE + 1;
+    for (int64_t i = start; i < start + pieces; i++)
+        known += stands_elsewhere(text, i, PIECE);
+    return (double)known / (double)pieces;
+}
+
+/* The next word's first byte, so that quotations begin well; any byte will do in binary. */
+static int64_t word_from(const demo_text *text, int64_t start) {
+    for (int64_t i = start; i < start + 24; i++) {
+        if (text->byte[i - 1] == ' ' || text->byte[i - 1] == '\n')
+            return i;
+    }
+    return start;
+}
+
+void demo_text_plant(demo_text *text) {
+    int64_t T = text->T, length = DEMO_PASSAGE;
+    double best = 2;
+    /* 12% first; further on only while the passage found there is not distinctive enough. */
+    for (int64_t percent = 12; percent <= 52 && best > 0.25; percent += 4) {
+        int64_t start = word_from(text, T * percent / 100);
+        double share = familiarity(text, start, length);
+        if (share < best) {
+            best = share;
+            text->first = start;
+        }
+    }
+    text->familiar = best;
+    /* End at a blank, but keep 192 bytes. */
+    for (int64_t n = length; n > 192; n--) {
+        if (text->byte[text->first + n - 1] == ' ') {
+            length = n;
+            break;
+        }
+    }
+    text->length = length;
+    text->second = word_from(text, T * 85 / 100);
+    memmove(text->byte + text->second + length, text->byte + text->second,
+            (size_t)(T - text->second));
+    memcpy(text->byte + text->second, text->byte + text->first, (size_t)length);
+    text->T = T + length;
+}
+
+const char *demo_text_quote(const demo_text *text, int64_t start, int64_t count, char *line) {
+    int64_t n = 0;
+    for (; n < count && start + n < text->T; n++) {
+        unsigned char c = text->byte[start + n];
+        line[n] = c == '\n' ? ' ' : '.';
+        if (c >= ' ' && c < 127)
+            line[n] = (char)c;
+    }
+    line[n] = 0;
+    return line;
+}

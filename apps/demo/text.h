@@ -1,0 +1,52 @@
+/**
+ * @file text.h
+ * @brief The text that the demo reads, and the passage that it plants in it a second time.
+ */
+#ifndef DEMO_TEXT_H
+#define DEMO_TEXT_H
+
+#include <stdint.h>
+
+enum {
+    DEMO_LEAST = 2048, /**< fewest bytes of a text: below, nearly every block is selected anyway */
+    DEMO_MOST = 65280, /**< most bytes taken from a file; with the passage, 64k tokens */
+    DEMO_PASSAGE = 256 /**< most bytes of the planted passage */
+};
+
+/** A text of bytes, one byte a token. */
+typedef struct demo_text {
+    unsigned char *byte; /**< [T], the planted passage included */
+    int64_t T;           /**< tokens */
+    char name[512];      /**< what to call it in a report */
+    int64_t taken;       /**< bytes taken from the file */
+    int cut;             /**< 1 if the file went on behind those */
+    int64_t first;       /**< where the passage stands in the text */
+    int64_t second;      /**< where its copy was put in */
+    int64_t length;      /**< bytes of the passage */
+    double familiar;     /**< share of the passage that occurs elsewhere in the text anyway */
+} demo_text;
+
+/** Read a text; errors are printed.
+ *  @param path       a file, "-" for standard input, NULL for the project's own essay
+ *  @param[out] text  for demo_text_free(), on success
+ *  @return an exit_code */
+int demo_text_load(const char *path, demo_text *text);
+
+/** Copy a passage from about 12% of the text in again at about 85%, so that the text has it twice.
+ *  Where the text repeats itself there, a more telling passage is looked for.
+ *  @param text  changed in place: it grows by the passage */
+void demo_text_plant(demo_text *text);
+
+/** Copy `count` bytes from `start` for printing: blanks for line ends, dots for unprintable bytes.
+ *  @param text   the text
+ *  @param start  first byte
+ *  @param count  bytes
+ *  @param line   at least count+1 bytes
+ *  @return `line` */
+const char *demo_text_quote(const demo_text *text, int64_t start, int64_t count, char *line);
+
+/** Give back the text's memory.
+ *  @param text  of demo_text_load() */
+void demo_text_free(demo_text *text);
+
+#endif

@@ -1,0 +1,241 @@
+/** @file case_folder.c
+ *  @brief Reading a case: config.json, the inputs, the expectations. */
+#include "io/case_folder.h"
+#include "io/npy.h"
+
+#include <cjson/cJSON.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    CONFIG_MOST = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
+    NAME_MOST = 80         /* of a stray file's name in an error */
+};
+
+/* dir/name suffix, or an error: a cut path could name another file. */
+static nsa_status join(char path[PATH_MAX], const char *dir, const char *name, const char *suffix) {
+    int n = snprintf(path, PATH_MAX, "%s/%s%s", dir, name, suffix);
+    return n < PATH_MAX ? NSA_OK : nsa_fail(NSA_ERR_IO, "%s: the path is too long", npy_label(dir));
+}
+
+/* ----------------------------------------------------------------- config.json */
+
+/* One key. Only numbers and, for phi, a string have a place in a config. */
+static nsa_status set_key(const cJSON *item, const char *label, nsa_config *cfg) {
+    const char *is = cJSON_IsBool(item)     ? "a boolean"
+                     : cJSON_IsNull(item)   ? "null"
+                     : cJSON_IsArray(item)  ? "an array"
+                     : cJSON_IsObject(item) ? "an object"
+                                            : NULL;
+    if (is)
+        return nsa_fail(NSA_ERR_CONFIG, "%s: %.80s is %s, expected a %s", npy_label(label),
+                        item->string, is, strcmp(item->string, "phi") ? "number" : "string");
+    nsa_status status = nsa_config_set(cfg, item->string, item->valuedouble,
+                                       cJSON_IsString(item) ? item->valuestring : NULL);
+    return status ? nsa_fail(status, "%s: %s", npy_label(label), nsa_last_error()) : NSA_OK;
+}
+
+/* All keys. Comparing each with those before it is quick: an unknown key ends the loop, so that at
+ * most one more than all known keys are compared. */
+static nsa_status set_keys(const cJSON *root, const char *label, nsa_config *cfg) {
+    nsa_status status = NSA_OK;
+    for (const cJSON *item = root->child; item && !status; item = item->next) {
+        for (const cJSON *before = root->child; before != item && !status; before = before->next) {
+            if (!strcmp(before->string, item->string))
+                status = nsa_fail(NSA_ERR_CONFIG, "%s: key \"%s\" stands there twice",
+                                  npy_label(label), item->string);
+        }
+        status = status ? status : set_key(item, label, cfg);
+    }
+    return status;
+}
+
+nsa_status config_parse(const char *text, size_t n, const char *label, nsa_config *cfg) {
+    *cfg = nsa_config_defaults();
+    if (n > CONFIG_MOST)
+        return nsa_fail(NSA_ERR_CONFIG, "%s: longer than %d bytes", npy_label(label), CONFIG_MOST);
+    /* cJSON takes a NUL for white space and an escaped one for a string's end; neither they nor
+     * any other escape have business in a config. */
+    for (size_t i = 0; i < n; i++) {
+        if (!text[i] || text[i] == '\\')
+            return nsa_fail(NSA_ERR_CONFIG, "%s: byte %zu is a %s: no key or value has one",
+                            npy_label(label), i, text[i] ? "backslash" : "NUL");
+    }
+    char *copy = malloc(n + 1); /* cJSON wants the NUL inside the length, to find what trails */
+    if (!copy)
+        return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(label));
+    if (n) /* the text of nothing may be NULL */
+        memcpy(copy, text, n);
+    copy[n] = 0;
+    const char *end = copy;
+    nsa_status status;
+    cJSON *root = cJSON_ParseWithLengthOpts(copy, n + 1, &end, 1);
+    if (!root)
+        status = nsa_fail(NSA_ERR_CONFIG, "%s: not one JSON object: stuck at byte %td of %zu",
+                          npy_label(label), end - copy, n);
+    else if (!cJSON_IsObject(root))
+        status = nsa_fail(NSA_ERR_CONFIG, "%s: not a JSON object", npy_label(label));
+    else
+        status = set_keys(root, label, cfg);
+    cJSON_Delete(root);
+    free(copy);
+    return status;
+}
+
+/* Read one byte more than is allowed at most, so that config_parse() sees a file that is longer. */
+static nsa_status read_config(const char *dir, nsa_config *cfg) {
+    char path[PATH_MAX];
+    nsa_status status = join(path, dir, "config", ".json");
+    if (status)
+        return status;
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not block */
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "rb");
+    if (!file || fstat(fd, &st))
+        status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        status = nsa_fail(NSA_ERR_IO, "%s: not a regular file", npy_label(path));
+    char *text = malloc(CONFIG_MOST + 1);
+    size_t n = 0;
+    if (!status && !text)
+        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(path));
+    if (!status) {
+        n = fread(text, 1, CONFIG_MOST + 1, file);
+        if (ferror(file))
+            status = nsa_fail(NSA_ERR_IO, "%s: cannot read: %s", npy_label(path), strerror(errno));
+    }
+    if (file)
+        fclose(file);
+    else if (fd >= 0)
+        close(fd);
+    status = status ? status : config_parse(text, n, path, cfg);
+    free(text);
+    return status;
+}
+
+/* --------------------------------------------------------------------- tensors */
+
+/* May a file of that name stand in the folder, or (`results`) in its expect/? */
+static int belongs(nsa_id id, int results) {
+    if (id == NSA_BLOCK_IDX) /* both: forced blocks, and those that were chosen */
+        return 1;
+    return results ? id > NSA_BLOCK_IDX && id < NSA_ID_COUNT
+                   : id < NSA_BLOCK_IDX && id != NSA_ACTIVE;
+}
+
+/* One file of the folder: of no interest, a tensor we know, or a mistake. */
+static nsa_status check_name(const char *dir, const char *file, int results,
+                             const nsa_config *cfg) {
+    size_t n = strlen(file);
+    char name[NAME_MAX + 1];
+    if (n < 4 || strcmp(file + n - 4, ".npy"))
+        return NSA_OK; /* notes and scripts may lie about */
+    snprintf(name, sizeof name, "%.*s", (int)(n - 4), file);
+    nsa_id id = nsa_id_named(name);
+    if (!belongs(id, results))
+        return nsa_fail(NSA_ERR_INPUT, "%s/%.*s: no %s has that name", npy_label(dir), NAME_MOST,
+                        file, results ? "result" : "input");
+    if (!nsa_has(cfg, id))
+        return nsa_fail(NSA_ERR_INPUT, "%s/%s: phi \"%s\" has no such weight", npy_label(dir), file,
+                        nsa_phi_name(cfg->phi));
+    return NSA_OK;
+}
+
+/* Refuse names that nothing would read. Sorted, so that the error is the same on any disk. */
+static nsa_status check_names(const char *dir, int results, const nsa_config *cfg) {
+    struct dirent **files;
+    int count = scandir(dir, &files, NULL, alphasort);
+    if (count < 0)
+        return nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(dir), strerror(errno));
+    nsa_status status = NSA_OK;
+    for (int i = 0; i < count; i++) {
+        status = status ? status : check_name(dir, files[i]->d_name, results, cfg);
+        free(files[i]);
+    }
+    free(files);
+    return status;
+}
+
+/* Read every tensor of the folder that is there. */
+static nsa_status read_tensors(const char *dir, int results, const nsa_config *cfg,
+                               nsa_tensors *to) {
+    nsa_status status = check_names(dir, results, cfg);
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        char path[PATH_MAX];
+        struct stat st;
+        if (!belongs((nsa_id)id, results) || !nsa_has(cfg, (nsa_id)id))
+            continue;
+        status = join(path, dir, nsa_name((nsa_id)id), ".npy");
+        /* lstat: a dangling link is there, and then cannot be read */
+        if (!status && (!lstat(path, &st) || errno != ENOENT))
+            status = npy_read(path, &to->at[id]);
+    }
+    return status;
+}
+
+/* What no load can do without; shapes are left to nsa_load(). */
+static nsa_status check_present(const char *dir, const case_folder *c) {
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        int weight = id >= NSA_PHI_FIRST && id <= NSA_PHI_LAST && nsa_has(&c->cfg, (nsa_id)id);
+        if ((id <= NSA_GATE || weight) && !c->in.at[id].dtype)
+            return nsa_fail(NSA_ERR_INPUT, "%s/%s.npy is missing", npy_label(dir),
+                            nsa_name((nsa_id)id));
+    }
+    return NSA_OK;
+}
+
+/* seq_len and max_seqs belong to the tensors as much as to config.json. */
+static nsa_status settle_config(const char *dir, case_folder *c) {
+    const nsa_tensor *q = &c->in.at[NSA_Q], *cu = &c->in.at[NSA_CU_SEQLENS];
+    /* A wrong cu_seqlens is left for nsa_load(), which says what is wrong with it. */
+    if (c->cfg.max_seqs == NSA_AUTO && cu->dtype && cu->ndim == 1 && cu->shape[0] > 1)
+        c->cfg.max_seqs = cu->shape[0] - 1;
+    nsa_status status = nsa_config_resolve(&c->cfg);
+    if (status)
+        return nsa_fail(status, "%s/config.json: %s", npy_label(dir), nsa_last_error());
+    if (q->shape[0] != c->cfg.seq_len)
+        return nsa_fail(NSA_ERR_INPUT,
+                        "%s/q.npy holds %" PRId64 " tokens, seq_len in config.json is %" PRId64,
+                        npy_label(dir), q->shape[0], c->cfg.seq_len);
+    return NSA_OK;
+}
+
+/* expect/ may be absent: inputs alone are a case, too. */
+static nsa_status read_expect(const char *dir, case_folder *c) {
+    char path[PATH_MAX];
+    struct stat st;
+    nsa_status status = join(path, dir, "expect", "");
+    if (status || (lstat(path, &st) && errno == ENOENT))
+        return status;
+    return read_tensors(path, 1, &c->cfg, &c->expect);
+}
+
+nsa_status case_folder_read(const char *dir, case_folder *c) {
+    memset(c, 0, sizeof *c);
+    nsa_status status = read_config(dir, &c->cfg);
+    nsa_config trial = c->cfg; /* its own rules first, before tensors of gigabytes are read */
+    if (!status && (status = nsa_config_resolve(&trial)))
+        status = nsa_fail(status, "%s/config.json: %s", npy_label(dir), nsa_last_error());
+    status = status ? status : read_tensors(dir, 0, &c->cfg, &c->in);
+    status = status ? status : check_present(dir, c);
+    status = status ? status : settle_config(dir, c);
+    status = status ? status : read_expect(dir, c);
+    if (status)
+        case_folder_free(c);
+    return status;
+}
+
+void case_folder_free(case_folder *c) {
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        npy_free(&c->in.at[id]);
+        npy_free(&c->expect.at[id]);
+    }
+}

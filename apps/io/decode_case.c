@@ -1,0 +1,199 @@
+/** @file decode_case.c
+ *  @brief Prefill and decode a whole case. A call of the stage, prefill or step, is described by
+ * one list: the packed tokens that it takes. Rows are gathered by that list, and scattered back by
+ * it. */
+#include "io/decode_case.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const nsa_id kept[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
+
+enum { KEPT = sizeof kept / sizeof kept[0] };
+
+/** All that the calls share. */
+typedef struct decoder {
+    nsa_context *ctx;      /**< the open stage */
+    const nsa_tensors *in; /**< the whole case */
+    nsa_tensors part;      /**< the inputs of one call: rows of `in`, room for all T */
+    nsa_tensors got;       /**< the results of one call, room for all T */
+    nsa_tensors *all;      /**< the results of all tokens */
+    int64_t T;             /**< tokens */
+    int64_t B;             /**< sequences */
+    int32_t one[2];        /**< cu_seqlens of a case that has none */
+    const int32_t *cu;     /**< [B+1] where each sequence starts */
+    int64_t *token;        /**< [T] the packed tokens of one call */
+    int32_t *active;       /**< [T] their slots, in a step */
+    int64_t count;         /**< how many */
+    int32_t *prefix_cu;    /**< [B+1] cu_seqlens of the prefill */
+    int64_t *next;         /* [B] the packed token that each sequence takes next */
+} decoder;
+
+/* Bytes of one token's row of a tensor [*, ...]. */
+static size_t row_bytes(const nsa_tensor *t) {
+    size_t bytes = nsa_dtype_size(t->dtype);
+    for (int i = 1; i < t->ndim; i++)
+        bytes *= (size_t)t->shape[i];
+    return bytes;
+}
+
+/* Memory for that many rows. */
+static nsa_status room_for(nsa_tensor *t, int64_t rows) {
+    t->data = malloc((size_t)rows * row_bytes(t) + 1); /* never 0: NULL means short of memory */
+    return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
+}
+
+/* Inputs with one row a token, which a call takes some of. */
+static int by_token(const nsa_tensors *in, int id) {
+    return (id <= NSA_GATE || id == NSA_BLOCK_IDX) && in->at[id].dtype;
+}
+
+/* Count, and take all memory that does not depend on the type of results. No call takes more than T
+ * tokens: a step has one a sequence, of those that are not empty. */
+static nsa_status prepare(decoder *d) {
+    const nsa_tensor *cu = &d->in->at[NSA_CU_SEQLENS];
+    d->T = d->in->at[NSA_Q].shape[0];
+    d->B = cu->dtype ? cu->shape[0] - 1 : 1;
+    d->one[1] = (int32_t)d->T;
+    d->cu = cu->dtype ? cu->data : d->one;
+    d->token = malloc((size_t)d->T * sizeof *d->token + 1);
+    d->active = malloc((size_t)d->T * sizeof *d->active + 1);
+    d->prefix_cu = malloc((size_t)(d->B + 1) * sizeof *d->prefix_cu);
+    d->next = malloc((size_t)(d->B + 1) * sizeof *d->next);
+    nsa_status status = d->token && d->active && d->prefix_cu && d->next
+                            ? NSA_OK
+                            : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        if (!by_token(d->in, id))
+            continue;
+        d->part.at[id] = d->in->at[id];
+        status = room_for(&d->part.at[id], d->T);
+    }
+    return status;
+}
+
+/* The inputs of the next call: the rows of the tokens in the list. */
+static void gather(decoder *d) {
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        if (!by_token(d->in, id))
+            continue;
+        size_t bytes = row_bytes(&d->part.at[id]);
+        const char *from = d->in->at[id].data;
+        char *to = d->part.at[id].data;
+        d->part.at[id].shape[0] = d->count;
+        for (int64_t i = 0; i < d->count; i++)
+            memcpy(to + (size_t)i * bytes, from + (size_t)d->token[i] * bytes, bytes);
+    }
+}
+
+/* The results of the last call, each row to its token's place. The first call makes room. */
+static nsa_status scatter(decoder *d) {
+    nsa_status status = NSA_OK;
+    for (int k = 0; k < KEPT && !status; k++) {
+        nsa_tensor *got = &d->got.at[kept[k]], *all = &d->all->at[kept[k]];
+        status = nsa_result(d->ctx, kept[k], got);
+        if (!status && !all->data) {
+            *all = *got;
+            all->shape[0] = d->T;
+            status = room_for(all, d->T);
+            status = status ? status : room_for(got, d->T);
+        }
+        status = status ? status : nsa_read(d->ctx, kept[k], got);
+        size_t bytes = row_bytes(got);
+        for (int64_t i = 0; i < d->count && !status; i++)
+            memcpy((char *)all->data + (size_t)d->token[i] * bytes,
+                   (char *)got->data + (size_t)i * bytes, bytes);
+    }
+    return status;
+}
+
+/* A packed load of every sequence's first tokens, none of them perhaps: it brings the phi weights
+ * and empties the caches either way. */
+static nsa_status prefill(decoder *d, int64_t prefix) {
+    nsa_tensors *part = &d->part;
+    d->count = 0;
+    for (int64_t b = 0; b < d->B; b++) {
+        d->prefix_cu[b] = (int32_t)d->count;
+        for (int64_t t = d->cu[b]; t < d->cu[b + 1] && t - d->cu[b] < prefix; t++)
+            d->token[d->count++] = t;
+        d->next[b] = d->cu[b] + (d->count - d->prefix_cu[b]);
+    }
+    d->prefix_cu[d->B] = (int32_t)d->count;
+    gather(d);
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        part->at[id] = d->in->at[id];
+    part->at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
+    nsa_status status = nsa_load(d->ctx, part);
+    status = status ? status : nsa_prefill(d->ctx);
+    /* Steps take neither; the weights are the case's and must not be freed as ours. */
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        part->at[id] = (nsa_tensor){0};
+    part->at[NSA_CU_SEQLENS] = (nsa_tensor){0};
+    return status ? status : scatter(d);
+}
+
+/* One token of every sequence that still has one; the others sit out. */
+static nsa_status step(decoder *d, int64_t position) {
+    gather(d);
+    d->part.at[NSA_ACTIVE] = (nsa_tensor){d->active, NSA_I32, 1, {d->count}};
+    nsa_status status = nsa_load_step(d->ctx, &d->part);
+    status = status ? status : nsa_decode(d->ctx);
+    d->part.at[NSA_ACTIVE] = (nsa_tensor){0};
+    status = status ? status : scatter(d);
+    return status ? nsa_fail(status, "decode step %lld: %s", (long long)position, nsa_last_error())
+                  : NSA_OK;
+}
+
+/* List the tokens of step `s`: one of every sequence that has one left, or with `sit_out` of two in
+ * three of them by turns. Returns how many sequences had one. */
+static int64_t list_step(decoder *d, int64_t s, int sit_out) {
+    int64_t left = 0;
+    d->count = 0;
+    for (int64_t b = 0; b < d->B; b++) {
+        if (d->next[b] == d->cu[b + 1])
+            continue;
+        left++;
+        if (sit_out && (s + b) % 3 == 0)
+            continue;
+        d->token[d->count] = d->next[b]++;
+        d->active[d->count++] = (int32_t)b;
+    }
+    return left;
+}
+
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int sit_out,
+                       progress *p, nsa_tensors *results, decode_counts *counts) {
+    decoder d = {.ctx = ctx, .in = in, .all = results};
+    nsa_tensors whole = *in;
+    memset(results, 0, sizeof *results);
+    memset(counts, 0, sizeof *counts);
+    /* Loading everything once has every shape and index checked before rows are picked out. */
+    whole.at[NSA_DOUT] = (nsa_tensor){0};
+    nsa_status status = nsa_load(ctx, &whole);
+    status = status ? status : prepare(&d);
+    progress_phase(p, "prefill");
+    status = status ? status : prefill(&d, prefix);
+    counts->prefilled = d.count;
+    for (int64_t s = 0; !status && list_step(&d, s, sit_out); s++) {
+        if (!d.count)
+            continue; /* all that are left sit out */
+        status = step(&d, s);
+        counts->decoded += d.count;
+        counts->steps++;
+        progress_count(p, "decoded tokens", counts->prefilled + counts->decoded, d.T);
+    }
+    decode_free(&d.part);
+    decode_free(&d.got);
+    free(d.token);
+    free(d.active);
+    free(d.prefix_cu);
+    free(d.next);
+    return status;
+}
+
+void decode_free(nsa_tensors *results) {
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        free(results->at[id].data);
+        results->at[id] = (nsa_tensor){0};
+    }
+}

@@ -1,0 +1,36 @@
+/**
+ * @file decode_case.h
+ * @brief `nsa run --decode P`: the first P tokens of every sequence by prefill, all others token
+ * by token, and the rows of both in packed order.
+ */
+#ifndef DECODE_CASE_H
+#define DECODE_CASE_H
+
+#include "nsa.h"
+#include "io/progress.h"
+
+/** How much was done. */
+typedef struct decode_counts {
+    int64_t prefilled; /**< tokens of the prefill */
+    int64_t decoded;   /**< tokens of the steps */
+    int64_t steps;     /**< calls of decode */
+} decode_counts;
+
+/** Prefill and decode a whole case.
+ *  @param ctx          opened with NSA_DECODE and NSA_WANT_BRANCHES
+ *  @param in           the case's inputs; dout is not looked at, rows must be absent
+ *  @param prefix       tokens of each sequence to prefill, at most all it has
+ *  @param sit_out      1: a third of the sequences sits out each step, by turns
+ *  @param p            told how far it is
+ *  @param[out] results out, out_cmp, out_slc, out_win and block_idx of all tokens, for
+ *                      decode_free(); also on an error
+ *  @param[out] counts  how much was done
+ *  @return what the first call that failed said */
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int sit_out,
+                       progress *p, nsa_tensors *results, decode_counts *counts);
+
+/** Free what decode_case() filled in.
+ *  @param results  of decode_case() */
+void decode_free(nsa_tensors *results);
+
+#endif

@@ -1,0 +1,91 @@
+/** @file main.c
+ *  @brief `nsa SUBCOMMAND ...`: finds the subcommand and hands it the rest of the line. */
+#include "commands.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+/** A subcommand by name. */
+typedef struct command {
+    const char *name;                  /**< as typed */
+    const char *prefix;                /**< its argv[0], which starts its errors */
+    int (*run)(int argc, char **argv); /**< returns an exit_code */
+} command;
+
+/* A new subcommand is a line here, a line in `doc`, and cmd_NAME.c. */
+static const command commands[] = {{"list", "nsa list", cmd_list},
+                                   {"run", "nsa run", cmd_run},
+                                   {"check", "nsa check", cmd_check},
+                                   {"demo", "nsa demo", cmd_demo}};
+
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static const char doc[] =
+    "Native Sparse Attention (arXiv:2502.11089), one idea a stage."
+    "\v"
+    "  list   the stages, and which of them run here\n"
+    "  run    a folder of .npy files through one stage, results as .npy files\n"
+    "  check  judge stages against the specification\n"
+    "  demo   watch one query choose its blocks\n"
+    "\n"
+    "`nsa SUBCOMMAND --help` lists the options of one. "
+    "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";
+
+/** Where the subcommand stands in argv; 0 while none was seen. */
+typedef struct place {
+    int at; /**< index in argv */
+} place;
+
+/* Options of `nsa` itself end at the first plain word. */
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    place *found = state->input;
+    if (key == ARGP_KEY_ARG) {
+        found->at = state->next - 1;
+        state->next = state->argc; /* everything behind it is the subcommand's own */
+        return 0;
+    }
+    if (key == ARGP_KEY_NO_ARGS) {
+        command_error(EXIT_USAGE, state->name,
+                      "no subcommand: expected one of list, run, check, demo; see nsa --help");
+        return EINVAL;
+    }
+    return command_key(key, arg, state);
+}
+
+/* argv[0] is the subcommand as typed; it becomes the prefix of its errors. */
+static int dispatch(int argc, char **argv) {
+    for (int i = 0; i < COMMANDS; i++) {
+        if (!strcmp(argv[0], commands[i].name)) {
+            char prefix[32];
+            snprintf(prefix, sizeof prefix, "%s", commands[i].prefix);
+            argv[0] = prefix;
+            return commands[i].run(argc, argv);
+        }
+    }
+    return command_error(EXIT_USAGE, "nsa",
+                         "unknown subcommand \"%s\": expected one of list, run, check, demo",
+                         argv[0]);
+}
+
+int main(int argc, char **argv) {
+    static const struct argp argp = {
+        .parser = parse, .args_doc = "SUBCOMMAND [OPTION...]", .doc = doc};
+    char name[] = "nsa";
+    place found = {0};
+    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failed write, not the end */
+    argp_program_version = "nsa 0.1";
+    argp_err_exit_status = EXIT_USAGE;
+    if (argc < 1)
+        return command_error(EXIT_USAGE, name, "started without even its own name");
+    argv[0] = name; /* errors start with "nsa: ", from wherever it was started */
+    int code = command_parse(&argp, ARGP_IN_ORDER, argc, argv, NULL, &found);
+    if (!code)
+        code = dispatch(argc - found.at, argv + found.at);
+    /* A full disk behind `nsa list > file` shows up here and nowhere else. */
+    if ((fflush(stdout) || ferror(stdout)) && !code)
+        code =
+            command_error(EXIT_FAILED, name, "cannot write standard output: %s", strerror(errno));
+    return code;
+}

@@ -1,0 +1,62 @@
+/**
+ * @file case.h
+ * @brief A test case: a config, how its sequences are packed, and the inputs drawn from its seed.
+ *
+ * A case is a string, so that a failure can be replayed: "T=97,Hq=4,Hkv=2,dk=8,dv=6,l=8,...". Keys
+ * that are not given have small defaults (case_defaults). "vector=NAME" is a folder of
+ * tests/vectors.
+ */
+#ifndef HARNESS_CASE_H
+#define HARNESS_CASE_H
+
+#include "nsa.h"
+
+/** How the inputs are drawn. */
+typedef enum case_data {
+    DATA_NORMAL = 0, /**< normal values */
+    DATA_TIES,       /**< every compressed key equal: all importances tie */
+    DATA_PLANTED,    /**< compressed keys repeat every two selection blocks: planted exact ties */
+    DATA_LARGE       /**< queries 40 times larger: probabilities that underflow */
+} case_data;
+
+/** One case. */
+typedef struct test_case {
+    char text[320];   /**< the string it came from */
+    nsa_config cfg;   /**< resolved */
+    int64_t lens[16]; /**< tokens of each packed sequence */
+    int seqs;         /**< how many; 0 for one sequence without cu_seqlens */
+    int64_t rows;     /**< sampled query rows; 0 for all */
+    case_data data;   /**< how inputs are drawn */
+    uint64_t seed;    /**< of the inputs */
+    char vector[64];  /**< a folder of tests/vectors, or "" */
+} test_case;
+
+/** Read a case string. @return NSA_ERR_CONFIG with a text that names what is wrong. */
+nsa_status case_parse(const char *text, test_case *c);
+
+/** @return 1 if scores tie exactly, so that selection has no slack in any arithmetic. */
+int case_has_ties(const test_case *c);
+
+/** @return tokens of the longest sequence. */
+int64_t case_longest(const test_case *c);
+
+/** @return sequences of the pack, at least 1. */
+int case_sequences(const test_case *c);
+
+/** @return tokens of sequence b. */
+int64_t case_length(const test_case *c, int b);
+
+/** Draw (or read) the inputs, with dout; float32 values, rounded to bfloat16 for such a stage
+ * (gates stay). Every tensor is fenced; free with tensors_free(). */
+nsa_status case_inputs(const test_case *c, nsa_arith arith, nsa_tensors *in);
+
+/** Read expect/ of a vector; results absent there stay absent. */
+nsa_status case_expectations(const test_case *c, nsa_tensors *expect);
+
+/** @return the folder of the vectors: $NSA_VECTORS, or found from the running program. */
+const char *case_vector_dir(void);
+
+/** Round to the nearest bfloat16, ties to even; NaN stays NaN. */
+float round_bfloat16(float x);
+
+#endif

@@ -1,0 +1,109 @@
+/** @file cases.c
+ *  @brief Awkward shapes on purpose. Defaults: Hq=4, Hkv=2, dk=8, dv=6, l=8, d=4, l2=16, n=4 (1 at
+ * the start, 2 local), w=12, phi=mean: every boundary lies within a hundred tokens. */
+#include "harness/cases.h"
+
+const listed_case cases[] = {
+    /* around every edge: l = 8, l' = 16, w = 12, n*l' = 64 */
+    {"T=1", 1},
+    {"T=7", 0},
+    {"T=8", 1},
+    {"T=9,phi=mlp,hidden=5", 0},
+    {"T=11", 0},
+    {"T=12,phi=gated", 0},
+    {"T=13", 0},
+    {"T=15", 0},
+    {"T=16", 0},
+    {"T=17,phi=mlp,hidden=7", 1},
+    {"T=63", 0},
+    {"T=64", 0},
+    {"T=65", 1},
+    {"T=79", 0},
+    {"T=80", 0},
+    {"T=97,phi=mlp,hidden=10", 1},
+    {"T=100", 1},
+    {"T=100,phi=gated", 1},
+    {"T=130,phi=gated,n=5", 0},
+    {"T=161,phi=mlp,hidden=16", 0},
+    /* groups */
+    {"T=90,Hq=2,Hkv=2", 0},
+    {"T=90,Hq=6,Hkv=3,phi=gated", 0},
+    {"T=90,Hq=6,Hkv=2", 1},
+    {"T=90,Hq=8,Hkv=1", 0},
+    {"T=100,Hq=16,Hkv=1,dk=16,dv=16", 1},
+    {"T=90,Hq=20,Hkv=1,dk=5,dv=3", 0},
+    {"T=80,Hq=40,Hkv=2,dk=4,dv=4", 0},
+    /* dims */
+    {"T=90,dk=1,dv=1", 0},
+    {"T=90,dk=7,dv=13,phi=mlp,hidden=3", 0},
+    {"T=70,dk=33,dv=17,phi=gated", 0},
+    {"T=40,Hq=2,Hkv=1,dk=256,dv=256", 0},
+    {"T=40,Hq=2,Hkv=1,dk=192,dv=128,phi=mlp,hidden=20", 0},
+    /* blocks: d = l, l = l', all one, long overlap, d = 1 */
+    {"T=100,d=8,phi=mlp,hidden=6", 0},
+    {"T=100,l=16,d=4", 1},
+    {"T=100,l=16,d=16,phi=gated", 0},
+    {"T=60,l=1,d=1,l2=1,n=6", 1},
+    {"T=80,l=4,d=1,l2=8,n=5", 0},
+    {"T=80,l=12,d=4,l2=12,n=4,phi=mlp,hidden=6", 0},
+    {"T=120,l=8,d=2,l2=24,n=3,init=0,local=2", 0},
+    {"T=300,l=256,d=16,l2=256,n=2,init=0,local=1,dk=4,dv=4", 0},
+    /* selection: no free place, one place, many, more places than blocks */
+    {"T=100,n=3", 0},
+    {"T=100,n=1,init=0,local=1", 1},
+    {"T=150,n=7,init=2,local=3", 0},
+    {"T=150,n=6,init=0,local=1,phi=gated", 0},
+    {"T=60,n=128", 0},
+    {"T=200,l=4,d=4,l2=4,n=20,Hq=2,Hkv=1", 0},
+    /* window */
+    {"T=90,w=1", 1},
+    {"T=90,w=16", 0},
+    {"T=90,w=17,phi=gated", 0},
+    {"T=90,w=89", 0},
+    {"T=90,w=90", 0},
+    {"T=90,w=1000", 0},
+    /* scale and size of scores */
+    {"T=100,scale=0.05", 0},
+    {"T=100,scale=2", 0},
+    {"T=100,data=large", 1},
+    {"T=100,data=large,phi=mlp,hidden=8", 0},
+    /* exact ties */
+    {"T=140,data=ties", 1},
+    {"T=140,data=ties,phi=gated", 0},
+    {"T=140,data=ties,phi=mlp,hidden=6,Hq=6", 0},
+    {"T=200,data=planted,n=6", 1},
+    {"T=200,data=planted,n=5,phi=gated,Hq=8", 0},
+    {"T=200,data=planted,n=6,phi=mlp,hidden=6,Hq=16,Hkv=1", 0},
+    /* packs: empty ones, ones shorter than a block, edges in the middle of blocks */
+    {"seqs=40+33", 0},
+    {"seqs=15+0+115+70,phi=mlp,hidden=6", 1},
+    {"seqs=0+1+0+90", 0},
+    {"seqs=7+8+9+17+64+65", 0},
+    {"seqs=100+0,phi=gated,n=5", 0},
+    {"seqs=3+5,phi=gated", 0},
+    {"seqs=70+81+66,data=planted", 0},
+    {"seqs=1+1+1+1+1+1+1+1", 0},
+    /* small enough for central differences, with blocks to choose and to reject */
+    {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2", 1},
+    {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=gated", 1},
+    {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=mlp,hidden=5", 1},
+    {"seqs=20+0+24,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2,phi=mlp,hidden=4", 0},
+    /* the paper's shape, on sampled rows */
+    {"T=1200,Hq=16,Hkv=1,dk=192,dv=128,l=32,d=16,l2=64,n=16,w=512,phi=mlp,hidden=384,rows=12", 0},
+    {"T=1200,Hq=16,Hkv=1,dk=64,dv=64,l=32,d=16,l2=64,n=16,w=512,phi=gated,rows=24", 0},
+    /* an independent program's expectations */
+    {"vector=all_ties", 1},
+    {"vector=forced_index", 1},
+    {"vector=gated_small", 1},
+    {"vector=mean_small", 1},
+    {"vector=mlp_small", 1},
+    {"vector=no_init_scaled", 1},
+    {"vector=no_overlap", 1},
+    {"vector=one_token", 1},
+    {"vector=packed", 1},
+    {"vector=paper_ratio", 1},
+    {"vector=planted_ties", 1},
+    {"vector=shorter_than_block", 1},
+};
+
+const int case_count = sizeof cases / sizeof cases[0];

@@ -1,0 +1,169 @@
+/** @file compare.c
+ *  @brief Comparisons. Each asks "is it within", never "is it outside", so that NaN fails. */
+#include "harness/compare.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+const tolerance *tolerance_of(nsa_arith arith) {
+    static const tolerance table[] = {
+        [NSA_FLOAT64] = {1e-12, 1e-11, 1e-10, 1e-10, 1e-12, 0},
+        [NSA_FLOAT32] = {1e-5, 1e-4, 5e-5, 5e-5, 1e-5, 1e-5},
+        [NSA_BFLOAT16] = {5e-3, 4e-2, 1e-2, 3e-2, 2e-2, 1e-3},
+    };
+    return &table[arith];
+}
+
+double rms_of(const nsa_tensor *t) {
+    double sum = 0;
+    int64_t count = nsa_count(t);
+    for (int64_t i = 0; i < count; i++)
+        sum += tensor_get(t, i) * tensor_get(t, i);
+    return count ? sqrt(sum / (double)count) : 0;
+}
+
+/* What two tensors differ by. */
+typedef struct difference {
+    double rms, max, max_b, rms_b;
+    int64_t at;     /* of the largest difference */
+    int64_t broken; /* the first element that is not finite in a; -1 if none */
+} difference;
+
+static nsa_status measure(nsa_id id, const nsa_tensor *a, const nsa_tensor *b, difference *d) {
+    int64_t count = nsa_count(a);
+    if (a->ndim != b->ndim || count != nsa_count(b) ||
+        memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof a->shape[0]))
+        return nsa_fail(NSA_ERR_INPUT, "%s has another shape than the oracle's", nsa_name(id));
+    *d = (difference){.broken = -1, .rms_b = rms_of(b)};
+    for (int64_t i = 0; i < count; i++) {
+        double x = tensor_get(a, i), y = tensor_get(b, i), off = fabs(x - y);
+        if (!isfinite(x) && d->broken < 0)
+            d->broken = i;
+        d->rms += off * off;
+        d->max_b = fabs(y) > d->max_b ? fabs(y) : d->max_b;
+        if (!(off <= d->max)) {
+            d->max = off;
+            d->at = i;
+        }
+    }
+    d->rms = count ? sqrt(d->rms / (double)count) : 0;
+    if (d->broken >= 0)
+        return nsa_fail(NSA_ERR_INPUT, "%s[%" PRId64 "] = %g (row %" PRId64 ") is not finite",
+                        nsa_name(id), d->broken, tensor_get(a, d->broken),
+                        d->broken / tensor_row(a));
+    return NSA_OK;
+}
+
+nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
+                          const nsa_tensor *b) {
+    difference d;
+    nsa_status status = measure(id, a, b, &d);
+    if (status)
+        return status;
+    if (!(d.rms <= tol->out_rms * d.rms_b))
+        return nsa_fail(
+            NSA_ERR_INPUT,
+            "%s is off by rms %.3g of rms %.3g, allowed %.0e of it; worst in row %" PRId64,
+            nsa_name(id), d.rms, d.rms_b, tol->out_rms, d.at / tensor_row(a));
+    if (!(d.max <= tol->out_max * d.max_b))
+        return nsa_fail(NSA_ERR_INPUT,
+                        "%s is off by up to %.3g, allowed %.0e of %.3g; worst in row %" PRId64,
+                        nsa_name(id), d.max, tol->out_max, d.max_b, d.at / tensor_row(a));
+    return NSA_OK;
+}
+
+nsa_status compare_gradient(const tolerance *tol, nsa_id id, const nsa_tensor *a,
+                            const nsa_tensor *b, const nsa_tensor *dout) {
+    difference d;
+    nsa_status status = measure(id, a, b, &d);
+    if (status)
+        return status;
+    int soft = id == NSA_DK_CMP || (id >= NSA_DPHI_K_PE && id <= NSA_DPHI_K_B2);
+    double scale = rms_of(dout), allowed = soft ? tol->grad_soft : tol->grad_rms, largest = 0;
+    if (d.rms_b < 1e-9 * scale) { /* zero by identity */
+        for (int64_t i = 0; i < nsa_count(a); i++)
+            largest = fmax(largest, fabs(tensor_get(a, i)));
+        double bound = tol->zero * scale * sqrt((double)dout->shape[0]);
+        if (!(largest <= bound))
+            return nsa_fail(NSA_ERR_INPUT, "%s is zero, but up to %.3g was computed, allowed %.3g",
+                            nsa_name(id), largest, bound);
+        return NSA_OK;
+    }
+    if (!(d.rms <= allowed * d.rms_b))
+        return nsa_fail(
+            NSA_ERR_INPUT,
+            "%s is off by rms %.3g of rms %.3g, allowed %.0e of it; worst in row %" PRId64,
+            nsa_name(id), d.rms, d.rms_b, allowed, d.at / tensor_row(a));
+    return NSA_OK;
+}
+
+/* ---------------------------------------------------------------- selection */
+
+static int holds(const int32_t *list, int64_t n, int64_t block) {
+    for (int64_t i = 0; i < n; i++) {
+        if (list[i] == block)
+            return 1;
+    }
+    return 0;
+}
+
+/* The form of a list: min(n, b+1) blocks of [0,b], ascending, -1 after them, the forced ones there.
+ */
+static nsa_status check_form(const nsa_config *cfg, const int32_t *list, int64_t own, int64_t row) {
+    int64_t n = cfg->slc_count, count = own + 1 < n ? own + 1 : n;
+    for (int64_t i = 0; i < n; i++) {
+        if (i >= count ? list[i] != -1
+                       : list[i] < 0 || list[i] > own || (i && list[i] <= list[i - 1]))
+            return nsa_fail(NSA_ERR_INPUT,
+                            "block_idx of row %" PRId64 " holds %d at place %" PRId64
+                            ": not %" PRId64 " ascending blocks of 0..%" PRId64 ", then -1",
+                            row, list[i], i, count, own);
+    }
+    for (int64_t j = 0; j <= own; j++) {
+        int forced = j < cfg->slc_init || j > own - cfg->slc_local;
+        if (forced && !holds(list, n, j))
+            return nsa_fail(NSA_ERR_INPUT,
+                            "block_idx of row %" PRId64 " lacks forced block %" PRId64, row, j);
+    }
+    return NSA_OK;
+}
+
+/* v: the importance of the oracle's last free pick, the least it chose freely; NaN if none. */
+static double last_pick(const nsa_config *cfg, const int32_t *list, int64_t own,
+                        const nsa_tensor *importance, int64_t at) {
+    double v = NAN;
+    for (int64_t i = 0; i < cfg->slc_count && list[i] >= 0; i++) {
+        int forced = list[i] < cfg->slc_init || list[i] > own - cfg->slc_local;
+        double imp = tensor_get(importance, at + list[i]);
+        if (!forced && !(imp >= v))
+            v = imp;
+    }
+    return v;
+}
+
+nsa_status compare_selection(const nsa_config *cfg, const int64_t *position, const nsa_tensor *a,
+                             const nsa_tensor *b, const nsa_tensor *importance, double slack) {
+    int64_t n = cfg->slc_count, J = importance->shape[2];
+    for (int64_t i = 0; i < a->shape[0] * cfg->kv_heads; i++) {
+        int64_t row = i / cfg->kv_heads, own = position[row] / cfg->slc_block;
+        const int32_t *mine = tensor_ints(a) + i * n, *oracle = tensor_ints(b) + i * n;
+        nsa_status status = check_form(cfg, mine, own, row);
+        if (status)
+            return status;
+        double v = last_pick(cfg, oracle, own, importance, i * J);
+        double allowed = slack * fmax(v, 1e-30);
+        for (int64_t j = 0; j <= own; j++) {
+            int chosen = holds(mine, n, j), should = holds(oracle, n, j);
+            double off = fabs(tensor_get(importance, i * J + j) - v);
+            if (chosen != should && !(slack > 0 && off <= allowed))
+                return nsa_fail(NSA_ERR_INPUT,
+                                "row %" PRId64 ", kv head %" PRId64 " %s block %" PRId64
+                                ": importance %.9g, the last pick has %.9g, slack %.0e",
+                                row, i % cfg->kv_heads, chosen ? "chose" : "did not choose", j,
+                                tensor_get(importance, i * J + j), v, slack);
+        }
+    }
+    return NSA_OK;
+}

@@ -1,0 +1,293 @@
+/** @file prop_forward.c
+ *  @brief Properties of the forward pass. */
+#include "harness/compare.h"
+#include "harness/properties.h"
+#include "harness/random.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const nsa_id outputs[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN};
+
+static double slack_of(const subject *s, const test_case *c) {
+    return case_has_ties(c) ? 0 : tolerance_of(s->stage->arith)->slack;
+}
+
+nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_tensors *b) {
+    nsa_status status = NSA_OK;
+    for (int i = 0; i < 4 && !status; i++)
+        status = compare_output(tolerance_of(s->stage->arith), outputs[i], &a->at[outputs[i]],
+                                &b->at[outputs[i]]);
+    return status;
+}
+
+nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
+                          const nsa_tensor *mine, const nsa_tensors *oracle) {
+    int64_t T = c->cfg.seq_len, *position = calloc((size_t)T + 1, sizeof *position);
+    if (!position)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", T);
+    row_positions(in, T, position);
+    nsa_status status = compare_selection(&c->cfg, position, mine, &oracle->at[NSA_BLOCK_IDX],
+                                          &oracle->at[NSA_IMPORTANCE], slack_of(s, c));
+    free(position);
+    return status;
+}
+
+/* A case whose sequences outgrow n blocks claims to choose and to reject; see that it does. */
+static nsa_status check_claims(const test_case *c, const nsa_tensor *idx) {
+    const nsa_config *cfg = &c->cfg;
+    int64_t n = cfg->slc_count, blocks = (case_longest(c) + cfg->slc_block - 1) / cfg->slc_block;
+    int choosing = n > cfg->slc_init + cfg->slc_local && blocks > n;
+    int64_t chosen = 0, rejected = 0;
+    for (int64_t i = 0; choosing && i < idx->shape[0] * cfg->kv_heads; i++) {
+        const int32_t *list = tensor_ints(idx) + i * n;
+        if (list[n - 1] < 0)
+            continue;
+        chosen += n - cfg->slc_init - cfg->slc_local;
+        rejected += list[n - 1] + 1 - n;
+    }
+    if (choosing && (!chosen || !rejected))
+        return nsa_fail(NSA_ERR_CONFIG, "the case claims to reject blocks, and rejects none");
+    return NSA_OK;
+}
+
+nsa_status judge_forward(const subject *s, const test_case *c) {
+    const tolerance *tol = tolerance_of(s->stage->arith);
+    nsa_tensors in, mine = {0}, oracle = {0}, forced = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &mine);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
+    status = status ? status : check_claims(c, &oracle.at[NSA_BLOCK_IDX]);
+    for (int id = NSA_IMPORTANCE; id <= NSA_V_PHI && !status; id++)
+        status = compare_output(tol, (nsa_id)id, &mine.at[id], &oracle.at[id]);
+    if (!status && !in.at[NSA_BLOCK_IDX].dtype)
+        status = compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &oracle);
+    /* Outputs with the candidate's blocks forced on the oracle: a flipped near-tie is no error. */
+    status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &forced);
+    status = status ? status : compare_outputs(s, &mine, &forced);
+    tensors_free(&in);
+    tensors_free(&mine);
+    tensors_free(&oracle);
+    tensors_free(&forced);
+    return status;
+}
+
+/* Gates (1,0,0), (0,1,0), (0,0,1): out is that branch's output, and nothing else. */
+nsa_status judge_branches(const subject *s, const test_case *c) {
+    nsa_tensors in;
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    for (int x = 0; x < 3 && !status; x++) {
+        nsa_tensors mine = {0}, oracle = {0};
+        for (int64_t i = 0; i < nsa_count(&in.at[NSA_GATE]); i++)
+            tensor_set(&in.at[NSA_GATE], i, i % 3 == x);
+        status = run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &mine);
+        nsa_tensors with = in;
+        memset(&with.at[NSA_BLOCK_IDX], 0, sizeof(nsa_tensor));
+        status = status ? status : force_blocks(&c->cfg, &with, &mine.at[NSA_BLOCK_IDX]);
+        status = status ? status : run_stage(s->oracle, &c->cfg, &with, RUN_FORWARD, &oracle);
+        status = status ? status
+                        : compare_output(tolerance_of(s->stage->arith), NSA_OUT, &mine.at[NSA_OUT],
+                                         &oracle.at[NSA_OUT_CMP + x]);
+        tensor_free(&with.at[NSA_BLOCK_IDX]);
+        tensors_free(&mine);
+        tensors_free(&oracle);
+    }
+    tensors_free(&in);
+    return status;
+}
+
+/* Seeded lists: distinct blocks of [0,b] in any order, -1 anywhere, some rows none at all, some
+ * without their own block. */
+nsa_status draw_forced(const test_case *c, nsa_tensors *in) {
+    const nsa_config *cfg = &c->cfg;
+    uint64_t state = c->seed + 1;
+    nsa_tensors all = *in;
+    int64_t T = cfg->seq_len, *position = calloc((size_t)T + 1, sizeof *position);
+    nsa_tensor idx = {.dtype = NSA_I32, .ndim = 3, .shape = {T, cfg->kv_heads, cfg->slc_count}};
+    nsa_status status = position ? tensor_take(&idx) : nsa_fail(NSA_ERR_MEMORY, "no memory");
+    memset(&all.at[NSA_ROWS], 0, sizeof(nsa_tensor));
+    if (!status)
+        row_positions(&all, T, position);
+    for (int64_t i = 0; i < T * cfg->kv_heads && !status; i++) {
+        int64_t own = position[i / cfg->kv_heads] / cfg->slc_block;
+        int32_t *list = tensor_ints(&idx) + i * cfg->slc_count;
+        int none = random_next(&state) % 8 == 0;
+        for (int64_t p = 0; p < cfg->slc_count && !none; p++) {
+            int32_t block = (int32_t)(random_next(&state) % (uint64_t)(own + 2)) - 1;
+            int taken = 0;
+            for (int64_t o = 0; o < p; o++)
+                taken |= list[o] == block;
+            list[p] = taken ? -1 : block;
+        }
+    }
+    free(position);
+    tensor_free(&in->at[NSA_BLOCK_IDX]);
+    in->at[NSA_BLOCK_IDX] = idx;
+    return status;
+}
+
+/* Each output list must be the forced one, sorted, -1 last; importance stays what it was. */
+static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const nsa_tensor *idx) {
+    int64_t n = c->cfg.slc_count, heads = c->cfg.kv_heads;
+    const nsa_tensor *rows = &in->at[NSA_ROWS];
+    for (int64_t i = 0; i < idx->shape[0] * heads; i++) {
+        int64_t t = rows->dtype ? tensor_ints(rows)[i / heads] : i / heads;
+        const int32_t *out = tensor_ints(idx) + i * n;
+        const int32_t *given = tensor_ints(&in->at[NSA_BLOCK_IDX]) + (t * heads + i % heads) * n;
+        int64_t count = 0, found = 0;
+        for (int64_t p = 0; p < n; p++) {
+            count += given[p] >= 0;
+            for (int64_t o = 0; given[p] >= 0 && o < n; o++)
+                found += out[o] == given[p];
+        }
+        int ordered = found == count;
+        for (int64_t o = 0; o < n; o++)
+            ordered &= o < count ? !o || out[o] > out[o - 1] : out[o] == -1;
+        if (!ordered)
+            return nsa_fail(NSA_ERR_INPUT,
+                            "row %" PRId64 " does not emit its forced blocks in order", i / heads);
+    }
+    return NSA_OK;
+}
+
+nsa_status judge_forced(const subject *s, const test_case *c) {
+    const tolerance *tol = tolerance_of(s->stage->arith);
+    nsa_tensors in, mine = {0}, oracle = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : draw_forced(c, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
+    status = status ? status : check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]);
+    status = status ? status : compare_outputs(s, &mine, &oracle);
+    status = status ? status
+                    : compare_output(tol, NSA_IMPORTANCE, &mine.at[NSA_IMPORTANCE],
+                                     &oracle.at[NSA_IMPORTANCE]);
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
+        if (nsa_has(&c->cfg, (nsa_id)id))
+            status =
+                compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &in.at[NSA_DOUT]);
+    }
+    tensors_free(&in);
+    tensors_free(&mine);
+    tensors_free(&oracle);
+    return status;
+}
+
+/* Facts of the specification: a branch that sees everything is dense causal attention. */
+nsa_status judge_limits(const subject *s, const test_case *c) {
+    const nsa_config *cfg = &c->cfg;
+    int64_t longest = case_longest(c);
+    int is_dense[3] = {cfg->cmp_block == 1 && cfg->slc_block == 1 && cfg->phi == NSA_PHI_MEAN,
+                       longest <= cfg->slc_count * cfg->slc_block, cfg->window >= longest};
+    nsa_tensors in, mine = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
+    status = status ? status : run_stage(s->stage, cfg, &in, RUN_FORWARD, &mine);
+    for (int x = 0; x < 3 && !status; x++) {
+        nsa_tensor dense = {0};
+        if (!is_dense[x])
+            continue;
+        status = run_causal(s->oracle, cfg, &in, x, &dense);
+        status = status ? status
+                        : compare_output(tolerance_of(s->stage->arith), NSA_OUT_CMP + x,
+                                         &mine.at[NSA_OUT_CMP + x], &dense);
+        tensor_free(&dense);
+    }
+    tensors_free(&in);
+    tensors_free(&mine);
+    return status;
+}
+
+/* The expectations of an independent program, for every result that the folder has. */
+nsa_status judge_vector(const subject *s, const test_case *c) {
+    const tolerance *tol = tolerance_of(s->stage->arith);
+    nsa_tensors in = {0}, mine = {0}, expect;
+    nsa_status status = case_expectations(c, &expect);
+    status = status ? status : case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
+    if (!status && in.at[NSA_BLOCK_IDX].dtype)
+        status = check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]);
+    else if (!status)
+        status = compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect);
+    int compared = 0;
+    for (int id = NSA_OUT; id <= NSA_GRAD_LAST && !status; id++) {
+        if (!expect.at[id].dtype)
+            continue;
+        compared++;
+        status = id < NSA_GRAD_FIRST ? compare_output(tol, (nsa_id)id, &mine.at[id], &expect.at[id])
+                                     : compare_gradient(tol, (nsa_id)id, &mine.at[id],
+                                                        &expect.at[id], &in.at[NSA_DOUT]);
+    }
+    if (!status && compared < 15)
+        status = nsa_fail(NSA_ERR_IO, "the vector holds only %d expectations", compared);
+    tensors_free(&in);
+    tensors_free(&mine);
+    tensors_free(&expect);
+    return status;
+}
+
+/* The rows of a result of all T that a list picks. */
+static nsa_status pick_rows(nsa_tensor *picked, const nsa_tensor *whole, const nsa_tensor *rows) {
+    size_t bytes = (size_t)tensor_row(whole) * nsa_dtype_size(whole->dtype);
+    *picked = *whole;
+    picked->shape[0] = rows->shape[0];
+    nsa_status status = tensor_take(picked);
+    for (int64_t r = 0; r < rows->shape[0] && !status; r++)
+        memcpy((char *)picked->data + (size_t)r * bytes,
+               (char *)whole->data + (size_t)tensor_ints(rows)[r] * bytes, bytes);
+    return status;
+}
+
+/* dout of the rows that a list leaves out: zero for the run over all rows, NaN for the run over the
+ * list, which must not look at them. */
+static void blot_dout(nsa_tensor *dout, const nsa_tensor *rows, double blot) {
+    for (int64_t i = 0, r = 0; i < nsa_count(dout); i++) {
+        int64_t t = i / tensor_row(dout);
+        while (r < rows->shape[0] - 1 && tensor_ints(rows)[r] < t)
+            r++;
+        if (tensor_ints(rows)[r] != t)
+            tensor_set(dout, i, blot);
+    }
+}
+
+/* Listed rows alone give the rows of the whole; with dout zero elsewhere, the gradients too. */
+nsa_status judge_rows(const subject *s, const test_case *c) {
+    const tolerance *tol = tolerance_of(s->stage->arith);
+    test_case few = *c;
+    few.rows = c->cfg.seq_len < 7 ? 1 : c->cfg.seq_len / 3;
+    nsa_tensors in, all = {0}, mine = {0}, oracle = {0};
+    nsa_status status = case_inputs(&few, s->stage->arith, &in);
+    const nsa_tensor *rows = &in.at[NSA_ROWS];
+    status = status ? status : tensors_copy(&all, &in);
+    if (!status) {
+        blot_dout(&all.at[NSA_DOUT], rows, 0);
+        blot_dout(&in.at[NSA_DOUT], rows, NAN);
+    }
+    tensor_free(&all.at[NSA_ROWS]);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &all, RUN_BACKWARD, &oracle);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
+    if (!status)
+        status = tensor_copy(&in.at[NSA_BLOCK_IDX], &oracle.at[NSA_BLOCK_IDX]);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
+    for (int id = NSA_BLOCK_IDX; id <= NSA_GRAD_LAST && !status; id++) {
+        nsa_tensor picked, *whole = &oracle.at[id];
+        if (!whole->dtype)
+            continue;
+        int by_row = id <= NSA_IMPORTANCE || id == NSA_DQ || id == NSA_DGATE;
+        status = by_row ? pick_rows(&picked, whole, rows) : tensor_copy(&picked, whole);
+        if (!status && id >= NSA_GRAD_FIRST)
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &all.at[NSA_DOUT]);
+        else if (!status)
+            status = compare_output(tol, (nsa_id)id, &mine.at[id], &picked);
+        tensor_free(&picked);
+    }
+    tensors_free(&in);
+    tensors_free(&all);
+    tensors_free(&mine);
+    tensors_free(&oracle);
+    return status;
+}

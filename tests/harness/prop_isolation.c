@@ -1,0 +1,297 @@
+/** @file prop_isolation.c
+ *  @brief Properties of what must not matter: later tokens, other sequences, NaN, earlier calls. */
+#include "common/counts.h"
+#include "harness/compare.h"
+#include "harness/properties.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const nsa_id by_row[] = {NSA_OUT,     NSA_OUT_CMP,    NSA_OUT_SLC,
+                                NSA_OUT_WIN, NSA_IMPORTANCE, NSA_BLOCK_IDX};
+
+/* Set row t of every per-token input from `first` to `last` to a value, or move it if `value` is 0.
+ */
+static void blot_row(nsa_tensors *in, nsa_id first, nsa_id last, int64_t t, double value) {
+    for (int id = first; id <= (int)last; id++) {
+        nsa_tensor *x = &in->at[id];
+        int64_t row = tensor_row(x);
+        for (int64_t i = t * row; i < (t + 1) * row; i++)
+            tensor_set(x, i, value != 0 ? value : id == NSA_GATE ? 0.5 : 2 - tensor_get(x, i));
+    }
+}
+
+static nsa_status same_row(const nsa_tensors *a, const nsa_tensors *b, nsa_id id, int64_t r,
+                           const char *what, int64_t t) {
+    if (tensor_same_row(&a->at[id], &b->at[id], r))
+        return NSA_OK;
+    return nsa_fail(NSA_ERR_INPUT, "%s of row %" PRId64 " changed with %s %" PRId64, nsa_name(id),
+                    r, what, t);
+}
+
+/* Tokens worth disturbing: the edges of blocks, strides and the window, and the ends. */
+static int64_t edge_tokens(const test_case *c, int64_t *tokens) {
+    const nsa_config *cfg = &c->cfg;
+    int64_t T = cfg->seq_len, count = 0;
+    const int64_t all[] = {0,
+                           cfg->cmp_block - 1,
+                           cfg->cmp_block,
+                           cfg->slc_block - 1,
+                           cfg->slc_block,
+                           2 * cfg->slc_block + cfg->cmp_stride,
+                           cfg->window,
+                           T / 2,
+                           T - 2,
+                           T - 1};
+    for (int i = 0; i < 10; i++) {
+        int known = all[i] < 0 || all[i] >= T;
+        for (int64_t k = 0; k < count; k++)
+            known |= tokens[k] == all[i];
+        if (!known)
+            tokens[count++] = all[i];
+    }
+    return count;
+}
+
+/* Perturbing token s changes no row t < s, bitwise. */
+nsa_status judge_causality(const subject *s, const test_case *c) {
+    nsa_tensors in, before = {0};
+    int64_t tokens[10], count = edge_tokens(c, tokens);
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &before);
+    for (int64_t k = 0; k < count && !status; k++) {
+        nsa_tensors moved, after = {0};
+        status = tensors_copy(&moved, &in);
+        if (!status)
+            blot_row(&moved, NSA_Q, NSA_GATE, tokens[k], 0);
+        status = status ? status : run_stage(s->stage, &c->cfg, &moved, RUN_FORWARD, &after);
+        for (int64_t r = 0; r < tokens[k] && !status; r++) {
+            for (int i = 0; i < 6 && !status; i++)
+                status = same_row(&before, &after, by_row[i], r, "later token", tokens[k]);
+        }
+        if (!status && tensor_same_row(&before.at[NSA_OUT], &after.at[NSA_OUT], tokens[k]))
+            status = nsa_fail(NSA_ERR_INPUT, "row %" PRId64 " did not change with its own token",
+                              tokens[k]);
+        tensors_free(&moved);
+        tensors_free(&after);
+    }
+    tensors_free(&in);
+    tensors_free(&before);
+    return status;
+}
+
+/* One sequence of a pack on its own: its rows of every per-token input, everything else the same.
+ */
+static nsa_status take_sequence(const test_case *c, const nsa_tensors *in, int b, nsa_config *cfg,
+                                nsa_tensors *alone) {
+    int64_t first = 0, len = case_length(c, b);
+    for (int i = 0; i < b; i++)
+        first += case_length(c, i);
+    *cfg = c->cfg;
+    cfg->seq_len = cfg->max_seq_len = len;
+    cfg->max_seqs = 1;
+    nsa_status status = tensors_copy(alone, in);
+    tensor_free(&alone->at[NSA_CU_SEQLENS]);
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        nsa_tensor *t = &alone->at[id];
+        if (!t->dtype || (id > NSA_DOUT && id != NSA_BLOCK_IDX))
+            continue;
+        size_t row = (size_t)tensor_row(t) * nsa_dtype_size(t->dtype);
+        tensor_free(t);
+        *t = in->at[id];
+        t->shape[0] = len;
+        status = tensor_take(t);
+        if (!status)
+            memcpy(t->data, (const char *)in->at[id].data + (size_t)first * row, (size_t)len * row);
+    }
+    return status;
+}
+
+/* Rows of results [first, first+len) of a pack against the sequence alone. Importance rows are as
+ * wide as the pack's longest sequence, so they are left to the forward property. */
+static nsa_status compare_alone(const subject *s, const nsa_tensors *pack, const nsa_tensors *alone,
+                                int64_t first, int64_t len, const nsa_tensor *dout) {
+    static const nsa_id ids[] = {NSA_BLOCK_IDX, NSA_OUT,    NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN,
+                                 NSA_DQ,        NSA_DGATE,  NSA_DK_CMP,  NSA_DV_CMP,  NSA_DK_SLC,
+                                 NSA_DV_SLC,    NSA_DK_WIN, NSA_DV_WIN};
+    nsa_status status = NSA_OK;
+    for (size_t i = 0; i < sizeof ids / sizeof ids[0] && !status; i++) {
+        nsa_tensor part = pack->at[ids[i]];
+        part.data =
+            (char *)part.data + (size_t)(first * tensor_row(&part)) * nsa_dtype_size(part.dtype);
+        part.shape[0] = len;
+        const tolerance *tol = tolerance_of(s->stage->arith);
+        status = ids[i] >= NSA_GRAD_FIRST
+                     ? compare_gradient(tol, ids[i], &part, &alone->at[ids[i]], dout)
+                     : compare_output(tol, ids[i], &part, &alone->at[ids[i]]);
+    }
+    return status;
+}
+
+/* With NaN in every input of sequence b, all rows of the others stay bitwise what they were. */
+static nsa_status poison_sequence(const subject *s, const test_case *c, const nsa_tensors *in,
+                                  const nsa_tensors *clean, int b, int64_t first) {
+    nsa_tensors poisoned, after = {0};
+    int64_t end = first + case_length(c, b);
+    nsa_status status = tensors_copy(&poisoned, in);
+    for (int64_t t = first; t < end && !status; t++) {
+        blot_row(&poisoned, NSA_Q, NSA_V_WIN, t, NAN);
+        blot_row(&poisoned, NSA_DOUT, NSA_DOUT, t, NAN);
+    }
+    status = status ? status : run_stage(s->stage, &c->cfg, &poisoned, RUN_BACKWARD, &after);
+    for (int64_t r = 0; r < c->cfg.seq_len && !status; r++) {
+        if (r >= first && r < end)
+            continue;
+        for (int i = 0; i < 6 && !status; i++)
+            status = same_row(clean, &after, by_row[i], r, "NaN in sequence", b);
+        for (int id = NSA_DQ; id <= NSA_DGATE && !status; id++)
+            status = same_row(clean, &after, (nsa_id)id, r, "NaN in sequence", b);
+    }
+    tensors_free(&poisoned);
+    tensors_free(&after);
+    return status;
+}
+
+/* Packed sequences never see each other. */
+nsa_status judge_packing(const subject *s, const test_case *c) {
+    nsa_tensors in, pack = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &pack);
+    int64_t first = 0;
+    for (int b = 0; b < case_sequences(c) && !status; first += case_length(c, b++)) {
+        nsa_tensors alone = {0}, single = {0};
+        nsa_config cfg;
+        if (!case_length(c, b))
+            continue;
+        status = take_sequence(c, &in, b, &cfg, &alone);
+        status = status ? status : run_stage(s->stage, &cfg, &alone, RUN_BACKWARD, &single);
+        status = status ? status
+                        : compare_alone(s, &pack, &single, first, case_length(c, b),
+                                        &alone.at[NSA_DOUT]);
+        status = status ? status : poison_sequence(s, c, &in, &pack, b, first);
+        tensors_free(&alone);
+        tensors_free(&single);
+    }
+    tensors_free(&in);
+    tensors_free(&pack);
+    return status;
+}
+
+/* May NaN at position `at`, of pair x, reach the result `id` of the row at position t? */
+static int may_reach(const nsa_config *cfg, int x, int64_t at, int64_t t, nsa_id id,
+                     const int32_t *idx, int64_t picks, int64_t len) {
+    int64_t block = at / cfg->slc_block, low = t - cfg->window + 1;
+    int after = block <= t / cfg->slc_block, selected = 0;
+    for (int64_t i = 0; i < picks; i++)
+        selected |= idx[i] == block;
+    int sum = id == NSA_OUT || id == NSA_DQ;
+    if (x == 0) { /* a tail that fills no block is never compressed; importance feeds selection */
+        int64_t N = nsa_cmp_tokens(cfg, len), end = (N - 1) * cfg->cmp_stride + cfg->cmp_block;
+        return N && at < end && after && id != NSA_OUT_WIN;
+    }
+    if (x == 1)
+        return after && selected && (sum || id == NSA_OUT_SLC);
+    return after && block >= (low < 0 ? 0 : low) / cfg->slc_block && (sum || id == NSA_OUT_WIN);
+}
+
+/* NaN (or Inf) in key and value of one pair at one token, forward and backward. */
+static nsa_status poison_token(const subject *s, const test_case *c, const nsa_tensors *in,
+                               const nsa_tensors *clean, int x, int64_t token, double value) {
+    static const nsa_id ids[] = {NSA_OUT,        NSA_OUT_CMP,   NSA_OUT_SLC, NSA_OUT_WIN,
+                                 NSA_IMPORTANCE, NSA_BLOCK_IDX, NSA_DQ};
+    nsa_tensors poisoned, after = {0};
+    int64_t picks = c->cfg.kv_heads * c->cfg.slc_count, first = 0;
+    int b = 0;
+    for (; token >= first + case_length(c, b); b++)
+        first += case_length(c, b);
+    nsa_status status = tensors_copy(&poisoned, in);
+    if (!status)
+        blot_row(&poisoned, NSA_K_CMP + 2 * (unsigned)x, NSA_V_CMP + 2 * (unsigned)x, token, value);
+    status = status ? status : run_stage(s->stage, &c->cfg, &poisoned, RUN_BACKWARD, &after);
+    for (int64_t r = 0; r < c->cfg.seq_len && !status; r++) {
+        int own = r >= first && r < first + case_length(c, b);
+        const int32_t *idx = tensor_ints(&clean->at[NSA_BLOCK_IDX]) + r * picks;
+        for (int i = 0; i < 7 && !status; i++) {
+            if (!own || !may_reach(&c->cfg, x, token - first, r - first, ids[i], idx, picks,
+                                   case_length(c, b)))
+                status = same_row(clean, &after, ids[i], r, "NaN or Inf at token", token);
+        }
+    }
+    tensors_free(&poisoned);
+    tensors_free(&after);
+    return status;
+}
+
+/* NaN and Inf reach only rows whose branch may touch the token's block. Also with forced lists,
+ * some of which leave out the own block. */
+nsa_status judge_nan(const subject *s, const test_case *c) {
+    nsa_tensors in, clean = {0};
+    int64_t tokens[10], count = edge_tokens(c, tokens);
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    for (int forced = 0; forced < 2 && !status; forced++) {
+        if (forced)
+            status = draw_forced(c, &in);
+        status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &clean);
+        for (int64_t k = 0; k < 3 * count && !status; k++)
+            status = poison_token(s, c, &in, &clean, (int)(k % 3), tokens[k / 3],
+                                  k % 2 ? INFINITY : NAN);
+        tensors_free(&clean);
+    }
+    tensors_free(&in);
+    return status;
+}
+
+/* A NaN query makes every importance NaN: NaN ties with NaN, so the lowest indices are chosen. */
+nsa_status judge_nan_order(const subject *s, const test_case *c) {
+    nsa_tensors in, mine = {0}, oracle = {0};
+    int64_t T = c->cfg.seq_len, picks = c->cfg.kv_heads * c->cfg.slc_count;
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    /* NaN in a key halfway: rows after it see some NaN importances among their blocks. */
+    if (!status) {
+        blot_row(&in, NSA_Q, NSA_Q, T - 1, NAN);
+        blot_row(&in, NSA_K_CMP, NSA_K_CMP, T / 2, NAN);
+    }
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &mine);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
+    for (int64_t r = 0; r < T && !status; r++) {
+        const int32_t *list = tensor_ints(&mine.at[NSA_BLOCK_IDX]) + r * picks;
+        int is_nan = isnan(
+            tensor_get(&oracle.at[NSA_IMPORTANCE], r * tensor_row(&oracle.at[NSA_IMPORTANCE])));
+        if (is_nan && !tensor_same_row(&mine.at[NSA_BLOCK_IDX], &oracle.at[NSA_BLOCK_IDX], r))
+            status = nsa_fail(NSA_ERR_INPUT,
+                              "row %" PRId64 " has NaN importance and chose blocks %d, %d, ... : "
+                              "NaN ranks below numbers, equal ranks by index",
+                              r, list[0], list[1]);
+    }
+    tensors_free(&in);
+    tensors_free(&mine);
+    tensors_free(&oracle);
+    return status;
+}
+
+/* The same call gives the same bits: in a new context, and in one that has run other values before.
+ */
+nsa_status judge_repeat(const subject *s, const test_case *c) {
+    nsa_tensors in, once = {0}, again = {0}, used = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &once);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &again);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD | RUN_TWICE, &used);
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        if (!once.at[id].dtype)
+            continue;
+        if (!tensor_same(&once.at[id], &again.at[id]))
+            status = nsa_fail(NSA_ERR_INPUT, "%s differs between two runs", nsa_name((nsa_id)id));
+        else if (!tensor_same(&once.at[id], &used.at[id]))
+            status = nsa_fail(NSA_ERR_INPUT, "%s differs after a run of other values",
+                              nsa_name((nsa_id)id));
+    }
+    tensors_free(&in);
+    tensors_free(&once);
+    tensors_free(&again);
+    tensors_free(&used);
+    return status;
+}

@@ -1,0 +1,60 @@
+/** @file prop_memory.c
+ *  @brief Property: everything is allocated in open, nothing in a call. */
+#include "harness/properties.h"
+#include "harness/tensor.h"
+
+#include <string.h>
+
+long (*harness_allocations)(void) = NULL;
+
+static nsa_status check_count(long before, const char *call) {
+    long count = harness_allocations() - before;
+    if (count)
+        return nsa_fail(NSA_ERR_MEMORY, "%s allocated %ld times; all memory is taken in open", call,
+                        count);
+    return NSA_OK;
+}
+
+/* load, forward, backward, prefill; then the first tokens again as a decode step. */
+static nsa_status count_calls(nsa_context *ctx, const nsa_tensors *in, nsa_tensors *step) {
+    long before = harness_allocations();
+    nsa_status status = nsa_load(ctx, in);
+    status = status ? status : check_count(before, "load");
+    status = status ? status : nsa_forward(ctx);
+    status = status ? status : check_count(before, "forward");
+    status = status ? status : nsa_backward(ctx);
+    status = status ? status : check_count(before, "backward");
+    status = status ? status : nsa_prefill(ctx);
+    status = status ? status : check_count(before, "prefill");
+    status = status ? status : nsa_load_step(ctx, step);
+    status = status ? status : check_count(before, "load_step");
+    status = status ? status : nsa_decode(ctx);
+    return status ? status : check_count(before, "decode");
+}
+
+nsa_status judge_no_malloc(const subject *s, const test_case *c) {
+    nsa_setup setup = {.flags =
+                           NSA_BACKWARD | NSA_DECODE | NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE};
+    nsa_config cfg = c->cfg;
+    nsa_tensors in, step = {0};
+    nsa_context *ctx = NULL;
+    int32_t active[16];
+    int64_t A = case_sequences(c);
+    if (!harness_allocations)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "allocations are counted in build/judge only");
+    cfg.max_seq_len = case_longest(c) + 1;
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
+    for (int id = NSA_Q; id <= NSA_GATE; id++) {
+        step.at[id] = in.at[id];
+        step.at[id].shape[0] = A;
+    }
+    for (int32_t a = 0; a < A; a++)
+        active[a] = a;
+    step.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {A}};
+    status = status ? status : nsa_open(s->stage, &cfg, &setup, &ctx);
+    status = status ? status : count_calls(ctx, &in, &step);
+    nsa_close(ctx);
+    tensors_free(&in);
+    return status;
+}

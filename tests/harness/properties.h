@@ -1,0 +1,57 @@
+/**
+ * @file properties.h
+ * @brief What must hold of every stage: one function a property, judged on one case at a time.
+ */
+#ifndef HARNESS_PROPERTIES_H
+#define HARNESS_PROPERTIES_H
+
+#include "harness/run.h"
+
+/** A property. `judge` returns NSA_OK if it holds, NSA_ERR_UNSUPPORTED to skip with a reason,
+ * anything else if it does not; nsa_last_error() says why. */
+typedef struct property {
+    const char *name;                                          /**< "forward" */
+    const char *says;                                          /**< one line of what must hold */
+    int (*applies)(const subject *s, const test_case *c);      /**< 1 if the case is for it */
+    nsa_status (*judge)(const subject *s, const test_case *c); /**< the judgement */
+} property;
+
+/** The properties, and how many there are. */
+extern const property properties[];
+/** How many. */
+extern const int property_count;
+
+/** Compare out and the three branch outputs with the oracle's. */
+nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_tensors *b);
+
+/** Judge a selection against the oracle's results, with the slack that the case allows. */
+nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
+                          const nsa_tensor *mine, const nsa_tensors *oracle);
+
+/** Draw forced block lists, in any order and with holes, into `in`. */
+nsa_status draw_forced(const test_case *c, nsa_tensors *in);
+
+/** Counts allocations since the program began; NULL where the program does not count them. */
+extern long (*harness_allocations)(void);
+
+/* One declaration a property; the table in suite.c says what each means. */
+nsa_status judge_forward(const subject *s, const test_case *c);  /**< outputs and selection */
+nsa_status judge_branches(const subject *s, const test_case *c); /**< one-hot gates */
+nsa_status judge_forced(const subject *s, const test_case *c);   /**< forced block lists */
+nsa_status judge_limits(const subject *s, const test_case *c); /**< dense attention in the limit */
+nsa_status judge_vector(const subject *s, const test_case *c); /**< conformance expectations */
+nsa_status judge_rows(const subject *s, const test_case *c);   /**< sampled rows */
+nsa_status judge_backward(const subject *s, const test_case *c);    /**< every gradient */
+nsa_status judge_differences(const subject *s, const test_case *c); /**< central differences */
+nsa_status judge_decode(const subject *s, const test_case *c);      /**< decode = forward */
+nsa_status judge_reads(const subject *s, const test_case *c);       /**< tokens a query reads */
+nsa_status judge_causality(const subject *s, const test_case *c);   /**< no look ahead */
+nsa_status judge_packing(const subject *s, const test_case *c);     /**< sequences on their own */
+nsa_status judge_nan(const subject *s, const test_case *c);        /**< NaN stays where it may be */
+nsa_status judge_nan_order(const subject *s, const test_case *c);  /**< NaN ranks last */
+nsa_status judge_repeat(const subject *s, const test_case *c);     /**< bitwise repeatable */
+nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no memory taken in a call */
+nsa_status judge_bad_config(const subject *s, const test_case *c); /**< rules broken one by one */
+nsa_status judge_bad_input(const subject *s, const test_case *c);  /**< wrong tensors and order */
+
+#endif

@@ -1,0 +1,129 @@
+/** @file run.c
+ *  @brief Running a stage on a case. */
+#include "harness/run.h"
+#include "harness/tensor.h"
+
+#include <string.h>
+
+int64_t row_count(const nsa_tensors *in) {
+    const nsa_tensor *rows = &in->at[NSA_ROWS];
+    return rows->dtype ? rows->shape[0] : in->at[NSA_Q].shape[0];
+}
+
+void row_positions(const nsa_tensors *in, int64_t T, int64_t *position) {
+    const nsa_tensor *cu = &in->at[NSA_CU_SEQLENS], *rows = &in->at[NSA_ROWS];
+    for (int64_t r = 0, b = 0; r < row_count(in); r++) {
+        int64_t t = rows->dtype ? tensor_ints(rows)[r] : r;
+        while (cu->dtype && t < T && t >= tensor_ints(cu)[b + 1])
+            b++;
+        position[r] = t - (cu->dtype ? tensor_ints(cu)[b] : 0);
+    }
+}
+
+nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor *block_idx) {
+    const nsa_tensor *rows = &in->at[NSA_ROWS];
+    nsa_tensor *idx = &in->at[NSA_BLOCK_IDX];
+    int64_t row = cfg->kv_heads * cfg->slc_count;
+    tensor_free(idx);
+    *idx = *block_idx;
+    idx->shape[0] = in->at[NSA_Q].shape[0];
+    nsa_status status = tensor_take(idx); /* all bits one: -1 */
+    for (int64_t r = 0; r < block_idx->shape[0] && !status; r++) {
+        int64_t t = rows->dtype ? tensor_ints(rows)[r] : r;
+        memcpy(tensor_ints(idx) + t * row, tensor_ints(block_idx) + r * row,
+               (size_t)row * sizeof(int32_t));
+    }
+    return status;
+}
+
+nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
+    nsa_status status = nsa_result(ctx, id, t);
+    status = status ? status : tensor_take(t);
+    status = status ? status : nsa_read(ctx, id, t);
+    if (!status && !tensor_fenced(t))
+        status = nsa_fail(NSA_ERR_MEMORY, "reading %s wrote outside its tensor", nsa_name(id));
+    return status;
+}
+
+/* Every result that exists after a forward (and backward). */
+static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int backward,
+                           nsa_tensors *results) {
+    nsa_status status = NSA_OK;
+    for (int id = NSA_BLOCK_IDX; id <= NSA_V_PHI && !status; id++)
+        status = read_result(ctx, (nsa_id)id, &results->at[id]);
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && backward && !status; id++) {
+        if (nsa_has(cfg, (nsa_id)id))
+            status = read_result(ctx, (nsa_id)id, &results->at[id]);
+    }
+    return status;
+}
+
+static nsa_status run_once(nsa_context *ctx, const nsa_tensors *in, int backward) {
+    nsa_status status = nsa_load(ctx, in);
+    status = status ? status : nsa_forward(ctx);
+    return status || !backward ? status : nsa_backward(ctx);
+}
+
+/* Other values of the same shapes through the same context. */
+static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int backward) {
+    nsa_tensors others;
+    nsa_status status = tensors_copy(&others, in);
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        nsa_tensor *t = &others.at[id];
+        for (int64_t i = 0; t->dtype && t->dtype != NSA_I32 && i < nsa_count(t); i++)
+            tensor_set(t, i, id == NSA_GATE ? 0.5 : -3 * tensor_get(t, i) + 1);
+    }
+    status = status ? status : run_once(ctx, &others, backward);
+    tensors_free(&others);
+    return status;
+}
+
+static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before) {
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        if (in->at[id].dtype &&
+            (!tensor_fenced(&in->at[id]) || !tensor_same(&in->at[id], &before->at[id])))
+            return nsa_fail(NSA_ERR_MEMORY, "the stage changed its input %s", nsa_name((nsa_id)id));
+    }
+    return NSA_OK;
+}
+
+nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
+                     nsa_tensors *results) {
+    const int backward = (how & RUN_BACKWARD) != 0;
+    nsa_setup setup = {.flags = NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE | NSA_DEBUG_MEMORY |
+                                (backward ? NSA_BACKWARD : 0u),
+                       .max_rows = row_count(in)};
+    nsa_tensors used, before;
+    nsa_context *ctx = NULL;
+    memset(results, 0, sizeof *results);
+    nsa_status status = tensors_copy(&before, in);
+    status = status ? status : tensors_copy(&used, in);
+    if (!status && !backward)
+        tensor_free(&used.at[NSA_DOUT]);
+    status = status ? status : nsa_open(stage, cfg, &setup, &ctx);
+    if (!status && (how & RUN_TWICE))
+        status = run_others(ctx, &used, backward);
+    status = status ? status : run_once(ctx, &used, backward);
+    status = status ? status : read_all(ctx, cfg, backward, results);
+    status = status ? status : nsa_check_memory(ctx);
+    status = status ? status : inputs_fenced(&used, &before);
+    nsa_close(ctx);
+    tensors_free(&used);
+    tensors_free(&before);
+    return status;
+}
+
+nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
+                      int pair, nsa_tensor *result) {
+    nsa_setup setup = {.flags = NSA_WANT_CAUSAL | NSA_DEBUG_MEMORY, .max_rows = row_count(in)};
+    nsa_tensors used = *in;
+    nsa_context *ctx = NULL;
+    memset(result, 0, sizeof *result);
+    memset(&used.at[NSA_DOUT], 0, sizeof used.at[NSA_DOUT]);
+    nsa_status status = nsa_open(stage, cfg, &setup, &ctx);
+    status = status ? status : nsa_load(ctx, &used);
+    status = status ? status : nsa_causal(ctx, pair);
+    status = status ? status : read_result(ctx, NSA_OUT_CAUSAL, result);
+    nsa_close(ctx);
+    return status;
+}

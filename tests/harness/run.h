@@ -1,0 +1,50 @@
+/**
+ * @file run.h
+ * @brief Running a stage on inputs with every trap set: NaN in its memory, fences, results
+ * poisoned.
+ */
+#ifndef HARNESS_RUN_H
+#define HARNESS_RUN_H
+
+#include "harness/case.h"
+
+/** What is judged, and against what. */
+typedef struct subject {
+    const nsa_stage *stage;  /**< the candidate */
+    const nsa_stage *oracle; /**< stage 00 */
+    const char *name;        /**< the candidate's name */
+} subject;
+
+/** Which results a run is to give. */
+enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_CAUSAL = 4 };
+
+/** Open the stage, load, run forward (and backward), read every result, check all fences.
+ *  RUN_TWICE first loads and runs other values through the same context, which must leave no trace.
+ *  @param[out] results  present where they exist; free with tensors_free() */
+nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
+                     nsa_tensors *results);
+
+/** Plain causal attention over one pair by the oracle. */
+nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
+                      int pair, nsa_tensor *result);
+
+/** Prefill `prefix` tokens of each sequence, then decode the rest, a batch of sequences a step,
+ * some of them sitting out by turns. Results are put together in packed order: out, out_*,
+ * block_idx.
+ *  in->at[NSA_BLOCK_IDX] is passed on if it is present. */
+nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
+                      int64_t prefix, nsa_tensors *results);
+
+/** Make block_idx [T,Hkv,n] an input from a result [R,Hkv,n]: rows not listed get -1. */
+nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor *block_idx);
+
+/** Each row's position in its own sequence. @param position [R], room for T */
+void row_positions(const nsa_tensors *in, int64_t T, int64_t *position);
+
+/** @return rows of the results: the listed ones, or T. */
+int64_t row_count(const nsa_tensors *in);
+
+/** Read one result into a fenced tensor, and see that its fences stand. */
+nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t);
+
+#endif

@@ -1,0 +1,46 @@
+/**
+ * @file tensor.h
+ * @brief Tensors of the harness: fenced by sentinels and filled with NaN until written.
+ */
+#ifndef HARNESS_TENSOR_H
+#define HARNESS_TENSOR_H
+
+#include "nsa.h"
+
+/** Give `t` (dtype, ndim and shape set) fenced memory, all bits one: NaN, or -1. */
+nsa_status tensor_take(nsa_tensor *t);
+
+/** A fenced copy of a tensor. */
+nsa_status tensor_copy(nsa_tensor *dst, const nsa_tensor *src);
+
+/** Free what tensor_take() took and make the tensor absent. */
+void tensor_free(nsa_tensor *t);
+
+/** @return 1 if both fences of a tensor stand. */
+int tensor_fenced(const nsa_tensor *t);
+
+/** A fenced copy of each tensor that is present. */
+nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src);
+
+/** Free every tensor. */
+void tensors_free(nsa_tensors *t);
+
+/** @return element i as a double, whatever the type. */
+double tensor_get(const nsa_tensor *t, int64_t i);
+
+/** Set element i of a float tensor. */
+void tensor_set(nsa_tensor *t, int64_t i, double value);
+
+/** @return the int32 elements. */
+int32_t *tensor_ints(const nsa_tensor *t);
+
+/** @return elements of one row: the product of all dimensions but the first. */
+int64_t tensor_row(const nsa_tensor *t);
+
+/** @return 1 if both have the same type, shape and bytes; NaN equals NaN of the same bits. */
+int tensor_same(const nsa_tensor *a, const nsa_tensor *b);
+
+/** @return 1 if row r of both has the same bytes. */
+int tensor_same_row(const nsa_tensor *a, const nsa_tensor *b, int64_t r);
+
+#endif
