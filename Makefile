@@ -85,16 +85,16 @@ $(BUILD)/obj/apps/%.o: apps/%.c $(HEADERS) Makefile
 
 $(BUILD)/nsa: $(call object,$(APPS) $(IO) $(HARNESS)) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
 $(BUILD)/judge: $(call object,tests/judge.c tests/allocations.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) -lcriterion \
-	    $(CJSON_LIBS) -lm
+	    $(CJSON_LIBS) -lm -pthread
 
 # ------------------------------------------------------------------- tests
 
-JUDGE = NSA_STAGES= ./$(BUILD)/judge --verbose=0 $(REPORT_FLAG)
+JUDGE = ./$(BUILD)/judge $(REPORT_FLAG)
 REPORT_FLAG = $(if $(REPORT),$(if $(filter %.xml,$(REPORT)),--xml=$(REPORT),--tap=$(REPORT)))
 
 test: $(BUILD)/judge $(STAGES:%=$(BUILD)/stages/%.so) ## the quick cases; STAGE=NN_name judges one stage on all

@@ -108,10 +108,10 @@ static int draw(const demo_state *s, const demo_run *run, const char *stage) {
     if (!png)
         printf("  (no PNG: rsvg-convert is not on PATH)\n");
     if (run->R == s->text.T)
-        printf("  Drawn from all %" PRId64 " queries as stage %s selected.\n", run->R, stage);
+        printf("  Drawn from all %" PRId64 " queries as stage %.20s selected.\n", run->R, stage);
     else
-        printf("  Drawn from %" PRId64 " of %" PRId64 " queries as stage %s selected; more --time "
-               "computes more.\n",
+        printf("  Drawn from %" PRId64 " of %" PRId64 " queries as stage %.20s selected;\n"
+               "  more --time computes more.\n",
                run->R, s->text.T, stage);
     return EXIT_DONE;
 }

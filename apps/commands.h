@@ -38,7 +38,7 @@ int cmd_run(int argc, char **argv);
  *  @return an exit_code */
 int cmd_check(int argc, char **argv);
 
-/** `nsa demo`: see one query choose its blocks.
+/** `nsa demo`: a text through every stage, and a map of the blocks chosen.
  *  @param argc  arguments, argv[0] included
  *  @param argv  argv[0] is "nsa demo"
  *  @return an exit_code */

@@ -28,7 +28,7 @@ static const char doc[] =
     "  list   the stages, and which of them run here\n"
     "  run    a folder of .npy files through one stage, results as .npy files\n"
     "  check  judge stages against the specification\n"
-    "  demo   watch one query choose its blocks\n"
+    "  demo   a text through every stage, and a map of the blocks chosen\n"
     "\n"
     "`nsa SUBCOMMAND --help` lists the options of one. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";

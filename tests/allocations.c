@@ -8,10 +8,12 @@
 #include <stddef.h>
 
 /* glibc's own allocator, behind the names that this file takes over. */
+/* NOLINTBEGIN(bugprone-reserved-identifier): its names, not ours */
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
 extern void *__libc_realloc(void *old, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
+/* NOLINTEND(bugprone-reserved-identifier) */
 
 static long
     calls; /* each test is a process of its own, and its calls come from one thread or few */

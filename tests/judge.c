@@ -8,6 +8,7 @@
 #include "nsa_find.h"
 
 #include <criterion/criterion.h>
+#include <criterion/hooks.h>
 #include <criterion/parameterized.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ static size_t count, room;
 static parameter *add(const nsa_found *found) {
     if (count == room) {
         size_t more = room ? 2 * room : 1024;
-        parameter *grown = cr_realloc(list, more * sizeof *list);
+        parameter *grown = realloc(list, more * sizeof *list);
         if (!grown)
             abort();
         list = grown;
@@ -90,7 +91,12 @@ ParameterizedTestParameters(nsa, stage_property_case) {
     }
     nsa_free_stages(found, stages);
     nsa_free_stage(&oracle);
-    return cr_make_param_array(parameter, list, count);
+    parameter *shared = cr_malloc(count * sizeof *list); /* where the test children see it */
+    if (!shared)
+        fail_setup("no memory for the list");
+    memcpy(shared, list, count * sizeof *list);
+    free(list);
+    return cr_make_param_array(parameter, shared, count);
 }
 
 ParameterizedTest(parameter *p, nsa, stage_property_case) {
@@ -112,4 +118,11 @@ ParameterizedTest(parameter *p, nsa, stage_property_case) {
     if (v == SKIPPED)
         cr_skip("SKIP %s", why);
     cr_assert(v == PASSED, "FAIL %s", why);
+}
+
+/* Criterion's own closing line leaves out what was skipped. */
+ReportHook(POST_ALL)(struct criterion_global_stats *stats) {
+    printf("%zu passed, %zu failed, %zu skipped\n", stats->tests_passed,
+           stats->tests_failed + stats->tests_crashed, stats->tests_skipped);
+    fflush(stdout);
 }

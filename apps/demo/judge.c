@@ -94,6 +94,29 @@ nsa_status demo_judge_selection(const nsa_config *c, double slack, const demo_ru
     return NSA_OK;
 }
 
+nsa_status demo_judge_all_rows(const nsa_config *c, const demo_run *run, demo_verdict *v) {
+    int64_t width = c->q_heads * c->v_dim;
+    char *set = calloc((size_t)run->J + 1, 1);
+    if (!set)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory to look at all rows");
+    for (int64_t r = 0; r < run->R; r++) {
+        int64_t t = run->row[r], finite = 0, legal = 0;
+        for (int64_t i = 0; i < width; i++)
+            finite += isfinite(run->out[r * width + i]) != 0;
+        for (int64_t h = r * c->kv_heads; h < (r + 1) * c->kv_heads; h++)
+            legal +=
+                mark(run->block_idx + h * c->slc_count, c->slc_count, t / c->slc_block, 0, set);
+        if (finite != width)
+            BLAME(v, "query %" PRId64 ": %" PRId64 " output elements are not finite", t,
+                  width - finite);
+        if (legal != c->kv_heads)
+            BLAME(v, "query %" PRId64 " has no legal list of blocks", t);
+        v->ok = v->ok && finite == width && legal == c->kv_heads;
+    }
+    free(set);
+    return NSA_OK;
+}
+
 /* ------------------------------------------------------------------ outputs */
 
 void demo_judge_output(const nsa_config *c, const demo_tolerance *limits, const demo_run *oracle,
@@ -125,7 +148,7 @@ void demo_judge_output(const nsa_config *c, const demo_tolerance *limits, const 
 
 /* ----------------------------------------------- importance of emitted k_phi */
 
-/* p [visible] += nothing; p = softmax of scale q.k_phi over the visible compressed tokens (Eq. 8).
+/* p [visible]: softmax of scale q.k_phi over the visible compressed tokens (Eq. 8).
  */
 static void shares(const nsa_config *c, const float *q_th, const double *k_phi, int64_t group,
                    int64_t visible, double *p) {

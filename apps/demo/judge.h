@@ -39,6 +39,14 @@ demo_tolerance demo_tolerances(nsa_arith arith);
 nsa_status demo_judge_selection(const nsa_config *cfg, double slack, const demo_run *oracle,
                                 const demo_run *candidate, demo_verdict *v);
 
+/** Judge what can be judged without an oracle, on every row that was computed: all outputs finite,
+ * every selection a legal list.
+ *  @param cfg        the config
+ *  @param candidate  the run
+ *  @param v          `ok` is cleared and why is filled in if something is wrong
+ *  @return NSA_OK or NSA_ERR_MEMORY */
+nsa_status demo_judge_all_rows(const nsa_config *cfg, const demo_run *candidate, demo_verdict *v);
+
 /** Judge the outputs on the oracle's rows; NaN fails.
  *  @param cfg        the config
  *  @param limits     the tolerances

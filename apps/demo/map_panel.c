@@ -4,6 +4,12 @@
 
 #include <inttypes.h>
 
+/* The enlargement is less tall beside a small plot, so that the legend keeps its room. */
+static double zoom_height(const demo_map *map) {
+    double room = map->side - 370;
+    return room < 330 ? room : 330;
+}
+
 /** The part that is enlarged. */
 typedef struct zoom {
     int64_t block0; /* first block across */
@@ -47,15 +53,16 @@ static void draw_legend(const demo_map *map, FILE *out) {
 
 /* What to look at, in the gap between legend and enlargement. */
 static void draw_guide(const demo_map *map, FILE *out) {
-    const demo_text *text = map->text;
-    int y = 274;
-    fprintf(out, "<g font-size=\"15\" fill=\"%s\">\n", demo_colour.faint);
-    fprintf(out, "<text y=\"%d\">A row is the %" PRId64 " queries of a block, and what is</text>\n",
-            y, map->cfg->slc_block * map->per_cell);
-    fprintf(out, "<text y=\"%d\">left of the diagonal is their past. In the ring</text>\n", y + 20);
-    fprintf(out, "<text y=\"%d\">they choose, out of %" PRId64 " blocks, those where</text>\n",
-            y + 40, text->second / map->cfg->slc_block + 1);
-    fprintf(out, "<text y=\"%d\">the same words were read before.</text></g>\n", y + 60);
+    int64_t block = map->cfg->slc_block;
+    fprintf(out,
+            "<g font-size=\"15\" fill=\"%s\"><text y=\"254\">A row is %" PRId64
+            " queries; left of the diagonal</text>\n",
+            demo_colour.faint, block * map->per_cell);
+    fprintf(out,
+            "<text y=\"274\">lies their past. The ring: do they choose, out</text>\n"
+            "<text y=\"294\">of %" PRId64 " blocks, those in which the same</text>\n"
+            "<text y=\"314\">words were read before?</text></g>\n",
+            map->text->second / block + 1);
 }
 
 /* ---------------------------------------------------------------- enlargement */
@@ -139,7 +146,7 @@ static void draw_zoom(const demo_map *map, FILE *out) {
         z.block0 = 0;
     if (z.t0 + z.rows > text->T)
         z.rows = text->T - z.t0;
-    z.tall = 330.0 / (double)z.rows;
+    z.tall = zoom_height(map) / (double)z.rows;
     fprintf(out,
             "<text x=\"-46\" y=\"-32\" font-size=\"16\" font-weight=\"bold\" fill=\"%s\">The ring, "
             "enlarged: a row is one query</text>\n"
@@ -162,7 +169,8 @@ void demo_map_panel(const demo_map *map, FILE *out) {
     draw_legend(map, out);
     draw_guide(map, out);
     /* The enlargement ends level with the large plot. */
-    fprintf(out, "</g>\n<g transform=\"translate(%g %g)\">\n", x + 46, MAP_TOP + map->side - 330);
+    fprintf(out, "</g>\n<g transform=\"translate(%g %g)\">\n", x + 46,
+            MAP_TOP + map->side - zoom_height(map));
     draw_zoom(map, out);
     fprintf(out, "</g>\n");
 }

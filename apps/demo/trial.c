@@ -179,6 +179,7 @@ static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, dem
         if (!status)
             demo_judge_output(c, &limits, &forced, run, v);
     }
+    status = status ? status : demo_judge_all_rows(c, run, v);
     demo_run_free(&forced);
     demo_run_free(&again);
     return status;

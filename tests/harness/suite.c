@@ -131,7 +131,7 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     *list = NULL;
     if (property_name && !known_property(property_name))
         return nsa_fail(NSA_ERR_INPUT, "no property \"%s\"", property_name);
-    *list = calloc((size_t)(property_count * (case_count + 1)), sizeof **list);
+    *list = calloc((size_t)property_count * ((size_t)case_count + 1), sizeof **list);
     if (!*list)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the list of trials");
     for (int i = 0; i < case_count && !case_text && !status; i++) {
