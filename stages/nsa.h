@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-/** Changes whenever a struct of this file does; a stage built for another number is refused. */
+/** Changes with the structs below; a stage built for another number is refused. */
 #define NSA_ABI 1
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
@@ -53,8 +53,7 @@ typedef enum nsa_status {
 /** @return a short name such as "bad config"; never NULL. */
 NSA_EXPORT const char *nsa_status_name(nsa_status status);
 
-/** @return the text of this thread's last error, the value and the rule it breaks; "" if there was
- * none. */
+/** @return the text of this thread's last error, the value and the rule it breaks, or "". */
 NSA_EXPORT const char *nsa_last_error(void);
 
 /** Record an error text (printf style) for nsa_last_error().
@@ -134,8 +133,7 @@ typedef struct nsa_tensor {
     int64_t shape[3]; /**< the first `ndim` count */
 } nsa_tensor;
 
-/** Every tensor by name. The order of inputs, results and gradients is that of the specification.
- */
+/** Every tensor by name, in the specification's order: inputs, results, gradients. */
 typedef enum nsa_id {
     /* inputs of load, and (T = A, no dout, rows or cu_seqlens) of load_step */
     NSA_Q,          /**< [T,Hq,dk] */
@@ -220,8 +218,7 @@ NSA_EXPORT const char *nsa_name(nsa_id id);
 /** @return the tensor of that name, NSA_ID_COUNT if there is none. */
 NSA_EXPORT nsa_id nsa_id_named(const char *name);
 
-/** @return how many elements the tensor's shape holds, -1 if that overflows or a dimension is
- * negative. */
+/** @return elements of the tensor's shape, -1 if that overflows or a dimension is negative. */
 NSA_EXPORT int64_t nsa_count(const nsa_tensor *tensor);
 
 /** @return bytes of one element: 4, 8, or 0 for NSA_NONE. */
@@ -260,6 +257,12 @@ typedef struct nsa_setup {
 
 /** Memory of one context; see common/pool.h. */
 typedef struct nsa_pool nsa_pool;
+
+/** Time of one part of a call, summed over the call. */
+typedef struct nsa_phase {
+    const char *name; /**< "compress", "cmp", "select", "slc", "win", ... */
+    double seconds;   /**< on the stage's own clock: monotonic, or the device's */
+} nsa_phase;
 
 /** What `open` gets: the resolved config and everything that follows from it. Lives as long as the
  * stage. */
@@ -323,6 +326,8 @@ typedef struct nsa_stage {
     nsa_status (*read)(void *self, nsa_id id, void *dst);
     /** Give back what is not the pool's: streams, handles, device memory. */
     void (*close)(void *self);
+    /** List the phases of the last call and their times; returns how many. Optional. */
+    int (*phases)(void *self, nsa_phase *list, int room);
 } nsa_stage;
 
 /** The one symbol a stage's shared object exports. @return the stage's table, never NULL. */
@@ -382,12 +387,8 @@ NSA_EXPORT nsa_status nsa_read(nsa_context *context, nsa_id id, nsa_tensor *tens
 /** @return tokens in a decode slot now, -1 if there is no such slot. */
 NSA_EXPORT int64_t nsa_slot_len(const nsa_context *context, int64_t slot);
 
-/** @return NSA_OK if the fences around all of the context's memory stand; else which one was
- * overwritten. */
-NSA_EXPORT nsa_status nsa_check_memory(const nsa_context *context);
-
-/** @return bytes the context holds in host memory. */
-NSA_EXPORT size_t nsa_memory(const nsa_context *context);
+/** @return how many phases of the last call were listed; 0 if the stage does not time them. */
+NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int room);
 
 /** Close the stage and give back all memory; NULL is allowed. */
 NSA_EXPORT void nsa_close(nsa_context *context);

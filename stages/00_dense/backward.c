@@ -45,6 +45,7 @@ nsa_status backward(void *self) {
     stage *st = self;
     const nsa_batch *batch = &st->batch;
     const int64_t Hkv = st->cfg.kv_heads;
+    nsa_laps_start(&st->laps);
     zero_gradients(st);
     for (int64_t r = 0; r < batch->R; r++) {
         int64_t b = sequence_of(st, batch->row[r]);
@@ -66,5 +67,6 @@ nsa_status backward(void *self) {
             }
         }
     }
+    nsa_lap(&st->laps, COMPRESS);
     return NSA_OK;
 }

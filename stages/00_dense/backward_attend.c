@@ -42,7 +42,10 @@ void backward_row(stage *st, const sequence *sq, const gradient *g, int64_t t, i
         const int64_t row = r * c->q_heads + h, kvh = h / st->plan->group;
         const int32_t *idx = st->block_idx + (r * c->kv_heads + kvh) * c->slc_count;
         branch_backward(st, sq, g, CMP, row, keep_cmp(st, sq, t));
+        nsa_lap(&st->laps, CMP);
         branch_backward(st, sq, g, SLC, row, keep_slc(st, sq, t, idx));
+        nsa_lap(&st->laps, SLC);
         branch_backward(st, sq, g, WIN, row, keep_win(st, sq, t));
+        nsa_lap(&st->laps, WIN);
     }
 }

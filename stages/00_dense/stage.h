@@ -4,6 +4,7 @@
 #define STAGE_H
 
 #include "common/counts.h"
+#include "common/laps.h"
 #include "common/pool.h"
 #include "common/tensors.h"
 
@@ -18,6 +19,9 @@ typedef double real; /* what this stage computes in */
 enum { CMP, SLC, WIN, BRANCHES };           /* the branches, in the order of the gate */
 enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
+
+/* What the lap clock tells apart; the branches' phases have the branches' numbers. */
+enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 /* The keys and values that one sequence attends to; k[CMP] and v[CMP] are its compressed tokens.
  * They are a stretch of the pack, or a slot of the decode cache. Rows are Hkv*dk or Hkv*dv apart.
@@ -37,6 +41,7 @@ typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
     nsa_batch batch; /* of the last load */
+    nsa_laps laps;   /* of the last call */
     nsa_step step;   /* of the last load_step */
     int64_t rows;    /* of the results: R after forward, A after decode */
 

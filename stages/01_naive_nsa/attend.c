@@ -105,13 +105,17 @@ void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32
             attend_branch(st, sq, CMP, row, visible);
             add_importance(c, st->p, visible, t / c->slc_block + 1, imp);
         }
+        nsa_lap(&st->laps, CMP);
         if (forced)
             memcpy(idx, forced + kvh * n, (size_t)n * sizeof *idx);
         else
             select_blocks(c, imp, t, idx);
+        nsa_lap(&st->laps, SELECT);
         for (int64_t row = first; row < first + G; row++) {
             attend_branch(st, sq, SLC, row, keep_slc(st, t, idx));
+            nsa_lap(&st->laps, SLC);
             attend_branch(st, sq, WIN, row, keep_win(st, t));
+            nsa_lap(&st->laps, WIN);
         }
     }
 }

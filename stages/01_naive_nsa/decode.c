@@ -84,8 +84,10 @@ nsa_status decode(void *self) {
     const int64_t picks = st->cfg.kv_heads * st->cfg.slc_count;
     st->rows = step->A;
     st->keep_importance = 0;
+    nsa_laps_start(&st->laps);
     for (int64_t a = 0; a < step->A; a++) {
         compress_newest(st, step->slot[a], step->pos[a] + 1);
+        nsa_lap(&st->laps, COMPRESS);
         sequence sq = slot_sequence(st, step->slot[a], step->pos[a] + 1);
         attend_row(st, &sq, step->pos[a], a, step->block_idx ? step->block_idx + a * picks : NULL);
     }

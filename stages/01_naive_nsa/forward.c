@@ -8,7 +8,9 @@ nsa_status forward(void *self) {
     const int64_t picks = st->cfg.kv_heads * st->cfg.slc_count;
     st->rows = st->batch.R;
     st->keep_importance = (st->plan->setup.flags & NSA_WANT_IMPORTANCE) != 0;
+    nsa_laps_start(&st->laps);
     compress_pack(st);
+    nsa_lap(&st->laps, COMPRESS);
     for (int64_t r = 0; r < st->batch.R; r++) {
         int64_t b = sequence_of(st, st->batch.row[r]);
         sequence sq = pack_sequence(st, b);

@@ -234,6 +234,14 @@ static void close(void *self) {
     (void)self; /* all memory is the pool's */
 }
 
+static int phases(void *self, nsa_phase *list, int room) {
+    static const char *const names[PHASES] = {"cmp", "slc", "win", "select", "compress"};
+    const stage *st = self;
+    for (int i = 0; i < PHASES && i < room; i++)
+        list[i] = (nsa_phase){names[i], st->laps.seconds[i]};
+    return PHASES < room ? PHASES : room;
+}
+
 const nsa_stage *nsa_stage_get(void) {
     static const nsa_stage table = {
         .abi = NSA_ABI,
@@ -251,6 +259,7 @@ const nsa_stage *nsa_stage_get(void) {
         .causal = causal,
         .read = read,
         .close = close,
+        .phases = phases,
     };
     return &table;
 }

@@ -92,6 +92,10 @@ size_t nsa_memory(const nsa_context *ctx) {
     return nsa_pool_bytes(ctx->plan.pool);
 }
 
+int nsa_phases(nsa_context *ctx, nsa_phase *list, int room) {
+    return ctx->stage->phases ? ctx->stage->phases(ctx->self, list, room) : 0;
+}
+
 /* ------------------------------------------------------------------- loads */
 
 /* Write out the pack's offsets: seq from cu_seqlens, cmp by counting each sequence's tokens (Eq.

@@ -29,6 +29,13 @@ NSA_EXPORT void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, s
  * `open`. */
 NSA_EXPORT nsa_status nsa_pool_status(const nsa_pool *pool);
 
+/** @return NSA_OK if the fences around all of the context's memory stand; else which one was
+ * overwritten. */
+NSA_EXPORT nsa_status nsa_check_memory(const nsa_context *context);
+
+/** @return bytes the context holds in host memory. */
+NSA_EXPORT size_t nsa_memory(const nsa_context *context);
+
 /** Make an empty pool; NULL when memory is short. `debug` as NSA_DEBUG_MEMORY. */
 nsa_pool *nsa_pool_new(int debug);
 

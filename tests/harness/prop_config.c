@@ -2,6 +2,7 @@
  *  @brief Properties of the contract: each rule broken is an error that names the value and the
  * rule. */
 #include "common/counts.h"
+#include "common/pool.h"
 #include "harness/properties.h"
 #include "harness/tensor.h"
 

@@ -2,6 +2,7 @@
  *  @brief Properties of decode: step by step it gives the rows of the forward; and of what it
  * reads. */
 #include "common/counts.h"
+#include "common/pool.h"
 #include "harness/compare.h"
 #include "harness/properties.h"
 #include "harness/tensor.h"

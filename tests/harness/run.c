@@ -1,5 +1,6 @@
 /** @file run.c
  *  @brief Running a stage on a case. */
+#include "common/pool.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
 
