@@ -97,14 +97,14 @@ $(BUILD)/judge: $(call object,tests/judge.c tests/allocations.c $(IO) $(HARNESS)
 JUDGE = ./$(BUILD)/judge $(REPORT_FLAG)
 REPORT_FLAG = $(if $(REPORT),$(if $(filter %.xml,$(REPORT)),--xml=$(REPORT),--tap=$(REPORT)))
 
-test: $(BUILD)/judge $(STAGES:%=$(BUILD)/stages/%.so) ## the quick cases; STAGE=NN_name judges one stage on all
+test: $(BUILD)/judge $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## the quick cases; STAGE=NN_name judges one stage on all
 ifeq ($(STAGE),)
 	NSA_JUDGE_QUICK=1 $(JUDGE)
 else
 	NSA_JUDGE_STAGE=$(STAGE) $(JUDGE)
 endif
 
-test-all: $(BUILD)/judge $(STAGES:%=$(BUILD)/stages/%.so) ## every stage on every property and case
+test-all: $(BUILD)/judge $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## every stage on every property and case
 	$(JUDGE)
 
 demo: all ## the main job on real text: nsa-demo/block_map.svg

@@ -11,7 +11,7 @@
 /** The command line. */
 typedef struct check_options {
     const char *stage, *property, *text, *stages;
-    int quick, list, verbose;
+    int quick, list, verbose, stop;
 } check_options;
 
 /** What was counted. */
@@ -43,6 +43,9 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     case 'v':
         options->verbose = 1;
         return 0;
+    case 'x':
+        options->stop = 1;
+        return 0;
     default:
         return command_key(key, arg, state);
     }
@@ -59,6 +62,7 @@ static const struct argp_option rows[] = {
     {"quick", 'q', NULL, 0, "leave out the long cases, as `make test` does", 0},
     {"list", 'l', NULL, 0, "list the properties and end", 0},
     {"verbose", 'v', NULL, 0, "a line for each trial", 0},
+    {"stop", 'x', NULL, 0, "end a stage's trials at the first that fails", 0},
     {"stages", 'S', "DIR", 0, "folder of the stages' shared objects", 0},
     {0}};
 
@@ -83,7 +87,7 @@ static nsa_status check_stage(const check_options *o, const nsa_found *found,
     nsa_status status = suite_list(&s, o->quick, o->property, o->text, &trials, &count);
     if (status)
         return status;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && !(o->stop && own.failed); i++) {
         char why[1400];
         verdict v = suite_run(&s, &trials[i], 600, why, sizeof why);
         *(v == PASSED ? &own.passed : v == FAILED ? &own.failed : &own.skipped) += 1;
