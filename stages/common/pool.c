@@ -1,5 +1,6 @@
 /** @file pool.c
  *  @brief One context's memory: fenced blocks in a list. */
+#include "common/fence.h"
 #include "common/pool.h"
 
 #include <inttypes.h>
@@ -30,6 +31,17 @@ nsa_pool *nsa_pool_new(int debug) {
     return pool;
 }
 
+/* The two fences of a block, closed to everybody or open to the pool. */
+static void close_fences(const block *b) {
+    nsa_hide(b->start, FENCE);
+    nsa_hide(b->start + FENCE + b->bytes, FENCE);
+}
+
+static void open_fences(const block *b) {
+    nsa_show(b->start, FENCE);
+    nsa_show(b->start + FENCE + b->bytes, FENCE);
+}
+
 static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
     if (pool->count == pool->room) {
         size_t room = pool->room ? 2 * pool->room : 64;
@@ -46,7 +58,10 @@ static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t by
     memset(start, FENCE_BYTE, FENCE);
     memset(start + FENCE, pool->debug ? POISON_BYTE : 0, bytes);
     memset(start + FENCE + bytes, FENCE_BYTE, FENCE);
-    pool->blocks[pool->count++] = (block){start, bytes, kind};
+    if (pool->debug)
+        nsa_forget(start + FENCE, bytes);
+    pool->blocks[pool->count] = (block){start, bytes, kind};
+    close_fences(&pool->blocks[pool->count++]);
     pool->bytes += bytes;
     return start + FENCE;
 }
@@ -73,8 +88,11 @@ nsa_status nsa_pool_status(const nsa_pool *pool) {
 
 void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
     for (size_t i = 0; pool->debug && i < pool->count; i++) {
-        if (pool->blocks[i].kind & kinds)
-            memset(pool->blocks[i].start + FENCE, POISON_BYTE, pool->blocks[i].bytes);
+        const block *b = &pool->blocks[i];
+        if (!(b->kind & kinds))
+            continue;
+        memset(b->start + FENCE, POISON_BYTE, b->bytes);
+        nsa_forget(b->start + FENCE, b->bytes);
     }
 }
 
@@ -89,7 +107,9 @@ static int fence_stands(const unsigned char *fence) {
 nsa_status nsa_pool_check(const nsa_pool *pool) {
     for (size_t i = 0; i < pool->count; i++) {
         const block *b = &pool->blocks[i];
+        open_fences(b);
         int before = fence_stands(b->start), after = fence_stands(b->start + FENCE + b->bytes);
+        close_fences(b);
         if (!before || !after)
             return nsa_fail(NSA_ERR_MEMORY, "the stage wrote %s its block %zu of %zu bytes",
                             before ? "past the end of" : "before the start of", i, b->bytes);
@@ -104,8 +124,10 @@ size_t nsa_pool_bytes(const nsa_pool *pool) {
 void nsa_pool_free(nsa_pool *pool) {
     if (!pool)
         return;
-    for (size_t i = 0; i < pool->count; i++)
+    for (size_t i = 0; i < pool->count; i++) {
+        open_fences(&pool->blocks[i]);
         free(pool->blocks[i].start);
+    }
     free(pool->blocks);
     free(pool);
 }

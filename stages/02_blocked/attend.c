@@ -1,0 +1,235 @@
+/** @file
+ *  @brief The three branches and their gate: the keys that a mask keeps are spans of blocks, and
+ * each block is given to all G heads of its group, query after query of a tile. */
+#include "stage.h"
+
+#include <string.h>
+
+/* The tokens [from,to) as spans, a span a block; returns how many. */
+static int64_t split(int64_t from, int64_t to, span *spans) {
+    int64_t n = 0;
+    for (int64_t s = from; s < to; s = (s / BLOCK + 1) * BLOCK) {
+        int64_t first = s / BLOCK * BLOCK, end = to < first + BLOCK ? to : first + BLOCK;
+        spans[n++] = (span){(int32_t)(s / BLOCK), (int16_t)(s - first), (int16_t)(end - first)};
+    }
+    return n;
+}
+
+/* Compressed branch: token i covers positions [i d, i d + l) and is seen once they are all past
+ * (Eq. 8): the first N(t) tokens. Each keep_ function fills spans and returns how many. */
+int64_t keep_cmp(const stage *st, int64_t t, span *spans) {
+    return split(0, nsa_cmp_visible(&st->cfg, t), spans);
+}
+
+/* Selected branch: the tokens s <= t of the blocks in idx (Eq. 12). */
+int64_t keep_slc(const stage *st, int64_t t, const int32_t *idx, span *spans) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < st->cfg.slc_count && idx[i] >= 0; i++) {
+        int64_t first = idx[i] * st->cfg.slc_block, end = first + st->cfg.slc_block;
+        n += split(first, end < t + 1 ? end : t + 1, spans + n);
+    }
+    return n;
+}
+
+/* Window branch: t - w < s <= t, self included. */
+int64_t keep_win(const stage *st, int64_t t, span *spans) {
+    return split(t - st->cfg.window + 1 > 0 ? t - st->cfg.window + 1 : 0, t + 1, spans);
+}
+
+/* Plain causal attention: s <= t. */
+int64_t keep_all(const stage *st, int64_t t, span *spans) {
+    (void)st;
+    return split(0, t + 1, spans);
+}
+
+/* Scores of a group's G queries against columns [n0,n1) of one block, in units of log2:
+ * s[g][j] = scale log2(e) q_g.k_j, and -inf outside [lo,hi). */
+void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
+           int64_t apart) {
+    const int64_t G = st->plan->group, n0 = lo / LANES * LANES, n1 = round_up(hi, LANES);
+    const real scale = (real)(st->cfg.scale * 1.4426950408889634);
+    matmul(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0, apart, 0);
+    for (int64_t g = 0; g < G; g++) {
+        real *row = s + g * apart;
+        for (int64_t j = n0; j < n1; j++)
+            row[j] *= scale;
+        for (int64_t j = n0; j < lo; j++)
+            row[j] = -INFINITY;
+        for (int64_t j = hi; j < n1; j++)
+            row[j] = -INFINITY;
+    }
+}
+
+/* max(most, row[n0..n1)), the columns a whole number of vectors */
+static real largest(const real *row, int64_t n0, int64_t n1, real most) {
+#pragma omp simd reduction(max : most)
+    for (int64_t j = n0; j < n1; j++)
+        most = row[j] > most ? row[j] : most;
+    return most;
+}
+
+/* row = 2^(row - most), in place; returns its sum. One expression for every column. */
+static real exponentiate(real *row, int64_t n0, int64_t n1, real most) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = n0; j < n1; j++) {
+        row[j] = exp2_nonpositive(row[j] - most);
+        sum += row[j];
+    }
+    return sum;
+}
+
+/* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
+ * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
+ * sum. */
+static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
+                        int64_t row, int64_t i, span sp) {
+    const int64_t G = st->plan->group, dvp = st->dvp;
+    const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
+    const kv_blocks *in = sq->in[branch];
+    const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
+    real *o = w->o + i * G * dvp;
+    score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp,
+          in->kt + block * st->cfg.qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
+    for (int64_t g = 0; g < G; g++) {
+        real *s = w->s + g * BLOCK, *most = w->most + i * G + g, *sum = w->sum + i * G + g;
+        const real now = largest(s, n0, n1, *most), shrink = exp2_nonpositive(*most - now);
+        *sum = *sum * shrink + exponentiate(s, n0, n1, now);
+        *most = now;
+        for (int64_t c = 0; shrink != 1 && c < dvp; c++)
+            o[g * dvp + c] *= shrink;
+    }
+    /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
+    matmul(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
+           in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1);
+}
+
+/* The next block that some query of the tile has not walked yet; 0 when all are done. */
+int next_block(work *w, int64_t count, int64_t *block) {
+    *block = INT64_MAX;
+    for (int64_t i = 0; i < count; i++) {
+        if (w->at[i] == w->n[i])
+            continue;
+        int64_t next = w->spans[w->at[i]].block;
+        *block = next < *block ? next : *block;
+    }
+    return *block != INT64_MAX;
+}
+
+/* One branch of `count` neighbouring queries from result row `row` on, whose spans are listed:
+ * block after block in the outer loop, so that a block is fetched once for all the queries that
+ * want it. */
+void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
+                  int64_t count, int64_t kvh) {
+    const int64_t G = st->plan->group, dvp = st->dvp;
+    memset(w->o, 0, (size_t)(count * G * dvp) * sizeof *w->o);
+    memset(w->sum, 0, (size_t)(count * G) * sizeof *w->sum);
+    for (int64_t i = 0; i < count * G; i++)
+        w->most[i] = -INFINITY;
+    for (int64_t block; next_block(w, count, &block);) {
+        for (int64_t i = 0; i < count; i++) {
+            for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++)
+                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]]);
+        }
+    }
+    for (int64_t i = 0; i < count * G; i++) {
+        const real over = w->sum[i] != 0 ? 1 / w->sum[i] : 0; /* nothing kept: o = 0 */
+        for (int64_t c = 0; c < dvp; c++)
+            w->o[i * dvp + c] *= over;
+        w->sum[i] = over;
+    }
+}
+
+/* The group's branch outputs go, times their gates, into the sum of Eq. 5. */
+static void add_branch(stage *st, const work *w, int branch, int64_t row, int64_t count,
+                       int64_t kvh) {
+    const int64_t G = st->plan->group, dv = st->cfg.v_dim;
+    for (int64_t i = 0; i < count * G; i++) {
+        const int64_t head = (row + i / G) * st->cfg.q_heads + kvh * G + i % G;
+        const real *o = w->o + i * st->dvp;
+        add_scaled(st->out + head * dv, st->gate[head * BRANCHES + branch], o, dv);
+        if (st->out_x[branch])
+            memcpy(st->out_x[branch] + head * dv, o, (size_t)dv * sizeof *o);
+        if (st->stats) {
+            st->stats[(head * BRANCHES + branch) * 2] = w->most[i];
+            st->stats[(head * BRANCHES + branch) * 2 + 1] = w->sum[i];
+        }
+    }
+}
+
+/* Compressed branch of query i of the tile, in two passes: all scores first, for importance needs
+ * the probabilities themselves and an online softmax would only have them up to a factor (Eq.
+ * 8-10). */
+static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
+                       int64_t kvh, int64_t visible) {
+    const int64_t G = st->plan->group, dvp = st->dvp, apart = round_up(visible, BLOCK);
+    const int64_t padded = round_up(visible, LANES);
+    const kv_blocks *in = sq->in[CMP];
+    const int64_t first = kvh * in->stride + sq->first[CMP];
+    const real *q = st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp;
+    real *o = w->o + i * G * dvp;
+    memset(o, 0, (size_t)(G * dvp) * sizeof *o);
+    memset(w->p_sum, 0, (size_t)padded * sizeof *w->p_sum);
+    for (int64_t k = 0; k < visible; k += BLOCK)
+        score(st, q, in->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0,
+              visible - k < BLOCK ? visible - k : BLOCK, w->scores + k, apart);
+    for (int64_t g = 0; g < G; g++) {
+        real *p = w->scores + g * apart;
+        const real most = largest(p, 0, padded, -INFINITY);
+        const real over = visible ? 1 / exponentiate(p, 0, padded, most) : 0;
+        for (int64_t k = 0; k < padded; k++) {
+            p[k] *= over;
+            w->p_sum[k] += p[k];
+        }
+        w->most[i * G + g] = most;
+        w->sum[i * G + g] = over;
+    }
+    for (int64_t k = 0; k < visible; k += BLOCK)
+        matmul(G, dvp, visible - k < BLOCK ? visible - k : BLOCK,
+               (operand){w->scores + k, apart, 1}, in->v + (first * BLOCK + k) * dvp, dvp, o, dvp,
+               1);
+}
+
+/* From the group's probabilities to its blocks, for row r: importance (summed over the heads
+ * first), then the choice, or the forced list. */
+static void choose(stage *st, work *w, int64_t r, int64_t kvh, int64_t t, const int32_t *forced) {
+    const nsa_config *c = &st->cfg;
+    const int64_t group = r * c->kv_heads + kvh, n = c->slc_count;
+    int32_t *idx = st->block_idx + group * n;
+    int64_t J = st->keep_importance ? st->batch.J : t / c->slc_block + 1;
+    real *imp = st->keep_importance ? st->importance + group * J : w->importance;
+    memset(imp, 0, (size_t)J * sizeof *imp);
+    add_importance(c, w->p_sum, nsa_cmp_visible(c, t), t / c->slc_block + 1, imp);
+    if (forced)
+        memcpy(idx, forced + group * n, (size_t)n * sizeof *idx);
+    else
+        select_blocks(c, imp, t, idx);
+}
+
+/* The rows of a tile, for one group of heads: compress, select, then attend (Eq. 5, 8-12). t
+ * [count] are their positions; `forced` [R,Hkv,n] replaces the selection; NULL selects. */
+void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
+                 const int64_t *t, const int32_t *forced) {
+    const nsa_config *c = &st->cfg;
+    const int64_t G = st->plan->group, row = rows->first, count = rows->count;
+    for (int64_t i = 0; i < count; i++) {
+        memset(st->out + ((row + i) * c->q_heads + kvh * G) * c->v_dim, 0,
+               (size_t)(G * c->v_dim) * sizeof *st->out);
+        attend_cmp(st, w, sq, row + i, i, kvh, nsa_cmp_visible(c, t[i]));
+        nsa_lap(&w->laps, CMP);
+        choose(st, w, row + i, kvh, t[i], forced);
+        nsa_lap(&w->laps, SELECT);
+    }
+    add_branch(st, w, CMP, row, count, kvh);
+    for (int branch = SLC; branch <= WIN; branch++) {
+        for (int64_t i = 0; i < count; i++) {
+            const int32_t *idx = st->block_idx + ((row + i) * c->kv_heads + kvh) * c->slc_count;
+            const int64_t used = w->at[i] = i ? w->n[i - 1] : 0;
+            w->n[i] = used + (branch == SLC ? keep_slc(st, t[i], idx, w->spans + used)
+                                            : keep_win(st, t[i], w->spans + used));
+        }
+        attend_spans(st, w, sq, branch, row, count, kvh);
+        add_branch(st, w, branch, row, count, kvh);
+        nsa_lap(&w->laps, branch);
+    }
+}

@@ -1,0 +1,80 @@
+/** @file
+ *  @brief Forward: compress the pack, then tile after tile of query rows. Also plain causal
+ * attention. */
+#include "stage.h"
+
+#include <string.h>
+
+/* A call begins on every thread's clock, and ends as the mean of all of them. */
+void start_laps(stage *st) {
+    for (int i = 0; i < st->threads; i++)
+        nsa_laps_start(&st->work[i].laps);
+    nsa_laps_start(&st->laps);
+}
+
+void end_laps(stage *st) {
+    for (int i = 0; i < st->threads; i++) {
+        for (int phase = 0; phase < COMPRESS; phase++)
+            st->laps.seconds[phase] += st->work[i].laps.seconds[phase] / st->threads;
+    }
+}
+
+/* The positions of a tile's rows in their sequence. */
+static void positions(const stage *st, const tile_of_rows *rows, int64_t *t) {
+    for (int64_t i = 0; i < rows->count; i++)
+        t[i] = st->batch.row[rows->first + i] - st->batch.seq[rows->sequence];
+}
+
+/* Tiles do not meet: each thread takes the next one that is free, and no sum depends on which. */
+nsa_status forward(void *self) {
+    stage *st = self;
+    st->rows = st->batch.R;
+    st->keep_importance = (st->plan->setup.flags & NSA_WANT_IMPORTANCE) != 0;
+    start_laps(st);
+    compress_pack(st);
+    nsa_lap(&st->laps, COMPRESS);
+#pragma omp parallel num_threads(st->threads)
+    {
+        work *w = &st->work[this_thread()];
+        nsa_laps_start(&w->laps);
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++) {
+            /* the last tiles see most keys: they go first */
+            const tile_of_rows *rows = &st->tiles[st->n_tiles - 1 - unit / st->cfg.kv_heads];
+            const sequence sq = pack_sequence(st, rows->sequence);
+            int64_t t[QUERIES];
+            positions(st, rows, t);
+            attend_tile(st, w, &sq, rows, unit % st->cfg.kv_heads, t, st->batch.block_idx);
+        }
+    }
+    end_laps(st);
+    return NSA_OK;
+}
+
+/* One head group of a tile over all s <= t of one pair: what every branch becomes in its limit. The
+ * compressed pair lies in no blocks before compression, so its tokens take the window's place. */
+static void causal_tile(stage *st, work *w, int branch, const tile_of_rows *rows, int64_t kvh) {
+    const nsa_config *c = &st->cfg;
+    const sequence sq = pack_sequence(st, rows->sequence);
+    int64_t t[QUERIES], G = st->plan->group;
+    positions(st, rows, t);
+    for (int64_t i = 0; i < rows->count; i++) {
+        w->at[i] = i ? w->n[i - 1] : 0;
+        w->n[i] = w->at[i] + keep_all(st, t[i], w->spans + w->at[i]);
+    }
+    attend_spans(st, w, &sq, branch, rows->first, rows->count, kvh);
+    for (int64_t i = 0; i < rows->count * G; i++)
+        memcpy(st->out_causal + ((rows->first + i / G) * c->q_heads + kvh * G + i % G) * c->v_dim,
+               w->o + i * st->dvp, (size_t)c->v_dim * sizeof *w->o);
+}
+
+nsa_status causal(void *self, int pair) {
+    stage *st = self;
+    if (pair == CMP)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps k_cmp and v_cmp for phi alone");
+#pragma omp parallel for num_threads(st->threads) schedule(dynamic)
+    for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++)
+        causal_tile(st, &st->work[this_thread()], pair,
+                    &st->tiles[st->n_tiles - 1 - unit / st->cfg.kv_heads], unit % st->cfg.kv_heads);
+    return NSA_OK;
+}

@@ -1,0 +1,67 @@
+/** @file
+ *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11). */
+#include "stage.h"
+
+#include <stdbool.h>
+
+/* Add one head's share to its group's importance (Eq. 9, and 10 by being called for each head):
+ * p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p_cmp[(l'/d) j + m - r], terms outside being 0.
+ * For l=32, d=16, l'=64 the weights of i = 4j-1..4j+3 are 1,2,2,2,1. */
+void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp) {
+    int64_t per_block = c->slc_block / c->cmp_stride, overlap = c->cmp_block / c->cmp_stride;
+    for (int64_t j = 0; j < blocks; j++) {
+        real sum = 0;
+        for (int64_t m = 0; m < per_block; m++) {
+            for (int64_t r = 0; r < overlap; r++) {
+                int64_t i = per_block * j + m - r;
+                sum += i >= 0 && i < n_cmp ? p[i] : 0;
+            }
+        }
+        imp[j] += sum;
+    }
+}
+
+/* The order of choice: importance descending, index ascending; NaN sorts below every number. */
+static bool ranks_before(real imp_a, int64_t a, real imp_b, int64_t b) {
+    if (isnan(imp_a) || isnan(imp_b))
+        return isnan(imp_a) && isnan(imp_b) ? a < b : isnan(imp_b);
+    return imp_a > imp_b || (imp_a == imp_b && a < b);
+}
+
+/* Insert block j where it belongs in the list, if it is among the best `most`; returns the length.
+ */
+static int64_t insert(const real *imp, int32_t *list, int64_t length, int64_t most, int64_t j) {
+    int64_t at = length;
+    while (at > 0 && ranks_before(imp[j], j, imp[list[at - 1]], list[at - 1]))
+        at--;
+    if (at == most)
+        return length;
+    length = length < most ? length + 1 : most;
+    for (int64_t i = length - 1; i > at; i--)
+        list[i] = list[i - 1];
+    list[at] = (int32_t)j;
+    return length;
+}
+
+/* idx [n]: the blocks of query position t, ascending, padded with -1. Forced are the first slc_init
+ * and the slc_local that end with the query's own block b; the rest of the n go to the best others.
+ */
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx) {
+    int64_t own = t / c->slc_block, n_forced = 0, n_free = 0, used = 0;
+    int32_t free_list[128];
+    for (int64_t j = 0; j <= own; j++)
+        n_forced += j < c->slc_init || j > own - c->slc_local;
+    for (int64_t j = 0; j <= own; j++) {
+        if (!(j < c->slc_init || j > own - c->slc_local))
+            n_free = insert(imp, free_list, n_free, c->slc_count - n_forced, j);
+    }
+    for (int64_t j = 0; j <= own; j++) {
+        bool chosen = j < c->slc_init || j > own - c->slc_local;
+        for (int64_t i = 0; i < n_free && !chosen; i++)
+            chosen = free_list[i] == j;
+        if (chosen)
+            idx[used++] = (int32_t)j;
+    }
+    for (; used < c->slc_count; used++)
+        idx[used] = -1;
+}

@@ -1,0 +1,324 @@
+/** @file
+ *  @brief Where this stage keeps its tensors: open, load, and its table for the contract. The
+ * layout that put_key() and put_value() write is the stage's idea. */
+#include "stage.h"
+
+#include <string.h>
+
+static nsa_status available(void) {
+    return NSA_OK; /* plain C */
+}
+
+/* ------------------------------------------------------------------- open */
+
+static real *take(const stage *st, nsa_memory_kind kind, int64_t count) {
+    return nsa_take(st->plan->pool, kind, count, sizeof(real));
+}
+
+/* Elements of a compressor's weight, by its shape in the specification. */
+int64_t weight_count(const stage *st, int pair, int weight) {
+    nsa_tensor shape;
+    nsa_shape(&st->cfg, &(nsa_lengths){0}, NSA_PHI_FIRST + pair * WEIGHTS + weight, 0, &shape);
+    return nsa_count(&shape);
+}
+
+/* Room for `stride` blocks a head; with `backward` the other way round too, and gradients. */
+static void open_blocks(const stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t stride,
+                        int backward) {
+    const int64_t keys = st->cfg.kv_heads * stride * BLOCK;
+    in->stride = stride;
+    in->kt = take(st, kind, keys * st->cfg.qk_dim);
+    in->v = take(st, kind, keys * st->dvp);
+    if (!backward)
+        return;
+    in->k = take(st, kind, keys * st->dkp);
+    in->vt = take(st, kind, keys * st->cfg.v_dim);
+    in->dk = take(st, NSA_OF_BACKWARD, keys * st->dkp * st->threads);
+    in->dv = take(st, NSA_OF_BACKWARD, keys * st->dvp * st->threads);
+}
+
+static void open_inputs(stage *st, int64_t T, int64_t R) {
+    const nsa_config *c = &st->cfg;
+    const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
+    st->q = take(st, NSA_KEEP, R * c->q_heads * st->dkp);
+    st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
+    st->n_tiles = R / QUERIES + c->max_seqs + 1;
+    st->tiles = nsa_take(st->plan->pool, NSA_KEEP, st->n_tiles, sizeof *st->tiles);
+    for (int pair = 0; pair < PAIR; pair++)
+        st->raw[pair] = take(st, NSA_KEEP, T * c->kv_heads * width(st, pair));
+    for (int x = 0; x < BRANCHES; x++) {
+        /* every sequence begins a block, so it may leave one unfilled */
+        int64_t blocks_of_all = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
+        open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks_of_all, backward);
+        st->first[x] = nsa_take(st->plan->pool, NSA_KEEP, c->max_seqs + 1, sizeof *st->first[x]);
+    }
+    for (int i = 0; i < PAIR * WEIGHTS; i++) {
+        if (nsa_has(c, NSA_PHI_FIRST + i))
+            st->phi[i / WEIGHTS][i % WEIGHTS] =
+                take(st, NSA_KEEP, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+    }
+    for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++)
+        st->w1t[pair] =
+            take(st, NSA_KEEP, c->cmp_block * width(st, pair) * round_up(c->phi_hidden, LANES));
+}
+
+static void open_results(stage *st, int64_t T, int64_t R) {
+    const nsa_config *c = &st->cfg;
+    const uint32_t flags = st->plan->setup.flags;
+    const int64_t outputs = R * c->q_heads * c->v_dim;
+    const int64_t blocks_of_all = (T + c->slc_block - 1) / c->slc_block;
+    st->out = take(st, NSA_OF_FORWARD, outputs);
+    for (int x = 0; x < BRANCHES && (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD)); x++)
+        st->out_x[x] = take(st, NSA_OF_FORWARD, outputs);
+    if (flags & NSA_BACKWARD)
+        st->stats = take(st, NSA_OF_FORWARD, R * c->q_heads * BRANCHES * 2);
+    if (flags & NSA_WANT_CAUSAL)
+        st->out_causal = take(st, NSA_OF_FORWARD, outputs);
+    if (flags & NSA_WANT_IMPORTANCE)
+        st->importance = take(st, NSA_OF_FORWARD, R * c->kv_heads * blocks_of_all);
+    st->block_idx = nsa_take(st->plan->pool, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count,
+                             sizeof *st->block_idx);
+}
+
+static void open_gradients(stage *st, int64_t T, int64_t R) {
+    const nsa_config *c = &st->cfg;
+    st->dout = take(st, NSA_KEEP, R * c->q_heads * st->dvp);
+    st->dq = take(st, NSA_OF_BACKWARD, R * c->q_heads * st->dkp);
+    st->dgate = take(st, NSA_OF_BACKWARD, R * c->q_heads * BRANCHES);
+    for (int pair = 0; pair < PAIR; pair++) {
+        st->draw[pair] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * width(st, pair));
+        for (int w = 0; w < WEIGHTS; w++) {
+            if (st->phi[pair][w])
+                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, weight_count(st, pair, w));
+        }
+    }
+}
+
+static void open_caches(stage *st) {
+    const nsa_config *c = &st->cfg;
+    for (int x = 0; x < BRANCHES; x++) {
+        int64_t keys = x == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
+        st->cache_first[x] = (keys + BLOCK - 1) / BLOCK;
+        open_blocks(st, &st->cache[x], NSA_KEEP, c->max_seqs * st->cache_first[x], 0);
+    }
+    for (int pair = 0; pair < PAIR; pair++)
+        st->cache_raw[pair] =
+            take(st, NSA_KEEP, c->max_seqs * c->max_seq_len * c->kv_heads * width(st, pair));
+}
+
+/* One thread's scratch, for sequences of up to `longest` tokens. */
+static void open_work(const stage *st, work *w, int64_t longest) {
+    const nsa_config *c = &st->cfg;
+    const int64_t G = st->plan->group, N = round_up(nsa_cmp_tokens(c, longest), BLOCK);
+    const int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
+    const int64_t units =
+        round_up(c->phi_hidden > c->cmp_block ? c->phi_hidden : c->cmp_block, LANES);
+    w->spans = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES * st->max_spans, sizeof *w->spans);
+    w->at = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->at);
+    w->n = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->n);
+    w->s = take(st, NSA_OF_ONE_CALL, G * BLOCK);
+    w->dp = take(st, NSA_OF_ONE_CALL, G * BLOCK);
+    w->scores = take(st, NSA_OF_ONE_CALL, G * N);
+    w->p_sum = take(st, NSA_OF_ONE_CALL, N);
+    w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);
+    w->o = take(st, NSA_OF_ONE_CALL, QUERIES * G * st->dvp);
+    w->most = take(st, NSA_OF_ONE_CALL, QUERIES * G);
+    w->sum = take(st, NSA_OF_ONE_CALL, QUERIES * G);
+    w->z = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
+    w->dz = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
+    w->hidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
+    w->dhidden = take(st, NSA_OF_ONE_CALL, units);
+}
+
+/* Spans of one query at the most: the branch that sees the most blocks. */
+static int64_t most_spans(const stage *st, int64_t longest) {
+    const nsa_config *c = &st->cfg;
+    const int64_t window = c->window < longest ? c->window : longest;
+    const int64_t all = (st->plan->setup.flags & NSA_WANT_CAUSAL) ? longest / BLOCK + 1 : 0;
+    const int64_t spans[] = {nsa_cmp_tokens(c, longest) / BLOCK + 1,
+                             c->slc_count * (c->slc_block / BLOCK + 2), window / BLOCK + 2, all};
+    int64_t most = 0;
+    for (int i = 0; i < 4; i++)
+        most = spans[i] > most ? spans[i] : most;
+    return most;
+}
+
+static nsa_status open(const nsa_plan *plan, void **self) {
+    stage *st = nsa_take(plan->pool, NSA_KEEP, 1, sizeof *st);
+    if (!st)
+        return nsa_pool_status(plan->pool);
+    memset(st, 0, sizeof *st);
+    st->plan = plan;
+    st->cfg = plan->cfg;
+    st->dkp = round_up(st->cfg.qk_dim, LANES);
+    st->dvp = round_up(st->cfg.v_dim, LANES);
+    st->threads = plan->setup.threads ? plan->setup.threads : most_threads();
+    const int64_t T = st->cfg.seq_len, R = plan->setup.max_rows;
+    const int decodes = (plan->setup.flags & NSA_DECODE) != 0;
+    const int64_t longest = decodes && st->cfg.max_seq_len > T ? st->cfg.max_seq_len : T;
+    open_inputs(st, T, R);
+    open_results(st, T, R);
+    if (plan->setup.flags & NSA_BACKWARD)
+        open_gradients(st, T, R);
+    if (decodes)
+        open_caches(st);
+    st->max_spans = most_spans(st, longest);
+    st->work = nsa_take(plan->pool, NSA_KEEP, st->threads, sizeof *st->work);
+    for (int i = 0; i < st->threads && st->work; i++)
+        open_work(st, &st->work[i], longest);
+    *self = st;
+    return nsa_pool_status(plan->pool);
+}
+
+/* ------------------------------------------------------------------- load */
+
+/* One key to column `at` of its transposed block, and to a row of the natural one. */
+void put_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+             const real *k) {
+    const int64_t dk = st->cfg.qk_dim, place = h * in->stride + block;
+    for (int64_t c = 0; c < dk; c++)
+        in->kt[(place * dk + c) * BLOCK + at] = k[c];
+    for (int64_t c = 0; in->k && c < st->dkp; c++)
+        in->k[(place * BLOCK + at) * st->dkp + c] = c < dk ? k[c] : 0;
+}
+
+/* One value to row `at` of its block, and to a column of the transposed one. */
+void put_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+               const real *v) {
+    const int64_t dv = st->cfg.v_dim, place = h * in->stride + block;
+    for (int64_t c = 0; c < st->dvp; c++)
+        in->v[(place * BLOCK + at) * st->dvp + c] = c < dv ? v[c] : 0;
+    for (int64_t c = 0; in->vt && c < dv; c++)
+        in->vt[(place * dv + c) * BLOCK + at] = v[c];
+}
+
+/* The rows to compute, each from its token's place in a tensor of T rows; heads padded with zeros.
+ */
+static void load_rows(const stage *st, real *dst, const nsa_tensor *src, int64_t D,
+                      int64_t padded) {
+    const int64_t heads = st->cfg.q_heads;
+    for (int64_t i = 0; i < st->batch.R * heads; i++) {
+        copy(dst + i * padded, src, (st->batch.row[i / heads] * heads + i % heads) * D, D);
+        memset(dst + i * padded + D, 0, (size_t)(padded - D) * sizeof *dst);
+    }
+}
+
+/* A pair's tokens into blocks; every sequence begins a new one. */
+static void load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tensor *v) {
+    const nsa_batch *batch = &st->batch;
+    const int64_t Hkv = st->cfg.kv_heads, dk = st->cfg.qk_dim, dv = st->cfg.v_dim;
+    real row[256];
+    for (int64_t b = 0; b < batch->B; b++) {
+        for (int64_t i = batch->seq[b] * Hkv; i < batch->seq[b + 1] * Hkv; i++) {
+            const int64_t t = i / Hkv - batch->seq[b], block = st->first[branch][b] + t / BLOCK;
+            copy(row, k, i * dk, dk);
+            put_key(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
+            copy(row, v, i * dv, dv);
+            put_value(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
+        }
+    }
+}
+
+/* Where each sequence begins in the blocks, and the tiles of neighbouring rows. */
+static void lay_out(stage *st) {
+    const nsa_batch *batch = &st->batch;
+    for (int x = 0; x < BRANCHES; x++) {
+        const int64_t *at = x == CMP ? batch->cmp : batch->seq;
+        for (int64_t b = 0, first = 0; b < batch->B; b++) {
+            st->first[x][b] = first;
+            first += (at[b + 1] - at[b] + BLOCK - 1) / BLOCK;
+        }
+    }
+    st->n_tiles = 0;
+    for (int64_t r = 0, b = 0; r < batch->R; r++) {
+        tile_of_rows *last = st->tiles + st->n_tiles - 1;
+        while (batch->row[r] >= batch->seq[b + 1])
+            b++;
+        if (st->n_tiles && last->sequence == b && last->count < QUERIES)
+            last->count++;
+        else
+            st->tiles[st->n_tiles++] = (tile_of_rows){.first = r, .count = 1, .sequence = b};
+    }
+}
+
+static void load_weights(stage *st, const nsa_tensors *in) {
+    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
+    for (int i = 0; i < PAIR * WEIGHTS; i++) {
+        if (nsa_has(&st->cfg, NSA_PHI_FIRST + i))
+            copy(st->phi[i / WEIGHTS][i % WEIGHTS], &in->at[NSA_PHI_FIRST + i], 0,
+                 weight_count(st, i / WEIGHTS, i % WEIGHTS));
+    }
+    for (int pair = 0; pair < PAIR && st->cfg.phi == NSA_PHI_MLP; pair++) {
+        const int64_t row = st->cfg.cmp_block * width(st, pair);
+        for (int64_t i = 0; i < row * padded; i++)
+            st->w1t[pair][i] =
+                i % padded < hidden ? st->phi[pair][W1][i % padded * row + i / padded] : 0;
+    }
+}
+
+static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
+    stage *st = self;
+    const nsa_config *c = &st->cfg;
+    st->batch = *batch;
+    lay_out(st);
+    load_rows(st, st->q, &in->at[NSA_Q], c->qk_dim, st->dkp);
+    load_rows(st, st->gate, &in->at[NSA_GATE], BRANCHES, BRANCHES);
+    copy(st->raw[KEYS], &in->at[NSA_K_CMP], 0, batch->T * c->kv_heads * c->qk_dim);
+    copy(st->raw[VALUES], &in->at[NSA_V_CMP], 0, batch->T * c->kv_heads * c->v_dim);
+    load_pair(st, SLC, &in->at[NSA_K_SLC], &in->at[NSA_V_SLC]);
+    load_pair(st, WIN, &in->at[NSA_K_WIN], &in->at[NSA_V_WIN]);
+    load_weights(st, in);
+    return NSA_OK;
+}
+
+static nsa_status load_dout(void *self, const nsa_tensor *dout) {
+    stage *st = self;
+    load_rows(st, st->dout, dout, st->cfg.v_dim, st->dvp);
+    return NSA_OK;
+}
+
+/* Sequence b of the pack. */
+sequence pack_sequence(const stage *st, int64_t b) {
+    const nsa_batch *batch = &st->batch;
+    sequence sq = {.len = batch->seq[b + 1] - batch->seq[b],
+                   .n_cmp = batch->cmp[b + 1] - batch->cmp[b]};
+    for (int x = 0; x < BRANCHES; x++) {
+        sq.in[x] = &st->in[x];
+        sq.first[x] = st->first[x][b];
+    }
+    return sq;
+}
+
+static void close(void *self) {
+    (void)self; /* all memory is the pool's */
+}
+
+static int phases(void *self, nsa_phase *list, int room) {
+    static const char *const names[PHASES] = {"cmp", "slc", "win", "select", "compress"};
+    const stage *st = self;
+    for (int i = 0; i < PHASES && i < room; i++)
+        list[i] = (nsa_phase){names[i], st->laps.seconds[i]};
+    return PHASES < room ? PHASES : room;
+}
+
+const nsa_stage *nsa_stage_get(void) {
+    static const nsa_stage table = {
+        .abi = NSA_ABI,
+        .arith = ARITH,
+        .idea = IDEA,
+        .available = available,
+        .open = open,
+        .load = load,
+        .load_dout = load_dout,
+        .load_step = load_step,
+        .forward = forward,
+        .backward = backward,
+        .prefill = prefill,
+        .decode = decode,
+        .causal = causal,
+        .read = read,
+        .close = close,
+        .phases = phases,
+    };
+    return &table;
+}

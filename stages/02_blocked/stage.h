@@ -1,0 +1,209 @@
+/** @file
+ *  @brief Stage 02: what its files share. Blocks in memory, each loaded once for a whole group. */
+#ifndef STAGE_H
+#define STAGE_H
+
+#include "common/counts.h"
+#include "common/laps.h"
+#include "common/pool.h"
+#include "common/tensors.h"
+#include "tile.h"
+
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef float real; /* what this stage computes in */
+#define ARITH    NSA_FLOAT32
+#define IDEA     "lay memory out in blocks, and give each loaded block to a whole group"
+#define copy     nsa_copy_f32 /* from a tensor of either float type to reals */
+#define real_exp expf
+
+enum { CMP, SLC, WIN, BRANCHES };           /* the branches, in the order of the gate */
+enum { KEYS, VALUES, PAIR };                /* the two compressors */
+enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
+
+/* What the lap clock tells apart; the branches' phases have the branches' numbers. */
+enum { SELECT = BRANCHES, COMPRESS, PHASES };
+
+enum {
+    BLOCK = 64,  /* keys of a block in memory, whatever l' is */
+    QUERIES = 32 /* neighbouring queries that walk the blocks together */
+};
+
+/* Where one branch's keys and values lie. Head h's block j of a sequence is at
+ *     kt + (h * stride + first + j) * dk * BLOCK      keys,   transposed: [dk,BLOCK]
+ *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
+ * so that q k^T and p v are both sums of rows that are contiguous. Backward needs them the other
+ * way round too: k [BLOCK,dkp] and vt [dv,BLOCK]. dkp and dvp are dk and dv, rounded up to LANES.
+ */
+typedef struct kv_blocks {
+    real *kt, *v, *k, *vt;
+    real *dk, *dv;  /* gradients, [BLOCK,dkp] and [BLOCK,dvp]; one such set for each thread */
+    int64_t stride; /* blocks of one head */
+} kv_blocks;
+
+/* One sequence: where it begins in the blocks of each branch. */
+typedef struct sequence {
+    int64_t len;   /* tokens */
+    int64_t n_cmp; /* compressed tokens, N */
+    const kv_blocks *in[BRANCHES];
+    int64_t first[BRANCHES];
+} sequence;
+
+/* The keys lo..hi-1 of one block: what stage 01's list of tokens has become. */
+typedef struct span {
+    int32_t block;
+    int16_t lo, hi;
+} span;
+
+/* Query rows first..first+count-1 of the results, of one sequence. */
+typedef struct tile_of_rows {
+    int64_t first, count, sequence;
+} tile_of_rows;
+
+/* One thread's scratch. */
+typedef struct work {
+    span *spans;      /* [QUERIES*max_spans] what each query sees, query after query */
+    int64_t *at, *n;  /* [QUERIES] its next span, and the end of its spans */
+    real *s, *dp;     /* [G,BLOCK] scores, then probabilities; and their gradients */
+    real *scores;     /* [G,all compressed keys] */
+    real *p_sum;      /* [all compressed keys] probabilities summed over the group */
+    real *importance; /* [max_blocks] */
+    real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
+    real *most, *sum; /* [QUERIES,G] running maximum (of log2) and sum of the online softmax */
+    real *z, *hidden, *dz, *dhidden; /* compressors: COMPRESSED blocks at a time */
+    nsa_laps laps;
+} work;
+
+typedef struct stage {
+    const nsa_plan *plan;
+    nsa_config cfg;
+    nsa_batch batch;  /* of the last load */
+    nsa_step step;    /* of the last load_step */
+    int64_t rows;     /* of the results: R after forward, A after decode */
+    int64_t dkp, dvp; /* dk and dv, rounded up to whole vectors */
+    int threads;
+    work *work;    /* [threads] */
+    nsa_laps laps; /* of the last call: the threads' mean */
+    tile_of_rows *tiles;
+    int64_t n_tiles;
+    int64_t max_spans;
+
+    real *q, *gate, *dout;    /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
+    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
+    kv_blocks in[BRANCHES];   /* compressed, selected and window keys and values */
+    int64_t *first[BRANCHES]; /* [B+1] each sequence's first block */
+    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
+    real *w1t[PAIR];          /* [l*D,hidden up to LANES] W1 transposed */
+
+    real *out, *out_x[BRANCHES]; /* [R,Hq,dv]; out_x NULL if not wanted */
+    real *out_causal;            /* [R,Hq,dv] */
+    int32_t *block_idx;          /* [R,Hkv,n] */
+    real *importance;            /* [R,Hkv,J]; NULL if not wanted */
+    int keep_importance;         /* after forward, not after decode */
+    real *stats;                 /* [R,Hq,3,2] maximum and 1/sum of each softmax, for backward */
+
+    real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
+    real *draw[PAIR]; /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
+    real *dphi[PAIR][WEIGHTS];
+
+    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of a full length each */
+    real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
+    int64_t cache_first[BRANCHES]; /* blocks of one slot */
+} stage;
+
+/* Number of the thread that runs this. */
+static inline int this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* Threads that a caller who asks for none in particular gets. */
+static inline int most_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static inline int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
+/* y += a x over n elements */
+static inline void add_scaled(real *y, real a, const real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+/* <a,b> over n elements, in LANES sums of their own */
+static inline real dot(const real *a, const real *b, int64_t n) {
+    real sums[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++)
+            sums[j] += a[i + j] * b[i + j];
+    }
+    for (int j = 0; j < LANES; j++)
+        sum += sums[j];
+    for (; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* stage.c */
+int64_t weight_count(const stage *st, int pair, int weight);
+sequence pack_sequence(const stage *st, int64_t b);
+void put_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+             const real *k);
+void put_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+               const real *v);
+
+/* compress.c */
+enum { COMPRESSED = 16 }; /* blocks that an mlp compressor takes at a time */
+int64_t width(const stage *st, int pair);
+void compress(const stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
+              real *y);
+void compress_pack(stage *st);
+void gated_weights(const stage *st, int pair, const real *x, real *a);
+
+/* select.c */
+void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp);
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
+
+/* attend.c */
+int64_t keep_cmp(const stage *st, int64_t t, span *spans);
+int64_t keep_slc(const stage *st, int64_t t, const int32_t *idx, span *spans);
+int64_t keep_win(const stage *st, int64_t t, span *spans);
+int64_t keep_all(const stage *st, int64_t t, span *spans);
+void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
+           int64_t apart);
+int next_block(work *w, int64_t count, int64_t *block);
+void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
+                 const int64_t *t, const int32_t *forced);
+void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
+                  int64_t count, int64_t kvh);
+
+/* read.c */
+nsa_status read(void *self, nsa_id id, void *dst);
+
+/* forward.c, decode.c, backward*.c */
+void start_laps(stage *st);
+void end_laps(stage *st);
+nsa_status forward(void *self);
+nsa_status causal(void *self, int pair);
+nsa_status prefill(void *self);
+nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
+nsa_status decode(void *self);
+nsa_status backward(void *self);
+void backward_tile(stage *st, work *w, int thread, const sequence *sq, const tile_of_rows *rows,
+                   int64_t kvh);
+void compress_backward(stage *st, work *w, int pair, const real *x, const real *dy, real *dx);
+
+#endif

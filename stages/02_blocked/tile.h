@@ -1,0 +1,109 @@
+/** @file
+ *  @brief The one matrix product of this stage: C [M,N] (+)= A [M,K] B [K,N], in register tiles.
+ *
+ *  A row of B and of C is contiguous, N is a multiple of LANES. A tile of C stays in registers
+ * while k runs:
+ *
+ *             n: 16 lanes | 16 | 16 | 16        for each k: load NV vectors of B's row k,
+ *        m    +----------+----+----+----+       broadcast A[m,k] to all lanes, MR times,
+ *     MR rows |   acc    |    |    |    |       MR * NV multiply-adds on NV + MR loads.
+ *             +----------+----+----+----+
+ */
+#ifndef TILE_H
+#define TILE_H
+
+#include <stdint.h>
+
+enum {
+    LANES = 16
+}; /* floats of a vector: one AVX-512 register, two of AVX2, four of SSE or NEON */
+
+/* As many accumulators as the registers hold, less NV for B and one for A. */
+#ifdef __AVX512F__
+enum { TILE_ROWS = 6, TILE_VECS = 4 };
+#else
+enum { TILE_ROWS = 6, TILE_VECS = 1 };
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* A matrix operand: element (i,j) is at[i * row + j * col]. */
+typedef struct operand {
+    const float *at;
+    int64_t row, col;
+} operand;
+
+/* One tile of MR rows and NV vectors; both are constants at every call, so acc is registers. */
+static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K, operand a,
+                                                       const float *b, int64_t ldb, float *c,
+                                                       int64_t ldc, int add) {
+    vec acc[TILE_ROWS][TILE_VECS];
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; m++) {
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; n++)
+            acc[m][n] = add ? *(const vec *)(c + m * ldc + n * LANES) : (vec){0};
+    }
+    for (int64_t k = 0; k < K; k++) {
+        vec row[TILE_VECS];
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; n++)
+            row[n] = *(const vec *)(b + k * ldb + n * LANES);
+#pragma GCC unroll 6
+        for (int m = 0; m < MR; m++) {
+            const float s = a.at[m * a.row + k * a.col];
+#pragma GCC unroll 4
+            for (int n = 0; n < NV; n++)
+                acc[m][n] += s * row[n];
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; m++) {
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; n++)
+            *(vec *)(c + m * ldc + n * LANES) = acc[m][n];
+    }
+}
+
+/* NV vectors of all M rows: whole tiles, then the rows that are left. Every element of C is the
+ * same sum over k in the same order, whichever tile it falls into: equal rows give equal bits. */
+static inline __attribute__((always_inline)) void column(int NV, int64_t M, int64_t K, operand a,
+                                                         const float *b, int64_t ldb, float *c,
+                                                         int64_t ldc, int add) {
+    for (; M >= TILE_ROWS; M -= TILE_ROWS, a.at += TILE_ROWS * a.row, c += TILE_ROWS * ldc)
+        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add);
+    if (M >= 4) {
+        tile(4, NV, K, a, b, ldb, c, ldc, add);
+        M -= 4, a.at += 4 * a.row, c += 4 * ldc;
+    }
+    for (; M > 0; M--, a.at += a.row, c += ldc)
+        tile(1, NV, K, a, b, ldb, c, ldc, add);
+}
+
+/* C [M,N] = A B, or += with `add`. */
+void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
+            int64_t ldc, int add);
+
+/* 2^x for x <= 0: the nearest whole power, times a polynomial on [-1/2,1/2] (Taylor, to 1.2e-7).
+ * Below 2^-126 it is 0; NaN stays NaN. The same steps in every lane, so equal scores give equal
+ * bits. */
+static inline float exp2_nonpositive(float x) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    x = x < -127.0f ? -127.0f : x;
+    const float shifted = x + round, f = x - (shifted - round);
+    float p = 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    int32_t bits;
+    float power;
+    __builtin_memcpy(&bits, &shifted, 4);
+    bits = (bits - 0x4B400000 + 127) << 23;
+    __builtin_memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+#endif
