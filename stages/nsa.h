@@ -355,7 +355,8 @@ NSA_EXPORT nsa_status nsa_load_dout(nsa_context *context, const nsa_tensor *dout
 /** Check and load one decode step: `active` names A distinct slots; q [A,Hq,dk], the six keys and
  * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] hold their next tokens. The
  * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache.
- * The step takes the place of what was loaded: forward and backward then need a load again. */
+ * The step takes the place of what was loaded: forward and backward then need a load again, and
+ * earlier results are gone. */
 NSA_EXPORT nsa_status nsa_load_step(nsa_context *context, const nsa_tensors *in);
 
 /** Compute all outputs of what was loaded (Eq. 5 to 12). */

@@ -161,7 +161,7 @@ static int64_t list_step(decoder *d, int64_t s, int sit_out) {
     return left;
 }
 
-nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int sit_out,
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int how,
                        progress *p, nsa_tensors *results, decode_counts *counts) {
     decoder d = {.ctx = ctx, .in = in, .all = results};
     nsa_tensors whole = *in;
@@ -169,12 +169,12 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     memset(counts, 0, sizeof *counts);
     /* Loading everything once has every shape and index checked before rows are picked out. */
     whole.at[NSA_DOUT] = (nsa_tensor){0};
-    nsa_status status = nsa_load(ctx, &whole);
+    nsa_status status = how & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
     status = status ? status : prepare(&d);
     progress_phase(p, "prefill");
     status = status ? status : prefill(&d, prefix);
     counts->prefilled = d.count;
-    for (int64_t s = 0; !status && list_step(&d, s, sit_out); s++) {
+    for (int64_t s = 0; !status && list_step(&d, s, how & DECODE_SIT_OUT); s++) {
         if (!d.count)
             continue; /* all that are left sit out */
         status = step(&d, s);

@@ -16,17 +16,23 @@ typedef struct decode_counts {
     int64_t steps;     /**< calls of decode */
 } decode_counts;
 
+/** How decode_case() goes about it. */
+enum {
+    DECODE_SIT_OUT = 1, /**< a third of the sequences sits out each step, by turns */
+    DECODE_TIGHT = 2 /**< `ctx` has room to load the prefill alone: do not check the whole first */
+};
+
 /** Prefill and decode a whole case.
  *  @param ctx          opened with NSA_DECODE and NSA_WANT_BRANCHES
  *  @param in           the case's inputs; dout is not looked at, rows must be absent
  *  @param prefix       tokens of each sequence to prefill, at most all it has
- *  @param sit_out      1: a third of the sequences sits out each step, by turns
+ *  @param how          DECODE_SIT_OUT | DECODE_TIGHT, or 0
  *  @param p            told how far it is
  *  @param[out] results out, out_cmp, out_slc, out_win and block_idx of all tokens, for
  *                      decode_free(); also on an error
  *  @param[out] counts  how much was done
  *  @return what the first call that failed said */
-nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int sit_out,
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int how,
                        progress *p, nsa_tensors *results, decode_counts *counts);
 
 /** Free what decode_case() filled in.

@@ -42,41 +42,56 @@ int64_t keep_all(const stage *st, int64_t t, span *spans) {
     return split(0, t + 1, spans);
 }
 
-/* Scores of a group's G queries against columns [n0,n1) of one block, in units of log2:
- * s[g][j] = scale log2(e) q_g.k_j, and -inf outside [lo,hi). */
+/* Scores q_g.k_j of a group's G queries against columns [lo,hi) of one block; -inf in the lanes
+ * around them. Whole vectors are computed always: there is no other code for a tail. */
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            int64_t apart) {
     const int64_t G = st->plan->group, n0 = lo / LANES * LANES, n1 = round_up(hi, LANES);
-    const real scale = (real)(st->cfg.scale * 1.4426950408889634);
     matmul(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0, apart, 0);
-    for (int64_t g = 0; g < G; g++) {
-        real *row = s + g * apart;
-        for (int64_t j = n0; j < n1; j++)
-            row[j] *= scale;
+    for (int64_t g = 0; g < G && (n0 < lo || hi < n1); g++) {
         for (int64_t j = n0; j < lo; j++)
-            row[j] = -INFINITY;
+            s[g * apart + j] = -INFINITY;
         for (int64_t j = hi; j < n1; j++)
-            row[j] = -INFINITY;
+            s[g * apart + j] = -INFINITY;
     }
 }
 
-/* max(most, row[n0..n1)), the columns a whole number of vectors */
-static real largest(const real *row, int64_t n0, int64_t n1, real most) {
-#pragma omp simd reduction(max : most)
-    for (int64_t j = n0; j < n1; j++)
-        most = row[j] > most ? row[j] : most;
-    return most;
+/* max(most, scale * row[n0..n1)), the columns a whole number of vectors */
+static inline real largest(const real *row, int64_t n0, int64_t n1, real scale, real most) {
+    const int64_t n = (n1 - n0) / LANES * LANES; /* tells the compiler that there is no tail */
+    real top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < n; j++)
+        top = row[n0 + j] > top ? row[n0 + j] : top;
+    return scale * top > most ? scale * top : most;
 }
 
-/* row = 2^(row - most), in place; returns its sum. One expression for every column. */
-static real exponentiate(real *row, int64_t n0, int64_t n1, real most) {
+/* row = 2^(scale row - most), in place; sum += its LANES partial sums. One expression for every
+ * column. */
+static inline void exponentiate(real *row, int64_t n0, int64_t n1, real scale, real most,
+                                real *sum) {
+    real lane[LANES] = {0};
+    for (int64_t j = n0; j < n1; j += LANES) {
+        for (int i = 0; i < LANES; i++) {
+            const real e = exp2_nonpositive(scale * row[j + i] - most);
+            row[j + i] = e;
+            lane[i] += e;
+        }
+    }
+    for (int i = 0; i < LANES; i++)
+        sum[i] += lane[i];
+}
+
+static real add_lanes(const real *lane) {
     real sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = n0; j < n1; j++) {
-        row[j] = exp2_nonpositive(row[j] - most);
-        sum += row[j];
-    }
+    for (int i = 0; i < LANES; i++)
+        sum += lane[i];
     return sum;
+}
+
+/* Scores in units of log2: softmax over 2^x, x = scale log2(e) q.k. */
+real log2_scale(const stage *st) {
+    return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
@@ -88,16 +103,23 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
     const kv_blocks *in = sq->in[branch];
     const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
+    const real scale = log2_scale(st);
     real *o = w->o + i * G * dvp;
     score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp,
           in->kt + block * st->cfg.qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *most = w->most + i * G + g, *sum = w->sum + i * G + g;
-        const real now = largest(s, n0, n1, *most), shrink = exp2_nonpositive(*most - now);
-        *sum = *sum * shrink + exponentiate(s, n0, n1, now);
-        *most = now;
-        for (int64_t c = 0; shrink != 1 && c < dvp; c++)
-            o[g * dvp + c] *= shrink;
+        real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
+             *sum = w->sum + (i * G + g) * LANES;
+        const real now = largest(s, n0, n1, scale, *most);
+        if (now != *most) { /* seldom, after the first few blocks */
+            const real shrink = exp2_nonpositive(*most - now);
+            for (int lane = 0; lane < LANES; lane++)
+                sum[lane] *= shrink;
+            for (int64_t c = 0; c < dvp; c++)
+                o[g * dvp + c] *= shrink;
+            *most = now;
+        }
+        exponentiate(s, n0, n1, scale, now, sum);
     }
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
     matmul(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
@@ -123,7 +145,7 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
                   int64_t count, int64_t kvh) {
     const int64_t G = st->plan->group, dvp = st->dvp;
     memset(w->o, 0, (size_t)(count * G * dvp) * sizeof *w->o);
-    memset(w->sum, 0, (size_t)(count * G) * sizeof *w->sum);
+    memset(w->sum, 0, (size_t)(count * G * LANES) * sizeof *w->sum);
     for (int64_t i = 0; i < count * G; i++)
         w->most[i] = -INFINITY;
     for (int64_t block; next_block(w, count, &block);) {
@@ -133,10 +155,10 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
         }
     }
     for (int64_t i = 0; i < count * G; i++) {
-        const real over = w->sum[i] != 0 ? 1 / w->sum[i] : 0; /* nothing kept: o = 0 */
+        const real sum = add_lanes(w->sum + i * LANES);
+        w->over[i] = sum != 0 ? 1 / sum : 0; /* nothing kept: o = 0 */
         for (int64_t c = 0; c < dvp; c++)
-            w->o[i * dvp + c] *= over;
-        w->sum[i] = over;
+            w->o[i * dvp + c] *= w->over[i];
     }
 }
 
@@ -152,7 +174,7 @@ static void add_branch(stage *st, const work *w, int branch, int64_t row, int64_
             memcpy(st->out_x[branch] + head * dv, o, (size_t)dv * sizeof *o);
         if (st->stats) {
             st->stats[(head * BRANCHES + branch) * 2] = w->most[i];
-            st->stats[(head * BRANCHES + branch) * 2 + 1] = w->sum[i];
+            st->stats[(head * BRANCHES + branch) * 2 + 1] = w->over[i];
         }
     }
 }
@@ -173,21 +195,24 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
     for (int64_t k = 0; k < visible; k += BLOCK)
         score(st, q, in->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0,
               visible - k < BLOCK ? visible - k : BLOCK, w->scores + k, apart);
-    for (int64_t g = 0; g < G; g++) {
-        real *p = w->scores + g * apart;
-        const real most = largest(p, 0, padded, -INFINITY);
-        const real over = visible ? 1 / exponentiate(p, 0, padded, most) : 0;
-        for (int64_t k = 0; k < padded; k++) {
-            p[k] *= over;
-            w->p_sum[k] += p[k];
-        }
+    for (int64_t g = 0; g < G && visible; g++) {
+        real *p = w->scores + g * apart, sum[LANES] = {0};
+        const real most = largest(p, 0, padded, log2_scale(st), -INFINITY);
+        exponentiate(p, 0, padded, log2_scale(st), most, sum);
+        const real over = 1 / add_lanes(sum);
+        for (int64_t k = 0; k < padded; k++)
+            w->p_sum[k] += p[k] * over;
         w->most[i * G + g] = most;
-        w->sum[i * G + g] = over;
+        w->over[i * G + g] = over;
     }
     for (int64_t k = 0; k < visible; k += BLOCK)
         matmul(G, dvp, visible - k < BLOCK ? visible - k : BLOCK,
                (operand){w->scores + k, apart, 1}, in->v + (first * BLOCK + k) * dvp, dvp, o, dvp,
                1);
+    for (int64_t g = 0; g < G && visible; g++) {
+        for (int64_t c = 0; c < dvp; c++)
+            o[g * dvp + c] *= w->over[i * G + g];
+    }
 }
 
 /* From the group's probabilities to its blocks, for row r: importance (summed over the heads

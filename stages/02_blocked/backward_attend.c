@@ -17,6 +17,7 @@ static void backward_span(const stage *st, work *w, const sequence *sq, int bran
     const int64_t key = block * BLOCK + sp.lo, all = c->kv_heads * in->stride * BLOCK;
     const int64_t head = row * c->q_heads + kvh * G;
     const real *q = st->q + head * dkp, *dout = st->dout + head * dvp, scale = (real)c->scale;
+    const real log2e_scale = log2_scale(st);
     score(st, q, in->kt + block * c->qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
     matmul(G, n1 - n0, c->v_dim, (operand){dout, dvp, 1}, in->vt + block * c->v_dim * BLOCK + n0,
            BLOCK, w->dp + n0, BLOCK, 0);
@@ -27,7 +28,7 @@ static void backward_span(const stage *st, work *w, const sequence *sq, int bran
         real *p = w->s + g * BLOCK, *dp = w->dp + g * BLOCK;
 #pragma omp simd
         for (int64_t j = n0; j < n1; j++) {
-            const real pj = exp2_nonpositive(p[j] - most) * over;
+            const real pj = exp2_nonpositive(log2e_scale * p[j] - most) * over;
             dp[j] = scale * pj * (gate * dp[j] - delta); /* dp is ds from here on */
             p[j] = gate * pj;
         }

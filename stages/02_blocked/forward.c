@@ -51,8 +51,7 @@ nsa_status forward(void *self) {
     return NSA_OK;
 }
 
-/* One head group of a tile over all s <= t of one pair: what every branch becomes in its limit. The
- * compressed pair lies in no blocks before compression, so its tokens take the window's place. */
+/* One head group of a tile over all s <= t of one pair: what every branch becomes in its limit. */
 static void causal_tile(stage *st, work *w, int branch, const tile_of_rows *rows, int64_t kvh) {
     const nsa_config *c = &st->cfg;
     const sequence sq = pack_sequence(st, rows->sequence);
@@ -70,11 +69,9 @@ static void causal_tile(stage *st, work *w, int branch, const tile_of_rows *rows
 
 nsa_status causal(void *self, int pair) {
     stage *st = self;
-    if (pair == CMP)
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps k_cmp and v_cmp for phi alone");
 #pragma omp parallel for num_threads(st->threads) schedule(dynamic)
     for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++)
-        causal_tile(st, &st->work[this_thread()], pair,
+        causal_tile(st, &st->work[this_thread()], pair == CMP ? RAW : pair,
                     &st->tiles[st->n_tiles - 1 - unit / st->cfg.kv_heads], unit % st->cfg.kv_heads);
     return NSA_OK;
 }

@@ -40,16 +40,18 @@ static void open_blocks(const stage *st, kv_blocks *in, nsa_memory_kind kind, in
 static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
+    const int causal_too = (st->plan->setup.flags & NSA_WANT_CAUSAL) != 0;
     st->q = take(st, NSA_KEEP, R * c->q_heads * st->dkp);
     st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
     st->n_tiles = R / QUERIES + c->max_seqs + 1;
     st->tiles = nsa_take(st->plan->pool, NSA_KEEP, st->n_tiles, sizeof *st->tiles);
     for (int pair = 0; pair < PAIR; pair++)
         st->raw[pair] = take(st, NSA_KEEP, T * c->kv_heads * width(st, pair));
-    for (int x = 0; x < BRANCHES; x++) {
+    for (int x = 0; x < (causal_too ? LAID : BRANCHES); x++) {
         /* every sequence begins a block, so it may leave one unfilled */
         int64_t blocks_of_all = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
-        open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks_of_all, backward);
+        open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks_of_all,
+                    backward && x != RAW);
         st->first[x] = nsa_take(st->plan->pool, NSA_KEEP, c->max_seqs + 1, sizeof *st->first[x]);
     }
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
@@ -123,7 +125,8 @@ static void open_work(const stage *st, work *w, int64_t longest) {
     w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);
     w->o = take(st, NSA_OF_ONE_CALL, QUERIES * G * st->dvp);
     w->most = take(st, NSA_OF_ONE_CALL, QUERIES * G);
-    w->sum = take(st, NSA_OF_ONE_CALL, QUERIES * G);
+    w->sum = take(st, NSA_OF_ONE_CALL, QUERIES * G * LANES);
+    w->over = take(st, NSA_OF_ONE_CALL, QUERIES * G);
     w->z = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
     w->dz = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
     w->hidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
@@ -222,7 +225,7 @@ static void load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tens
 /* Where each sequence begins in the blocks, and the tiles of neighbouring rows. */
 static void lay_out(stage *st) {
     const nsa_batch *batch = &st->batch;
-    for (int x = 0; x < BRANCHES; x++) {
+    for (int x = 0; x < LAID && st->first[x]; x++) {
         const int64_t *at = x == CMP ? batch->cmp : batch->seq;
         for (int64_t b = 0, first = 0; b < batch->B; b++) {
             st->first[x][b] = first;
@@ -267,6 +270,8 @@ static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch
     copy(st->raw[VALUES], &in->at[NSA_V_CMP], 0, batch->T * c->kv_heads * c->v_dim);
     load_pair(st, SLC, &in->at[NSA_K_SLC], &in->at[NSA_V_SLC]);
     load_pair(st, WIN, &in->at[NSA_K_WIN], &in->at[NSA_V_WIN]);
+    if (st->first[RAW])
+        load_pair(st, RAW, &in->at[NSA_K_CMP], &in->at[NSA_V_CMP]);
     load_weights(st, in);
     return NSA_OK;
 }
@@ -282,7 +287,7 @@ sequence pack_sequence(const stage *st, int64_t b) {
     const nsa_batch *batch = &st->batch;
     sequence sq = {.len = batch->seq[b + 1] - batch->seq[b],
                    .n_cmp = batch->cmp[b + 1] - batch->cmp[b]};
-    for (int x = 0; x < BRANCHES; x++) {
+    for (int x = 0; x < LAID && st->first[x]; x++) {
         sq.in[x] = &st->in[x];
         sq.first[x] = st->first[x][b];
     }

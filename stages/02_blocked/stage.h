@@ -20,8 +20,9 @@ typedef float real; /* what this stage computes in */
 #define copy     nsa_copy_f32 /* from a tensor of either float type to reals */
 #define real_exp expf
 
-enum { CMP, SLC, WIN, BRANCHES };           /* the branches, in the order of the gate */
-enum { KEYS, VALUES, PAIR };                /* the two compressors */
+enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
+enum { RAW = BRANCHES, LAID };    /* k_cmp and v_cmp laid out too, for plain attention over them */
+enum { KEYS, VALUES, PAIR };      /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 /* What the lap clock tells apart; the branches' phases have the branches' numbers. */
@@ -48,8 +49,8 @@ typedef struct kv_blocks {
 typedef struct sequence {
     int64_t len;   /* tokens */
     int64_t n_cmp; /* compressed tokens, N */
-    const kv_blocks *in[BRANCHES];
-    int64_t first[BRANCHES];
+    const kv_blocks *in[LAID];
+    int64_t first[LAID];
 } sequence;
 
 /* The keys lo..hi-1 of one block: what stage 01's list of tokens has become. */
@@ -72,7 +73,8 @@ typedef struct work {
     real *p_sum;      /* [all compressed keys] probabilities summed over the group */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
-    real *most, *sum; /* [QUERIES,G] running maximum (of log2) and sum of the online softmax */
+    real *most;       /* [QUERIES,G] running maximum of the online softmax, in units of log2 */
+    real *sum, *over; /* [QUERIES,G,LANES] running sums; [QUERIES,G] 1/sum */
     real *z, *hidden, *dz, *dhidden; /* compressors: COMPRESSED blocks at a time */
     nsa_laps laps;
 } work;
@@ -93,8 +95,8 @@ typedef struct stage {
 
     real *q, *gate, *dout;    /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
     real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[BRANCHES];   /* compressed, selected and window keys and values */
-    int64_t *first[BRANCHES]; /* [B+1] each sequence's first block */
+    kv_blocks in[LAID];       /* compressed, selected and window keys and values */
+    int64_t *first[LAID];     /* [B+1] each sequence's first block */
     real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
     real *w1t[PAIR];          /* [l*D,hidden up to LANES] W1 transposed */
 
@@ -184,6 +186,7 @@ int64_t keep_win(const stage *st, int64_t t, span *spans);
 int64_t keep_all(const stage *st, int64_t t, span *spans);
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            int64_t apart);
+real log2_scale(const stage *st);
 int next_block(work *w, int64_t count, int64_t *block);
 void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
                  const int64_t *t, const int32_t *forced);

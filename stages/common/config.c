@@ -171,8 +171,9 @@ nsa_status nsa_config_resolve(nsa_config *config) {
         return nsa_fail(NSA_ERR_CONFIG, "phi %d is not 0 (mean), 1 (gated) or 2 (mlp)",
                         (int)config->phi);
     nsa_config c = *config;
-    if (c.phi_hidden == NSA_AUTO)
-        c.phi_hidden = 2 * (c.qk_dim > c.v_dim ? c.qk_dim : c.v_dim);
+    int64_t wide = c.qk_dim > c.v_dim ? c.qk_dim : c.v_dim;
+    if (c.phi_hidden == NSA_AUTO) /* a width out of bounds is refused below, and not doubled here */
+        c.phi_hidden = wide > 0 && wide <= 256 ? 2 * wide : 1;
     if (c.max_seqs == NSA_AUTO)
         c.max_seqs = 1;
     if (c.max_seq_len == NSA_AUTO)

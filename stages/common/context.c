@@ -190,7 +190,7 @@ nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
     if (status)
         return status;
-    ctx->done &= ~(unsigned)(STEP | LOADED); /* the step's rows take the place of the load's */
+    ctx->done &= WEIGHTS; /* the step's rows take the place of the load's, and of all results */
     for (int64_t a = 0; a < step.A && !status; a++) {
         ctx->slot[a] = slot[a];
         ctx->pos[a] = ctx->len[slot[a]];

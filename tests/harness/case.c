@@ -78,7 +78,7 @@ static nsa_status parse_one(test_case *c, const char *key, const char *value) {
         return NSA_OK;
     }
     if (!strcmp(key, "seed") || !strcmp(key, "rows")) {
-        if (!is_number || number < 0 || number > 1e9)
+        if (!is_number || !(number >= 0 && number <= 1e9)) /* NaN is neither */
             return nsa_fail(NSA_ERR_CONFIG, "%s=%s is not a number in 0..1e9", key, value);
         if (key[0] == 's')
             c->seed = (uint64_t)number;
@@ -105,6 +105,7 @@ static nsa_status parse_vector(test_case *c) {
     if (status)
         return status;
     c->cfg = folder.cfg;
+    c->seqs = 0;
     const nsa_tensor *cu = &folder.in.at[NSA_CU_SEQLENS];
     for (int64_t b = 0; cu->dtype && b + 1 < cu->shape[0] && b < 16; b++) {
         const int32_t *at = cu->data;
@@ -133,7 +134,16 @@ nsa_status case_parse(const char *text, test_case *c) {
         if (status)
             return status;
     }
-    return c->vector[0] ? parse_vector(c) : nsa_config_resolve(&c->cfg);
+    if (c->vector[0])
+        return parse_vector(c);
+    nsa_status status = nsa_config_resolve(&c->cfg);
+    int64_t tokens = 0;
+    for (int b = 0; b < case_sequences(c); b++)
+        tokens += case_length(c, b);
+    if (!status && tokens != c->cfg.seq_len)
+        status = nsa_fail(NSA_ERR_CONFIG, "T=%lld is not the sum of seqs, %lld",
+                          (long long)c->cfg.seq_len, (long long)tokens);
+    return status;
 }
 
 int case_has_ties(const test_case *c) {

@@ -103,29 +103,13 @@ static nsa_status check_gradient(nsa_context *ctx, const test_case *c, nsa_tenso
     return status;
 }
 
-/* Inputs as float64, so that a step of h is not rounded away. */
-static nsa_status widen(nsa_tensors *in) {
-    nsa_status status = NSA_OK;
-    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
-        nsa_tensor narrow = in->at[id], *wide = &in->at[id];
-        if (narrow.dtype != NSA_F32)
-            continue;
-        wide->dtype = NSA_F64;
-        status = tensor_take(wide);
-        for (int64_t i = 0; i < nsa_count(wide) && !status; i++)
-            tensor_set(wide, i, tensor_get(&narrow, i));
-        tensor_free(&narrow);
-    }
-    return status;
-}
-
 nsa_status judge_differences(const subject *s, const test_case *c) {
     nsa_setup setup = {.flags = NSA_DEBUG_MEMORY};
     nsa_tensors in, mine = {0};
     nsa_tensor out = {0};
     nsa_context *ctx = NULL;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
-    status = status ? status : widen(&in);
+    status = status ? status : tensors_widen(&in); /* so that a step of h is not rounded away */
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : tensor_copy(&out, &mine.at[NSA_OUT]);

@@ -11,16 +11,41 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* Room for the prefill's tokens in a load, and for the longest sequence in a slot: no more. */
+static void tight_room(const nsa_tensors *in, int64_t prefix, nsa_config *cfg) {
+    const nsa_tensor *cu = &in->at[NSA_CU_SEQLENS];
+    const int32_t one[] = {0, (int32_t)in->at[NSA_Q].shape[0]};
+    const int32_t *seq = cu->dtype ? tensor_ints(cu) : one;
+    cfg->seq_len = cfg->max_seq_len = 0;
+    for (int64_t b = 0; b < (cu->dtype ? cu->shape[0] - 1 : 1); b++) {
+        int64_t len = seq[b + 1] - seq[b];
+        cfg->seq_len += len < prefix ? len : prefix;
+        cfg->max_seq_len = len > cfg->max_seq_len ? len : cfg->max_seq_len;
+    }
+    cfg->seq_len += cfg->seq_len == 0;
+}
+
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
-                      int64_t prefix, nsa_tensors *results) {
-    nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY};
-    nsa_tensors all = {0};
+                      int64_t prefix, int how, nsa_tensors *results) {
+    /* A forward may ask for importance and a step has none to give: now and then, ask. */
+    nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY |
+                                (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u)};
+    const int gaps = DECODE_SIT_OUT | DECODE_TIGHT;
+    nsa_config room = *cfg;
+    nsa_tensors all = {0}, others = {0};
     nsa_context *ctx = NULL;
     decode_counts counts;
     progress quiet = {.who = ""};
     memset(results, 0, sizeof *results);
-    nsa_status status = nsa_open(stage, cfg, &setup, &ctx);
-    status = status ? status : decode_case(ctx, in, prefix, 1, &quiet, &all, &counts);
+    tight_room(in, prefix, &room);
+    nsa_status status = nsa_open(stage, &room, &setup, &ctx);
+    if (!status && (how & RUN_TWICE)) {
+        status = other_values(in, 0, &others);
+        status = status ? status : decode_case(ctx, &others, prefix, gaps, &quiet, &all, &counts);
+        decode_free(&all);
+        tensors_free(&others);
+    }
+    status = status ? status : decode_case(ctx, in, prefix, gaps, &quiet, &all, &counts);
     status = status ? status : nsa_check_memory(ctx);
     status = status ? status : tensors_copy(results, &all);
     if (!status && counts.prefilled + counts.decoded != in->at[NSA_Q].shape[0])
@@ -34,17 +59,18 @@ nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
 /* Decode after a prefill of `prefix` tokens against the oracle's forward over the whole sequences.
  */
 static nsa_status decode_from(const subject *s, const test_case *c, const nsa_tensors *in,
-                              const nsa_tensors *oracle, int64_t prefix) {
+                              const nsa_tensors *oracle, int64_t prefix, int how) {
     nsa_tensors mine = {0}, forced = {0}, with = {0};
-    nsa_status status = run_decode(s->stage, &c->cfg, in, prefix, &mine);
+    nsa_status status = run_decode(s->stage, &c->cfg, in, prefix, how, &mine);
     if (!status && !in->at[NSA_BLOCK_IDX].dtype)
         status = compare_choice(s, c, in, &mine.at[NSA_BLOCK_IDX], oracle);
     status = status ? status : tensors_copy(&with, in);
-    status = status ? status : force_blocks(&c->cfg, &with, &mine.at[NSA_BLOCK_IDX]);
+    if (!status && !in->at[NSA_BLOCK_IDX].dtype) /* else the lists given are those to be used */
+        status = force_blocks(&c->cfg, &with, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &with, RUN_FORWARD, &forced);
     status = status ? status : compare_outputs(s, &mine, &forced);
     if (!status && !tensor_same(&mine.at[NSA_BLOCK_IDX], &forced.at[NSA_BLOCK_IDX]))
-        status = nsa_fail(NSA_ERR_INPUT, "decode does not emit its blocks in order");
+        status = nsa_fail(NSA_ERR_INPUT, "decode does not emit its blocks, or not in order");
     tensors_free(&mine);
     tensors_free(&forced);
     tensors_free(&with);
@@ -57,7 +83,8 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
 }
 
 /* From nothing, from just before and behind the first compressed token, from the middle, from the
- * end; then with forced lists. Every boundary is crossed by some decode step. */
+ * end; then with forced lists, in slots that held other sequences. Every boundary is crossed by
+ * some decode step. */
 nsa_status judge_decode(const subject *s, const test_case *c) {
     const int64_t longest = case_longest(c);
     const int64_t prefixes[] = {0, c->cfg.cmp_block - 1, c->cfg.cmp_block + c->cfg.cmp_stride,
@@ -67,9 +94,9 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
     tensor_free(&in.at[NSA_DOUT]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
     for (int i = 0; i < 5 && !status; i++)
-        status = decode_from(s, c, &in, &oracle, prefixes[i]);
+        status = decode_from(s, c, &in, &oracle, prefixes[i], 0);
     status = status ? status : draw_forced(c, &in);
-    status = status ? status : decode_from(s, c, &in, &oracle, longest / 3);
+    status = status ? status : decode_from(s, c, &in, &oracle, longest / 3, RUN_TWICE);
     tensors_free(&in);
     tensors_free(&oracle);
     return status;

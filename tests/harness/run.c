@@ -47,12 +47,13 @@ nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
 }
 
 /* Every result that exists after a forward (and backward). */
-static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int backward,
-                           nsa_tensors *results) {
+static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int how, nsa_tensors *results) {
     nsa_status status = NSA_OK;
-    for (int id = NSA_BLOCK_IDX; id <= NSA_V_PHI && !status; id++)
-        status = read_result(ctx, (nsa_id)id, &results->at[id]);
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && backward && !status; id++) {
+    for (int id = NSA_BLOCK_IDX; id <= NSA_V_PHI && !status; id++) {
+        if (!(how & RUN_LEAN) || id < NSA_OUT_CMP || id > NSA_IMPORTANCE)
+            status = read_result(ctx, (nsa_id)id, &results->at[id]);
+    }
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && (how & RUN_BACKWARD) && !status; id++) {
         if (nsa_has(cfg, (nsa_id)id))
             status = read_result(ctx, (nsa_id)id, &results->at[id]);
     }
@@ -65,15 +66,31 @@ static nsa_status run_once(nsa_context *ctx, const nsa_tensors *in, int backward
     return status || !backward ? status : nsa_backward(ctx);
 }
 
-/* Other values of the same shapes through the same context. */
-static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int backward) {
-    nsa_tensors others;
-    nsa_status status = tensors_copy(&others, in);
+nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others) {
+    nsa_status status = NSA_OK;
+    memset(others, 0, sizeof *others);
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
-        nsa_tensor *t = &others.at[id];
-        for (int64_t i = 0; t->dtype && t->dtype != NSA_I32 && i < nsa_count(t); i++)
-            tensor_set(t, i, id == NSA_GATE ? 0.5 : -3 * tensor_get(t, i) + 1);
+        const nsa_tensor *from = &in->at[id];
+        nsa_tensor *to = &others->at[id];
+        if (!from->dtype)
+            continue;
+        *to = *from;
+        to->shape[0] += id <= NSA_DOUT || id == NSA_BLOCK_IDX ? more : 0;
+        status = tensor_take(to); /* whole numbers that are not copied stay -1: no block */
+        for (int64_t i = 0; !status && to->dtype != NSA_I32 && i < nsa_count(to); i++)
+            tensor_set(to, i, id == NSA_GATE ? 0.5 : 1 - 3 * tensor_get(from, i % nsa_count(from)));
+        for (int64_t i = 0; !status && to->dtype == NSA_I32 && i < nsa_count(from); i++)
+            tensor_ints(to)[i] = tensor_ints(from)[i];
     }
+    const nsa_tensor *cu = &others->at[NSA_CU_SEQLENS];
+    if (!status && cu->dtype)
+        tensor_ints(cu)[cu->shape[0] - 1] += (int32_t)more;
+    return status;
+}
+
+static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int64_t more, int backward) {
+    nsa_tensors others;
+    nsa_status status = other_values(in, more, &others);
     status = status ? status : run_once(ctx, &others, backward);
     tensors_free(&others);
     return status;
@@ -91,21 +108,25 @@ static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
                      nsa_tensors *results) {
     const int backward = (how & RUN_BACKWARD) != 0;
-    nsa_setup setup = {.flags = NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE | NSA_DEBUG_MEMORY |
-                                (backward ? NSA_BACKWARD : 0u),
-                       .max_rows = row_count(in)};
+    const int64_t more =
+        how & RUN_TWICE ? 7 : 0; /* tokens of the first run that the second lacks */
+    nsa_setup setup = {.flags = NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
+                                (how & RUN_LEAN ? 0u : NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE),
+                       .max_rows = row_count(in) + more};
+    nsa_config room = *cfg;
     nsa_tensors used, before;
     nsa_context *ctx = NULL;
+    room.seq_len += more;
     memset(results, 0, sizeof *results);
     nsa_status status = tensors_copy(&before, in);
     status = status ? status : tensors_copy(&used, in);
     if (!status && !backward)
         tensor_free(&used.at[NSA_DOUT]);
-    status = status ? status : nsa_open(stage, cfg, &setup, &ctx);
+    status = status ? status : nsa_open(stage, &room, &setup, &ctx);
     if (!status && (how & RUN_TWICE))
-        status = run_others(ctx, &used, backward);
+        status = run_others(ctx, &used, more, backward);
     status = status ? status : run_once(ctx, &used, backward);
-    status = status ? status : read_all(ctx, cfg, backward, results);
+    status = status ? status : read_all(ctx, cfg, how, results);
     status = status ? status : nsa_check_memory(ctx);
     status = status ? status : inputs_fenced(&used, &before);
     nsa_close(ctx);

@@ -16,24 +16,30 @@ typedef struct subject {
 } subject;
 
 /** Which results a run is to give. */
-enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_CAUSAL = 4 };
+enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_LEAN = 4 };
 
 /** Open the stage, load, run forward (and backward), read every result, check all fences.
- *  RUN_TWICE first loads and runs other values through the same context, which must leave no trace.
+ *  RUN_TWICE first loads and runs other values, and more of them, through the same context, which
+ *  must leave no trace. RUN_LEAN asks for no branch outputs and no importance.
  *  @param[out] results  present where they exist; free with tensors_free() */
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
                      nsa_tensors *results);
 
-/** Plain causal attention over one pair by the oracle. */
+/** Other values of the same kind, with `more` tokens in the last sequence.
+ *  @param[out] others  free with tensors_free() */
+nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others);
+
+/** Plain causal attention over one pair. */
 nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                       int pair, nsa_tensor *result);
 
 /** Prefill `prefix` tokens of each sequence, then decode the rest, a batch of sequences a step,
  * some of them sitting out by turns. Results are put together in packed order: out, out_*,
  * block_idx.
- *  in->at[NSA_BLOCK_IDX] is passed on if it is present. */
+ *  in->at[NSA_BLOCK_IDX] is passed on if it is present.
+ *  @param how  RUN_TWICE decodes other values first, in the same context */
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
-                      int64_t prefix, nsa_tensors *results);
+                      int64_t prefix, int how, nsa_tensors *results);
 
 /** Make block_idx [T,Hkv,n] an input from a result [R,Hkv,n]: rows not listed get -1. */
 nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor *block_idx);

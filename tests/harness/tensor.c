@@ -1,6 +1,7 @@
 /** @file tensor.c
  *  @brief Fenced tensors. */
 #include "harness/tensor.h"
+#include "common/fence.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,17 @@ enum { FENCE = 64, SENTINEL = 0x5C };
 /* The bytes of a tensor, rounded up so that the fence behind them is where it is looked for. */
 static size_t bytes_of(const nsa_tensor *t) {
     return (size_t)nsa_count(t) * nsa_dtype_size(t->dtype);
+}
+
+/* Close both fences to everybody, or open them to the harness. */
+static void close_fences(const nsa_tensor *t) {
+    nsa_hide((char *)t->data - FENCE, FENCE);
+    nsa_hide((char *)t->data + bytes_of(t), FENCE);
+}
+
+static void open_fences(const nsa_tensor *t) {
+    nsa_show((char *)t->data - FENCE, FENCE);
+    nsa_show((char *)t->data + bytes_of(t), FENCE);
 }
 
 nsa_status tensor_take(nsa_tensor *t) {
@@ -24,6 +36,7 @@ nsa_status tensor_take(nsa_tensor *t) {
     memset(start + FENCE, 0xFF, bytes_of(t));
     memset(start + FENCE + bytes_of(t), SENTINEL, FENCE);
     t->data = start + FENCE;
+    close_fences(t);
     return NSA_OK;
 }
 
@@ -43,11 +56,12 @@ void tensor_free(nsa_tensor *t) {
 
 int tensor_fenced(const nsa_tensor *t) {
     const unsigned char *data = t->data;
-    for (int i = 0; i < FENCE; i++) {
-        if (data[i - FENCE] != SENTINEL || data[bytes_of(t) + (size_t)i] != SENTINEL)
-            return 0;
-    }
-    return 1;
+    int stands = 1;
+    open_fences(t);
+    for (int i = 0; i < FENCE; i++)
+        stands &= data[i - FENCE] == SENTINEL && data[bytes_of(t) + (size_t)i] == SENTINEL;
+    close_fences(t);
+    return stands;
 }
 
 nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src) {
@@ -56,6 +70,21 @@ nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src) {
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
         if (src->at[id].dtype)
             status = tensor_copy(&dst->at[id], &src->at[id]);
+    }
+    return status;
+}
+
+nsa_status tensors_widen(nsa_tensors *t) {
+    nsa_status status = NSA_OK;
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        nsa_tensor narrow = t->at[id], *wide = &t->at[id];
+        if (narrow.dtype != NSA_F32)
+            continue;
+        wide->dtype = NSA_F64;
+        status = tensor_take(wide);
+        for (int64_t i = 0; i < nsa_count(wide) && !status; i++)
+            tensor_set(wide, i, tensor_get(&narrow, i));
+        tensor_free(&narrow);
     }
     return status;
 }

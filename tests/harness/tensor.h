@@ -22,6 +22,9 @@ int tensor_fenced(const nsa_tensor *t);
 /** A fenced copy of each tensor that is present. */
 nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src);
 
+/** Make every float32 tensor float64, the values as they are. */
+nsa_status tensors_widen(nsa_tensors *t);
+
 /** Free every tensor. */
 void tensors_free(nsa_tensors *t);
 

@@ -1,0 +1,156 @@
+/**
+ * @file bench.h
+ * @brief What `nsa bench` is asked, and what it finds: the run that its tables, figures and files
+ * are made of.
+ */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include "nsa.h"
+
+/** Limits of one run. */
+enum {
+    BENCH_SIZES = 16,   /**< lengths of one sweep */
+    BENCH_STAGES = 16,  /**< stages of one sweep */
+    BENCH_PHASES = 8,   /**< phases of one call */
+    BENCH_ROWS = 1024,  /**< rows of one run */
+    BENCH_FITS = 256,   /**< fitted curves of one run */
+    BENCH_BATCH = 16,   /**< sequences of one pack */
+    BENCH_SAMPLES = 20, /**< most timed runs of one row */
+    BENCH_LEAST = 10    /**< fewest, unless one takes more than BENCH_SLOW seconds */
+};
+
+/** A run longer than this many seconds may be timed fewer than BENCH_LEAST times. */
+#define BENCH_SLOW 2.0
+/** The dense baseline's name in rows. */
+#define BENCH_DENSE "dense_openblas"
+/** In front of a stage's name: plain causal attention by that stage's own code. */
+#define BENCH_OWN "causal by "
+
+/** What is timed. Backward is the backward alone; decode is one step. */
+typedef enum bench_pass {
+    BENCH_FORWARD = 0, /**< forward of all rows */
+    BENCH_BACKWARD,    /**< backward of all rows, its forward not counted */
+    BENCH_DECODE,      /**< one token for each sequence, T tokens in the caches */
+    BENCH_PASSES       /**< how many */
+} bench_pass;
+
+/** What is asked. */
+typedef struct bench_options {
+    const char *stage[BENCH_STAGES]; /**< names, numbers or paths; none means all */
+    int stages;                      /**< how many */
+    int pass[BENCH_PASSES];          /**< 1 where that pass is to be timed */
+    int64_t T[BENCH_SIZES];          /**< tokens of a sequence, ascending */
+    int sizes;                       /**< how many */
+    nsa_config cfg;                  /**< heads, dims and phi */
+    int64_t batch;                   /**< sequences of a pack */
+    int64_t threads;                 /**< for stages, OpenBLAS and the ceilings alike */
+    int64_t rows;                    /**< rows that the check samples */
+    int64_t seed;                    /**< of the inputs */
+    double budget;                   /**< seconds that one row may take */
+    double deadline;                 /**< seconds that all may take */
+    const char *stage_dir;           /**< folder of the stages, NULL for the default */
+    const char *json;                /**< run file to write, or NULL */
+    const char *csv;                 /**< the same rows as CSV, or NULL */
+    const char *table;               /**< a run file to print a table of, or NULL */
+    const char *plot;                /**< a run file to print points of, or NULL */
+    const char *compare;             /**< two run files "A,B" whose ratios must agree, or NULL */
+    const char *what;                /**< which table or plot */
+} bench_options;
+
+/** Time of one phase. */
+typedef struct bench_phase {
+    char name[16];  /**< as the stage calls it */
+    double seconds; /**< median over the runs */
+} bench_phase;
+
+/** One program at one length: a row of every table. Times are seconds, ratios are how many times
+ * faster than the other one; 0 is "not known". */
+typedef struct bench_row {
+    char name[64];                    /**< the stage, or which dense baseline */
+    char pass[12];                    /**< "forward", "backward" or "decode" */
+    char status[256];                 /**< "" if it was timed; else why not */
+    char checked[96];                 /**< what it was checked against */
+    char bound[8];                    /**< the ceiling that binds it: "flops" or "bytes" */
+    char below_name[64];              /**< the stage below */
+    int64_t T;                        /**< tokens of a sequence */
+    int64_t runs;                     /**< timed runs */
+    int64_t memory;                   /**< bytes held while it ran, all taken before */
+    double median;                    /**< of the runs */
+    double q1;                        /**< first quartile */
+    double q3;                        /**< third quartile */
+    double flops;                     /**< what the config needs, see workload.h */
+    double bytes;                     /**< what must be moved at least */
+    double tokens;                    /**< tokens of one run */
+    double share;                     /**< of the ceiling that binds, 0..1 */
+    double below;                     /**< ratio to the stage below */
+    double below_low;                 /**< its spread, from the quartiles of both */
+    double below_high;                /**< the other end */
+    double dense;                     /**< ratio to dense attention */
+    double dense_low;                 /**< its spread */
+    double dense_high;                /**< the other end */
+    bench_phase phase[BENCH_PHASES];  /**< the break-down */
+    int phases;                       /**< how many; 0 if the stage does not time them */
+} bench_row;
+
+/** Time as a T + b T^2, for a whole pass ("all") or a phase of it; and where it crosses dense. */
+typedef struct bench_fit {
+    char name[64];    /**< the row's name */
+    char pass[12];    /**< the row's pass */
+    char phase[16];   /**< "all" or a phase */
+    char against[64]; /**< which dense attention `crosses` is about, "" for none */
+    int64_t from;     /**< shortest length fitted */
+    int64_t to;       /**< longest */
+    int64_t points;   /**< how many lengths */
+    int64_t slower;   /**< longest measured length at which dense is faster; 0 if none is */
+    int64_t faster;   /**< the next measured length; 0 if dense is faster to the end */
+    double a;         /**< seconds a token */
+    double b;         /**< seconds a token squared */
+    double residual;  /**< largest |fit - time| / time */
+    double crosses;   /**< length at which both fits are equal; 0 if they never are */
+} bench_fit;
+
+/** Everything that one run found, and where. */
+typedef struct bench_run {
+    char cpu[128];          /**< model name */
+    char compiler[96];      /**< that built this program and the stages */
+    char flags[512];        /**< of all files, warnings left out */
+    char own_flags[512];    /**< more flags, of the dense baseline and of single stages */
+    char blas[128];         /**< OpenBLAS's own description, or why it is missing */
+    char commit[64];        /**< of the working tree, "-dirty" if it had changes */
+    char date[32];          /**< UTC */
+    char workload[256];     /**< heads, dims, blocks, phi, seed: a case string without T */
+    char noise[256];        /**< "" or why no claim can be made */
+    int64_t cores;          /**< online */
+    int64_t threads;        /**< used */
+    int64_t batch;          /**< sequences of a pack */
+    double load;            /**< runnable processes a minute before */
+    double gflops;          /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
+    double gflops_low;      /**< least of the times it was measured */
+    double gflops_high;     /**< most */
+    double gbs;             /**< ceiling: copy bandwidth, bytes read and written */
+    double gbs_low;         /**< least */
+    double gbs_high;        /**< most */
+    bench_row row[BENCH_ROWS]; /**< in the order they were timed */
+    int rows;               /**< how many */
+    bench_fit fit[BENCH_FITS]; /**< in the order of the rows */
+    int fits;               /**< how many */
+} bench_run;
+
+/** @return "forward", "backward" or "decode". */
+const char *bench_pass_name(bench_pass pass);
+
+/** Fill in the options from the command line.
+ *  @param argc  arguments
+ *  @param argv  argv[0] is "nsa bench"
+ *  @param o     filled in
+ *  @return an exit_code */
+int bench_parse(int argc, char **argv, bench_options *o);
+
+/** Check, then time everything that was asked for.
+ *  @param o    what
+ *  @param run  filled in
+ *  @return NSA_OK also when a stage was refused a time; its row says so */
+nsa_status bench_sweep(const bench_options *o, bench_run *run);
+
+#endif

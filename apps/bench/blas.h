@@ -1,0 +1,31 @@
+/**
+ * @file blas.h
+ * @brief OpenBLAS, where it was there when this program was built: three shapes of sgemm.
+ */
+#ifndef BENCH_BLAS_H
+#define BENCH_BLAS_H
+
+#include <stdint.h>
+
+/** @return NULL if OpenBLAS is there, else why not. */
+const char *blas_missing(void);
+
+/** @return OpenBLAS's own description of itself, or blas_missing(). */
+const char *blas_name(void);
+
+/** Threads that OpenBLAS itself may use. */
+void blas_threads(int threads);
+
+/** C [m,n] = alpha A [m,k] B^T, B [n,k], + beta C; rows ld apart. */
+void blas_nt(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+             const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+/** C [m,n] = alpha A [m,k] B [k,n] + beta C. */
+void blas_nn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+             const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+/** C [m,n] = alpha A^T B, A [k,m], B [k,n], + beta C. */
+void blas_tn(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+             const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+#endif

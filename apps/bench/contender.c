@@ -1,0 +1,219 @@
+/** @file contender.c
+ *  @brief A stage or a dense baseline behind the same four calls. */
+#include "bench/contender.h"
+#include "bench/blas.h"
+#include "bench/verify.h"
+#include "common/pool.h"
+#include "harness/run.h"
+#include "harness/tensor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* -------------------------------------------------------------------- open */
+
+static nsa_status open_dense(contender *c, const workload *w, int threads) {
+    const int decodes = w->pass == BENCH_DECODE;
+    const nsa_tensors *in = decodes ? &w->all : &w->in;
+    if (blas_missing())
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
+    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B,
+                          w->pass == BENCH_BACKWARD, threads);
+    if (!c->dense)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
+    c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : in->at[NSA_Q].data,
+                           .k = in->at[NSA_K_WIN].data,
+                           .v = in->at[NSA_V_WIN].data,
+                           .dout = w->sparse.data};
+    c->row->memory = (int64_t)dense_memory(c->dense);
+    return NSA_OK;
+}
+
+nsa_status contender_open(contender *c, const workload *w, int threads) {
+    static const unsigned needs[] = {0, NSA_BACKWARD, NSA_DECODE};
+    nsa_setup setup = {.flags = c->causal ? NSA_WANT_CAUSAL : needs[w->pass],
+                       .threads = threads};
+    nsa_tensors in = w->in;
+    if (!c->stage)
+        return open_dense(c, w, threads);
+    in.at[NSA_DOUT] = (nsa_tensor){0}; /* comes by itself, first sparse, then whole */
+    nsa_status status = nsa_open(c->stage, &w->cfg, &setup, &c->ctx);
+    status = status ? status : nsa_load(c->ctx, &in);
+    if (!status)
+        c->row->memory = (int64_t)nsa_memory(c->ctx);
+    return status;
+}
+
+void contender_close(contender *c) {
+    nsa_close(c->ctx);
+    dense_close(c->dense);
+    c->ctx = NULL;
+    c->dense = NULL;
+}
+
+/* -------------------------------------------------------------------- runs */
+
+/* What is timed, and nothing else. */
+static nsa_status run_once(contender *c, const workload *w, int64_t step) {
+    if (!c->stage && w->pass == BENCH_DECODE)
+        dense_decode(c->dense, &c->in, w->T + step + 1);
+    else if (!c->stage && w->pass == BENCH_BACKWARD)
+        dense_backward(c->dense, &c->in);
+    else if (!c->stage)
+        dense_forward(c->dense, &c->in);
+    else if (c->causal)
+        return nsa_causal(c->ctx, 2);
+    else
+        return w->pass == BENCH_FORWARD    ? nsa_forward(c->ctx)
+               : w->pass == BENCH_BACKWARD ? nsa_backward(c->ctx)
+                                           : nsa_decode(c->ctx);
+    return NSA_OK;
+}
+
+/* What a run needs before it: a step's tokens. */
+static nsa_status prepare(contender *c, const workload *w, int64_t step) {
+    int32_t active[BENCH_BATCH];
+    nsa_tensors in;
+    if (w->pass != BENCH_DECODE)
+        return NSA_OK;
+    workload_step(w, step, active, &in);
+    c->in.q = in.at[NSA_Q].data;
+    return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
+}
+
+static nsa_status timed(contender *c, const workload *w, const bench_clock *clock, int64_t step,
+                        double *seconds) {
+    clock->start(clock->state);
+    nsa_status status = run_once(c, w, step);
+    *seconds = clock->stop(clock->state);
+    return status;
+}
+
+static void note_phases(contender *c) {
+    nsa_phase list[BENCH_PHASES];
+    int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_PHASES) : 0;
+    c->row->phases = count < BENCH_PHASES ? count : BENCH_PHASES;
+    for (int i = 0; i < c->row->phases; i++) {
+        snprintf(c->row->phase[i].name, sizeof c->row->phase[i].name, "%.15s", list[i].name);
+        c->phase[i][c->runs] = list[i].seconds;
+    }
+}
+
+nsa_status contender_time(contender *c, const workload *w, const bench_clock *clock) {
+    const int64_t step = DECODE_WARM + c->runs;
+    nsa_status status = prepare(c, w, step);
+    status = status ? status : timed(c, w, clock, step, &c->sample[c->runs]);
+    if (status)
+        return status;
+    note_phases(c);
+    c->runs++;
+    return NSA_OK;
+}
+
+/* ------------------------------------------------------------------- check */
+
+/* A whole result, from wherever it is. */
+static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
+    if (c->stage)
+        return read_result(c->ctx, c->causal && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
+    const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
+    const int of_queries = id == NSA_OUT || id == NSA_DQ;
+    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
+    t->shape[0] = rows;
+    t->shape[1] = of_queries ? w->cfg.q_heads : w->cfg.kv_heads;
+    t->shape[2] = id == NSA_OUT || id == NSA_DV_WIN ? w->cfg.v_dim : w->cfg.qk_dim;
+    nsa_status status = tensor_take(t);
+    if (!status)
+        memcpy(t->data, dense_result(c->dense, id), (size_t)nsa_count(t) * sizeof(float));
+    return status;
+}
+
+/* A result as the oracle has it: per-query ones of the sampled rows alone. */
+static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
+    const int per_query = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
+    nsa_tensor whole = {0};
+    if (!per_query)
+        return read_whole(c, w, id, t);
+    nsa_status status = read_whole(c, w, id, &whole);
+    status = status ? status : verify_gather(w, &whole, t);
+    tensor_free(&whole);
+    return status;
+}
+
+static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *mine) {
+    nsa_status status = read_rows(c, w, NSA_OUT, &mine->at[NSA_OUT]);
+    if (!status && !c->causal)
+        status = read_rows(c, w, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
+        int counts = !c->causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
+        if (w->pass == BENCH_BACKWARD && counts && nsa_has(&w->cfg, (nsa_id)id))
+            status = read_rows(c, w, (nsa_id)id, &mine->at[id]);
+    }
+    return status;
+}
+
+/* Forward before a backward, prefill before steps: not timed, but it costs. */
+static nsa_status lead_up(contender *c, const workload *w) {
+    if (w->pass == BENCH_BACKWARD && !c->stage)
+        dense_forward(c->dense, &c->in);
+    if (!c->stage || w->pass == BENCH_FORWARD)
+        return NSA_OK;
+    if (w->pass == BENCH_DECODE)
+        return nsa_prefill(c->ctx);
+    nsa_status status = nsa_forward(c->ctx);
+    return status ? status : nsa_load_dout(c->ctx, &w->sparse);
+}
+
+/* A step's row of each sequence goes to its place among the judged rows: first, second of two. */
+static nsa_status keep_step(const contender *c, const workload *w, int second, nsa_id id,
+                            nsa_tensor *kept) {
+    nsa_tensor t = {0};
+    nsa_status status = read_whole(c, w, id, &t);
+    if (!status && !kept->dtype) {
+        *kept = t;
+        kept->shape[0] = 2 * w->B;
+        status = tensor_take(kept);
+    }
+    size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
+    for (int64_t b = 0; b < w->B && !status; b++)
+        memcpy((char *)kept->data + (size_t)(2 * b + second) * row,
+               (const char *)t.data + (size_t)b * row, row);
+    tensor_free(&t);
+    return status;
+}
+
+static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine) {
+    nsa_status status = NSA_OK;
+    for (int64_t s = 0; s < DECODE_WARM && !status; s++) {
+        status = prepare(c, w, s);
+        status = status ? status : timed(c, w, c->clock, s, &c->first);
+        if (s && s + 1 < DECODE_WARM)
+            continue;
+        status = status ? status : keep_step(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
+        if (!status && !c->causal)
+            status = keep_step(c, w, s > 0, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
+    }
+    return status;
+}
+
+nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
+    const nsa_arith arith = c->stage ? c->stage->arith : NSA_FLOAT32;
+    nsa_tensors mine = {0};
+    const double start = bench_now();
+    nsa_status status = lead_up(c, w);
+    if (!status && w->pass == BENCH_DECODE)
+        status = warm_steps(c, w, &mine);
+    else if (!status)
+        status = timed(c, w, c->clock, 0, &c->first);
+    c->cost = bench_now() - start;
+    if (!status && w->pass != BENCH_DECODE)
+        status = read_mine(c, w, &mine);
+    status = status ? status : verify(w, oracle, arith, c->causal, &mine);
+    tensors_free(&mine);
+    /* from here on every row has its gradient */
+    if (!status && w->pass == BENCH_BACKWARD && c->stage)
+        status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
+    if (w->pass == BENCH_BACKWARD)
+        c->in.dout = w->in.at[NSA_DOUT].data;
+    return status;
+}

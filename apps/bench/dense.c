@@ -1,0 +1,350 @@
+/** @file dense.c
+ *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3
+ * -march=native -fno-math-errno -fno-trapping-math: without them the softmax, not the products,
+ * would be the slow part, and the yardstick would be short. No fast-math. */
+#include "bench/dense.h"
+#include "bench/blas.h"
+#include "bench/timing.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A tile has about ROWS rows (tokens times heads of a group) against KEYS keys: its scores stay in
+ * the second-level cache, and sgemm runs within a tenth of its best at this size. */
+enum { ROWS = 256, KEYS = 512 };
+
+static const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+
+/* What a thread works in. */
+typedef struct scratch {
+    float *q;            /* [rows,dk] times scale * log2(e), so that exp is exp2 */
+    float *dout, *o;     /* [rows,dv] */
+    float *dq;           /* [rows,dk] */
+    float *s, *dp;       /* [rows,KEYS] scores, then probabilities; and their gradients */
+    float *m, *l, *sink; /* [rows] running maximum and sum; delta of the backward */
+    float *dk, *dv;      /* [B,T,Hkv,*] this thread's share of the gradients */
+} scratch;
+
+struct dense {
+    int64_t T, B, Hq, Hkv, G, dk, dv;
+    int64_t tile; /* query tokens of a tile */
+    float scale;
+    int threads;
+    size_t bytes;
+    float *out, *lse, *dq, *dk_sum, *dv_sum;
+    scratch *own; /* [threads] */
+    /* of one call */
+    const dense_inputs *in;
+    atomic_long next; /* the next tile that nobody has */
+    int64_t len;      /* keys of a decode step; 0 for whole sequences */
+    int backward;
+};
+
+/* ------------------------------------------------------------------ memory */
+
+static float *take(dense *d, int64_t count, int *ok) {
+    float *p = *ok ? calloc((size_t)count, sizeof *p) : NULL;
+    *ok = p != NULL;
+    d->bytes += (size_t)count * sizeof *p;
+    return p;
+}
+
+static int open_scratch(dense *d, scratch *w, int backward) {
+    const int64_t rows = d->tile * d->G, keys = d->B * d->T * d->Hkv;
+    int ok = 1;
+    w->q = take(d, rows * d->dk, &ok);
+    w->o = take(d, rows * d->dv, &ok);
+    w->s = take(d, rows * KEYS, &ok);
+    w->m = take(d, rows, &ok);
+    w->l = take(d, rows, &ok);
+    if (backward) {
+        w->dout = take(d, rows * d->dv, &ok);
+        w->dq = take(d, rows * d->dk, &ok);
+        w->dp = take(d, rows * KEYS, &ok);
+        w->sink = take(d, rows, &ok);
+        w->dk = take(d, keys * d->dk, &ok);
+        w->dv = take(d, keys * d->dv, &ok);
+    }
+    return ok;
+}
+
+dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int threads) {
+    dense *d = blas_missing() ? NULL : calloc(1, sizeof *d);
+    int ok = 1;
+    if (!d)
+        return NULL;
+    *d = (dense){.T = T,
+                 .B = B,
+                 .Hq = c->q_heads,
+                 .Hkv = c->kv_heads,
+                 .G = c->q_heads / c->kv_heads,
+                 .dk = c->qk_dim,
+                 .dv = c->v_dim,
+                 .scale = (float)c->scale,
+                 .threads = threads};
+    d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
+    d->out = take(d, B * T * d->Hq * d->dv, &ok);
+    d->lse = take(d, B * T * d->Hq, &ok);
+    if (backward)
+        d->dq = take(d, B * T * d->Hq * d->dk, &ok);
+    d->own = ok ? calloc((size_t)threads, sizeof *d->own) : NULL;
+    ok = d->own != NULL;
+    for (int i = 0; i < threads && ok; i++)
+        ok = open_scratch(d, &d->own[i], backward);
+    if (!ok) {
+        dense_close(d);
+        return NULL;
+    }
+    d->dk_sum = d->own[0].dk; /* where the threads' shares are added up */
+    d->dv_sum = d->own[0].dv;
+    return d;
+}
+
+void dense_close(dense *d) {
+    if (!d)
+        return;
+    for (int i = 0; i < d->threads && d->own; i++) {
+        float **all = (float *[]){d->own[i].q,  d->own[i].o,    d->own[i].s,  d->own[i].m,
+                                  d->own[i].l,  d->own[i].dout, d->own[i].dq, d->own[i].dp,
+                                  d->own[i].sink, d->own[i].dk, d->own[i].dv};
+        for (int p = 0; p < 11; p++)
+            free(all[p]);
+    }
+    free(d->own);
+    free(d->out);
+    free(d->lse);
+    free(d->dq);
+    free(d);
+}
+
+size_t dense_memory(const dense *d) {
+    return d->bytes;
+}
+
+const float *dense_result(const dense *d, nsa_id id) {
+    return id == NSA_OUT ? d->out : id == NSA_DQ ? d->dq : id == NSA_DK_WIN ? d->dk_sum : d->dv_sum;
+}
+
+/* ----------------------------------------------------------------- softmax */
+
+/* 2^x for x <= 0: whole part into the exponent, the rest by a polynomial of degree 6, within 2e-7.
+ * A loop over it becomes vector code; expf() would be called once an element. */
+static inline float exp2_below(float x) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves a whole number in the bits */
+    float at = x < -126 ? -126 : x, whole = at + round, f = at - (whole - round), p;
+    int32_t bits, e;
+    memcpy(&e, &whole, 4);
+    p = 1.540353e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1;
+    memcpy(&bits, &p, 4);
+    bits += (int32_t)((uint32_t)e << 23);
+    memcpy(&p, &bits, 4);
+    return p;
+}
+
+/* One row of scores: p = 2^(s - m), with the running maximum m and sum l brought up to date.
+ * Returns by how much what was summed so far shrinks. Sums run in 16 lanes, so that the compiler
+ * need not reorder additions. */
+static float softmax_row(float *s, int64_t n, float *m, float *l) {
+    enum { LANES = 16 };
+    float most[LANES], sum[LANES] = {0}, top = *m, total = 0;
+    int64_t i = 0;
+    for (int j = 0; j < LANES; j++)
+        most[j] = top;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++)
+            most[j] = s[i + j] > most[j] ? s[i + j] : most[j];
+    }
+    for (; i < n; i++)
+        top = s[i] > top ? s[i] : top;
+    for (int j = 0; j < LANES; j++)
+        top = most[j] > top ? most[j] : top;
+    for (i = 0; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            s[i + j] = exp2_below(s[i + j] - top);
+            sum[j] += s[i + j];
+        }
+    }
+    for (; i < n; i++) {
+        s[i] = exp2_below(s[i] - top);
+        total += s[i];
+    }
+    for (int j = 0; j < LANES; j++)
+        total += sum[j];
+    float shrink = exp2_below(*m - top);
+    *l = *l * shrink + total;
+    *m = top;
+    return shrink;
+}
+
+/* Keys s0.. of the block that lie behind a row's own token count as minus infinity. */
+static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, int64_t n) {
+    for (int64_t i = 0; i < tokens * G; i++) {
+        int64_t seen = t0 + i / G + 1 - s0;
+        for (int64_t j = seen > 0 ? seen : 0; j < n; j++)
+            s[i * KEYS + j] = -INFINITY;
+    }
+}
+
+/* ------------------------------------------------------------------- tiles */
+
+/* A tile: query tokens [t0,t1) of one sequence and the G heads of one kv head. */
+typedef struct place {
+    int64_t t0, tokens, rows;
+    int64_t q_row; /* of q, out, lse: (token, head) of the tile's first row */
+    int64_t k_row; /* of k, v: the sequence's first key of this kv head */
+} place;
+
+static place tile_place(const dense *d, int64_t number) {
+    int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile, at = number % tiles;
+    int64_t kvh = number / tiles % d->Hkv, b = number / tiles / d->Hkv;
+    place p = {.t0 = (tiles - 1 - at) * d->tile}; /* the longest first: threads end together */
+    int64_t end = p.t0 + d->tile < d->T ? p.t0 + d->tile : d->T;
+    p.tokens = end - p.t0;
+    p.q_row = (b * d->T + p.t0) * d->Hq + kvh * d->G;
+    if (d->len) {
+        p.t0 = d->len - 1;
+        p.tokens = 1;
+        p.q_row = b * d->Hq + kvh * d->G;
+    }
+    p.rows = p.tokens * d->G;
+    p.k_row = b * d->T * d->Hkv + kvh;
+    return p;
+}
+
+/* Row i of a tile stands at this row of q. */
+static int64_t q_row(const dense *d, const place *p, int64_t i) {
+    return p->q_row + i / d->G * d->Hq + i % d->G;
+}
+
+static void pack(const dense *d, const place *p, const float *src, int64_t width, float by,
+                 float *dst) {
+    for (int64_t i = 0; i < p->rows; i++) {
+        const float *row = src + q_row(d, p, i) * width;
+        for (int64_t j = 0; j < width; j++)
+            dst[i * width + j] = by * row[j];
+    }
+}
+
+static void tile_forward(dense *d, scratch *w, const place *p) {
+    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
+    pack(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
+    memset(w->o, 0, (size_t)(p->rows * d->dv) * sizeof *w->o);
+    for (int64_t i = 0; i < p->rows; i++) {
+        w->m[i] = -1e30f;
+        w->l[i] = 0;
+    }
+    for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
+        const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
+        const float *k = d->in->k + p->k_row * d->dk + s0 * ldk;
+        const float *v = d->in->v + p->k_row * d->dv + s0 * ldv;
+        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, k, ldk, 0, w->s, KEYS);
+        if (s0 + n > p->t0 + 1)
+            mask(w->s, p->tokens, d->G, p->t0, s0, n);
+        for (int64_t i = 0; i < p->rows; i++) {
+            const float shrink = softmax_row(w->s + i * KEYS, n, &w->m[i], &w->l[i]);
+            for (int64_t j = 0; j < d->dv && shrink != 1; j++)
+                w->o[i * d->dv + j] *= shrink;
+        }
+        blas_nn(p->rows, d->dv, n, 1, w->s, KEYS, v, ldv, 1, w->o, d->dv);
+    }
+    for (int64_t i = 0; i < p->rows; i++) {
+        const int64_t row = q_row(d, p, i);
+        const float by = 1 / w->l[i];
+        for (int64_t j = 0; j < d->dv; j++)
+            d->out[row * d->dv + j] = by * w->o[i * d->dv + j];
+        d->lse[row] = w->m[i] + log2f(w->l[i]);
+    }
+}
+
+/* p = 2^(s - lse); ds = p (dp - delta), in place of dp. */
+static void backward_row(float *s, float *dp, int64_t n, float lse, float delta) {
+    for (int64_t j = 0; j < n; j++) {
+        s[j] = exp2_below(s[j] - lse);
+        dp[j] = s[j] * (dp[j] - delta);
+    }
+}
+
+/* Five products a block: scores again, dp, dv, dq, dk. */
+static void tile_backward(dense *d, scratch *w, const place *p) {
+    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
+    pack(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
+    pack(d, p, d->in->dout, d->dv, 1, w->dout);
+    memset(w->dq, 0, (size_t)(p->rows * d->dk) * sizeof *w->dq);
+    for (int64_t i = 0; i < p->rows; i++) {
+        const float *o = d->out + q_row(d, p, i) * d->dv;
+        w->sink[i] = 0; /* delta = <dout, out> */
+        for (int64_t j = 0; j < d->dv; j++)
+            w->sink[i] += w->dout[i * d->dv + j] * o[j];
+    }
+    for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
+        const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
+        const int64_t at_k = p->k_row * d->dk + s0 * ldk, at_v = p->k_row * d->dv + s0 * ldv;
+        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, d->in->k + at_k, ldk, 0, w->s, KEYS);
+        blas_nt(p->rows, n, d->dv, 1, w->dout, d->dv, d->in->v + at_v, ldv, 0, w->dp, KEYS);
+        if (s0 + n > p->t0 + 1)
+            mask(w->s, p->tokens, d->G, p->t0, s0, n);
+        for (int64_t i = 0; i < p->rows; i++)
+            backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->sink[i]);
+        blas_tn(n, d->dv, p->rows, 1, w->s, KEYS, w->dout, d->dv, 1, w->dv + at_v, ldv);
+        blas_nn(p->rows, d->dk, n, d->scale, w->dp, KEYS, d->in->k + at_k, ldk, 1, w->dq, d->dk);
+        /* q is packed times scale * log2(e): ln 2 takes the logarithm out again */
+        blas_tn(n, d->dk, p->rows, LN2, w->dp, KEYS, w->q, d->dk, 1, w->dk + at_k, ldk);
+    }
+    for (int64_t i = 0; i < p->rows; i++)
+        memcpy(d->dq + q_row(d, p, i) * d->dk, w->dq + i * d->dk, (size_t)d->dk * sizeof *w->dq);
+}
+
+/* ------------------------------------------------------------------- calls */
+
+/* Threads take tiles until none is left; each product runs on the thread that asks for it. */
+static void work(void *arg, int thread) {
+    dense *d = arg;
+    const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
+    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;) {
+        const place p = tile_place(d, i);
+        (d->backward ? tile_backward : tile_forward)(d, &d->own[thread], &p);
+    }
+}
+
+static void call(dense *d, const dense_inputs *in, int64_t len, int backward) {
+    d->in = in;
+    d->len = len;
+    d->backward = backward;
+    atomic_store(&d->next, 0);
+    blas_threads(1); /* the tiles are what is shared out */
+    bench_parallel(d->threads, work, d);
+}
+
+void dense_forward(dense *d, const dense_inputs *in) {
+    call(d, in, 0, 0);
+}
+
+void dense_decode(dense *d, const dense_inputs *in, int64_t len) {
+    call(d, in, len, 0);
+}
+
+static void add(float *sum, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sum[i] += x[i];
+}
+
+void dense_backward(dense *d, const dense_inputs *in) {
+    const int64_t keys = d->B * d->T * d->Hkv;
+    for (int i = 0; i < d->threads; i++) {
+        memset(d->own[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
+        memset(d->own[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
+    }
+    call(d, in, 0, 1);
+    for (int i = 1; i < d->threads; i++) {
+        add(d->dk_sum, d->own[i].dk, keys * d->dk);
+        add(d->dv_sum, d->own[i].dv, keys * d->dv);
+    }
+}

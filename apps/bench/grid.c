@@ -1,0 +1,64 @@
+/** @file grid.c
+ *  @brief A table of texts. */
+#include "bench/grid.h"
+
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+void grid_row(grid *g) {
+    if (g->rows == g->room) {
+        int room = g->room ? 2 * g->room : 32;
+        void *more = realloc(g->cell, (size_t)room * sizeof *g->cell);
+        if (!more)
+            return;
+        g->cell = more;
+        g->room = room;
+    }
+    memset(g->cell[g->rows++], 0, sizeof *g->cell);
+    g->at = 0;
+}
+
+void grid_cell(grid *g, const char *format, ...) {
+    va_list args;
+    if (!g->rows || g->at == GRID_COLUMNS)
+        return;
+    va_start(args, format);
+    vsnprintf(g->cell[g->rows - 1][g->at++], GRID_CELL, format, args);
+    va_end(args);
+    g->columns = g->at > g->columns ? g->at : g->columns;
+}
+
+/* Numbers stand to the right where the first row below the heading has one. */
+static int is_number(const grid *g, int column) {
+    for (int r = 1; r < g->rows; r++) {
+        if (g->cell[r][column][0])
+            return isdigit((unsigned char)g->cell[r][column][0]) != 0;
+    }
+    return 0;
+}
+
+void grid_print(grid *g, FILE *out) {
+    int width[GRID_COLUMNS] = {0};
+    for (int r = 0; r < g->rows; r++) {
+        for (int c = 0; c < g->columns; c++) {
+            int length = (int)strlen(g->cell[r][c]);
+            width[c] = length > width[c] ? length : width[c];
+        }
+    }
+    for (int r = 0; r < g->rows; r++) {
+        for (int c = 0; c < g->columns; c++)
+            fprintf(out, is_number(g, c) ? "| %*s " : "| %-*s ", width[c], g->cell[r][c]);
+        fprintf(out, "|\n");
+        for (int c = 0; c < g->columns && !r; c++) {
+            fputs("|-", out);
+            for (int i = 0; i < width[c]; i++)
+                fputc('-', out);
+            fputc(is_number(g, c) ? ':' : '-', out);
+        }
+        fputs(r ? "" : "|\n", out);
+    }
+    free(g->cell);
+    *g = (grid){0};
+}

@@ -1,0 +1,31 @@
+/**
+ * @file grid.h
+ * @brief A table of texts, printed as Markdown whose columns line up.
+ */
+#ifndef BENCH_GRID_H
+#define BENCH_GRID_H
+
+#include <stdio.h>
+
+/** Limits of a table. */
+enum { GRID_COLUMNS = 16, GRID_CELL = 72 };
+
+/** A table. */
+typedef struct grid {
+    char (*cell)[GRID_COLUMNS][GRID_CELL]; /**< rows of cells, the heading first */
+    int rows;                              /**< how many, the heading included */
+    int room;                              /**< for how many there is memory */
+    int columns;                           /**< of the row with most */
+    int at;                                /**< the cell that grid_cell() fills next */
+} grid;
+
+/** Begin a row. Without memory the row is lost, and the table with it. */
+void grid_row(grid *g);
+
+/** Fill in the next cell of the last row, printf style. */
+void grid_cell(grid *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/** Print it: cells that begin with a digit to the right; then free it. */
+void grid_print(grid *g, FILE *out);
+
+#endif

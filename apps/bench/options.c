@@ -1,0 +1,244 @@
+/** @file options.c
+ *  @brief The command line of `nsa bench`. */
+#include "bench/bench.h"
+#include "commands.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEY_HEADS = 256, KEY_DIMS, KEY_PHI, KEY_BATCH, KEY_ROWS, KEY_SEED, KEY_BUDGET, KEY_DIR,
+       KEY_JSON, KEY_CSV, KEY_QUICK, KEY_TABLE, KEY_PLOT, KEY_WHAT, KEY_COMPARE };
+
+const char *bench_pass_name(bench_pass pass) {
+    static const char *const names[] = {"forward", "backward", "decode"};
+    return names[pass];
+}
+
+/* A whole number in [low,high]; "4k" is 4096, "1m" 1048576. Anything else is -1. */
+static int64_t whole(const char *text, size_t length, int64_t low, int64_t high) {
+    int64_t value = 0;
+    size_t i = 0;
+    for (; i < length && text[i] >= '0' && text[i] <= '9' && i < 10; i++)
+        value = 10 * value + (text[i] - '0');
+    int digits = i > 0;
+    if (i + 1 == length && (text[i] == 'k' || text[i] == 'm'))
+        value <<= text[i++] == 'k' ? 10 : 20;
+    return digits && i == length && value >= low && value <= high ? value : -1;
+}
+
+static error_t number(const struct argp_state *state, const char *option, const char *arg,
+                      int64_t low, int64_t high, int64_t *value) {
+    *value = whole(arg, strlen(arg), low, high);
+    if (*value >= 0)
+        return 0;
+    command_error(EXIT_USAGE, state->name, "--%s \"%s\" is not a whole number in %lld..%lld",
+                  option, arg, (long long)low, (long long)high);
+    return EINVAL;
+}
+
+/* "16/1" */
+static error_t two(const struct argp_state *state, const char *option, const char *arg,
+                   int64_t *first, int64_t *second) {
+    const char *slash = strchr(arg, '/');
+    *first = slash ? whole(arg, (size_t)(slash - arg), 1, 4096) : -1;
+    *second = slash ? whole(slash + 1, strlen(slash + 1), 1, 4096) : -1;
+    if (*first >= 0 && *second >= 0)
+        return 0;
+    command_error(EXIT_USAGE, state->name, "--%s \"%s\" is not two numbers from 1, as in 16/1",
+                  option, arg);
+    return EINVAL;
+}
+
+static error_t sizes(const struct argp_state *state, const char *arg, bench_options *o) {
+    o->sizes = 0;
+    for (const char *at = arg;; at++) {
+        size_t length = strcspn(at, ",");
+        int64_t T = whole(at, length, 1, (int64_t)1 << 30);
+        if (T < 0 || o->sizes == BENCH_SIZES || (o->sizes && T <= o->T[o->sizes - 1])) {
+            command_error(EXIT_USAGE, state->name,
+                          "--seq \"%s\": expected up to %d lengths, ascending, as in 256,1k,16k",
+                          arg, BENCH_SIZES);
+            return EINVAL;
+        }
+        o->T[o->sizes++] = T;
+        at += length;
+        if (!*at)
+            return 0;
+    }
+}
+
+static error_t passes(const struct argp_state *state, const char *arg, bench_options *o) {
+    memset(o->pass, 0, sizeof o->pass);
+    for (const char *at = arg;; at++) {
+        size_t length = strcspn(at, ",");
+        int found = 0;
+        for (int p = 0; p < BENCH_PASSES; p++) {
+            const char *name = bench_pass_name((bench_pass)p);
+            if ((length == 3 && !strncmp(at, "all", 3)) ||
+                (length == strlen(name) && !strncmp(at, name, length)))
+                o->pass[p] = found = 1;
+        }
+        if (!found) {
+            command_error(EXIT_USAGE, state->name,
+                          "--pass \"%s\": expected forward, backward, decode or all", arg);
+            return EINVAL;
+        }
+        at += length;
+        if (!*at)
+            return 0;
+    }
+}
+
+static error_t stage(const struct argp_state *state, const char *arg, bench_options *o) {
+    if (o->stages == BENCH_STAGES) {
+        command_error(EXIT_USAGE, state->name, "--stage \"%s\": more than %d stages", arg,
+                      BENCH_STAGES);
+        return EINVAL;
+    }
+    o->stage[o->stages++] = arg;
+    return 0;
+}
+
+static error_t budget(const struct argp_state *state, const char *arg, bench_options *o) {
+    int64_t seconds;
+    error_t bad = number(state, "budget", arg, 1, 1000000, &seconds);
+    o->budget = (double)seconds;
+    return bad;
+}
+
+/* Ends within a minute on two cores: small heads, short texts, a deadline. */
+static void quick(bench_options *o) {
+    o->cfg.qk_dim = o->cfg.v_dim = 64;
+    o->sizes = 3;
+    for (int i = 0; i < 3; i++)
+        o->T[i] = 256 << i;
+    o->budget = 12;
+    o->deadline = 45;
+}
+
+static error_t parse_config(int key, const char *arg, const struct argp_state *state,
+                            bench_options *o) {
+    switch (key) {
+    case KEY_HEADS:
+        return two(state, "heads", arg, &o->cfg.q_heads, &o->cfg.kv_heads);
+    case KEY_DIMS:
+        return two(state, "dims", arg, &o->cfg.qk_dim, &o->cfg.v_dim);
+    case KEY_PHI:
+        if (!nsa_config_set(&o->cfg, "phi", 0, arg))
+            return 0;
+        command_error(EXIT_USAGE, state->name, "%s", nsa_last_error());
+        return EINVAL;
+    case KEY_BATCH:
+        return number(state, "batch", arg, 1, BENCH_BATCH, &o->batch);
+    case 't':
+        return number(state, "threads", arg, 1, 256, &o->threads);
+    case KEY_ROWS:
+        return number(state, "rows", arg, 1, 4096, &o->rows);
+    case KEY_SEED:
+        return number(state, "seed", arg, 0, 1000000000, &o->seed);
+    case KEY_BUDGET:
+        return budget(state, arg, o);
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    bench_options *o = state->input;
+    error_t taken = parse_config(key, arg, state, o);
+    if (taken != ARGP_ERR_UNKNOWN)
+        return taken;
+    switch (key) {
+    case 's':
+        return stage(state, arg, o);
+    case 'p':
+        return passes(state, arg, o);
+    case 'T':
+        return sizes(state, arg, o);
+    case KEY_QUICK:
+        quick(o);
+        return 0;
+    case KEY_DIR:
+        o->stage_dir = arg;
+        return 0;
+    case KEY_JSON:
+        o->json = arg;
+        return 0;
+    case KEY_CSV:
+        o->csv = arg;
+        return 0;
+    case KEY_TABLE:
+        o->table = arg;
+        return 0;
+    case KEY_PLOT:
+        o->plot = arg;
+        return 0;
+    case KEY_WHAT:
+        o->what = arg;
+        return 0;
+    case KEY_COMPARE:
+        o->compare = arg;
+        return 0;
+    default:
+        return command_key(key, arg, state);
+    }
+}
+
+static const struct argp_option known[] = {
+    {NULL, 0, NULL, 0, "What is timed:", 1},
+    {"stage", 's', "NAME", 0, "a stage by name, number or path, may be repeated; default: all", 1},
+    {"pass", 'p', "LIST", 0, "forward, backward, decode, joined by commas, or all; default: forward",
+     1},
+    {"seq", 'T', "LIST", 0, "tokens of a sequence; default: 256,512,1k,2k,4k,8k,16k", 1},
+    {"heads", KEY_HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
+    {"dims", KEY_DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},
+    {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
+    {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
+    {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
+    {"rows", KEY_ROWS, "R", 0, "rows that are checked before timing; default: 9", 1},
+    {"seed", KEY_SEED, "N", 0, "of the inputs; default: 1", 1},
+    {"budget", KEY_BUDGET, "S", 0, "a row that would take longer is not run; default: 120", 1},
+    {"quick", KEY_QUICK, NULL, 0, "within a minute: three short lengths", 1},
+    {"stages", KEY_DIR, "DIR", 0, "folder of the stages' shared objects", 1},
+    {NULL, 0, NULL, 0, "What is written:", 2},
+    {"json", KEY_JSON, "FILE", 0, "the run: machine, commit, rows, fits", 2},
+    {"csv", KEY_CSV, "FILE", 0, "the rows alone", 2},
+    {NULL, 0, NULL, 0, "From run files, without timing anything:", 3},
+    {"table", KEY_TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 3},
+    {"plot-data", KEY_PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 3},
+    {"what", KEY_WHAT, "NAME", 0,
+     "machine, forward, backward, decode, phases, growth or noise, and /STAGE for one stage; for "
+     "points: time, speedup, share or phases",
+     3},
+    {"compare", KEY_COMPARE, "A,B", 0, "whether the ratios of two run files agree", 3},
+    {0}};
+
+int bench_parse(int argc, char **argv, bench_options *o) {
+    static const struct argp argp = {
+        .options = known,
+        .parser = parse,
+        .doc = "Check stages, then time them: one program measures all of them alike.\v"
+               "A stage that is wrong on a sampled row is refused a time. Exit status: 0 done, 1 a "
+               "stage was refused or a comparison fails, 2 bad usage."};
+    *o = (bench_options){.cfg = nsa_config_defaults(),
+                         .T = {256, 512, 1024, 2048, 4096, 8192, 16384},
+                         .sizes = 7,
+                         .pass = {1, 0, 0},
+                         .batch = 1,
+                         .threads = 1,
+                         .rows = 9,
+                         .seed = 1,
+                         .budget = 120,
+                         .deadline = 1e9};
+    o->cfg.q_heads = 16;
+    o->cfg.kv_heads = 1;
+    o->cfg.qk_dim = o->cfg.v_dim = 64;
+    int code = command_parse(&argp, 0, argc, argv, NULL, o);
+    if (code)
+        return code;
+    nsa_config cfg = o->cfg; /* the contract's rules, before anything is drawn */
+    cfg.seq_len = o->T[o->sizes - 1] * o->batch;
+    nsa_status status = nsa_config_resolve(&cfg);
+    return status ? command_status(status, argv[0]) : EXIT_DONE;
+}

@@ -1,0 +1,260 @@
+/** @file runfile.c
+ *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
+#include "bench/runfile.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A field of one of the structs. */
+typedef enum kind { TEXT, WHOLE, REAL } kind;
+
+typedef struct field {
+    const char *name;
+    kind kind;
+    size_t at, size;
+} field;
+
+#define FIELD(type, kind, name) {#name, kind, offsetof(type, name), sizeof(((type *)0)->name)}
+#define RUN_TEXT(name)          FIELD(bench_run, TEXT, name)
+#define RUN_REAL(name)          FIELD(bench_run, REAL, name)
+#define ROW_TEXT(name)          FIELD(bench_row, TEXT, name)
+#define ROW_REAL(name)          FIELD(bench_row, REAL, name)
+#define FIT_TEXT(name)          FIELD(bench_fit, TEXT, name)
+#define FIT_REAL(name)          FIELD(bench_fit, REAL, name)
+
+static const field run_fields[] = {
+    RUN_TEXT(cpu),         FIELD(bench_run, WHOLE, cores),   RUN_REAL(load),
+    RUN_TEXT(compiler),    RUN_TEXT(flags),                  RUN_TEXT(own_flags),
+    RUN_TEXT(blas),        RUN_TEXT(commit),                 RUN_TEXT(date),
+    RUN_TEXT(workload),    FIELD(bench_run, WHOLE, threads), FIELD(bench_run, WHOLE, batch),
+    RUN_TEXT(noise),       RUN_REAL(gflops),                 RUN_REAL(gflops_low),
+    RUN_REAL(gflops_high), RUN_REAL(gbs),                    RUN_REAL(gbs_low),
+    RUN_REAL(gbs_high),    {0}};
+
+static const field row_fields[] = {ROW_TEXT(name),
+                                   ROW_TEXT(pass),
+                                   FIELD(bench_row, WHOLE, T),
+                                   ROW_TEXT(status),
+                                   ROW_TEXT(checked),
+                                   FIELD(bench_row, WHOLE, runs),
+                                   ROW_REAL(median),
+                                   ROW_REAL(q1),
+                                   ROW_REAL(q3),
+                                   FIELD(bench_row, WHOLE, memory),
+                                   ROW_REAL(flops),
+                                   ROW_REAL(bytes),
+                                   ROW_REAL(tokens),
+                                   ROW_TEXT(bound),
+                                   ROW_REAL(share),
+                                   ROW_TEXT(below_name),
+                                   ROW_REAL(below),
+                                   ROW_REAL(below_low),
+                                   ROW_REAL(below_high),
+                                   ROW_REAL(dense),
+                                   ROW_REAL(dense_low),
+                                   ROW_REAL(dense_high),
+                                   {0}};
+
+static const field fit_fields[] = {FIT_TEXT(name),
+                                   FIT_TEXT(pass),
+                                   FIT_TEXT(phase),
+                                   FIT_TEXT(against),
+                                   FIELD(bench_fit, WHOLE, from),
+                                   FIELD(bench_fit, WHOLE, to),
+                                   FIELD(bench_fit, WHOLE, points),
+                                   FIELD(bench_fit, WHOLE, slower),
+                                   FIELD(bench_fit, WHOLE, faster),
+                                   FIT_REAL(a),
+                                   FIT_REAL(b),
+                                   FIT_REAL(residual),
+                                   FIT_REAL(crosses),
+                                   {0}};
+
+static int64_t whole_at(const void *from, const field *f) {
+    int64_t value;
+    memcpy(&value, (const char *)from + f->at, sizeof value);
+    return value;
+}
+
+static double real_at(const void *from, const field *f) {
+    double value;
+    memcpy(&value, (const char *)from + f->at, sizeof value);
+    return value;
+}
+
+/* ----------------------------------------------------------------- writing */
+
+static int put(cJSON *to, const field *f, const void *from) {
+    for (; f->name; f++) {
+        const cJSON *added =
+            f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->at)
+            : f->kind == WHOLE
+                ? cJSON_AddNumberToObject(to, f->name, (double)whole_at(from, f))
+                : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
+        if (!added)
+            return 0;
+    }
+    return 1;
+}
+
+/* An object of an array's, with the fields of `from`; NULL without memory. */
+static cJSON *put_item(cJSON *array, const field *f, const void *from) {
+    cJSON *item = array ? cJSON_CreateObject() : NULL;
+    if (item && put(item, f, from) && cJSON_AddItemToArray(array, item))
+        return item;
+    cJSON_Delete(item);
+    return NULL;
+}
+
+static int put_rows(cJSON *root, const bench_run *run) {
+    cJSON *rows = cJSON_AddArrayToObject(root, "rows");
+    cJSON *fits = cJSON_AddArrayToObject(root, "fits");
+    int ok = rows && fits;
+    for (int i = 0; i < run->rows && ok; i++) {
+        const bench_row *r = &run->row[i];
+        cJSON *item = put_item(rows, row_fields, r);
+        cJSON *phases = item ? cJSON_AddObjectToObject(item, "phases") : NULL;
+        ok = phases != NULL;
+        for (int p = 0; p < r->phases && ok; p++)
+            ok = cJSON_AddNumberToObject(phases, r->phase[p].name, r->phase[p].seconds) != NULL;
+    }
+    for (int i = 0; i < run->fits && ok; i++)
+        ok = put_item(fits, fit_fields, &run->fit[i]) != NULL;
+    return ok;
+}
+
+/* Beside the file first, so that a full disk leaves the old one. */
+static nsa_status write_text(const char *path, const char *text) {
+    char beside[4096];
+    int length = snprintf(beside, sizeof beside, "%s.part", path);
+    if (length < 0 || (size_t)length >= sizeof beside)
+        return nsa_fail(NSA_ERR_IO, "%.100s...: the name is too long", path);
+    FILE *f = fopen(beside, "w");
+    if (!f)
+        return nsa_fail(NSA_ERR_IO, "%s: %s", beside, strerror(errno));
+    int bad = fputs(text, f) == EOF || fputc('\n', f) == EOF;
+    bad |= fclose(f) != 0;
+    if (bad || rename(beside, path)) {
+        nsa_status status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
+        remove(beside);
+        return status;
+    }
+    return NSA_OK;
+}
+
+nsa_status runfile_write(const bench_run *run, const char *path) {
+    cJSON *root = cJSON_CreateObject();
+    char *text = NULL;
+    if (root && put(root, run_fields, run) && put_rows(root, run))
+        text = cJSON_Print(root);
+    nsa_status status = text ? write_text(path, text)
+                             : nsa_fail(NSA_ERR_MEMORY, "no memory for the run file %s", path);
+    cJSON_free(text);
+    cJSON_Delete(root);
+    return status;
+}
+
+nsa_status runfile_csv(const bench_run *run, const char *path) {
+    FILE *f = fopen(path, "w");
+    if (!f)
+        return nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
+    for (const field *c = row_fields; c->name; c++)
+        fprintf(f, "%s%c", c->name, c[1].name ? ',' : '\n');
+    for (int i = 0; i < run->rows; i++) {
+        for (const field *c = row_fields; c->name; c++) {
+            const void *from = &run->row[i];
+            if (c->kind == TEXT) { /* a quote inside quotes is doubled */
+                fputc('"', f);
+                for (const char *p = (const char *)from + c->at; *p; p++)
+                    fprintf(f, *p == '"' ? "\"\"" : "%c", *p);
+                fputc('"', f);
+            } else if (c->kind == WHOLE) {
+                fprintf(f, "%" PRId64, whole_at(from, c));
+            } else {
+                fprintf(f, "%.9g", real_at(from, c));
+            }
+            fputc(c[1].name ? ',' : '\n', f);
+        }
+    }
+    int bad = ferror(f);
+    bad |= fclose(f) != 0;
+    return bad ? nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno)) : NSA_OK;
+}
+
+/* ----------------------------------------------------------------- reading */
+
+/* A key that a file lacks leaves zero; one of the wrong kind is an error. */
+static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {
+    for (; f->name; f++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, f->name);
+        char *at = (char *)to + f->at;
+        if (!item)
+            continue;
+        if (f->kind == TEXT ? !cJSON_IsString(item) : !cJSON_IsNumber(item))
+            return nsa_fail(NSA_ERR_INPUT, "%s: \"%s\" is not a %s", path, f->name,
+                            f->kind == TEXT ? "text" : "number");
+        int64_t whole = (int64_t)item->valuedouble;
+        if (f->kind == TEXT)
+            snprintf(at, f->size, "%s", item->valuestring);
+        else
+            memcpy(at, f->kind == WHOLE ? (const void *)&whole : &item->valuedouble, f->size);
+    }
+    return NSA_OK;
+}
+
+static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
+    bench_row *row = &run->row[run->rows++];
+    nsa_status status = get(item, row_fields, row, path);
+    const cJSON *phases = cJSON_GetObjectItemCaseSensitive(item, "phases"), *p;
+    cJSON_ArrayForEach(p, phases) {
+        if (row->phases == BENCH_PHASES || !cJSON_IsNumber(p))
+            return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad phases", path, run->rows);
+        bench_phase *phase = &row->phase[row->phases++];
+        snprintf(phase->name, sizeof phase->name, "%s", p->string);
+        phase->seconds = p->valuedouble;
+    }
+    return status;
+}
+
+static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
+    const cJSON *rows = cJSON_GetObjectItemCaseSensitive(root, "rows"), *item;
+    const cJSON *fits = cJSON_GetObjectItemCaseSensitive(root, "fits");
+    if (!cJSON_IsArray(rows) || !cJSON_IsArray(fits) || cJSON_GetArraySize(rows) > BENCH_ROWS ||
+        cJSON_GetArraySize(fits) > BENCH_FITS)
+        return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected arrays rows and fits", path);
+    nsa_status status = get(root, run_fields, run, path);
+    cJSON_ArrayForEach(item, rows) {
+        if (!status)
+            status = get_row(item, run, path);
+    }
+    cJSON_ArrayForEach(item, fits) {
+        if (!status)
+            status = get(item, fit_fields, &run->fit[run->fits++], path);
+    }
+    return status;
+}
+
+nsa_status runfile_read(const char *path, bench_run *run) {
+    enum { MOST = 16 << 20 };
+    memset(run, 0, sizeof *run);
+    FILE *f = fopen(path, "r");
+    char *text = malloc(MOST);
+    size_t n = f && text ? fread(text, 1, MOST, f) : 0;
+    nsa_status status = NSA_OK;
+    if (!f || ferror(f))
+        status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
+    if (f)
+        fclose(f);
+    cJSON *root = status || !text ? NULL : cJSON_ParseWithLength(text, n);
+    if (!status && !cJSON_IsObject(root))
+        status = nsa_fail(NSA_ERR_INPUT, "%s: not JSON", path);
+    status = status ? status : get_all(root, run, path);
+    cJSON_Delete(root);
+    free(text);
+    return status;
+}

@@ -1,0 +1,106 @@
+/** @file verify.c
+ *  @brief Sampled rows against the oracle's. */
+#include "bench/verify.h"
+#include "harness/compare.h"
+#include "harness/run.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int run_how(const workload *w) {
+    return w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD;
+}
+
+nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal) {
+    nsa_tensors in;
+    nsa_tensor gate;
+    nsa_config cfg;
+    if (w->truth[causal].at[NSA_OUT].dtype)
+        return NSA_OK;
+    snprintf(w->oracle, sizeof w->oracle, "%s", name);
+    nsa_status status = workload_judged(w, causal, &cfg, &gate, &in);
+    status = status ? status : run_stage(oracle, &cfg, &in, run_how(w), &w->truth[causal]);
+    tensor_free(&gate);
+    return status;
+}
+
+/* The oracle again, with the candidate's blocks: a flipped near-tie can neither hide nor fake an
+ * error. */
+static nsa_status truth_of_blocks(const workload *w, const nsa_stage *oracle,
+                                  const nsa_tensor *block_idx, nsa_tensors *truth) {
+    nsa_tensors in;
+    nsa_tensor gate;
+    nsa_config cfg;
+    nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
+    status = status ? status : force_blocks(&cfg, &in, block_idx);
+    status = status ? status : run_stage(oracle, &cfg, &in, run_how(w), truth);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
+    return status;
+}
+
+static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
+                              const nsa_tensors *mine, const nsa_tensors *truth) {
+    const tolerance *tol = tolerance_of(arith);
+    nsa_status status =
+        compare_output(tol, NSA_OUT, &mine->at[NSA_OUT], &truth->at[NSA_OUT]);
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
+        int counts = !causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
+        if (w->pass == BENCH_BACKWARD && counts && nsa_has(&w->cfg, (nsa_id)id))
+            status = compare_gradient(tol, (nsa_id)id, &mine->at[id], &truth->at[id], &w->sparse);
+    }
+    return status;
+}
+
+static nsa_status judge_selection(const workload *w, nsa_arith arith, const nsa_tensor *mine,
+                                  const nsa_tensors *truth) {
+    int64_t *position = calloc((size_t)w->rows.shape[0] + 1, sizeof *position);
+    nsa_tensors in;
+    nsa_tensor gate;
+    nsa_config cfg;
+    if (!position)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", w->rows.shape[0]);
+    nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
+    row_positions(&in, cfg.seq_len, position);
+    status = status ? status
+                    : compare_selection(&cfg, position, mine, &truth->at[NSA_BLOCK_IDX],
+                                        &truth->at[NSA_IMPORTANCE], tolerance_of(arith)->slack);
+    free(position);
+    return status;
+}
+
+nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
+                  const nsa_tensors *mine) {
+    const nsa_tensors *truth = &w->truth[causal];
+    const nsa_tensor *idx = &mine->at[NSA_BLOCK_IDX];
+    nsa_tensors forced = {0};
+    nsa_status status = NSA_OK;
+    if (!causal)
+        status = judge_selection(w, arith, idx, truth);
+    if (!status && !causal && !tensor_same(idx, &truth->at[NSA_BLOCK_IDX])) {
+        status = truth_of_blocks(w, oracle, idx, &forced);
+        truth = &forced;
+    }
+    status = status ? status : compare_all(w, arith, causal, mine, truth);
+    tensors_free(&forced);
+    return status;
+}
+
+nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *some) {
+    const size_t row = (size_t)tensor_row(all) * nsa_dtype_size(all->dtype);
+    for (int64_t i = 0, count = nsa_count(all); i < count; i++) {
+        if (!isfinite(tensor_get(all, i)))
+            return nsa_fail(NSA_ERR_INPUT, "element %" PRId64 " of row %" PRId64 " is not finite",
+                            i % tensor_row(all), i / tensor_row(all));
+    }
+    *some = *all;
+    some->shape[0] = w->rows.shape[0];
+    nsa_status status = tensor_take(some);
+    for (int64_t r = 0; r < some->shape[0] && !status; r++)
+        memcpy((char *)some->data + (size_t)r * row,
+               (const char *)all->data + (size_t)tensor_ints(&w->rows)[r] * row, row);
+    return status;
+}

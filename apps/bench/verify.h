@@ -1,0 +1,33 @@
+/**
+ * @file verify.h
+ * @brief Only what is right is timed: sampled rows against the oracle's.
+ */
+#ifndef BENCH_VERIFY_H
+#define BENCH_VERIFY_H
+
+#include "bench/workload.h"
+
+/** Run the oracle on the sampled rows alone, unless that was done already.
+ *  @param w       keeps the results
+ *  @param oracle  stage 00, or a stage that was proven at shorter lengths
+ *  @param name    its name
+ *  @param causal  1 for plain causal attention */
+nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal);
+
+/** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
+ * selection as a set, then outputs and gradients with its own blocks forced on the oracle.
+ *  @param w       after verify_truth()
+ *  @param oracle  as there
+ *  @param arith   the candidate's arithmetic
+ *  @param causal  1 for plain causal attention: out, dq, dk_win and dv_win count
+ *  @param mine    out, block_idx and gradients; out, block_idx, dq and dgate of the rows alone */
+nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
+                  const nsa_tensors *mine);
+
+/** Take the sampled rows out of a result of all rows, and see that all of it is finite.
+ *  @param w     names the rows
+ *  @param all   [T,...]
+ *  @param some  [R,...]; free with tensor_free() */
+nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *some);
+
+#endif

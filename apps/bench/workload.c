@@ -1,0 +1,166 @@
+/** @file workload.c
+ *  @brief The inputs of one pass at one length. */
+#include "bench/workload.h"
+#include "harness/run.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+void workload_text(const bench_options *o, int64_t T, char *text, size_t room) {
+    const nsa_config *c = &o->cfg;
+    size_t used = 0;
+    if (T && o->batch == 1)
+        used += (size_t)snprintf(text, room, "T=%" PRId64 ",", T);
+    for (int64_t b = 0; b < o->batch && T && o->batch > 1; b++)
+        used += (size_t)snprintf(text + used, room - used, "%s%" PRId64 "%s", b ? "+" : "seqs=", T,
+                                 b + 1 == o->batch ? "," : "");
+    snprintf(text + used, room - used,
+             "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64
+             ",d=%" PRId64 ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64
+             ",seed=%" PRId64,
+             c->q_heads, c->kv_heads, c->qk_dim, c->v_dim, c->cmp_block, c->cmp_stride,
+             c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
+}
+
+/* ------------------------------------------------------------------ drawing */
+
+static nsa_status take_ints(nsa_tensor *t, int64_t count) {
+    *t = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
+    return tensor_take(t);
+}
+
+/* dout where it is looked at, zero elsewhere. */
+static nsa_status make_sparse(workload *w) {
+    const nsa_tensor *dout = &w->in.at[NSA_DOUT];
+    int64_t row = tensor_row(dout);
+    nsa_status status = tensor_copy(&w->sparse, dout);
+    for (int64_t t = 0, r = 0; t < dout->shape[0] && !status; t++) {
+        if (r < w->rows.shape[0] && tensor_ints(&w->rows)[r] == t)
+            r++;
+        else
+            memset((float *)w->sparse.data + t * row, 0, (size_t)row * sizeof(float));
+    }
+    return status;
+}
+
+/* Prefill and steps as one pack, so that the oracle's forward can judge a step. */
+static nsa_status join(workload *w) {
+    const int64_t each = w->T + DECODE_STEPS;
+    nsa_status status = NSA_OK;
+    w->all = w->in;
+    for (int id = NSA_Q; id <= NSA_GATE && !status; id++) {
+        const nsa_tensor *a = &w->in.at[id], *s = &w->step.at[id];
+        nsa_tensor *t = &w->all.at[id];
+        size_t row = (size_t)tensor_row(a) * sizeof(float);
+        *t = *a;
+        t->shape[0] = w->B * each;
+        status = tensor_take(t);
+        for (int64_t b = 0; b < w->B && !status; b++) {
+            char *to = (char *)t->data + (size_t)(b * each) * row;
+            memcpy(to, (const char *)a->data + (size_t)(b * w->T) * row, (size_t)w->T * row);
+            for (int64_t i = 0; i < DECODE_STEPS; i++)
+                memcpy(to + (size_t)(w->T + i) * row,
+                       (const char *)s->data + (size_t)(i * w->B + b) * row, row);
+        }
+    }
+    w->all.at[NSA_CU_SEQLENS] = (nsa_tensor){0};
+    if (!status && w->B > 1)
+        status = take_ints(&w->all.at[NSA_CU_SEQLENS], w->B + 1);
+    for (int64_t b = 0; b <= w->B && w->B > 1 && !status; b++)
+        tensor_ints(&w->all.at[NSA_CU_SEQLENS])[b] = (int32_t)(b * each);
+    return status;
+}
+
+/* Steps draw their tokens as a case of their own; judged are the first step and the last that warms
+ * up, on either side of a compressed token that completes. */
+static nsa_status open_decode(const bench_options *o, workload *w) {
+    bench_options own = *o;
+    test_case c;
+    char text[320];
+    const int64_t each = w->T + DECODE_STEPS, tokens = DECODE_STEPS * w->B;
+    own.batch = 1;
+    own.seed += 1;
+    workload_text(&own, tokens, text, sizeof text);
+    nsa_status status = case_parse(text, &c);
+    status = status ? status : case_inputs(&c, w->arith, &w->step);
+    status = status ? status : join(w);
+    tensor_free(&w->rows);
+    status = status ? status : take_ints(&w->rows, 2 * w->B);
+    for (int64_t b = 0; b < w->B && !status; b++) {
+        tensor_ints(&w->rows)[2 * b] = (int32_t)(b * each + w->T);
+        tensor_ints(&w->rows)[2 * b + 1] = (int32_t)(b * each + w->T + DECODE_WARM - 1);
+    }
+    w->judged.cfg.seq_len = w->judged.cfg.max_seq_len = w->B * each;
+    w->cfg.max_seq_len = each;
+    return status;
+}
+
+nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
+                         workload *w) {
+    char text[320];
+    memset(w, 0, sizeof *w);
+    *w = (workload){.pass = pass, .T = T, .B = o->batch, .arith = arith};
+    workload_text(o, T, text, sizeof text);
+    nsa_status status = case_parse(text, &w->judged);
+    status = status ? status : case_inputs(&w->judged, arith, &w->in);
+    w->rows = w->in.at[NSA_ROWS]; /* apart: what is timed computes all rows */
+    w->in.at[NSA_ROWS] = (nsa_tensor){0};
+    w->cfg = w->judged.cfg;
+    if (!status && pass == BENCH_BACKWARD)
+        status = make_sparse(w);
+    if (pass != BENCH_BACKWARD)
+        tensor_free(&w->in.at[NSA_DOUT]);
+    return status || pass != BENCH_DECODE ? status : open_decode(o, w);
+}
+
+void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in) {
+    memset(in, 0, sizeof *in);
+    for (int id = NSA_Q; id <= NSA_GATE; id++) {
+        nsa_tensor *t = &in->at[id];
+        *t = w->step.at[id];
+        t->data = (float *)t->data + number * w->B * tensor_row(t);
+        t->shape[0] = w->B;
+    }
+    for (int32_t b = 0; b < w->B; b++)
+        active[b] = b;
+    in->at[NSA_ACTIVE] =
+        (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
+}
+
+nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
+                           nsa_tensors *in) {
+    *in = w->pass == BENCH_DECODE ? w->all : w->in;
+    *cfg = w->judged.cfg;
+    memset(gate, 0, sizeof *gate);
+    in->at[NSA_ROWS] = w->rows;
+    if (w->pass == BENCH_BACKWARD)
+        in->at[NSA_DOUT] = w->sparse;
+    if (!causal)
+        return NSA_OK;
+    cfg->window = cfg->seq_len;
+    nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
+    for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
+        tensor_set(gate, i, i % 3 == 2);
+    in->at[NSA_GATE] = *gate;
+    return status;
+}
+
+void workload_close(workload *w) {
+    if (w->pass == BENCH_DECODE) {
+        /* the weights of `all` are views of `in` */
+        for (int id = NSA_Q; id <= NSA_GATE; id++) {
+            if (w->all.at[id].data != w->in.at[id].data)
+                tensor_free(&w->all.at[id]);
+        }
+        if (w->all.at[NSA_CU_SEQLENS].data != w->in.at[NSA_CU_SEQLENS].data)
+            tensor_free(&w->all.at[NSA_CU_SEQLENS]);
+    }
+    tensors_free(&w->in);
+    tensors_free(&w->step);
+    tensors_free(&w->truth[0]);
+    tensors_free(&w->truth[1]);
+    tensor_free(&w->rows);
+    tensor_free(&w->sparse);
+}

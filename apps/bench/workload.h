@@ -1,0 +1,86 @@
+/**
+ * @file workload.h
+ * @brief The inputs of one pass at one length, what they cost at least, and the truth about sampled
+ * rows.
+ */
+#ifndef BENCH_WORKLOAD_H
+#define BENCH_WORKLOAD_H
+
+#include "bench/bench.h"
+#include "harness/case.h"
+
+enum {
+    DECODE_WARM = 16,                              /**< steps that warm up; the check's, too */
+    DECODE_STEPS = DECODE_WARM + BENCH_SAMPLES + 1 /**< steps there are tokens for */
+};
+
+/** One pass at one length. */
+typedef struct workload {
+    bench_pass pass;  /**< which */
+    int64_t T;        /**< tokens of a sequence */
+    int64_t B;        /**< sequences */
+    nsa_arith arith;  /**< NSA_BFLOAT16 if the inputs are rounded to it */
+    nsa_config cfg;   /**< resolved, for nsa_open() */
+    nsa_tensors in;   /**< drawn inputs; for decode those of the prefill; rows are apart */
+    nsa_tensors step; /**< decode: tokens of DECODE_STEPS steps, B a step */
+    nsa_tensors all;  /**< decode: prefill and steps put together, sequence after sequence */
+    nsa_tensor rows;  /**< int32: the rows that the check samples, of `in` or `all` */
+    nsa_tensor sparse; /**< dout of those rows, zero elsewhere (backward) */
+    test_case judged;  /**< config of what the oracle is run on */
+    nsa_tensors truth[2]; /**< the oracle's results on the rows: of NSA, of causal attention */
+    char oracle[64];      /**< by which stage */
+} workload;
+
+/** The case string that everything but T is drawn from; `nsa check --case` reads it too.
+ *  @param o     the options
+ *  @param T     tokens of a sequence, 0 to leave them out
+ *  @param text  filled in
+ *  @param room  its size */
+void workload_text(const bench_options *o, int64_t T, char *text, size_t room);
+
+/** Draw the inputs.
+ *  @param o      config, batch, rows, seed
+ *  @param pass   which
+ *  @param T      tokens of a sequence
+ *  @param arith  NSA_BFLOAT16 to round them
+ *  @param w      for workload_close(), also on an error */
+nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
+                         workload *w);
+
+/** Inputs of one decode step: a view into w->step with `active` beside it.
+ *  @param w       of a decode
+ *  @param number  0 for the first
+ *  @param active  room for w->B slots
+ *  @param in      filled in */
+void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
+
+/** What the oracle is to see: all inputs, the rows and dout; causal 1 makes out plain causal
+ * attention over the window's pair (window = T, gates 0, 0, 1).
+ *  @param w       the workload
+ *  @param causal  1 for the dense baselines
+ *  @param cfg     filled in
+ *  @param gate    owns the changed gates; free with tensor_free()
+ *  @param in      filled in, a view */
+nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
+                           nsa_tensors *in);
+
+/** Free everything. */
+void workload_close(workload *w);
+
+/** What a run needs. */
+typedef struct workload_cost {
+    double flops;  /**< useful operations */
+    double bytes;  /**< moved at least once */
+    double tokens; /**< query tokens */
+} workload_cost;
+
+/** Count what the config needs. Operations: visible pairs only, two products forward (4 D a pair for
+ * dk = dv = D), five backward (the scores once more), and the compressor's products, twice more
+ * in its backward; exp, importance and selection are not counted. Bytes: every input read once, every
+ * result written once, in the stage's type.
+ *  @param w       the workload
+ *  @param causal  1 for plain causal attention over one pair
+ *  @param arith   the stage's type */
+workload_cost workload_count(const workload *w, int causal, nsa_arith arith);
+
+#endif

@@ -1,0 +1,113 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
+# The command line itself: options, stages, case strings, and the text of the demo.
+
+refuse "no subcommand" "no subcommand: expected one of list, run, check"
+refuse "an unknown subcommand" 'unknown subcommand "frob"' frob
+refuse "an unknown option" "unrecognized option '--frob'" list --frob
+refuse "an argument too many" 'unexpected argument "x"' list x
+refuse "run without options" "--stage NAME is missing" run
+refuse "run without input" "--input DIR is missing" run -s 01
+refuse "run without output" "--output DIR is missing" run -s 01 -i "$VECTORS/one_token"
+refuse "an option without its value" "requires an argument" run --stage
+for value in -1 x 3x "" 1.5 99999999999999999999; do
+    refuse "--decode \"$value\"" "is not a whole number from 0" \
+        run -s 01 -i "$VECTORS/one_token" -o "$work/out" --decode="$value"
+done
+
+# ---------------------------------------------------------------------- stages
+
+fresh one_token
+refuse "a stage that is not there" 'no stage "77"' run -s 77 -i "$work/case" -o "$work/out"
+refuse "a stage without a name" 'no stage ""' run -s "" -i "$work/case" -o "$work/out"
+refuse "a folder of stages that is not there" "No such file" list --stages "$work/nowhere"
+refuse "a folder without stages" "no stages (NN_name.so)" list --stages "$work"
+refuse "a check without stage 00" 'no stage "00"' check --stages "$work"
+printf 'x' >"$work/99_text.so"
+refuse "a stage that is no shared object" "stage 99_text:" \
+    run -s "$work/99_text.so" -i "$work/case" -o "$work/out"
+cp "$work/99_text.so" "$work/99_other.so"
+refuse "a number of two stages" 'more than one stage "99"' \
+    run -s 99 -S "$work" -i "$work/case" -o "$work/out"
+rm "$work"/99_*.so
+
+# folders made by `make test-bad-input`: shared objects, each wrong in one way
+if [ -n "$BAD_STAGES" ]; then
+    while IFS='|' read -r name says; do
+        refuse "stage $name" "$says" \
+            run -s "$BAD_STAGES/$name.so" -i "$work/case" -o "$work/out"
+    done <<'STAGES'
+90_nothing|exports no nsa_stage_get()
+91_null|exports no nsa_stage_get()
+92_abi|was built for contract 4242
+93_empty|leaves a function of its table empty
+94_elsewhere|no such machine
+95_open|open fails on purpose
+STAGES
+    if nsa list --stages "$BAD_STAGES" >"$work/stdout" 2>&1 &&
+        [ "$(grep -c '^9[0-9]_' "$work/stdout")" -eq 6 ]; then
+        pass "stages that do not load are listed" "with the reason"
+    else
+        fail "stages that do not load are listed" "$(cat "$work/stdout")"
+    fi
+else
+    skip "stages that are none: BAD_STAGES names no folder of them (make test-bad-input makes one)"
+fi
+
+# ---------------------------------------------------------------- case strings
+
+while IFS='|' read -r text says; do
+    refuse "case \"$text\"" "$says" check --stage 01 --case "$text"
+done <<'CASES'
+T|"T" in a case is not key=value
+T=|"T=" in a case is not key=value
+=5|"=5" in a case is not key=value
+T=5,|"" in a case is not key=value
+T=x|T=x is not a number
+T=1e400|seq_len inf is not a whole number
+T=nan|is not a whole number
+T=0|seq_len 0 is not in 1..
+X=5|unknown key "X" in a case
+phi=max|phi "max" is not one of
+data=odd|data=odd is not one of normal, ties, planted, large
+seqs=5+x|seqs=5+x is not up to 16 lengths joined by +
+seqs=-5|is not up to 16 lengths
+seqs=1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1|is not up to 16 lengths
+seqs=0|seq_len is required
+seqs=99999999999|is not up to 16 lengths
+seed=-1|seed=-1 is not a number in 0..1e9
+seed=nan|seed=nan is not a number in 0..1e9
+rows=1e10|rows=1e10 is not a number in 0..1e9
+vector=../vectors|is not the name of a folder
+vector=nowhere|nowhere/config.json: No such file
+Hq=5|q_heads 5 is not a multiple of kv_heads 2
+seqs=5+5,T=3|T=3 is not the sum of seqs, 10
+CASES
+refuse "a case of 400 characters" "is longer than 319" \
+    check --stage 01 --case "T=$(head -c 400 /dev/zero | tr '\0' 1)"
+refuse "a property that is not there" 'no property "frob"' check --stage 01 --property frob
+refuse "a property that is not for the case" "no property named packing is for that case" \
+    check --stage 01 --property packing --case T=9
+refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
+
+# ------------------------------------------------------------------------ demo
+
+: >"$work/nothing"
+refuse "demo of an empty file" "holds 0 bytes, expected at least" demo -o "$work/out" "$work/nothing"
+printf 'too short' >"$work/short"
+refuse "demo of 9 bytes" "holds 9 bytes, expected at least" demo -o "$work/out" "$work/short"
+refuse "demo of a folder" "is a folder, expected a file" demo -o "$work/out" "$work"
+refuse "demo of no file" "No such file" demo -o "$work/out" "$work/nowhere"
+refuse "demo of two files" "unexpected argument" demo -o "$work/out" "$work/short" "$work/short"
+refuse "demo into a file" "is no folder" demo -t 1 -o "$work/short"
+for value in 0 x "" 1e9 nan; do
+    refuse "demo --time \"$value\"" "expected seconds, 1 to 86400" demo --time="$value"
+done
+cat "$VECTORS"/paper_ratio/k_*.npy | head -c 6000 >"$work/binary"
+if nsa demo -t 2 -o "$work/pictures" "$work/binary" >"$work/stdout" 2>"$work/err" &&
+    [ ! -s "$work/err" ] && tail -n 1 "$work/pictures/block_map.svg" | grep -q '</svg>'; then
+    pass "demo of a binary file" "is drawn whole"
+else
+    fail "demo of a binary file" "$(cat "$work/err"), expected a whole picture"
+fi
+rm -rf "$work/pictures"

@@ -1,0 +1,59 @@
+/**
+ * @file bytes.h
+ * @brief The fuzzer's bytes as a stream of choices, and what every target needs.
+ */
+#ifndef FUZZ_BYTES_H
+#define FUZZ_BYTES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/** What libFuzzer calls (and tests/fuzz/replay.c, where there is no libFuzzer).
+ *  @return 0 */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/** The bytes that are left. Behind the last one there are zeros, so that short inputs are whole. */
+typedef struct bytes {
+    const uint8_t *at; /**< the next */
+    size_t left;       /**< how many */
+} bytes;
+
+/** @return the next byte. */
+static inline unsigned take_byte(bytes *b) {
+    if (!b->left)
+        return 0;
+    b->left--;
+    return *b->at++;
+}
+
+/** @return a number in 0..n-1. */
+static inline int64_t take_below(bytes *b, unsigned n) {
+    return take_byte(b) % n;
+}
+
+/** @return 1 once in n times. */
+static inline int take_chance(bytes *b, unsigned n) {
+    return take_byte(b) % n == n - 1;
+}
+
+/** @return any 64 bits, as a number. */
+static inline int64_t take_word64(bytes *b) {
+    uint64_t word = 0;
+    for (int i = 0; i < 8; i++)
+        word = word << 8 | take_byte(b);
+    return (int64_t)word;
+}
+
+/** A rule that must hold whatever the bytes are: the fuzzer keeps what breaks it. */
+#define MUST(holds)                                                                                \
+    do {                                                                                           \
+        if (!(holds)) {                                                                            \
+            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #holds);             \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+#endif

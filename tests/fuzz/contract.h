@@ -1,0 +1,46 @@
+/**
+ * @file contract.h
+ * @brief The parts of the contract's fuzz target: inputs drawn from bytes, and memory that runs
+ * short on purpose.
+ */
+#ifndef FUZZ_CONTRACT_H
+#define FUZZ_CONTRACT_H
+
+#include "fuzz/bytes.h"
+#include "nsa.h"
+
+/** Inputs of one call, each in memory of exactly its size. */
+typedef struct drawn {
+    nsa_tensors in; /**< for nsa_load() or nsa_load_step() */
+    int tame;       /**< every number is small, so results must be finite */
+    int legal;      /**< nothing was broken on purpose */
+} drawn;
+
+/** Draw the inputs of a load of up to cfg->seq_len tokens, mostly legal ones. */
+void draw_load(bytes *b, const nsa_config *cfg, int with_dout, drawn *d);
+
+/** Draw the inputs of a decode step.
+ *  @param ctx  for the tokens in each slot, which say what blocks a list may name */
+void draw_step(bytes *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
+
+/** Draw the gradient of an output of T tokens. */
+void draw_dout(bytes *b, const nsa_config *cfg, int64_t T, drawn *d);
+
+/** Free what was drawn. */
+void free_drawn(drawn *d);
+
+/** Memory for a tensor of that shape, as much as it needs and no more; data stays NULL if that is
+ * none, or too much to have. */
+void give_memory(nsa_tensor *t);
+
+/** From now on malloc and its kin serve the code under test `bytes` bytes and `calls` calls, then
+ * nothing. */
+void memory_limit(size_t bytes, int64_t calls);
+
+/** No limit any more. @return 1 if a call was refused since memory_limit(). */
+int memory_unlimit(void);
+
+/** malloc without a limit. */
+void *memory_take(size_t bytes);
+
+#endif

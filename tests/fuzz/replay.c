@@ -1,0 +1,27 @@
+/** @file replay.c
+ *  @brief Runs a fuzz target once on each file named, where there is no libFuzzer: under gcc, for
+ * coverage, in valgrind. */
+#include "fuzz/bytes.h"
+
+enum { MOST = 1 << 20 };
+
+int main(int argc, char **argv) {
+    static uint8_t buffer[MOST];
+    for (int i = 1; i < argc; i++) {
+        FILE *file = fopen(argv[i], "rb");
+        if (!file) {
+            perror(argv[i]);
+            return 1;
+        }
+        size_t size = fread(buffer, 1, MOST, file);
+        fclose(file);
+        uint8_t *data = malloc(size ? size : 1);
+        if (!data)
+            return 1;
+        memcpy(data, buffer, size);
+        LLVMFuzzerTestOneInput(data, size);
+        free(data);
+    }
+    printf("%d files replayed\n", argc - 1);
+    return 0;
+}

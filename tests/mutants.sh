@@ -1,0 +1,141 @@
+#!/bin/sh
+# Judge the judge: `make test-mutants` applies each patch of tests/mutants to a copy of the stages,
+# rebuilds what it touched, and requires that the property which the patch names fails on it. A
+# patch that does not apply, that changes nothing, or that nobody catches is an error.
+#
+#   sh tests/mutants.sh            all of them, two at a time
+#   sh tests/mutants.sh NAME...    those whose names start so: 01_window_plus_one, or 01
+#   sh tests/mutants.sh --table    a Markdown table of them, from the patches' headers
+#
+# A stage is judged against stage 00 as it is; a mutant of stage 00 is its own oracle, so it can
+# only be caught by what pins the oracle: vectors, limits, differences, causality, and so on.
+#
+# What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
+# Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
+# seconds that a property may take to notice (10).
+set -u
+cd "$(dirname "$0")/.." || exit 2
+BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-10}
+export BUILD JOBS LIMIT
+work=$BUILD/mutants
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+# header PATCH KEY: the value of a line "Key: value" above the diff
+header() {
+    sed -n "/^--- /q; s/^$2: //p" "$1"
+}
+
+# build DIR STAGE: the stage's shared object in a copy of the tree, without debug information, so
+# that two shared objects differ exactly if their code does
+build() {
+    make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-} -g0" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} "build/stages/$2.so" >"$1/build.log" 2>&1
+}
+
+# check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built
+check() {
+    dir=$1 stage=$2 property=$3
+    shift 3
+    NSA_VECTORS=${NSA_VECTORS:-tests/vectors} timeout "$LIMIT" "$BUILD/nsa" check \
+        --stages "$dir/build/stages" --stage "$stage" --property "$property" "$@" 2>&1
+}
+
+# trouble WHAT: the line and the end of a mutant that was not caught
+trouble() {
+    printf 'FAIL %-32s %s\n' "$name" "$1"
+    exit 0
+}
+
+# One mutant, from its patch to its line.
+one() {
+    patch=tests/mutants/$1.patch name=$1 copy=$work/$1
+    stage=$(header "$patch" Stage) property=$(header "$patch" Property)
+    cp -Rp "$work/clean" "$copy" || trouble "cannot be copied"
+    patch -p1 -d "$copy" --forward --fuzz=0 --batch --no-backup-if-mismatch -s \
+        <"$patch" >"$copy/patch.log" 2>&1 ||
+        trouble "does not apply: $(head -n 1 "$copy/patch.log")"
+    diff -r "$work/clean/stages" "$copy/stages" >/dev/null && trouble "changes nothing"
+    build "$copy" "$stage" || trouble "does not build: $(grep -m 1 error "$copy/build.log")"
+    cmp -s "$work/clean/build/stages/$stage.so" "$copy/build/stages/$stage.so" &&
+        trouble "changes nothing: the same shared object"
+    begin=$(date +%s%N)
+    check "$copy" "$stage" "$property" --stop >"$copy/check.log"
+    code=$?
+    seconds=$(awk "BEGIN {printf \"%.1f\", ($(date +%s%N) - $begin) / 1e9}")
+    [ $code -eq 124 ] && trouble "$property: not caught within $LIMIT s"
+    [ $code -eq 0 ] && trouble "$property: SURVIVED, $seconds s"
+    # A failure, a crash and a hang all say how to replay them, and so which case it was.
+    trial="--stage $stage --property $property"
+    case_text=$(sed -n "s/.*replay: .* $trial --case \"\(.*\)\"\$/\1/p" "$copy/check.log" |
+        head -n 1)
+    { [ $code -eq 1 ] && [ -n "$case_text" ]; } ||
+        trouble "$property: exit status $code, $(tail -n 1 "$copy/check.log")"
+    # A property that fails on anything has caught nothing: the unbroken stage must pass that case.
+    check "$work/clean" "$stage" "$property" --case "$case_text" >"$copy/clean.log" ||
+        trouble "$property: the unbroken stage fails too, on $case_text"
+    printf 'ok   %-32s %-12s %4s s  %s\n' "$name" "$property" "$seconds" "$case_text"
+    mv "$copy/check.log" "$work/$name.log" && rm -r "$copy"
+}
+
+# The table for the docs; what Markdown would take for its own is escaped.
+table() {
+    echo "| mutant | what is broken | the sentence it breaks | caught by |"
+    echo "|---|---|---|---|"
+    for patch in tests/mutants/*.patch; do
+        printf "| \`%s\` | %s | %s | \`%s\` |\n" "$(basename "$patch" .patch)" \
+            "$(header "$patch" Mutant | escape)" "$(header "$patch" Spec | escape)" \
+            "$(header "$patch" Property)"
+    done
+}
+
+escape() {
+    sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/[*|]/\\&/g'
+}
+
+# The patches that are asked for, and that each says what it is.
+chosen() {
+    [ $# -eq 0 ] && set -- ''
+    for want in "$@"; do
+        found=
+        for patch in tests/mutants/"$want"*.patch; do
+            [ -f "$patch" ] || continue
+            found=1
+            for key in Mutant Spec Stage Property; do
+                [ -n "$(header "$patch" $key)" ] || echo "mutants: $patch has no $key" >&2
+            done
+            basename "$patch" .patch
+        done
+        [ -n "$found" ] || echo "mutants: no mutant \"$want\"" >&2
+    done
+}
+
+case ${1:-} in
+--table)
+    table
+    exit 0
+    ;;
+--one)
+    one "$2"
+    exit 0
+    ;;
+esac
+
+rm -rf "$work" && mkdir -p "$work/clean/tests" || exit 2
+chosen "$@" >"$work/names" 2>"$work/wrong"
+if [ -s "$work/wrong" ]; then
+    cat "$work/wrong" >&2
+    exit 2
+fi
+cp -R Makefile stages "$work/clean" && cp tests/*.mk "$work/clean/tests" || exit 2
+sed 's,.*,tests/mutants/&.patch,' "$work/names" | xargs sed -n 's/^Stage: //p' >"$work/stages"
+for stage in $(sort -u "$work/stages") 00_dense; do
+    build "$work/clean" "$stage" || {
+        cat "$work/clean/build.log" >&2
+        exit 2
+    }
+done
+xargs -P "$JOBS" -I{} sh tests/mutants.sh --one {} <"$work/names"
+all=$(wc -l <"$work/names")
+passed=$(find "$work" -maxdepth 1 -name '*.log' | wc -l)
+echo "$passed passed, $((all - passed)) failed"
+[ "$passed" -eq "$all" ]

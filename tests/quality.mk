@@ -1,0 +1,116 @@
+# Doubting the tests' own ground: bad input, fuzzing, sanitizers, other machines, coverage. Each
+# target builds in a folder of its own below build/ by calling this Makefile again, and ends with
+# a line of counts.
+
+.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-aarch64 test-matrix \
+        coverage
+AGAIN := $(MAKE) --no-print-directory -s -f $(firstword $(MAKEFILE_LIST))
+CLANG ?= clang
+# A sanitizer's runtime is in the program alone, so a shared object leaves its names open.
+OPEN  := LDFLAGS='-Wl,-z,undefs'
+# Where things stand when the command is not build/nsa.
+FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo
+PLAIN_STAGES := $(filter-out $(notdir $(patsubst %/,%,$(dir $(wildcard stages/*/*.cu)))),$(STAGES))
+EVERY := $(BUILD)/nsa $(PLAIN_STAGES:%=$(BUILD)/stages/%.so)
+
+# --------------------------------------------------------------------- bad input
+
+BAD_STAGES := 90_nothing 91_null 92_abi 93_empty 94_elsewhere 95_open
+
+# stages that are none; WRONG counts from 0 in the order of the list
+$(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(LDFLAGS) -Istages -DWRONG=$$(($(patsubst 9%,%,$(firstword \
+	    $(subst _, ,$*))))) -shared $< -o $@ -L$(BUILD) -lnsa -Wl,-rpath,'$$ORIGIN/..'
+
+test-bad-input: $(EVERY) $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ## wrong files, wrong options, full disks: one clear line each
+	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
+
+# ----------------------------------------------------------------------- fuzzing
+
+# Seconds for each target. A crash is kept in build/fuzz/found; replay it with the line it prints.
+SECONDS_EACH ?= 60
+FUZZ_TARGETS := npy config case $(PLAIN_STAGES:%=contract_%)
+FUZZ_FLAGS   := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all  -Wno-pass-failed
+FUZZ_BUILD   := BUILD=build/fuzz CC='$(CLANG)' OPT=-O1 CFLAGS='-fsanitize=fuzzer-no-link $(FUZZ_FLAGS)' $(OPEN)
+FUZZ_WRAP    := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
+FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
+
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) tests/harness/case.c) $(FUZZ_EXTRA)
+	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
+# A stage's objects, compiled with its own flags because its shared object asked for them first.
+define contract_rule
+$(BUILD)/fuzz_contract_$(1): $(call object,$(FUZZ_PARTS) $(COMMON)) $(FUZZ_EXTRA) $(BUILD)/stages/$(1).so
+	$$(Q)$$(CC) $$(CFLAGS) $(FUZZ_WRAP) $$(filter %.o,$$^) $(call object,$(wildcard stages/$(1)/*.c)) -o $$@ \
+	    $$(FUZZ_MAIN) $(if $(findstring fopenmp,$(shell cat stages/$(1)/stage.mk 2>/dev/null)),-fopenmp) -ldl -lm -pthread
+endef
+$(foreach s,$(PLAIN_STAGES),$(eval $(call contract_rule,$(s))))
+
+fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
+
+fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
+	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
+	SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
+
+# -------------------------------------------------------------------- sanitizers
+
+# Each runs `nsa check` in one process, then shows on copies of the tree with a fault planted
+# (tests/faults) that it would have failed.
+CHECK       ?= --quick
+ASAN_FLAGS  := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+               -fno-omit-frame-pointer -Wno-pass-failed
+ASAN_BUILD  := CC='$(CLANG)' OPT=-O1 CFLAGS='$(ASAN_FLAGS)' $(OPEN)
+# The harness catches signals itself; handle_*=2 keeps the sanitizer's report.
+ASAN_SEES   := ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:detect_leaks=1 \
+               UBSAN_OPTIONS=print_stacktrace=1
+# OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders.
+TSAN_FLAGS  := -fsanitize=thread -Wno-pass-failed
+TSAN_BUILD  := CC='$(CLANG)' OPT=-O2 CFLAGS='$(TSAN_FLAGS)' $(OPEN)
+TSAN_SEES   := TSAN_OPTIONS=halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1
+VALGRIND    := valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,possible \
+               --errors-for-leak-kinds=definite --suppressions=tests/valgrind.supp
+VALGRIND_BUILD := OPT=-O1 CFLAGS=-DNSA_VALGRIND MARCH=x86-64
+# valgrind takes forty times as long: these shapes alone, and not the thousands of runs of
+# central differences.
+VALGRIND_CASES ?= T=9,phi=mlp,hidden=5 T=33,phi=gated T=50,seqs=15+0+35
+VALGRIND_SKIPS := differences
+
+$(BUILD)/threads: $(call object,tests/threads.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
+
+.PHONY: checkable
+checkable: $(EVERY) $(BUILD)/threads
+
+test-asan: ## nsa check under address and undefined-behaviour sanitizers: CHECK=--quick
+	$(AGAIN) BUILD=build/asan $(ASAN_BUILD) checkable
+	$(FIND) $(ASAN_SEES) build/asan/nsa check $(CHECK)
+	$(FIND) $(ASAN_SEES) build/asan/threads
+	$(FIND) $(ASAN_SEES) sh tests/teeth.sh asan build/asan $(ASAN_BUILD)
+
+test-tsan: ## nsa check and two contexts in two threads under the thread sanitizer
+	$(AGAIN) BUILD=build/tsan $(TSAN_BUILD) checkable
+	$(FIND) $(TSAN_SEES) build/tsan/nsa check $(CHECK)
+	$(FIND) $(TSAN_SEES) build/tsan/threads
+	$(FIND) $(TSAN_SEES) sh tests/teeth.sh tsan build/tsan $(TSAN_BUILD)
+
+test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
+	$(AGAIN) BUILD=build/valgrind $(VALGRIND_BUILD) checkable
+	@passed=0; for text in $(VALGRIND_CASES); do for stage in $(PLAIN_STAGES); do \
+	    for property in $$(build/valgrind/nsa check --list | cut -d' ' -f1); do \
+	        case " $(VALGRIND_SKIPS) " in *" $$property "*) continue;; esac; \
+	        code=0; said=$$($(FIND) $(VALGRIND) build/valgrind/nsa check --stage $$stage \
+	            --property $$property --case "$$text" 2>&1) || code=$$?; \
+	        case "$$said" in *"no property named"*) continue;; esac; \
+	        if [ $$code -ne 0 ]; then printf '%s\n' "$$said"; \
+	            echo "FAIL valgrind $$stage $$property \"$$text\""; exit 1; fi; \
+	        passed=$$((passed + 1)); done; done; done; echo "valgrind: $$passed passed, 0 failed"
+	$(FIND) VALGRIND='$(VALGRIND)' sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
+
+# ---------------------------------------------------------------- other machines
+
+AARCH64      := aarch64-linux-gnu
+AARCH64_ROOT := build/aarch64/root
+AARCH64_LIB  := $(AARCH64_ROOT)/usr/lib/$(AARCH64)
+QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB)
+AARCH64_CHECK ?= --quick
