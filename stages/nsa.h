@@ -248,7 +248,7 @@ enum {
     NSA_DEBUG_MEMORY = 1 << 5     /**< fill memory with NaN where its contents must not matter */
 };
 
-/** How a context will be used. All zero asks for a plain forward. */
+/** How a context will be used; all zero asks for a plain forward. */
 typedef struct nsa_setup {
     uint32_t flags;   /**< NSA_BACKWARD | NSA_WANT_BRANCHES | ... */
     int64_t max_rows; /**< most rows of one load: a list of `rows`, or all T; 0 means seq_len */
@@ -344,19 +344,18 @@ NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
 /** Check and load the inputs of a forward or prefill: q, six keys and values, gate, the phi weights
- * of the config's compressor, optionally cu_seqlens, rows and block_idx. float32 or float64,
+ * of the config's compressor, optionally cu_seqlens, rows, block_idx and dout. float32 or float64,
  * converted to the stage's type. T = q.shape[0] may be anything from 0 to seq_len. Earlier results
  * are gone, caches stay. */
 NSA_EXPORT nsa_status nsa_load(nsa_context *context, const nsa_tensors *in);
 
-/** Load the gradient of the output [T,Hq,dv] for backward; needs a load before it. */
+/** Load the gradient of the output [T,Hq,dv] for backward, after a load. */
 NSA_EXPORT nsa_status nsa_load_dout(nsa_context *context, const nsa_tensor *dout);
 
 /** Check and load one decode step: `active` names A distinct slots; q [A,Hq,dk], the six keys and
  * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] hold their next tokens. The
  * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache.
- * The step takes the place of what was loaded: forward and backward then need a load again, and
- * earlier results are gone. */
+ * A step takes the load's place: earlier results are gone, forward and backward need a load. */
 NSA_EXPORT nsa_status nsa_load_step(nsa_context *context, const nsa_tensors *in);
 
 /** Compute all outputs of what was loaded (Eq. 5 to 12). */
@@ -388,7 +387,7 @@ NSA_EXPORT nsa_status nsa_read(nsa_context *context, nsa_id id, nsa_tensor *tens
 /** @return tokens in a decode slot now, -1 if there is no such slot. */
 NSA_EXPORT int64_t nsa_slot_len(const nsa_context *context, int64_t slot);
 
-/** @return how many phases of the last call were listed; 0 if the stage does not time them. */
+/** @return how many phases of the last forward, backward, prefill or decode were listed; or 0. */
 NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int room);
 
 /** Close the stage and give back all memory; NULL is allowed. */

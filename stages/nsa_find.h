@@ -21,7 +21,8 @@ typedef struct nsa_found {
 } nsa_found;
 
 /** @return the folder of the stages: $NSA_STAGES, or `stages` beside the running program, or
- *          `../lib/nsa/stages` from it; "" if none exists. Lives until the next call. */
+ *          `../stages` or `../lib/nsa/stages` from it; "" if none exists. Lives until the next
+ * call. */
 NSA_EXPORT const char *nsa_stage_dir(void);
 
 /** Load every stage of a folder, in the order of their names.

@@ -88,8 +88,10 @@ static void attend_branch(stage *st, const sequence *sq, int branch, int64_t row
     add_branch(st, branch, row);
 }
 
-/* Row r of the results, for the query at position t of its sequence: per group of heads compress,
- * select, then attend (Eq. 5, 8-12). `forced` [Hkv,n] replaces the selection; NULL selects. */
+/* Row r of the results, for the query at position t of its sequence: per group of heads the
+ * compressed branch and its importance, the choice of blocks, then the other two branches (Eq. 5,
+ * 8-12). `row` = r Hq + h is one head of it. `forced` [Hkv,n] replaces the selection; NULL selects.
+ */
 void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, n = c->slc_count;
@@ -101,6 +103,7 @@ void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32
         real *imp = importance_row(st, r, kvh);
         for (int64_t row = first; row < first + G; row++) {
             attend_branch(st, sq, CMP, row, keep_cmp(st, sq, t));
+            /* st->p still holds this head\'s p_cmp */
             add_importance(c, st->p, sq->n_cmp, (sq->len + c->slc_block - 1) / c->slc_block, imp);
         }
         nsa_lap(&st->laps, CMP);

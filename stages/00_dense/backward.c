@@ -45,8 +45,8 @@ nsa_status backward(void *self) {
     stage *st = self;
     const nsa_batch *batch = &st->batch;
     const int64_t Hkv = st->cfg.kv_heads;
-    nsa_laps_start(&st->laps);
     zero_gradients(st);
+    nsa_laps_start(&st->laps);
     for (int64_t r = 0; r < batch->R; r++) {
         int64_t b = sequence_of(st, batch->row[r]);
         sequence sq = pack_sequence(st, b);

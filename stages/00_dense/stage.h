@@ -86,6 +86,8 @@ static inline void add_scaled(real *y, real a, const real *x, int64_t n) {
         y[i] += a * x[i];
 }
 
+/* Scratch is written through a const stage * too: only the pointers are const. */
+
 /* stage.c */
 int64_t weight_count(const stage *st, int pair, int weight);
 sequence pack_sequence(const stage *st, int64_t b);

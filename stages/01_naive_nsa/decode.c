@@ -18,9 +18,10 @@ static sequence slot_sequence(const stage *st, int64_t slot, int64_t len) {
     return sq;
 }
 
-/* Rows of `width` from the pack, from row `from` on, to rows of the caches, from row `to` on. */
-static void keep_rows(real *cache, int64_t to, const real *pack, int64_t from, int64_t rows,
-                      int64_t row_width) {
+/* Rows of `row_width` from the pack, from row `from` on, to rows of the caches, from row `to` on.
+ */
+static void cache_rows(real *cache, int64_t to, const real *pack, int64_t from, int64_t rows,
+                       int64_t row_width) {
     memcpy(cache + to * row_width, pack + from * row_width,
            (size_t)(rows * row_width) * sizeof *cache);
 }
@@ -34,13 +35,13 @@ nsa_status prefill(void *self) {
     for (int64_t b = 0; b < batch->B; b++) {
         int64_t len = batch->seq[b + 1] - batch->seq[b], N = batch->cmp[b + 1] - batch->cmp[b];
         for (int x = 0; x < BRANCHES; x++) {
-            keep_rows(st->cache_k[x], b * c->max_seq_len, st->k[x], batch->seq[b], len, k_width);
-            keep_rows(st->cache_v[x], b * c->max_seq_len, st->v[x], batch->seq[b], len, v_width);
+            cache_rows(st->cache_k[x], b * c->max_seq_len, st->k[x], batch->seq[b], len, k_width);
+            cache_rows(st->cache_v[x], b * c->max_seq_len, st->v[x], batch->seq[b], len, v_width);
         }
-        keep_rows(st->cache_phi[KEYS], b * st->cache_cmp, st->xphi[KEYS], batch->cmp[b], N,
-                  k_width);
-        keep_rows(st->cache_phi[VALUES], b * st->cache_cmp, st->xphi[VALUES], batch->cmp[b], N,
-                  v_width);
+        cache_rows(st->cache_phi[KEYS], b * st->cache_cmp, st->xphi[KEYS], batch->cmp[b], N,
+                   k_width);
+        cache_rows(st->cache_phi[VALUES], b * st->cache_cmp, st->xphi[VALUES], batch->cmp[b], N,
+                   v_width);
     }
     return status;
 }

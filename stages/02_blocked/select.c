@@ -6,7 +6,7 @@
 
 /* Add one head's share to its group's importance (Eq. 9, and 10 by being called for each head):
  * p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p_cmp[(l'/d) j + m - r], terms outside being 0.
- * For l=32, d=16, l'=64 the weights of i = 4j-1..4j+3 are 1,2,2,2,1. */
+ * For l=32, d=16, l'=64 the weights of i = 4j-1..4j+3 are 1,2,2,2,1. Here r counts strides. */
 void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp) {
     int64_t per_block = c->slc_block / c->cmp_stride, overlap = c->cmp_block / c->cmp_stride;
     for (int64_t j = 0; j < blocks; j++) {
@@ -48,7 +48,7 @@ static int64_t insert(const real *imp, int32_t *list, int64_t length, int64_t mo
  */
 void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx) {
     int64_t own = t / c->slc_block, n_forced = 0, n_free = 0, used = 0;
-    int32_t free_list[128];
+    int32_t free_list[128]; /* n <= 128: a bound of the specification */
     for (int64_t j = 0; j <= own; j++)
         n_forced += j < c->slc_init || j > own - c->slc_local;
     for (int64_t j = 0; j <= own; j++) {
