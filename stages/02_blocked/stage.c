@@ -170,6 +170,8 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     for (int i = 0; i < st->threads && st->work; i++)
         open_work(st, &st->work[i], longest);
     *self = st;
+#pragma omp parallel num_threads(st->threads)
+    (void)st; /* starts the threads: what they take is taken here too, not in the first call */
     return nsa_pool_status(plan->pool);
 }
 

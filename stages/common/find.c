@@ -55,7 +55,8 @@ static void open_stage(const char *path, nsa_found *found) {
     size_t n = strlen(file);
     int stem = (int)(n > 3 && !strcmp(file + n - 3, ".so") ? n - 3 : n);
     snprintf(found->name, sizeof found->name, "%.*s", stem, file);
-    found->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    /* NODELETE: OpenMP's threads outlive the stage that woke them, and must find their code. */
+    found->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!found->handle) {
         snprintf(found->problem, sizeof found->problem, "%s", dlerror());
         return;
