@@ -170,9 +170,13 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     for (int i = 0; i < st->threads && st->work; i++)
         open_work(st, &st->work[i], longest);
     *self = st;
+    nsa_status status = nsa_pool_status(plan->pool);
+    if (status)
+        return status;
+    /* Threads are started here: what they take is taken in open too, not in the first call. */
 #pragma omp parallel num_threads(st->threads)
-    (void)st; /* starts the threads: what they take is taken here too, not in the first call */
-    return nsa_pool_status(plan->pool);
+    nsa_laps_start(&st->work[this_thread()].laps);
+    return NSA_OK;
 }
 
 /* ------------------------------------------------------------------- load */
