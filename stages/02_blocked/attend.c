@@ -205,10 +205,9 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
         w->most[i * G + g] = most;
         w->over[i * G + g] = over;
     }
-    for (int64_t k = 0; k < visible; k += BLOCK)
-        matmul(G, dvp, visible - k < BLOCK ? visible - k : BLOCK,
-               (operand){w->scores + k, apart, 1}, in->v + (first * BLOCK + k) * dvp, dvp, o, dvp,
-               1);
+    /* blocks of values follow each other, so they are one matrix of N rows */
+    matmul(G, dvp, visible, (operand){w->scores, apart, 1}, in->v + first * BLOCK * dvp, dvp, o,
+           dvp, 1);
     for (int64_t g = 0; g < G && visible; g++) {
         for (int64_t c = 0; c < dvp; c++)
             o[g * dvp + c] *= w->over[i * G + g];

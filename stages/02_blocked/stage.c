@@ -173,7 +173,7 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     nsa_status status = nsa_pool_status(plan->pool);
     if (status)
         return status;
-    /* Threads are started here: what they take is taken in open too, not in the first call. */
+        /* Threads are started here: what they take is taken in open too, not in the first call. */
 #pragma omp parallel num_threads(st->threads)
     nsa_laps_start(&st->work[this_thread()].laps);
     return NSA_OK;

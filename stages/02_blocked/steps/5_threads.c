@@ -1,0 +1,116 @@
+/** @file
+ *  @brief Step 5: tiles of neighbouring queries walk the blocks together, tiles go to threads.
+ */
+#include "steps.h"
+
+#include <omp.h>
+
+/* The tokens s <= t of the blocks in idx (Eq. 12), into spans, a span a block; returns how many.
+ * 16 spans say what took 1024 tokens. */
+static int64_t keep_slc(const problem *pb, span *spans, int64_t t) {
+    const int32_t *idx = pb->idx + t * pb->n;
+    int64_t n = 0;
+    for (int64_t i = 0; i < pb->n && idx[i] >= 0; i++) {
+        const int64_t left = t + 1 - (int64_t)idx[i] * BLOCK;
+        spans[n++] = (span){idx[i], (int32_t)(left < BLOCK ? left : BLOCK)};
+    }
+    return n;
+}
+
+/* max(most, scale * row[0..n)), n a whole number of vectors */
+static inline real largest(const real *row, int64_t n, real scale, real most) {
+    const int64_t whole = n / LANES * LANES; /* tells the compiler that there is no tail */
+    real top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < whole; j++)
+        top = row[j] > top ? row[j] : top;
+    return scale * top > most ? scale * top : most;
+}
+
+/* row = 2^(scale row - most), in place; sum += its LANES partial sums. */
+static inline void exponentiate(real *row, int64_t n, real scale, real most, real *sum) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        for (int lane = 0; lane < LANES; lane++) {
+            row[j + lane] = exp2_nonpositive(scale * row[j + lane] - most);
+            sum[lane] += row[j + lane];
+        }
+    }
+}
+
+/* One span of query i's group (Milakov and Gimelshein 2018). With the largest score so far m and m'
+ * after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Scores are in
+ * units of log2: e^x = 2^(x log2 e). Here the transposed K pays: S [G,64] = Q [G,D] Kt [D,64] is a
+ * sum of contiguous rows, 16 keys to a vector, as O [G,D] += P [G,64] V [64,D] is. */
+static void attend_span(const problem *pb, work *w, int64_t i, span sp, const real *q, real *o) {
+    const int64_t G = pb->G, D = pb->D, whole = (sp.hi + LANES - 1) / LANES * LANES;
+    const real *kt = pb->kt + sp.block * D * BLOCK, *v = pb->vb + sp.block * BLOCK * D;
+    const real scale = (real)(pb->scale * 1.4426950408889634);
+    matmul(G, whole, D, (operand){q, D, 1}, kt, BLOCK, w->s, BLOCK, 0);
+    for (int64_t g = 0; g < G; g++) {
+        real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
+             *sum = w->sum + (i * G + g) * LANES;
+        for (int64_t j = sp.hi; j < whole; j++)
+            s[j] = -INFINITY; /* whole vectors, then a mask: there is no other code for a tail */
+        const real now = largest(s, whole, scale, *most);
+        if (now != *most) { /* seldom, after the first few blocks */
+            const real shrink = exp2_nonpositive(*most - now);
+            for (int lane = 0; lane < LANES; lane++)
+                sum[lane] *= shrink;
+            for (int64_t c = 0; c < D; c++)
+                o[g * D + c] *= shrink;
+            *most = now;
+        }
+        exponentiate(s, whole, scale, now, sum);
+    }
+    matmul(G, D, sp.hi, (operand){w->s, BLOCK, 1}, v, D, o, D, 1);
+}
+
+/* The next block that some query of the tile has not walked yet; 0 when all are done. */
+static int next_block(const work *w, int64_t count, int32_t *block) {
+    *block = INT32_MAX;
+    for (int64_t i = 0; i < count; i++) {
+        if (w->at[i] < w->end[i] && w->spans[w->at[i]].block < *block)
+            *block = w->spans[w->at[i]].block;
+    }
+    return *block != INT32_MAX;
+}
+
+/* `count` queries' groups: q [count,G,D] and o [count,G,D], query i over spans at[i]..end[i]-1.
+ * Block after block in the outer loop, so that a block is fetched once for all the queries that
+ * want it: neighbours want many of the same. o is divided by the sum once, when that is known. */
+static void attend(const problem *pb, work *w, const real *q, int64_t count, real *o) {
+    const int64_t G = pb->G, D = pb->D;
+    for (int64_t g = 0; g < count * G; g++)
+        w->most[g] = -INFINITY;
+    memset(w->sum, 0, (size_t)(count * G * LANES) * sizeof *w->sum);
+    memset(o, 0, (size_t)(count * G * D) * sizeof *o);
+    for (int32_t block; next_block(w, count, &block);) {
+        for (int64_t i = 0; i < count; i++) {
+            if (w->at[i] < w->end[i] && w->spans[w->at[i]].block == block)
+                attend_span(pb, w, i, w->spans[w->at[i]++], q + i * G * D, o + i * G * D);
+        }
+    }
+    for (int64_t g = 0; g < count * G; g++) {
+        real sum = 0;
+        for (int lane = 0; lane < LANES; lane++)
+            sum += w->sum[g * LANES + lane];
+        for (int64_t c = 0; c < D; c++)
+            o[g * D + c] *= 1 / sum;
+    }
+}
+
+/* Tile after tile. No two tiles write the same row, so threads need no lock; early tiles see fewer
+ * keys than late ones, so a thread takes the next tile whenever it is done with one. */
+void step_5_threads(const problem *pb) {
+    const int64_t G = pb->G, D = pb->D;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t first = 0; first < pb->T; first += QUERIES) {
+        const int64_t count = pb->T - first < QUERIES ? pb->T - first : QUERIES;
+        work *w = pb->work + omp_get_thread_num();
+        for (int64_t i = 0, used = 0; i < count; i++) {
+            w->at[i] = used;
+            w->end[i] = used += keep_slc(pb, w->spans + used, first + i);
+        }
+        attend(pb, w, pb->q + first * G * D, count, pb->out + first * G * D);
+    }
+}
