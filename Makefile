@@ -19,7 +19,7 @@ Q       := $(if $(V),,@)
 OPT     ?= -O2
 WARN    := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Werror
 CFLAGS  ?=
-BASE    := -std=c11 -D_GNU_SOURCE -g $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off
+BASE    := -std=c11 -D_GNU_SOURCE -g -ffp-contract=off $(OPT) $(WARN) -fPIC -fvisibility=hidden
 LDFLAGS ?=
 CJSON_CFLAGS := $(shell pkg-config --cflags libcjson 2>/dev/null)
 CJSON_LIBS   := $(shell pkg-config --libs libcjson 2>/dev/null || echo -lcjson)

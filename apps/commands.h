@@ -44,6 +44,12 @@ int cmd_check(int argc, char **argv);
  *  @return an exit_code */
 int cmd_demo(int argc, char **argv);
 
+/** `nsa bench`: check stages, then time them.
+ *  @param argc  arguments, argv[0] included
+ *  @param argv  argv[0] is "nsa bench"
+ *  @return an exit_code */
+int cmd_bench(int argc, char **argv);
+
 /** Print one line "who: text" on standard error; control characters become '?', so that it stays
  * one line whatever a file is called.
  *  @param code    handed back

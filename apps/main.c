@@ -18,7 +18,8 @@ typedef struct command {
 static const command commands[] = {{"list", "nsa list", cmd_list},
                                    {"run", "nsa run", cmd_run},
                                    {"check", "nsa check", cmd_check},
-                                   {"demo", "nsa demo", cmd_demo}};
+                                   {"demo", "nsa demo", cmd_demo},
+                                   {"bench", "nsa bench", cmd_bench}};
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -29,6 +30,7 @@ static const char doc[] =
     "  run    a folder of .npy files through one stage, results as .npy files\n"
     "  check  judge stages against the specification\n"
     "  demo   a text through every stage, and a map of the blocks chosen\n"
+    "  bench  check stages, then time them\n"
     "\n"
     "`nsa SUBCOMMAND --help` lists the options of one. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";
@@ -47,8 +49,9 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         return 0;
     }
     if (key == ARGP_KEY_NO_ARGS) {
-        command_error(EXIT_USAGE, state->name,
-                      "no subcommand: expected one of list, run, check, demo; see nsa --help");
+        command_error(
+            EXIT_USAGE, state->name,
+            "no subcommand: expected one of list, run, check, demo, bench; see nsa --help");
         return EINVAL;
     }
     return command_key(key, arg, state);
@@ -65,7 +68,7 @@ static int dispatch(int argc, char **argv) {
         }
     }
     return command_error(EXIT_USAGE, "nsa",
-                         "unknown subcommand \"%s\": expected one of list, run, check, demo",
+                         "unknown subcommand \"%s\": expected one of list, run, check, demo, bench",
                          argv[0]);
 }
 

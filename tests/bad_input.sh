@@ -4,7 +4,7 @@
 # behind: no output folder, no *partial*. Ends with the counts; exit 1 if a check failed.
 #
 #   sh tests/bad_input.sh            judges build/nsa; NSA=path judges another
-#   VERBOSE=1 sh tests/bad_input.sh  shows every message
+#   VERBOSE=1 sh tests/bad_input.sh  shows every message; PARTS='npy disk' runs those alone
 set -u
 cd "$(dirname "$0")/.." || exit 2
 NSA=${NSA:-build/nsa}
@@ -133,7 +133,7 @@ header() {
 }
 
 # The parts, each a list of things that are wrong; they use what stands above.
-for part in config npy tensors folders disk commands; do
+for part in ${PARTS:-config npy tensors folders disk commands}; do
     # shellcheck source=/dev/null # one of tests/bad_input/*.sh
     . "tests/bad_input/$part.sh"
 done

@@ -6,9 +6,8 @@
         coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
-# A sanitizer's runtime is in the program alone, so a shared object leaves its names open. OpenMP's
-# is in the program too: unloaded together with a stage, it would leave threads without their code.
-OPEN  := LDFLAGS='-Wl,-z,undefs -Wl,--no-as-needed -fopenmp'
+# A sanitizer's runtime is in the program alone, so a shared object leaves its names open.
+OPEN  := LDFLAGS=-Wl,-z,undefs
 # Where things stand when the command is not build/nsa.
 FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo
 PLAIN_STAGES := $(filter-out $(notdir $(patsubst %/,%,$(dir $(wildcard stages/*/*.cu)))),$(STAGES))
@@ -24,8 +23,12 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 	$(Q)$(CC) $(BASE) $(CFLAGS) $(LDFLAGS) -Istages -DWRONG=$$(($(patsubst 9%,%,$(firstword \
 	    $(subst _, ,$*))))) -shared $< -o $@ -L$(BUILD) -lnsa -Wl,-rpath,'$$ORIGIN/..'
 
-test-bad-input: $(EVERY) $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ## wrong files, wrong options, full disks: one clear line each
+test-bad-input: $(EVERY) $(BUILD)/corners $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ## wrong files, wrong options, full disks: one clear line each
+	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
+
+$(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH)
 
 # ----------------------------------------------------------------------- fuzzing
 
@@ -65,13 +68,14 @@ ASAN_BUILD  := CC='$(CLANG)' OPT=-O1 CFLAGS='$(ASAN_FLAGS)' $(OPEN)
 # The harness catches signals itself; handle_*=2 keeps the sanitizer's report.
 ASAN_SEES   := ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:detect_leaks=1 \
                UBSAN_OPTIONS=print_stacktrace=1
-# OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders.
+# OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders. It asks for
+# ignore_noninstrumented_modules=1, which would also blind it to what snprintf or memcpy do for us.
 TSAN_FLAGS  := -fsanitize=thread -Wno-pass-failed
 TSAN_BUILD  := CC='$(CLANG)' OPT=-O2 CFLAGS='$(TSAN_FLAGS)' $(OPEN)
-TSAN_SEES   := TSAN_OPTIONS=halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1
-VALGRIND    := valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,possible \
-               --errors-for-leak-kinds=definite --suppressions=tests/valgrind.supp
-VALGRIND_BUILD := OPT=-O1 CFLAGS=-DNSA_VALGRIND MARCH=x86-64
+TSAN_SEES   := TSAN_OPTIONS=halt_on_error=1:exitcode=66:suppressions=$(CURDIR)/tests/tsan.supp
+VALGRIND    := valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite \
+               --errors-for-leak-kinds=definite --suppressions=$(CURDIR)/tests/valgrind.supp
+VALGRIND_BUILD := CFLAGS=-DNSA_VALGRIND MARCH=x86-64
 # valgrind takes forty times as long: these shapes alone. They are longer than 64 tokens, so that
 # the thousands of runs of central differences stay out.
 VALGRIND_CASES ?= T=66,phi=mlp,hidden=5 T=70,phi=gated seqs=15+0+55
@@ -80,12 +84,13 @@ $(BUILD)/threads: $(call object,tests/threads.c $(IO) $(HARNESS)) $(BUILD)/libns
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
 .PHONY: checkable
-checkable: $(EVERY) $(BUILD)/threads
+checkable: $(EVERY) $(BUILD)/threads $(BUILD)/corners
 
 test-asan: ## nsa check under address and undefined-behaviour sanitizers: CHECK=--quick
 	$(AGAIN) BUILD=build/asan $(ASAN_BUILD) checkable
 	$(FIND) $(ASAN_SEES) build/asan/nsa check $(CHECK)
 	$(FIND) $(ASAN_SEES) build/asan/threads
+	$(FIND) $(ASAN_SEES) build/asan/corners --no-fences
 	MAKE='$(AGAIN)' $(FIND) $(ASAN_SEES) sh tests/teeth.sh asan build/asan $(ASAN_BUILD)
 
 test-tsan: ## nsa check and two contexts in two threads under the thread sanitizer
@@ -106,4 +111,40 @@ AARCH64      := aarch64-linux-gnu
 AARCH64_ROOT := build/aarch64/root
 AARCH64_LIB  := $(AARCH64_ROOT)/usr/lib/$(AARCH64)
 QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB)
+AARCH64_STAGES ?= 00_dense 01_naive_nsa
 AARCH64_CHECK ?= --quick
+
+test-aarch64: ## stages 00 and 01 built for aarch64 and checked in qemu: AARCH64_CHECK=--quick
+	sh tests/setup-quality.sh --aarch64
+	$(AGAIN) BUILD=build/aarch64 CC=$(AARCH64)-gcc STAGES='$(AARCH64_STAGES)' MARCH= \
+	    CJSON_CFLAGS=-I$(AARCH64_ROOT)/usr/include CJSON_LIBS=$(AARCH64_LIB)/libcjson.so.1 checkable
+	$(FIND) $(QEMU) build/aarch64/nsa list
+	$(FIND) $(QEMU) build/aarch64/nsa check $(AARCH64_CHECK)
+	rm -rf build/aarch64/out
+	$(FIND) $(QEMU) build/aarch64/nsa run -s 01 -i tests/vectors/packed -o build/aarch64/out
+
+# compiler, optimisation and machine, a triple each; the short form has every value of each once
+MATRIX_SHORT := gcc:-O0:x86-64 gcc:-O3:native clang:-O0:native clang:-O3:x86-64
+MATRIX_FULL  := $(foreach c,gcc clang,$(foreach o,-O0 -O3,$(foreach m,x86-64 native,$(c):$(o):$(m))))
+MATRIX       ?= $(MATRIX_SHORT)
+MATRIX_CHECK ?= --quick
+
+test-matrix: ## gcc and clang, -O0 and -O3, x86-64 and native: MATRIX='gcc:-O2:native ...', or MATRIX=full
+	@set -e; passed=0; for row in $(if $(filter full,$(MATRIX)),$(MATRIX_FULL),$(MATRIX)); do \
+	    cc=$${row%%:*}; march=$${row##*:}; opt=$${row#*:}; opt=$${opt%:*}; \
+	    build=build/matrix/$$cc$$opt-$$march; \
+	    $(AGAIN) BUILD=$$build CC=$$cc OPT=$$opt MARCH=$$march \
+	        CFLAGS="-march=$$march -Wno-pass-failed" checkable >/dev/null; \
+	    echo "matrix: $$cc $$opt -march=$$march"; \
+	    $(FIND) $$build/nsa check $(MATRIX_CHECK); passed=$$((passed + 1)); done; \
+	echo "matrix: $$passed passed, 0 failed"
+
+# ---------------------------------------------------------------------- coverage
+
+COVERED := 00_dense 01_naive_nsa
+
+coverage: ## lines of stages 00, 01 and common that no test reaches, each with its reason
+	$(AGAIN) BUILD=build/coverage OPT=-O0 CFLAGS=--coverage STAGES='$(COVERED)' FUZZ_MAIN= \
+	    FUZZ_EXTRA=build/coverage/obj/tests/fuzz/replay.o checkable \
+	    $(BAD_STAGES:%=build/coverage/bad_stages/%.so) $(COVERED:%=build/coverage/fuzz_contract_%)
+	$(FIND) CHECK='$(CHECK)' sh tests/coverage.sh build/coverage

@@ -67,30 +67,30 @@ typedef struct bench_phase {
 /** One program at one length: a row of every table. Times are seconds, ratios are how many times
  * faster than the other one; 0 is "not known". */
 typedef struct bench_row {
-    char name[64];                    /**< the stage, or which dense baseline */
-    char pass[12];                    /**< "forward", "backward" or "decode" */
-    char status[256];                 /**< "" if it was timed; else why not */
-    char checked[96];                 /**< what it was checked against */
-    char bound[8];                    /**< the ceiling that binds it: "flops" or "bytes" */
-    char below_name[64];              /**< the stage below */
-    int64_t T;                        /**< tokens of a sequence */
-    int64_t runs;                     /**< timed runs */
-    int64_t memory;                   /**< bytes held while it ran, all taken before */
-    double median;                    /**< of the runs */
-    double q1;                        /**< first quartile */
-    double q3;                        /**< third quartile */
-    double flops;                     /**< what the config needs, see workload.h */
-    double bytes;                     /**< what must be moved at least */
-    double tokens;                    /**< tokens of one run */
-    double share;                     /**< of the ceiling that binds, 0..1 */
-    double below;                     /**< ratio to the stage below */
-    double below_low;                 /**< its spread, from the quartiles of both */
-    double below_high;                /**< the other end */
-    double dense;                     /**< ratio to dense attention */
-    double dense_low;                 /**< its spread */
-    double dense_high;                /**< the other end */
-    bench_phase phase[BENCH_PHASES];  /**< the break-down */
-    int phases;                       /**< how many; 0 if the stage does not time them */
+    char name[64];                   /**< the stage, or which dense baseline */
+    char pass[12];                   /**< "forward", "backward" or "decode" */
+    char status[256];                /**< "" if it was timed; else why not */
+    char checked[96];                /**< what it was checked against */
+    char bound[8];                   /**< the ceiling that binds it: "flops" or "bytes" */
+    char below_name[64];             /**< the stage below */
+    int64_t T;                       /**< tokens of a sequence */
+    int64_t runs;                    /**< timed runs */
+    int64_t memory;                  /**< bytes held while it ran, all taken before */
+    double median;                   /**< of the runs */
+    double q1;                       /**< first quartile */
+    double q3;                       /**< third quartile */
+    double flops;                    /**< what the config needs, see workload.h */
+    double bytes;                    /**< what must be moved at least */
+    double tokens;                   /**< tokens of one run */
+    double share;                    /**< of the ceiling that binds, 0..1 */
+    double below;                    /**< ratio to the stage below */
+    double below_low;                /**< its spread, from the quartiles of both */
+    double below_high;               /**< the other end */
+    double dense;                    /**< ratio to dense attention */
+    double dense_low;                /**< its spread */
+    double dense_high;               /**< the other end */
+    bench_phase phase[BENCH_PHASES]; /**< the break-down */
+    int phases;                      /**< how many; 0 if the stage does not time them */
 } bench_row;
 
 /** Time as a T + b T^2, for a whole pass ("all") or a phase of it; and where it crosses dense. */
@@ -112,29 +112,29 @@ typedef struct bench_fit {
 
 /** Everything that one run found, and where. */
 typedef struct bench_run {
-    char cpu[128];          /**< model name */
-    char compiler[96];      /**< that built this program and the stages */
-    char flags[512];        /**< of all files, warnings left out */
-    char own_flags[512];    /**< more flags, of the dense baseline and of single stages */
-    char blas[128];         /**< OpenBLAS's own description, or why it is missing */
-    char commit[64];        /**< of the working tree, "-dirty" if it had changes */
-    char date[32];          /**< UTC */
-    char workload[256];     /**< heads, dims, blocks, phi, seed: a case string without T */
-    char noise[256];        /**< "" or why no claim can be made */
-    int64_t cores;          /**< online */
-    int64_t threads;        /**< used */
-    int64_t batch;          /**< sequences of a pack */
-    double load;            /**< runnable processes a minute before */
-    double gflops;          /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
-    double gflops_low;      /**< least of the times it was measured */
-    double gflops_high;     /**< most */
-    double gbs;             /**< ceiling: copy bandwidth, bytes read and written */
-    double gbs_low;         /**< least */
-    double gbs_high;        /**< most */
+    char cpu[128];             /**< model name */
+    char compiler[96];         /**< that built this program and the stages */
+    char flags[512];           /**< of all files, warnings left out */
+    char own_flags[512];       /**< more flags, of the dense baseline and of single stages */
+    char blas[128];            /**< OpenBLAS's own description, or why it is missing */
+    char commit[64];           /**< of the working tree, "-dirty" if it had changes */
+    char date[32];             /**< UTC */
+    char workload[256];        /**< heads, dims, blocks, phi, seed: a case string without T */
+    char noise[256];           /**< "" or why no claim can be made */
+    int64_t cores;             /**< online */
+    int64_t threads;           /**< used */
+    int64_t batch;             /**< sequences of a pack */
+    double load;               /**< runnable processes a minute before */
+    double gflops;             /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
+    double gflops_low;         /**< least of the times it was measured */
+    double gflops_high;        /**< most */
+    double gbs;                /**< ceiling: copy bandwidth, bytes read and written */
+    double gbs_low;            /**< least */
+    double gbs_high;           /**< most */
     bench_row row[BENCH_ROWS]; /**< in the order they were timed */
-    int rows;               /**< how many */
+    int rows;                  /**< how many */
     bench_fit fit[BENCH_FITS]; /**< in the order of the rows */
-    int fits;               /**< how many */
+    int fits;                  /**< how many */
 } bench_run;
 
 /** @return "forward", "backward" or "decode". */

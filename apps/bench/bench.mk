@@ -1,4 +1,4 @@
-# The measuring instrument. The Makefile includes this after APPS, CFLAGS and CJSON_LIBS are set.
+# The measuring instrument; the Makefile includes this at its end.
 #
 #   make bench         check and time every stage: notes/runs/$(RUN).json
 #   make tables        rewrite the tables between markers from the run files
@@ -7,23 +7,39 @@
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 200
-RUNS        := $(wildcard notes/runs/*.json)
-APPS        += $(wildcard apps/bench/*.c)
+BENCH       := $(wildcard apps/bench/*.c)
+LINTED      += $(BENCH)
+C_FILES     += $(BENCH)
 
-# OpenBLAS is the ceiling and the dense baseline. Without it both say SKIP, and all else is timed.
-BLAS_CFLAGS := $(if $(shell pkg-config --libs openblas 2>/dev/null),$\
-               -DNSA_WITH_OPENBLAS $(shell pkg-config --cflags openblas))
-BENCH_LIBS  := $(shell pkg-config --libs openblas 2>/dev/null) -pthread
+# OpenBLAS is the ceiling and the dense baseline. Without it (BLAS=no, not installed, or a build for
+# another machine, which names its own libraries) both say SKIP, and all else is timed.
+BLAS        ?= $(if $(filter command,$(firstword $(origin CJSON_LIBS))),no,$\
+               $(if $(shell pkg-config --libs openblas 2>/dev/null),yes,no))
+ifeq ($(BLAS),yes)
+BLAS_CFLAGS := -DNSA_WITH_OPENBLAS $(shell pkg-config --cflags openblas)
+BLAS_LIBS   := $(shell pkg-config --libs openblas)
+endif
 
 # The baseline alone is built for this processor: a slow yardstick would flatter every stage.
-DENSE_FLAGS := -O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=fast
-STAGE_FLAGS := $(shell sed -n 's/.*STAGE_CFLAGS *[:+]*= *//p' stages/[0-9][0-9]_*/stage.mk 2>/dev/null)
+MARCH       ?= native
+DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-math \
+               -ffp-contract=fast
+# What a run file records; warnings and what any file has are left out.
+COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
+$(BUILD)/nsa: $(call object,$(BENCH))
+$(BUILD)/nsa: override CJSON_LIBS += $(BLAS_LIBS)
 $(BUILD)/obj/apps/bench/blas.o: override CFLAGS += $(BLAS_CFLAGS)
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS)
-$(BUILD)/obj/apps/bench/machine.o: override CFLAGS += \
-    -DBENCH_FLAGS='"$(strip $(filter-out -W% -g -D% -f%isibility% -fPIC,$(BASE) $(CFLAGS)))"' \
-    -DBENCH_OWN_FLAGS='"$(BENCH_OWN_FLAGS)"'
+$(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
+    -DBENCH_DENSE_FLAGS='"$(strip $(DENSE_FLAGS))"'
+$(call object,$(BENCH)): apps/bench/bench.mk
+
+# A stage's own flags, beside it: as its prerequisite this sees the stage's STAGE_CFLAGS.
+$(STAGES:%=$(BUILD)/stages/%.so): $(BUILD)/stages/%.so: | $(BUILD)/stages/%.flags
+$(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcard stages/*/stage.mk)
+	@mkdir -p $(@D)
+	@echo '$(strip $(filter-out -W%,$(STAGE_CFLAGS)))' >$@
 
 .PHONY: bench tables figures check-tables
 
@@ -38,4 +54,4 @@ check-tables: $(BUILD)/nsa ## fail if a table differs from its run file
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh --check
 
 figures: $(BUILD)/nsa ## draw notes/runs/*.json with gnuplot: docs/figures/bench_*.svg
-	NSA=./$(BUILD)/nsa sh apps/bench/figures.sh $(RUNS)
+	NSA=./$(BUILD)/nsa sh apps/bench/figures.sh $(wildcard notes/runs/*.json)

@@ -31,8 +31,7 @@ static nsa_status open_dense(contender *c, const workload *w, int threads) {
 
 nsa_status contender_open(contender *c, const workload *w, int threads) {
     static const unsigned needs[] = {0, NSA_BACKWARD, NSA_DECODE};
-    nsa_setup setup = {.flags = c->causal ? NSA_WANT_CAUSAL : needs[w->pass],
-                       .threads = threads};
+    nsa_setup setup = {.flags = c->causal ? NSA_WANT_CAUSAL : needs[w->pass], .threads = threads};
     nsa_tensors in = w->in;
     if (!c->stage)
         return open_dense(c, w, threads);

@@ -12,17 +12,17 @@
 
 /** A program that is timed. */
 typedef struct contender {
-    const nsa_stage *stage; /**< NULL for the dense baseline */
-    int causal;             /**< 1 for plain causal attention */
+    const nsa_stage *stage;   /**< NULL for the dense baseline */
+    int causal;               /**< 1 for plain causal attention */
     const bench_clock *clock; /**< what its runs are timed by */
-    nsa_context *ctx;       /**< of a stage */
-    dense *dense;           /**< or the baseline */
-    dense_inputs in;        /**< of the baseline */
-    bench_row *row;         /**< where its figures go */
-    double first;           /**< seconds of the run that was checked */
-    double cost;            /**< seconds of all that came before timing: prefill, forward, ... */
-    int wanted;             /**< runs to time */
-    int runs;               /**< timed so far */
+    nsa_context *ctx;         /**< of a stage */
+    dense *dense;             /**< or the baseline */
+    dense_inputs in;          /**< of the baseline */
+    bench_row *row;           /**< where its figures go */
+    double first;             /**< seconds of the run that was checked */
+    double cost;              /**< seconds of all that came before timing: prefill, forward, ... */
+    int wanted;               /**< runs to time */
+    int runs;                 /**< timed so far */
     double sample[BENCH_SAMPLES];              /**< their seconds */
     double phase[BENCH_PHASES][BENCH_SAMPLES]; /**< and those of their phases */
 } contender;

@@ -41,8 +41,8 @@ static double decode_numbers(const workload *w, const nsa_reads *r, int causal) 
     return (double)c->q_heads * (dk + dv + (causal ? 0 : 3)) + keys * Hkv * (dk + dv);
 }
 
-/* A whole pass reads every input once and writes every result once. The backward reads dout too, and
- * writes a gradient for each input. */
+/* A whole pass reads every input once and writes every result once. The backward reads dout too,
+ * and writes a gradient for each input. */
 static double pass_numbers(const workload *w, int causal) {
     const nsa_config *c = &w->cfg;
     double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
@@ -67,9 +67,8 @@ workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
     const double phi = causal ? 0 : blocks * (phi_flops(c, dk) + phi_flops(c, dv));
     const double weights = causal ? 0 : phi_weights(c, dk) + phi_weights(c, dv);
     const double size = arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
-    const double numbers =
-        step ? B * decode_numbers(w, &r, causal)
-             : B * pass_numbers(w, causal) + weights * (backward ? 2 : 1);
+    const double numbers = step ? B * decode_numbers(w, &r, causal)
+                                : B * pass_numbers(w, causal) + weights * (backward ? 2 : 1);
     return (workload_cost){.flops = B * (keys * (double)c->q_heads * pair + phi),
                            .bytes = numbers * size,
                            .tokens = B * (step ? 1 : (double)w->T)};

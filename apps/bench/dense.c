@@ -106,9 +106,9 @@ void dense_close(dense *d) {
     if (!d)
         return;
     for (int i = 0; i < d->threads && d->own; i++) {
-        float **all = (float *[]){d->own[i].q,  d->own[i].o,    d->own[i].s,  d->own[i].m,
-                                  d->own[i].l,  d->own[i].dout, d->own[i].dq, d->own[i].dp,
-                                  d->own[i].sink, d->own[i].dk, d->own[i].dv};
+        float **all = (float *[]){d->own[i].q,    d->own[i].o,    d->own[i].s,  d->own[i].m,
+                                  d->own[i].l,    d->own[i].dout, d->own[i].dq, d->own[i].dp,
+                                  d->own[i].sink, d->own[i].dk,   d->own[i].dv};
         for (int p = 0; p < 11; p++)
             free(all[p]);
     }
@@ -146,7 +146,7 @@ static inline float exp2_below(float x) {
     memcpy(&bits, &p, 4);
     bits += (int32_t)((uint32_t)e << 23);
     memcpy(&p, &bits, 4);
-    return p;
+    return x < -126 ? 0 : p; /* a masked score is nothing: 2^-126 would breed denormal numbers */
 }
 
 /* One row of scores: p = 2^(s - m), with the running maximum m and sum l brought up to date.

@@ -30,11 +30,13 @@ void grid_cell(grid *g, const char *format, ...) {
     g->columns = g->at > g->columns ? g->at : g->columns;
 }
 
-/* Numbers stand to the right where the first row below the heading has one. */
+/* Numbers stand to the right: columns whose first cell that says something is one. Names of stages
+ * begin with a digit, too, and hold an underscore. */
 static int is_number(const grid *g, int column) {
     for (int r = 1; r < g->rows; r++) {
-        if (g->cell[r][column][0])
-            return isdigit((unsigned char)g->cell[r][column][0]) != 0;
+        const char *text = g->cell[r][column];
+        if (text[0] && strcmp(text, "-") != 0)
+            return isdigit((unsigned char)text[0]) && !strchr(text, '_');
     }
     return 0;
 }

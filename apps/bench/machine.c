@@ -16,8 +16,8 @@
 #ifndef BENCH_FLAGS
 #define BENCH_FLAGS "not recorded"
 #endif
-#ifndef BENCH_OWN_FLAGS
-#define BENCH_OWN_FLAGS ""
+#ifndef BENCH_DENSE_FLAGS
+#define BENCH_DENSE_FLAGS "not recorded"
 #endif
 
 /* "model name	: ..." of the first processor. */
@@ -72,7 +72,24 @@ static void commit_name(char *text, size_t room) {
         snprintf(text, room, "unknown");
 }
 
-void machine_describe(bench_run *run, const bench_options *o) {
+/* Flags that one stage adds; the build leaves them beside the stage, NN_name.flags. */
+static void add_flags(bench_run *run, const char *dir, const char *stage) {
+    char path[PATH_MAX], line[256];
+    size_t used = strlen(run->own_flags);
+    snprintf(path, sizeof path, "%s/%s.flags", dir, stage);
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return;
+    if (fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        if (line[0])
+            snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
+    }
+    fclose(f);
+}
+
+void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,
+                      size_t stages) {
     time_t now = time(NULL);
     struct tm utc;
     cpu_name(run->cpu, sizeof run->cpu);
@@ -83,7 +100,9 @@ void machine_describe(bench_run *run, const bench_options *o) {
     snprintf(run->compiler, sizeof run->compiler, "gcc %s", __VERSION__);
 #endif
     snprintf(run->flags, sizeof run->flags, "%s", BENCH_FLAGS);
-    snprintf(run->own_flags, sizeof run->own_flags, "%s", BENCH_OWN_FLAGS);
+    snprintf(run->own_flags, sizeof run->own_flags, "%s: %s", BENCH_DENSE, BENCH_DENSE_FLAGS);
+    for (size_t i = 0; i < stages; i++)
+        add_flags(run, o->stage_dir ? o->stage_dir : nsa_stage_dir(), found[i].name);
     snprintf(run->blas, sizeof run->blas, "%s", blas_name());
     strftime(run->date, sizeof run->date, "%Y-%m-%d %H:%M UTC", gmtime_r(&now, &utc));
     workload_text(o, 0, run->workload, sizeof run->workload);

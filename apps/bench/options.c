@@ -7,8 +7,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_HEADS = 256, KEY_DIMS, KEY_PHI, KEY_BATCH, KEY_ROWS, KEY_SEED, KEY_BUDGET, KEY_DIR,
-       KEY_JSON, KEY_CSV, KEY_QUICK, KEY_TABLE, KEY_PLOT, KEY_WHAT, KEY_COMPARE };
+enum {
+    KEY_HEADS = 256,
+    KEY_DIMS,
+    KEY_PHI,
+    KEY_BATCH,
+    KEY_ROWS,
+    KEY_SEED,
+    KEY_BUDGET,
+    KEY_DIR,
+    KEY_JSON,
+    KEY_CSV,
+    KEY_QUICK,
+    KEY_TABLE,
+    KEY_PLOT,
+    KEY_WHAT,
+    KEY_COMPARE
+};
 
 const char *bench_pass_name(bench_pass pass) {
     static const char *const names[] = {"forward", "backward", "decode"};
@@ -114,7 +129,7 @@ static void quick(bench_options *o) {
     for (int i = 0; i < 3; i++)
         o->T[i] = 256 << i;
     o->budget = 12;
-    o->deadline = 45;
+    o->deadline = 42;
 }
 
 static error_t parse_config(int key, const char *arg, const struct argp_state *state,
@@ -188,8 +203,8 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 static const struct argp_option known[] = {
     {NULL, 0, NULL, 0, "What is timed:", 1},
     {"stage", 's', "NAME", 0, "a stage by name, number or path, may be repeated; default: all", 1},
-    {"pass", 'p', "LIST", 0, "forward, backward, decode, joined by commas, or all; default: forward",
-     1},
+    {"pass", 'p', "LIST", 0,
+     "forward, backward, decode, joined by commas, or all; default: forward", 1},
     {"seq", 'T', "LIST", 0, "tokens of a sequence; default: 256,512,1k,2k,4k,8k,16k", 1},
     {"heads", KEY_HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
     {"dims", KEY_DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},

@@ -59,13 +59,12 @@ static void print_phases(const bench_run *run, const char *pass) {
         if (r->status[0] || strcmp(r->pass, pass) || !r->phases || later)
             continue;
         double left = 100;
-        printf("\"%s, T = %" PRId64 "\"", r->name, r->T);
+        printf("\"%s\\nT = %" PRId64 "\"", r->name, r->T);
         for (int n = 0; n < 5; n++) {
             double share = 0;
             for (int p = 0; p < r->phases; p++)
-                share += strcmp(r->phase[p].name, name[n])
-                             ? 0
-                             : 100 * r->phase[p].seconds / r->median;
+                share +=
+                    strcmp(r->phase[p].name, name[n]) ? 0 : 100 * r->phase[p].seconds / r->median;
             printf(" %.3f", share);
             left -= share;
         }

@@ -18,8 +18,9 @@ static void cell_number(grid *g, double x) {
         grid_cell(g, "%.*f", x < 9.95 ? 2 : x < 99.5 ? 1 : 0, x);
 }
 
+/* As many digits as the ratio has, for its spread too. */
 static void cell_ratio(grid *g, double ratio, double low, double high) {
-    int digits = ratio < 9.95 ? 2 : ratio < 99.5 ? 1 : 0;
+    int digits = ratio < 0.0995 ? 4 : ratio < 0.995 ? 3 : ratio < 9.95 ? 2 : ratio < 99.5 ? 1 : 0;
     if (ratio > 0)
         grid_cell(g, "%.*fx (%.*f..%.*f)", digits, ratio, digits, low, digits, high);
     else
@@ -61,7 +62,7 @@ static void time_row(grid *g, const bench_row *r) {
 
 static void print_times(const bench_run *run, const char *pass, const char *stage) {
     static const char *const texts[] = {
-        "T",        "program",          "ms",      "quartiles", "runs", "GFLOP/s",    "GB/s",
+        "T",        "program",          "ms",      "quartiles", "runs", "GFLOP/s",         "GB/s",
         "tokens/s", "share of ceiling", "x below", "x dense",   "MB",   "checked against", NULL};
     grid g = {0};
     heading(&g, texts);
@@ -85,8 +86,9 @@ static void print_times(const bench_run *run, const char *pass, const char *stag
 
 static void print_phases(const bench_run *run, const char *stage) {
     grid g = {0};
-    const char *name[BENCH_PHASES * 2];
-    int names = 0;
+    /* in the order of the work; a stage may have others */
+    const char *name[BENCH_PHASES * 2] = {"compress", "cmp", "select", "slc", "win"};
+    int names = 5;
     for (int i = 0; i < run->rows; i++) {
         for (int p = 0; p < run->row[i].phases; p++) {
             int known = 0;
@@ -136,8 +138,7 @@ static void cell_crossing(grid *g, const bench_fit *f) {
     else if (!(f->crosses > 0))
         grid_cell(g, "never");
     else
-        grid_cell(g, "%.0f%s", f->crosses,
-                  f->crosses > 2 * (double)f->to ? " (far outside)" : "");
+        grid_cell(g, "%.0f%s", f->crosses, f->crosses > 2 * (double)f->to ? " (far outside)" : "");
 }
 
 static void print_growth(const bench_run *run, const char *stage) {

@@ -19,22 +19,35 @@ typedef struct field {
     size_t at, size;
 } field;
 
-#define FIELD(type, kind, name) {#name, kind, offsetof(type, name), sizeof(((type *)0)->name)}
-#define RUN_TEXT(name)          FIELD(bench_run, TEXT, name)
-#define RUN_REAL(name)          FIELD(bench_run, REAL, name)
-#define ROW_TEXT(name)          FIELD(bench_row, TEXT, name)
-#define ROW_REAL(name)          FIELD(bench_row, REAL, name)
-#define FIT_TEXT(name)          FIELD(bench_fit, TEXT, name)
-#define FIT_REAL(name)          FIELD(bench_fit, REAL, name)
+#define FIELD(type, kind, name)                                                                    \
+    { #name, kind, offsetof(type, name), sizeof(((type *)0)->name) }
+#define RUN_TEXT(name) FIELD(bench_run, TEXT, name)
+#define RUN_REAL(name) FIELD(bench_run, REAL, name)
+#define ROW_TEXT(name) FIELD(bench_row, TEXT, name)
+#define ROW_REAL(name) FIELD(bench_row, REAL, name)
+#define FIT_TEXT(name) FIELD(bench_fit, TEXT, name)
+#define FIT_REAL(name) FIELD(bench_fit, REAL, name)
 
-static const field run_fields[] = {
-    RUN_TEXT(cpu),         FIELD(bench_run, WHOLE, cores),   RUN_REAL(load),
-    RUN_TEXT(compiler),    RUN_TEXT(flags),                  RUN_TEXT(own_flags),
-    RUN_TEXT(blas),        RUN_TEXT(commit),                 RUN_TEXT(date),
-    RUN_TEXT(workload),    FIELD(bench_run, WHOLE, threads), FIELD(bench_run, WHOLE, batch),
-    RUN_TEXT(noise),       RUN_REAL(gflops),                 RUN_REAL(gflops_low),
-    RUN_REAL(gflops_high), RUN_REAL(gbs),                    RUN_REAL(gbs_low),
-    RUN_REAL(gbs_high),    {0}};
+static const field run_fields[] = {RUN_TEXT(cpu),
+                                   FIELD(bench_run, WHOLE, cores),
+                                   RUN_REAL(load),
+                                   RUN_TEXT(compiler),
+                                   RUN_TEXT(flags),
+                                   RUN_TEXT(own_flags),
+                                   RUN_TEXT(blas),
+                                   RUN_TEXT(commit),
+                                   RUN_TEXT(date),
+                                   RUN_TEXT(workload),
+                                   FIELD(bench_run, WHOLE, threads),
+                                   FIELD(bench_run, WHOLE, batch),
+                                   RUN_TEXT(noise),
+                                   RUN_REAL(gflops),
+                                   RUN_REAL(gflops_low),
+                                   RUN_REAL(gflops_high),
+                                   RUN_REAL(gbs),
+                                   RUN_REAL(gbs_low),
+                                   RUN_REAL(gbs_high),
+                                   {0}};
 
 static const field row_fields[] = {ROW_TEXT(name),
                                    ROW_TEXT(pass),
@@ -92,10 +105,9 @@ static double real_at(const void *from, const field *f) {
 static int put(cJSON *to, const field *f, const void *from) {
     for (; f->name; f++) {
         const cJSON *added =
-            f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->at)
-            : f->kind == WHOLE
-                ? cJSON_AddNumberToObject(to, f->name, (double)whole_at(from, f))
-                : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
+            f->kind == TEXT    ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->at)
+            : f->kind == WHOLE ? cJSON_AddNumberToObject(to, f->name, (double)whole_at(from, f))
+                               : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
         if (!added)
             return 0;
     }

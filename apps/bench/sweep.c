@@ -7,6 +7,7 @@
 #include "bench/growth.h"
 #include "bench/machine.h"
 #include "bench/verify.h"
+#include "harness/properties.h"
 #include "io/progress.h"
 #include "nsa_find.h"
 
@@ -30,11 +31,12 @@ typedef struct sweep {
     bench_run *run;
     nsa_found *found;
     size_t stages;
-    const nsa_stage *oracle;  /* stage 00 */
+    const nsa_stage *oracle; /* stage 00 */
     nsa_found oracle_found;
-    int proven;               /* the fastest stage that passed at every length so far; -1: none */
-    double oracle_took;       /* seconds of stage 00's rows at the length before */
-    history past[CONTENDERS]; /* of this pass */
+    int proven;         /* the fastest stage that passed at every length so far; -1: none */
+    double oracle_took; /* seconds of stage 00's rows at the length before */
+    char wrong[BENCH_STAGES][240]; /* of this pass: why a stage is refused at any length, or "" */
+    history past[CONTENDERS];      /* of this pass */
     int pasts;
     bench_ceilings ceilings;
     bench_arena arena;
@@ -49,8 +51,14 @@ static nsa_status find_stages(sweep *s) {
     const bench_options *o = s->o;
     nsa_status status = nsa_find_stage(o->stage_dir, "00", &s->oracle_found);
     s->oracle = s->oracle_found.stage;
+    if (!status && !o->stages)
+        status = nsa_find_stages(o->stage_dir, &s->found, &s->stages);
+    for (size_t i = 0; i < s->stages; i++) {
+        if (!s->found[i].stage)
+            fprintf(stderr, "nsa bench: SKIP %s: %s\n", s->found[i].name, s->found[i].problem);
+    }
     if (status || !o->stages)
-        return status ? status : nsa_find_stages(o->stage_dir, &s->found, &s->stages);
+        return status;
     s->found = calloc((size_t)o->stages, sizeof *s->found);
     if (!s->found)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %d stages", o->stages);
@@ -59,6 +67,29 @@ static nsa_status find_stages(sweep *s) {
         s->stages += !status;
     }
     return status;
+}
+
+/* Small blocks put every boundary within 130 tokens: an error that a short text would hide, of the
+ * window's edge or the choice of blocks, shows here at any length that is timed. */
+static void judge_small(sweep *s, bench_pass pass) {
+    static nsa_status (*const judge[])(const subject *, const test_case *) = {
+        judge_forward, judge_backward, judge_decode};
+    char text[64];
+    test_case c;
+    snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(s->o->cfg.phi),
+             (int)s->o->seed);
+    for (size_t i = 0; i < s->stages && i < BENCH_STAGES; i++) {
+        const subject who = {s->found[i].stage, s->oracle, s->found[i].name};
+        s->wrong[i][0] = 0;
+        if (!who.stage || who.stage->available() || case_parse(text, &c))
+            continue; /* contender_open() will say why */
+        nsa_status status = judge[pass](&who, &c);
+        if (!status || status == NSA_ERR_UNSUPPORTED)
+            continue;
+        snprintf(s->wrong[i], sizeof s->wrong[i], "%.120s (%s)", nsa_last_error(), text);
+        fprintf(stderr, "nsa bench: %s, %s, is refused a time: %s\n", who.name,
+                bench_pass_name(pass), s->wrong[i]);
+    }
 }
 
 /* ------------------------------------------------------------------ budget */
@@ -213,12 +244,18 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
 
 /* A contender joins those that are timed, or its row says why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
-    const char *name = c.stage ? "" : BENCH_DENSE;
-    for (size_t i = 0; i < s->stages && c.stage; i++)
-        name = s->found[i].stage == c.stage ? s->found[i].name : name;
+    const char *name = c.stage ? "" : BENCH_DENSE, *wrong = "";
+    for (size_t i = 0; i < s->stages && c.stage; i++) {
+        if (s->found[i].stage == c.stage) {
+            name = s->found[i].name;
+            wrong = i < BENCH_STAGES ? s->wrong[i] : "";
+        }
+    }
     c.clock = bench_cpu_clock(); /* a device stage's events will stand here */
     c.row = new_row(s, w, c.stage && c.causal ? BENCH_OWN : "", name);
-    if (!c.row || !admit(s, &c, w))
+    if (c.row && wrong[0])
+        snprintf(c.row->status, sizeof c.row->status, "REFUSED: %s", wrong);
+    if (!c.row || wrong[0] || !admit(s, &c, w))
         return;
     if (c.stage && !c.causal && c.stage->arith == NSA_FLOAT32)
         for (size_t i = 0; i < s->stages; i++)
@@ -262,13 +299,14 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
     s->pasts = 0;
     s->oracle_took = 0;
+    judge_small(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
         if (!status && wants_bfloat16(s))
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         progress_end(&s->bar);
-        fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n",
-                bench_pass_name(pass), s->o->T[i], bench_now() - s->began);
+        fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n", bench_pass_name(pass),
+                s->o->T[i], bench_now() - s->began);
     }
     return status;
 }
@@ -279,7 +317,7 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
         return nsa_fail(NSA_ERR_MEMORY, "no memory to flush the caches with");
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
-    machine_describe(run, o);
+    machine_describe(run, o, s.found, s.stages);
     if (!status)
         ceilings_measure(&s.ceilings, &s.arena, (int)o->threads);
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {

@@ -9,10 +9,10 @@
 
 /** Where a duration comes from. A device has its own: events around the call in its queue. */
 typedef struct bench_clock {
-    const char *name;              /**< for the run file */
-    void (*start)(void *state);    /**< begin */
-    double (*stop)(void *state);   /**< end; @return seconds since start */
-    void *state;                   /**< the clock's own */
+    const char *name;            /**< for the run file */
+    void (*start)(void *state);  /**< begin */
+    double (*stop)(void *state); /**< end; @return seconds since start */
+    void *state;                 /**< the clock's own */
 } bench_clock;
 
 /** @return the machine's monotonic clock. */
@@ -33,8 +33,8 @@ bench_stats bench_quartiles(double *samples, int count);
 
 /** Memory larger than the last-level cache: to empty it, and to copy within. */
 typedef struct bench_arena {
-    char *data;   /**< 2 * half bytes */
-    size_t half;  /**< bytes of a half: the last-level cache's, within reason */
+    char *data;  /**< 2 * half bytes */
+    size_t half; /**< bytes of a half: the last-level cache's, within reason */
 } bench_arena;
 
 /** Take the arena. @return 0 if there is no memory */

@@ -45,8 +45,7 @@ static nsa_status truth_of_blocks(const workload *w, const nsa_stage *oracle,
 static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
                               const nsa_tensors *mine, const nsa_tensors *truth) {
     const tolerance *tol = tolerance_of(arith);
-    nsa_status status =
-        compare_output(tol, NSA_OUT, &mine->at[NSA_OUT], &truth->at[NSA_OUT]);
+    nsa_status status = compare_output(tol, NSA_OUT, &mine->at[NSA_OUT], &truth->at[NSA_OUT]);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         int counts = !causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
         if (w->pass == BENCH_BACKWARD && counts && nsa_has(&w->cfg, (nsa_id)id))

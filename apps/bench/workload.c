@@ -17,9 +17,8 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t room) {
         used += (size_t)snprintf(text + used, room - used, "%s%" PRId64 "%s", b ? "+" : "seqs=", T,
                                  b + 1 == o->batch ? "," : "");
     snprintf(text + used, room - used,
-             "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64
-             ",d=%" PRId64 ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64
-             ",seed=%" PRId64,
+             "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64 ",d=%" PRId64
+             ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64 ",seed=%" PRId64,
              c->q_heads, c->kv_heads, c->qk_dim, c->v_dim, c->cmp_block, c->cmp_stride,
              c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
 }
@@ -125,8 +124,7 @@ void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tenso
     }
     for (int32_t b = 0; b < w->B; b++)
         active[b] = b;
-    in->at[NSA_ACTIVE] =
-        (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
+    in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
 }
 
 nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,

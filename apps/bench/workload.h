@@ -16,17 +16,17 @@ enum {
 
 /** One pass at one length. */
 typedef struct workload {
-    bench_pass pass;  /**< which */
-    int64_t T;        /**< tokens of a sequence */
-    int64_t B;        /**< sequences */
-    nsa_arith arith;  /**< NSA_BFLOAT16 if the inputs are rounded to it */
-    nsa_config cfg;   /**< resolved, for nsa_open() */
-    nsa_tensors in;   /**< drawn inputs; for decode those of the prefill; rows are apart */
-    nsa_tensors step; /**< decode: tokens of DECODE_STEPS steps, B a step */
-    nsa_tensors all;  /**< decode: prefill and steps put together, sequence after sequence */
-    nsa_tensor rows;  /**< int32: the rows that the check samples, of `in` or `all` */
-    nsa_tensor sparse; /**< dout of those rows, zero elsewhere (backward) */
-    test_case judged;  /**< config of what the oracle is run on */
+    bench_pass pass;      /**< which */
+    int64_t T;            /**< tokens of a sequence */
+    int64_t B;            /**< sequences */
+    nsa_arith arith;      /**< NSA_BFLOAT16 if the inputs are rounded to it */
+    nsa_config cfg;       /**< resolved, for nsa_open() */
+    nsa_tensors in;       /**< drawn inputs; for decode those of the prefill; rows are apart */
+    nsa_tensors step;     /**< decode: tokens of DECODE_STEPS steps, B a step */
+    nsa_tensors all;      /**< decode: prefill and steps put together, sequence after sequence */
+    nsa_tensor rows;      /**< int32: the rows that the check samples, of `in` or `all` */
+    nsa_tensor sparse;    /**< dout of those rows, zero elsewhere (backward) */
+    test_case judged;     /**< config of what the oracle is run on */
     nsa_tensors truth[2]; /**< the oracle's results on the rows: of NSA, of causal attention */
     char oracle[64];      /**< by which stage */
 } workload;
@@ -74,10 +74,10 @@ typedef struct workload_cost {
     double tokens; /**< query tokens */
 } workload_cost;
 
-/** Count what the config needs. Operations: visible pairs only, two products forward (4 D a pair for
- * dk = dv = D), five backward (the scores once more), and the compressor's products, twice more
- * in its backward; exp, importance and selection are not counted. Bytes: every input read once, every
- * result written once, in the stage's type.
+/** Count what the config needs. Operations: visible pairs only, two products forward (4 D a pair
+ * for dk = dv = D), five backward (the scores once more), and the compressor's products, twice more
+ * in its backward; exp, importance and selection are not counted. Bytes: every input read once,
+ * every result written once, in the stage's type.
  *  @param w       the workload
  *  @param causal  1 for plain causal attention over one pair
  *  @param arith   the stage's type */

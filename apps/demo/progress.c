@@ -19,7 +19,7 @@ struct demo_progress {
 };
 
 static void tell(const demo_progress *p, int elapsed) {
-    char line[80], about[32] = "";
+    char line[128], about[32] = ""; /* label, number and `about` never fill it */
     if (p->seconds >= 1.5)
         snprintf(about, sizeof about, " of about %.0f", p->seconds);
     snprintf(line, sizeof line, "%s: %d%s s", p->label, elapsed, about);

@@ -152,9 +152,8 @@ static nsa_status check_relations(const nsa_config *c) {
 /* Byte offsets of the largest tensors must fit 63 bits. */
 static nsa_status check_sizes(const nsa_config *c) {
     int64_t wide = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
-    int64_t tokens = c->seq_len, cached, rows, bytes;
-    if (__builtin_mul_overflow(c->max_seqs, c->max_seq_len, &cached))
-        cached = INT64_MAX;
+    int64_t tokens = c->seq_len, rows, bytes;
+    int64_t cached = c->max_seqs * c->max_seq_len; /* below 2^62, as both fit 31 bits */
     tokens = cached > tokens ? cached : tokens;
     int64_t per_row = wide > c->slc_count ? wide : c->slc_count;
     if (__builtin_mul_overflow(tokens, c->q_heads, &rows) ||

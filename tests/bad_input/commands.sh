@@ -21,8 +21,18 @@ fresh one_token
 refuse "a stage that is not there" 'no stage "77"' run -s 77 -i "$work/case" -o "$work/out"
 refuse "a stage without a name" 'no stage ""' run -s "" -i "$work/case" -o "$work/out"
 refuse "a folder of stages that is not there" "No such file" list --stages "$work/nowhere"
+refuse "a stage of a folder that is not there" "No such file" \
+    run -s 01 -S "$work/nowhere" -i "$work/case" -o "$work/out"
 refuse "a folder without stages" "no stages (NN_name.so)" list --stages "$work"
 refuse "a check without stage 00" 'no stage "00"' check --stages "$work"
+NSA_STAGES=$work/nowhere refuse "NSA_STAGES that is not there" "nowhere: No such file" list
+mkdir "$work/alone"
+cp "$NSA" "$work/alone/nsa"
+kept_nsa=$NSA
+NSA=$work/alone/nsa
+LD_LIBRARY_PATH=$(dirname "$kept_nsa") refuse "a command without its stages" \
+    "build them, or set NSA_STAGES" list
+NSA=$kept_nsa
 printf 'x' >"$work/99_text.so"
 refuse "a stage that is no shared object" "stage 99_text:" \
     run -s "$work/99_text.so" -i "$work/case" -o "$work/out"

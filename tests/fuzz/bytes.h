@@ -16,13 +16,13 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /** The bytes that are left. Behind the last one there are zeros, so that short inputs are whole. */
-typedef struct bytes {
+typedef struct choices {
     const uint8_t *at; /**< the next */
     size_t left;       /**< how many */
-} bytes;
+} choices;
 
 /** @return the next byte. */
-static inline unsigned take_byte(bytes *b) {
+static inline unsigned take_byte(choices *b) {
     if (!b->left)
         return 0;
     b->left--;
@@ -30,17 +30,17 @@ static inline unsigned take_byte(bytes *b) {
 }
 
 /** @return a number in 0..n-1. */
-static inline int64_t take_below(bytes *b, unsigned n) {
+static inline int64_t take_below(choices *b, unsigned n) {
     return take_byte(b) % n;
 }
 
 /** @return 1 once in n times. */
-static inline int take_chance(bytes *b, unsigned n) {
+static inline int take_chance(choices *b, unsigned n) {
     return take_byte(b) % n == n - 1;
 }
 
 /** @return any 64 bits, as a number. */
-static inline int64_t take_word64(bytes *b) {
+static inline int64_t take_word64(choices *b) {
     uint64_t word = 0;
     for (int i = 0; i < 8; i++)
         word = word << 8 | take_byte(b);

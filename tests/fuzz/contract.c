@@ -9,7 +9,7 @@ enum { SLOTS = 4, MEMORY = 1 << 20, CALLS = 24 };
 
 /** One session. */
 typedef struct session {
-    bytes b;             /**< what is left to choose from */
+    choices b;           /**< what is left to choose from */
     nsa_config cfg;      /**< resolved */
     nsa_setup setup;     /**< as opened */
     nsa_context *ctx;    /**< the stage */
@@ -27,7 +27,7 @@ typedef struct session {
 /* ------------------------------------------------------------------- opening */
 
 /* Small dims, so that thousands of sessions a second are whole ones. */
-static nsa_config draw_config(bytes *b, int *wild) {
+static nsa_config draw_config(choices *b, int *wild) {
     nsa_config c = nsa_config_defaults();
     c.seq_len = 1 + take_below(b, 24);
     c.kv_heads = 1 + take_below(b, 2);

@@ -17,14 +17,14 @@ typedef struct drawn {
 } drawn;
 
 /** Draw the inputs of a load of up to cfg->seq_len tokens, mostly legal ones. */
-void draw_load(bytes *b, const nsa_config *cfg, int with_dout, drawn *d);
+void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d);
 
 /** Draw the inputs of a decode step.
  *  @param ctx  for the tokens in each slot, which say what blocks a list may name */
-void draw_step(bytes *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
+void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
 
 /** Draw the gradient of an output of T tokens. */
-void draw_dout(bytes *b, const nsa_config *cfg, int64_t T, drawn *d);
+void draw_dout(choices *b, const nsa_config *cfg, int64_t T, drawn *d);
 
 /** Free what was drawn. */
 void free_drawn(drawn *d);

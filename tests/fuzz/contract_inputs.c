@@ -19,7 +19,7 @@ void give_memory(nsa_tensor *t) {
 /* ------------------------------------------------------------------- breaking */
 
 /* Break a tensor's description before its memory is taken. */
-static void break_shape(bytes *b, nsa_tensor *t) {
+static void break_shape(choices *b, nsa_tensor *t) {
     static const int dtypes[] = {NSA_NONE, NSA_F32, NSA_F64, NSA_I32, 4, 77, -1};
     switch (take_below(b, 4)) {
     case 0:
@@ -46,7 +46,7 @@ static void put(const nsa_tensor *t, int64_t i, double value) {
 }
 
 /* @return 1 if all values are tame. */
-static int fill_floats(bytes *b, nsa_id id, const nsa_tensor *t) {
+static int fill_floats(choices *b, nsa_id id, const nsa_tensor *t) {
     uint64_t seed = take_byte(b);
     unsigned kind = take_byte(b) % 16; /* mostly normal values */
     const double odd[] = {0, 1e30, NAN, INFINITY, -INFINITY, 1e-40, 3e38};
@@ -59,7 +59,7 @@ static int fill_floats(bytes *b, nsa_id id, const nsa_tensor *t) {
     return kind <= 10;
 }
 
-static void fill_cuts(bytes *b, const nsa_tensor *t, int64_t T) {
+static void fill_cuts(choices *b, const nsa_tensor *t, int64_t T) {
     int32_t *cu = t->data;
     int64_t last = t->shape[0] - 1;
     for (int64_t i = 1; i < last; i++)
@@ -68,7 +68,7 @@ static void fill_cuts(bytes *b, const nsa_tensor *t, int64_t T) {
 }
 
 /* Block lists of one row: distinct blocks of 0..own in any order, and holes. */
-static void fill_list(bytes *b, int32_t *list, int64_t n, int64_t own) {
+static void fill_list(choices *b, int32_t *list, int64_t n, int64_t own) {
     unsigned hole = take_byte(b), turn = take_byte(b);
     for (int64_t i = 0; i < n; i++) {
         int64_t block = (i + turn) % n;
@@ -77,7 +77,7 @@ static void fill_list(bytes *b, int32_t *list, int64_t n, int64_t own) {
 }
 
 /* Integers of any size in place of what was there, one or all. @return 1 if it did so */
-static int scramble(bytes *b, const nsa_tensor *t) {
+static int scramble(choices *b, const nsa_tensor *t) {
     if (!take_chance(b, 16))
         return 0;
     int64_t count = nsa_count(t);
@@ -94,7 +94,7 @@ static int scramble(bytes *b, const nsa_tensor *t) {
 /* ------------------------------------------------------------------- tensors */
 
 /* Describe and take a tensor; @return 1 if it is there and has memory to fill. */
-static int take_tensor(bytes *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
+static int take_tensor(choices *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
     nsa_tensor *t = &d->in.at[id];
     int whole = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
     nsa_shape(cfg, &(nsa_lengths){.T = T}, id, 0, t);
@@ -118,14 +118,14 @@ static int take_tensor(bytes *b, const nsa_config *cfg, int64_t T, nsa_id id, dr
     return t->data && whole == (t->dtype == NSA_I32);
 }
 
-static void draw_floats(bytes *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
+static void draw_floats(choices *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
     if (take_tensor(b, cfg, T, id, d) && !fill_floats(b, id, &d->in.at[id])) {
         d->tame = 0;
         d->legal &= id != NSA_GATE; /* out of [0,1] */
     }
 }
 
-static void draw_tokens(bytes *b, const nsa_config *cfg, int64_t T, drawn *d) {
+static void draw_tokens(choices *b, const nsa_config *cfg, int64_t T, drawn *d) {
     *d = (drawn){.tame = 1, .legal = 1};
     for (int id = NSA_Q; id <= NSA_GATE; id++)
         draw_floats(b, cfg, T, (nsa_id)id, d);
@@ -139,7 +139,7 @@ static void draw_tokens(bytes *b, const nsa_config *cfg, int64_t T, drawn *d) {
 }
 
 /* Legal lists for every row, as far as cu_seqlens can be trusted; then perhaps scrambled. */
-static void draw_lists(bytes *b, const nsa_config *cfg, int64_t T, drawn *d) {
+static void draw_lists(choices *b, const nsa_config *cfg, int64_t T, drawn *d) {
     const nsa_tensor *cu = &d->in.at[NSA_CU_SEQLENS];
     int64_t from = 0, seq = 1, picks = cfg->kv_heads * cfg->slc_count;
     if (!take_tensor(b, cfg, T, NSA_BLOCK_IDX, d))
@@ -157,7 +157,7 @@ static void draw_lists(bytes *b, const nsa_config *cfg, int64_t T, drawn *d) {
     d->legal &= !scramble(b, t);
 }
 
-void draw_load(bytes *b, const nsa_config *cfg, int with_dout, drawn *d) {
+void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d) {
     int64_t T = take_below(b, 25);
     T = T <= cfg->seq_len ? T : cfg->seq_len;
     draw_tokens(b, cfg, T, d);
@@ -184,7 +184,7 @@ void draw_load(bytes *b, const nsa_config *cfg, int with_dout, drawn *d) {
         draw_floats(b, cfg, T, NSA_DOUT, d);
 }
 
-void draw_step(bytes *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d) {
+void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d) {
     int64_t A = take_below(b, 4), first = take_below(b, 4);
     nsa_tensor *active = &d->in.at[NSA_ACTIVE], *idx = &d->in.at[NSA_BLOCK_IDX];
     draw_tokens(b, cfg, A, d);
@@ -209,7 +209,7 @@ void draw_step(bytes *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d
     scramble(b, idx);
 }
 
-void draw_dout(bytes *b, const nsa_config *cfg, int64_t T, drawn *d) {
+void draw_dout(choices *b, const nsa_config *cfg, int64_t T, drawn *d) {
     *d = (drawn){.tame = 1, .legal = 1};
     draw_floats(b, cfg, T, NSA_DOUT, d);
 }

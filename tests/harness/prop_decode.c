@@ -29,7 +29,8 @@ nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
                       int64_t prefix, int how, nsa_tensors *results) {
     /* A forward may ask for importance and a step has none to give: now and then, ask. */
     nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY |
-                                (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u)};
+                                (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u),
+                       .threads = how / RUN_THREADS};
     const int gaps = DECODE_SIT_OUT | DECODE_TIGHT;
     nsa_config room = *cfg;
     nsa_tensors all = {0}, others = {0};

@@ -50,6 +50,7 @@ nsa_status judge_packing(const subject *s, const test_case *c);     /**< sequenc
 nsa_status judge_nan(const subject *s, const test_case *c);        /**< NaN stays where it may be */
 nsa_status judge_nan_order(const subject *s, const test_case *c);  /**< NaN ranks last */
 nsa_status judge_repeat(const subject *s, const test_case *c);     /**< bitwise repeatable */
+nsa_status judge_threads(const subject *s, const test_case *c);    /**< any number of threads */
 nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no memory taken in a call */
 nsa_status judge_bad_config(const subject *s, const test_case *c); /**< rules broken one by one */
 nsa_status judge_bad_input(const subject *s, const test_case *c);  /**< wrong tensors and order */

@@ -112,7 +112,8 @@ nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_te
         how & RUN_TWICE ? 7 : 0; /* tokens of the first run that the second lacks */
     nsa_setup setup = {.flags = NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
                                 (how & RUN_LEAN ? 0u : NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE),
-                       .max_rows = row_count(in) + more};
+                       .max_rows = row_count(in) + more,
+                       .threads = how / RUN_THREADS};
     nsa_config room = *cfg;
     nsa_tensors used, before;
     nsa_context *ctx = NULL;

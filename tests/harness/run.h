@@ -15,8 +15,8 @@ typedef struct subject {
     const char *name;        /**< the candidate's name */
 } subject;
 
-/** Which results a run is to give. */
-enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_LEAN = 4 };
+/** Which results a run is to give, and how; n * RUN_THREADS allows n threads. */
+enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_LEAN = 4, RUN_THREADS = 8 };
 
 /** Open the stage, load, run forward (and backward), read every result, check all fences.
  *  RUN_TWICE first loads and runs other values, and more of them, through the same context, which

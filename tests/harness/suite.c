@@ -56,6 +56,12 @@ static int one_sequence(const subject *s, const test_case *c) {
     return unforced(s, c) && case_sequences(c) == 1 && c->cfg.seq_len > 2;
 }
 
+/* Rows for every thread; the other dims are other properties' business. */
+static int many_tiles(const subject *s, const test_case *c) {
+    return unforced(s, c) && c->cfg.seq_len >= 97 && c->cfg.slc_block == 16 &&
+           c->cfg.kv_heads == 2 && c->cfg.qk_dim == 8;
+}
+
 /* Moving a value must move the row: its probability must not underflow. */
 static int countable(const subject *s, const test_case *c) {
     return one_sequence(s, c) && !c->vector[0] && c->data == DATA_NORMAL &&
@@ -96,6 +102,8 @@ const property properties[] = {
     {"nan_order", "NaN importance ranks below every number, then by index", one_sequence,
      judge_nan_order},
     {"repeat", "the same call gives the same bits, whatever ran before", all_rows, judge_repeat},
+    {"threads", "1, 2, 3 and 7 threads give the same rows, and each the same gradients twice",
+     many_tiles, judge_threads},
     {"no_malloc", "no call allocates", all_rows, judge_no_malloc},
 };
 
