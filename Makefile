@@ -71,7 +71,8 @@ $(BUILD)/stages/$(1).so: STAGE_CFLAGS :=
 $(BUILD)/stages/$(1).so: STAGE_LIBS :=
 endef
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s))))
--include $(wildcard stages/[0-9][0-9]_*/stage.mk)
+-include $(wildcard stages/[0-9][0-9]_*/stage.mk) \
+         $(wildcard stages/[0-9][0-9]_*/steps/steps.mk)
 
 $(BUILD)/obj/tests/%.o: tests/%.c $(HEADERS) Makefile
 	@mkdir -p $(@D)

@@ -15,24 +15,31 @@ static int64_t keep_slc(const problem *pb, work *w, int64_t t) {
     return n;
 }
 
-/* max(most, scale * row[0..n)), n a whole number of vectors */
+/* max(most, scale * row[0..n)), n a whole number of vectors: a maximum a lane, then theirs. */
 static inline real largest(const real *row, int64_t n, real scale, real most) {
-    const int64_t whole = n / LANES * LANES; /* tells the compiler that there is no tail */
-    real top = -INFINITY;
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < whole; j++)
-        top = row[j] > top ? row[j] : top;
+    real lanes[LANES], top = row[0];
+    memcpy(lanes, row, sizeof lanes);
+    for (int64_t j = LANES; j < n; j += LANES) {
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = row[j + lane] > lanes[lane] ? row[j + lane] : lanes[lane];
+    }
+    for (int lane = 1; lane < LANES; lane++)
+        top = lanes[lane] > top ? lanes[lane] : top;
     return scale * top > most ? scale * top : most;
 }
 
 /* row = 2^(scale row - most), in place; sum += its LANES partial sums. */
 static inline void exponentiate(real *row, int64_t n, real scale, real most, real *sum) {
+    real part[LANES] = {0};
     for (int64_t j = 0; j < n; j += LANES) {
         for (int lane = 0; lane < LANES; lane++) {
-            row[j + lane] = exp2_nonpositive(scale * row[j + lane] - most);
-            sum[lane] += row[j + lane];
+            const real e = exp2_nonpositive(scale * row[j + lane] - most);
+            row[j + lane] = e;
+            part[lane] += e;
         }
     }
+    for (int lane = 0; lane < LANES; lane++)
+        sum[lane] += part[lane];
 }
 
 /* One span of a group (Milakov and Gimelshein 2018). With the largest score so far m and m' after
