@@ -17,9 +17,12 @@ for target in "$@"; do
     mkdir -p "$folder/work/$target" "$folder/found"
     log=$folder/$target.log
     code=0
+    dictionary=
+    [ ! -f "tests/fuzz/$corpus.dict" ] || dictionary=-dict=tests/fuzz/$corpus.dict
     "$folder/fuzz_$target" "$folder/work/$target" "tests/fuzz/corpus/$corpus" \
-        -max_total_time="$seconds" -max_len=1024 -timeout=20 -rss_limit_mb=1024 -print_final_stats=1 \
-        $([ ! -f "tests/fuzz/$corpus.dict" ] || echo "-dict=tests/fuzz/$corpus.dict") \
+        -max_total_time="$seconds" -max_len=1024 -timeout=20 -rss_limit_mb=1024 \
+        -print_final_stats=1 \
+        ${dictionary:+"$dictionary"} \
         -artifact_prefix="$folder/found/$target-" >"$log" 2>&1 || code=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     if [ "$code" -eq 0 ]; then

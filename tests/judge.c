@@ -100,7 +100,8 @@ ParameterizedTestParameters(nsa, stage_property_case) {
 }
 
 ParameterizedTest(parameter *p, nsa, stage_property_case) {
-    setenv("OMP_WAIT_POLICY", "passive", 0); /* tests run side by side: waiting threads must sleep */
+    setenv("OMP_WAIT_POLICY", "passive",
+           0); /* tests run side by side: waiting threads must sleep */
     nsa_found found, oracle;
     char why[1400];
     if (p->why_not[0])

@@ -16,7 +16,8 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-10}
-export BUILD JOBS LIMIT
+OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # mutants side by side: waiting threads must sleep
+export BUILD JOBS LIMIT OMP_WAIT_POLICY
 work=$BUILD/mutants
 unset MAKEFLAGS MFLAGS MAKELEVEL
 

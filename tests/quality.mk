@@ -8,8 +8,9 @@ AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
 # A sanitizer's runtime is in the program alone, so a shared object leaves its names open.
 OPEN  := LDFLAGS=-Wl,-z,undefs
-# Where things stand when the command is not build/nsa.
-FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo
+# Where things stand when the command is not build/nsa; and threads that wait shall sleep, for an
+# instrumented program waits long.
+FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo OMP_WAIT_POLICY=passive
 PLAIN_STAGES := $(filter-out $(notdir $(patsubst %/,%,$(dir $(wildcard stages/*/*.cu)))),$(STAGES))
 EVERY := $(BUILD)/nsa $(PLAIN_STAGES:%=$(BUILD)/stages/%.so)
 
@@ -55,7 +56,7 @@ fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
 
 fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
 	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
-	SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
+	OMP_WAIT_POLICY=passive SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
 
 # -------------------------------------------------------------------- sanitizers
 

@@ -39,6 +39,7 @@ plant() {
     flags=$(line_of Flags "$patch")
     if [ -n "$flags" ]; then # for the faulty stage alone, whose objects are then made anew
         for variable in STAGE_CFLAGS STAGE_LIBS; do
+            # shellcheck disable=SC2016 # for make to expand
             printf '$(BUILD)/stages/01_naive_nsa.so: %s := %s\n' "$variable" "$flags"
         done >>"$copy/stages/01_naive_nsa/stage.mk"
         touch "$copy"/stages/01_naive_nsa/*.c

@@ -117,6 +117,7 @@ typedef struct bench_run {
     char flags[512];           /**< of all files, warnings left out */
     char own_flags[512];       /**< more flags, of the dense baseline and of single stages */
     char blas[128];            /**< OpenBLAS's own description, or why it is missing */
+    char peers[96];            /**< what apps/peers.py added, "" if nothing */
     char commit[64];           /**< of the working tree, "-dirty" if it had changes */
     char date[32];             /**< UTC */
     char workload[256];        /**< heads, dims, blocks, phi, seed: a case string without T */

@@ -180,7 +180,8 @@ static void print_machine(const bench_run *run, const char *file) {
                run->gflops_low, run->gflops_high, run->blas);
     else
         printf("Ceilings of the same run: no sgemm (SKIP: %s), ", run->blas);
-    printf("copying %.1f GB/s (%.1f..%.1f).\n", run->gbs, run->gbs_low, run->gbs_high);
+    printf("copying %.1f GB/s (%.1f..%.1f).%s%s\n", run->gbs, run->gbs_low, run->gbs_high,
+           run->peers[0] ? " Beside it: " : "", run->peers);
 }
 
 static void print_noise(const bench_run *run) {
@@ -190,6 +191,17 @@ static void print_noise(const bench_run *run) {
         printf("The machine stood still: ceilings within 15 %%, quartiles within 20 %%.\n");
 }
 
+/* A table in a page names the run that it is of, and says so if that is no ground for a claim. */
+static void print_source(const bench_run *run, const char *file) {
+    if (!file)
+        return;
+    printf("\nRun `%s`: %s, %" PRId64 " thread%s, commit %s, %s.", file, run->cpu, run->threads,
+           run->threads == 1 ? "" : "s", run->commit, run->date);
+    if (run->noise[0])
+        printf(" The machine was too noisy for a claim: %s.", run->noise);
+    printf("\n");
+}
+
 nsa_status report_table(const bench_run *run, const char *what, const char *file) {
     char kind[16];
     const char *slash = strchr(what, '/'), *stage = slash ? slash + 1 : NULL;
@@ -197,6 +209,7 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     for (int p = 0; p < BENCH_PASSES; p++) {
         if (!strcmp(kind, bench_pass_name((bench_pass)p))) {
             print_times(run, kind, stage);
+            print_source(run, file);
             return NSA_OK;
         }
     }
@@ -213,6 +226,8 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
                         "no table \"%s\": expected machine, forward, backward, decode, phases, "
                         "growth or noise",
                         what);
+    if (!strcmp(kind, "phases") || !strcmp(kind, "growth"))
+        print_source(run, file);
     return NSA_OK;
 }
 

@@ -11,7 +11,7 @@
  *  @param run   the run
  *  @param what  "machine", "forward", "backward", "decode", "phases", "growth" or "noise"; with
  *               "/STAGE" behind it, that stage's rows alone
- *  @param file  the run file's name, which the machine's line tells; NULL if there is none
+ *  @param file  the run file's name, told below the table; NULL if there is none
  *  @return NSA_ERR_INPUT if there is no such table */
 nsa_status report_table(const bench_run *run, const char *what, const char *file);
 

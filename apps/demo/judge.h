@@ -41,11 +41,11 @@ nsa_status demo_judge_selection(const nsa_config *cfg, double slack, const demo_
 
 /** Judge what can be judged without an oracle, on every row that was computed: all outputs finite,
  * every selection a legal list.
- *  @param cfg        the config
- *  @param candidate  the run
- *  @param v          `ok` is cleared and why is filled in if something is wrong
+ *  @param c    the config
+ *  @param run  the run
+ *  @param v    `ok` is cleared and why is filled in if something is wrong
  *  @return NSA_OK or NSA_ERR_MEMORY */
-nsa_status demo_judge_all_rows(const nsa_config *cfg, const demo_run *candidate, demo_verdict *v);
+nsa_status demo_judge_all_rows(const nsa_config *c, const demo_run *run, demo_verdict *v);
 
 /** Judge the outputs on the oracle's rows; NaN fails.
  *  @param cfg        the config

@@ -43,7 +43,8 @@ nsa_status demo_map_count(demo_map *map) {
     map->per_cell = (J + MAP_CELLS - 1) / MAP_CELLS;
     map->cells = (J + map->per_cell - 1) / map->per_cell;
     /* Half units a cell: whole pixels once the picture is drawn at twice its size. */
-    map->side = (double)(2 * 820 / map->cells) / 2 * (double)map->cells;
+    const int64_t half_units = 2 * 820 / map->cells;
+    map->side = (double)half_units / 2 * (double)map->cells;
     map->share = calloc((size_t)(map->cells * map->cells), sizeof *map->share);
     float *queries = calloc((size_t)map->cells, sizeof *queries);
     if (!map->share || !queries) {

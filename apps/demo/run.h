@@ -33,10 +33,10 @@ typedef struct demo_run {
 } demo_run;
 
 /** Open the stage, load, time the forward, read, close.
- *  @param request   what to ask
+ *  @param ask       what to ask
  *  @param[out] run  for demo_run_free(), on success
  *  @return the stage's status */
-nsa_status demo_run_stage(const demo_request *request, demo_run *run);
+nsa_status demo_run_stage(const demo_request *ask, demo_run *run);
 
 /** Give back a run's memory; a zeroed run is allowed.
  *  @param run  of demo_run_stage() */

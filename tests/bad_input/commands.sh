@@ -103,7 +103,8 @@ refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
 # ------------------------------------------------------------------------ demo
 
 : >"$work/nothing"
-refuse "demo of an empty file" "holds 0 bytes, expected at least" demo -o "$work/out" "$work/nothing"
+refuse "demo of an empty file" "holds 0 bytes, expected at least" \
+    demo -o "$work/out" "$work/nothing"
 printf 'too short' >"$work/short"
 refuse "demo of 9 bytes" "holds 9 bytes, expected at least" demo -o "$work/out" "$work/short"
 refuse "demo of a folder" "is a folder, expected a file" demo -o "$work/out" "$work"

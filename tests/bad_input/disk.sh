@@ -21,7 +21,8 @@ limited 8 "results under a file-size limit" "cannot write: File too large" \
     run -s 01 -i "$work/case" -o "$work/out"
 limited 8 "decoded results under a file-size limit" "cannot write: File too large" \
     run -s 01 -i "$work/case" -o "$work/out" --decode 3
-limited 2 "the demo's picture under a file-size limit" "File too large" demo -t 1 -o "$work/pictures"
+limited 2 "the demo's picture under a file-size limit" "File too large" \
+    demo -t 1 -o "$work/pictures"
 if [ -e "$work/pictures/block_map.svg" ]; then
     fail "the demo's picture under a file-size limit" "left a picture"
 fi

@@ -6,7 +6,8 @@ E=$work/nowhere
 refuse "input folder is not there" "nowhere/config.json: No such file" \
     run -s 01 -i "$E" -o "$work/out"
 printf 'x' >"$work/file"
-refuse "input is a file" "file/config.json: Not a directory" run -s 01 -i "$work/file" -o "$work/out"
+refuse "input is a file" "file/config.json: Not a directory" \
+    run -s 01 -i "$work/file" -o "$work/out"
 mkdir "$work/empty"
 refuse "input folder is empty" "config.json: No such file" run -s 01 -i "$work/empty" -o "$work/out"
 refuse "input path is empty" "config.json: No such file" run -s 01 -i "" -o "$work/out"

@@ -62,11 +62,13 @@ const listed_case cases[] = {
     {"T=90,w=89", 0},
     {"T=90,w=90", 0},
     {"T=90,w=1000", 0},
+    {"T=230,n=1,init=0,local=1,w=100", 0}, /* the branch with the most keys is the window */
     /* scale and size of scores */
     {"T=100,scale=0.05", 0},
     {"T=100,scale=2", 0},
     {"T=100,data=large", 1},
     {"T=100,data=large,phi=mlp,hidden=8", 0},
+    {"T=150,data=large,phi=gated,n=6", 0}, /* the last free pick is of 1e-19 and less */
     /* exact ties */
     {"T=140,data=ties", 1},
     {"T=140,data=ties,phi=gated", 0},

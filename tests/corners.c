@@ -1,0 +1,189 @@
+/** @file corners.c
+ *  @brief Corners of the contract that no stage comes to: names of all statuses and tensors, and
+ * stages that misbehave. Prints the counts, and exits with 1 if a check failed. */
+#include "common/pool.h"
+#include "common/tensors.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int passed, failed;
+
+#define CHECK(holds)                                                                               \
+    do {                                                                                           \
+        if (holds) {                                                                               \
+            passed++;                                                                              \
+        } else {                                                                                   \
+            printf("FAIL %s:%d: %s; last error: %s\n", __FILE__, __LINE__, #holds,                 \
+                   nsa_last_error());                                                              \
+            failed++;                                                                              \
+        }                                                                                          \
+    } while (0)
+
+/* ------------------------------------------------------------------- a bad stage */
+
+static int64_t write_at;     /* where forward writes into its block of 10 bytes */
+static unsigned char *block; /* that block */
+static nsa_status forward_says = NSA_OK;
+
+static nsa_status available(void) {
+    return NSA_OK;
+}
+
+static nsa_status open_stage(const nsa_plan *plan, void **self) {
+    *self = block = nsa_take(plan->pool, NSA_OF_FORWARD, 10, 1);
+    return nsa_pool_status(plan->pool);
+}
+
+static nsa_status open_too_much(const nsa_plan *plan, void **self) {
+    *self = nsa_take(plan->pool, NSA_KEEP, INT64_MAX, 16); /* more bytes than there can be */
+    (void)nsa_take(plan->pool, NSA_KEEP, -1, 1);
+    return nsa_pool_status(plan->pool);
+}
+
+static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
+    (void)self, (void)in, (void)batch;
+    return NSA_OK;
+}
+
+static nsa_status load_dout(void *self, const nsa_tensor *dout) {
+    (void)self, (void)dout;
+    return NSA_OK;
+}
+
+static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
+    (void)self, (void)in, (void)step;
+    return NSA_OK;
+}
+
+static nsa_status forward(void *self) {
+    /* The pool's fences may be closed: a sanitizer would stop us before the pool can see it. */
+    volatile unsigned char *at = (unsigned char *)self + write_at;
+    *at ^= 1;
+    return forward_says;
+}
+
+static nsa_status backward(void *self) {
+    (void)self;
+    return NSA_OK;
+}
+
+static nsa_status read_result(void *self, nsa_id id, void *dst) {
+    (void)self, (void)id, (void)dst;
+    return NSA_OK;
+}
+
+static void close_stage(void *self) {
+    (void)self;
+}
+
+static nsa_stage bad_stage(void) {
+    return (nsa_stage){.abi = NSA_ABI,
+                       .idea = "to misbehave",
+                       .available = available,
+                       .open = open_stage,
+                       .load = load,
+                       .load_dout = load_dout,
+                       .load_step = load_step,
+                       .forward = forward,
+                       .backward = backward,
+                       .prefill = forward,
+                       .decode = forward,
+                       .read = read_result,
+                       .close = close_stage};
+}
+
+/* A context of it over one token, loaded. */
+static nsa_context *open_bad(const nsa_stage *stage, uint32_t flags) {
+    static float values[3];
+    nsa_config cfg = nsa_config_defaults();
+    nsa_setup setup = {.flags = flags};
+    nsa_tensors in = {0};
+    nsa_context *ctx = NULL;
+    cfg.seq_len = cfg.q_heads = cfg.kv_heads = cfg.qk_dim = cfg.v_dim = 1;
+    cfg.phi = NSA_PHI_MEAN;
+    if (nsa_open(stage, &cfg, &setup, &ctx))
+        return NULL;
+    for (int id = NSA_Q; id <= NSA_GATE; id++)
+        in.at[id] = (nsa_tensor){values, NSA_F32, 3, {1, 1, id == NSA_GATE ? 3 : 1}};
+    CHECK(nsa_load(ctx, &in) == NSA_OK);
+    return ctx;
+}
+
+/* ------------------------------------------------------------------- checks */
+
+static void check_names(void) {
+    for (int a = NSA_OK; a <= NSA_ERR_IO; a++) {
+        for (int b = NSA_OK; b < a; b++)
+            CHECK(strcmp(nsa_status_name((nsa_status)a), nsa_status_name((nsa_status)b)) != 0);
+    }
+    CHECK(!strcmp(nsa_status_name((nsa_status)99), "unknown status"));
+    CHECK(!nsa_name(NSA_ID_COUNT) && nsa_id_named("querry") == NSA_ID_COUNT);
+    for (int id = 0; id < NSA_ID_COUNT; id++) {
+        nsa_id of = nsa_gradient_of((nsa_id)id);
+        CHECK(nsa_id_named(nsa_name((nsa_id)id)) == (nsa_id)id);
+        if (id >= NSA_GRAD_FIRST && id <= NSA_GRAD_LAST)
+            CHECK(of < NSA_BLOCK_IDX && !strcmp(nsa_name(of), nsa_name((nsa_id)id) + 1));
+        else
+            CHECK(of == NSA_ID_COUNT);
+    }
+    CHECK(!strcmp(nsa_phi_name((nsa_phi)9), "?"));
+    nsa_tensor t = {NULL, NSA_F32, 3, {INT64_MAX, 2, 1}};
+    CHECK(nsa_count(&t) == -1);
+    t.ndim = 4;
+    CHECK(nsa_count(&t) == -1);
+}
+
+static void check_fences(void) {
+    static const struct {
+        int64_t at;
+        const char *says; /* NULL: nothing is wrong */
+    } writes[] = {{0, NULL},
+                  {9, NULL},
+                  {-1, "before the start of"},
+                  {-64, "before the start of"},
+                  {10, "past the end of"},
+                  {73, "past the end of"}};
+    nsa_stage stage = bad_stage();
+    for (size_t i = 0; i < sizeof writes / sizeof writes[0]; i++) {
+        nsa_context *ctx = open_bad(&stage, 0);
+        write_at = writes[i].at;
+        CHECK(ctx && nsa_forward(ctx) == NSA_OK);
+        nsa_status status = nsa_check_memory(ctx);
+        CHECK(status == (writes[i].says ? NSA_ERR_MEMORY : NSA_OK));
+        CHECK(!writes[i].says || strstr(nsa_last_error(), writes[i].says));
+        nsa_close(ctx);
+    }
+    write_at = 0;
+}
+
+static void check_refusals(void) {
+    nsa_stage stage = bad_stage();
+    nsa_context *ctx = open_bad(&stage, NSA_WANT_CAUSAL | NSA_DECODE);
+    CHECK(nsa_causal(ctx, 0) == NSA_ERR_UNSUPPORTED);
+    CHECK(nsa_phases(ctx, NULL, 0) == 0);
+    CHECK(nsa_slot_len(ctx, -1) == -1 && nsa_slot_len(ctx, 1) == -1 && !nsa_slot_len(ctx, 0));
+    forward_says = nsa_fail(NSA_ERR_DEVICE, "the device is gone");
+    CHECK(nsa_forward(ctx) == NSA_ERR_DEVICE);
+    CHECK(nsa_prefill(ctx) == NSA_ERR_DEVICE);
+    nsa_tensor t = {0};
+    CHECK(nsa_result(ctx, NSA_OUT, &t) == NSA_ERR_STATE); /* no result of a failed call */
+    CHECK(nsa_read(ctx, NSA_OUT, &t) == NSA_ERR_STATE);
+    forward_says = NSA_OK;
+    CHECK(nsa_forward(ctx) == NSA_OK && nsa_result(ctx, NSA_OUT, &t) == NSA_OK);
+    CHECK(nsa_read(ctx, NSA_OUT, &t) == NSA_ERR_INPUT && strstr(nsa_last_error(), "has no data"));
+    nsa_close(ctx);
+    nsa_close(NULL);
+    stage.open = open_too_much;
+    CHECK(!open_bad(&stage, 0) && strstr(nsa_last_error(), "cannot take"));
+}
+
+int main(int argc, char **argv) {
+    check_names();
+    if (argc < 2 || strcmp(argv[1], "--no-fences") != 0)
+        check_fences(); /* under a sanitizer the first of them would be the last */
+    check_refusals();
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,39 @@
+#!/bin/sh
+# The tables of docs/trust.md, made from what they are about: properties, mutants, planted faults
+# and unreached lines. Writes Markdown to standard output; `make docs` keeps it in build/docs-src.
+# shellcheck disable=SC2016 # backquotes are Markdown's
+set -eu
+cd "$(dirname "$0")/.."
+
+# the value of a line "Key: value" above a patch's diff
+header() {
+    sed -n "/^--- /q; s/^$2: //p" "$1"
+}
+
+cat <<'END'
+# What the tests are made of {#trust_tables}
+
+Generated from the sources by `make docs`; \ref trust says what the tables mean.
+
+## Properties {#trust_properties}
+
+| property | what must hold |
+|---|---|
+END
+tr '\n' ' ' <tests/harness/suite.c | grep -o '{"[a-z_0-9]*", *"[^"]*"' |
+    sed 's/{"\([a-z_0-9]*\)", *"\(.*\)"/| `\1` | \2 |/'
+
+printf '\n## Mutants {#trust_mutants}\n\n'
+printf 'Each breaks a copy of a stage, and the property named has to notice.\n\n'
+sh tests/mutants.sh --table
+
+printf '\n## Planted faults {#trust_faults}\n\n'
+printf '| fault | what it does | the run that must fail | and must say |\n|---|---|---|---|\n'
+for patch in tests/faults/*.patch; do
+    why=$(sed '/^[A-Z][a-z]*: /,$d' "$patch" | tr '\n' ' ')
+    printf '| %s | %s| `%s` | %s |\n' "$(basename "$patch" .patch)" "$why" \
+        "$(header "$patch" Run)" "$(header "$patch" Expect)"
+done
+
+printf '\n## Lines that no test reaches {#trust_unreached}\n\n'
+sh tests/coverage.sh --table
