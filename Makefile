@@ -162,7 +162,8 @@ MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
 docs: ## build/docs/html/index.html; a public name without a comment is an error
-	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax
+	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax $(BUILD)/docs-src
+	sh tests/trust_tables.sh >$(BUILD)/docs-src/trust_tables.md
 	DOCS_OUT=$(BUILD)/docs DOCS_STYLE=$(AWESOME) \
 	    DOCS_DOT=$$(command -v dot >/dev/null && echo YES || echo NO) doxygen docs/Doxyfile
 	@if [ -d $(MATHJAX) ]; then \
