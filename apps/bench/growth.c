@@ -75,7 +75,7 @@ static void set_below(bench_run *run, int at) {
             break;
         if (b->status[0] || !strncmp(b->name, BENCH_OWN, strlen(BENCH_OWN)))
             continue;
-        snprintf(r->below_name, sizeof r->below_name, "%s", b->name);
+        memmove(r->below_name, b->name, sizeof r->below_name);
         r->below = b->median / r->median;
         r->below_low = b->q1 / r->q3;
         r->below_high = b->q3 / r->q1;
