@@ -6,8 +6,9 @@
         coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
-# A sanitizer's runtime is in the program alone, so a shared object leaves its names open.
-OPEN  := LDFLAGS=-Wl,-z,undefs
+# A sanitizer's runtime is in the program alone, so a shared object leaves its names open. OpenMP's
+# goes into the program, too: the sanitizers lose their way in a runtime that a stage brings later.
+OPEN  := LDFLAGS='-Wl,-z,undefs -Wl,--no-as-needed -fopenmp'
 # Where things stand when the command is not build/nsa; and threads that wait shall sleep, for an
 # instrumented program waits long.
 FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo OMP_WAIT_POLICY=passive

@@ -57,5 +57,11 @@ if [ -n "$missing" ]; then
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q install -y --no-install-recommends $missing
 fi
+# The sanitizers' runtime is a package of clang's version, or (older releases) comes with clang.
+version=$(clang -dumpversion | cut -d. -f1)
+if [ ! -e "$(clang -print-resource-dir)/include/sanitizer/asan_interface.h" ]; then
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q install -y --no-install-recommends "libclang-rt-$version-dev"
+fi
 [ "${1:-}" != --aarch64 ] || fetch_arm64
 echo "setup-quality: done."

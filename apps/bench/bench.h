@@ -148,7 +148,8 @@ const char *bench_pass_name(bench_pass pass);
  *  @return an exit_code */
 int bench_parse(int argc, char **argv, bench_options *o);
 
-/** Check, then time everything that was asked for.
+/** Check, then time everything that was asked for; write the run file, if one is asked for, after
+ * each length.
  *  @param o    what
  *  @param run  filled in
  *  @return NSA_OK also when a stage was refused a time; its row says so */

@@ -6,6 +6,7 @@
 #include "bench/contender.h"
 #include "bench/growth.h"
 #include "bench/machine.h"
+#include "bench/runfile.h"
 #include "bench/verify.h"
 #include "harness/properties.h"
 #include "io/progress.h"
@@ -295,6 +296,13 @@ static int wants_bfloat16(const sweep *s) {
     return 0;
 }
 
+/* After each length, so that a run that is ended early leaves what it found. */
+static nsa_status keep(sweep *s) {
+    s->run->fits = 0;
+    growth_and_ratios(s->run, &s->ceilings);
+    return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
+}
+
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
     s->pasts = 0;
@@ -304,6 +312,8 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
         if (!status && wants_bfloat16(s))
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
+        if (!status)
+            status = keep(s);
         progress_end(&s->bar);
         fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n", bench_pass_name(pass),
                 s->o->T[i], bench_now() - s->began);
@@ -325,8 +335,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
             status = one_pass(&s, (bench_pass)pass);
     }
     progress_end(&s.bar);
-    if (!status)
-        growth_and_ratios(run, &s.ceilings);
     for (size_t i = 0; i < s.stages && o->stages; i++)
         nsa_free_stage(&s.found[i]);
     if (o->stages)
