@@ -23,7 +23,9 @@ doxygen         make docs
 doxygen-awesome-css the style sheet of the docs
 libjs-mathjax   formulas in the docs, without a network
 graphviz        include graphs in the docs
-librsvg2-bin    the demo picture as PNG beside the SVG'
+librsvg2-bin    the demo picture as PNG beside the SVG
+libopenblas-dev make bench: the ceiling and the dense baseline
+gnuplot-nox     make figures'
 
 usage() {
     echo "usage: sh setup.sh [--minimal]"
