@@ -70,16 +70,20 @@ static inline const char *nsa_device_error(cudaError_t error) {
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
 
-/** For nsa_stage.device: @return the name of the device in use, "simulator (sm_75)" or a GPU's. */
+/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in use.
+ */
 static inline const char *nsa_device_name(void) {
+#ifdef NSA_SIMT
+    return "simulator";
+#else
     static cudaDeviceProp prop;
     int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaGetDeviceProperties(&prop, device) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return "no GPU";
-    }
-    return prop.name;
+    if (cudaGetDevice(&device) == cudaSuccess &&
+        cudaGetDeviceProperties(&prop, device) == cudaSuccess)
+        return prop.name;
+    (void)cudaGetLastError();
+    return "no GPU";
+#endif
 }
 
 #endif
