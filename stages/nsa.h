@@ -314,10 +314,10 @@ typedef struct nsa_stage {
     nsa_status (*load_dout)(void *self, const nsa_tensor *dout);
     /** Copy one token for each active sequence. */
     nsa_status (*load_step)(void *self, const nsa_tensors *in, const nsa_step *step);
-    nsa_status (*forward)(void *self); /**< over what was loaded */
+    nsa_status (*forward)(void *self);  /**< over what was loaded */
     nsa_status (*backward)(void *self); /**< after forward, load_dout; gradients start from zero */
-    nsa_status (*prefill)(void *self); /**< forward, and sequence b fills cache slot b */
-    nsa_status (*decode)(void *self);  /**< append the step's tokens and compute their rows */
+    nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills cache slot b */
+    nsa_status (*decode)(void *self);   /**< append the step's tokens and compute their rows */
     /** Plain causal attention over pair 0 cmp, 1 slc or 2 win; optional, NULL if the stage has
      * none. */
     nsa_status (*causal)(void *self, int pair);
