@@ -3,11 +3,13 @@
 #ifndef STAGE_CUH
 #define STAGE_CUH
 
-#include "common/counts.h"
 #include "common/device.h"
+#include "tile.cuh"
+extern "C" { /* the contract is C */
+#include "common/counts.h"
 #include "common/pool.h"
 #include "common/tensors.h"
-#include "tile.cuh"
+}
 
 #include <math.h>
 
