@@ -10,6 +10,7 @@ enum {
     DKV_WARPS = 8,     /* of a CUDA block for dk and dv: half of them sum dv, half dk */
     KEY_GROUPS = 4,    /* BLOCK / ROWS: a warp sums 16 of a block's 64 keys */
     LIST_CHUNKS = 256, /* parts of the rows that are counted and listed side by side */
+    NEAR = 4, FAR = 8,   /* rows of an operand on their way, by where it lies and what registers are left */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -89,35 +90,37 @@ static __device__ __forceinline__ key_range seen_block(const dims *c, int j, int
     return {lo, lo + c->lb < t + 1 ? lo + c->lb : t + 1};
 }
 
-/* As product(), but rows of A come from far too and are fetched as early. */
-template <int STRIPS>
+/* As product<1>(), with B_FAR rows of B on their way, and A_FAR of A, which may then come from far
+ * too; A_FAR = 0: A is in shared memory. Counts are multiples of DIM, as dk8 and dv8 are. */
+template <int A_FAR, int B_FAR>
 static __device__ __forceinline__ void product_far(piece *acc, const float *a, int lda,
                                                    const float *b, int ldb, int count) {
-    float4 r_a[AHEAD][2], r_b[AHEAD][STRIPS];
+    float4 r_a[DIM][2], r_b[DIM];
 #pragma unroll
-    for (int u = 0; u < AHEAD; u++) {
-        r_a[u][0] = load4(a + u * lda);
-        r_a[u][1] = load4(a + u * lda + 4);
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++)
-            r_b[u][s] = load4(b + u * ldb + s * STRIP);
+    for (int u = 0; u < DIM; u++) {
+        if (u < A_FAR) {
+            r_a[u][0] = load4(a + u * lda);
+            r_a[u][1] = load4(a + u * lda + 4);
+        }
+        if (u < B_FAR)
+            r_b[u] = load4(b + u * ldb);
     }
 #pragma unroll 1
-    for (int k = 0; k < count; k += AHEAD) {
-        const bool more = k + AHEAD < count;
-        a += AHEAD * lda;
-        b += AHEAD * ldb;
+    for (int k = 0; k < count; k += DIM, a += DIM * lda, b += DIM * ldb) {
+        const bool more = k + DIM < count;
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-#pragma unroll
-            for (int s = 0; s < STRIPS; s++) {
-                outer_product(&acc[s], r_a[u][0], r_a[u][1], r_b[u][s]);
-                if (more)
-                    r_b[u][s] = load4(b + u * ldb + s * STRIP);
+        for (int u = 0; u < DIM; u++) {
+            const int i = A_FAR ? u % (A_FAR ? A_FAR : 1) : u, j = u % B_FAR;
+            if (!A_FAR) {
+                r_a[i][0] = load4(a + u * lda);
+                r_a[i][1] = load4(a + u * lda + 4);
             }
-            if (more) {
-                r_a[u][0] = load4(a + u * lda);
-                r_a[u][1] = load4(a + u * lda + 4);
+            outer_product(acc, r_a[i][0], r_a[i][1], r_b[j]);
+            if (more || u + B_FAR < DIM)
+                r_b[j] = load4(b + (u + B_FAR) * ldb);
+            if (A_FAR && (more || u + A_FAR < DIM)) {
+                r_a[i][0] = load4(a + (u + A_FAR) * lda);
+                r_a[i][1] = load4(a + (u + A_FAR) * lda + 4);
             }
         }
     }
@@ -131,18 +134,15 @@ static __device__ __forceinline__ unsigned lane_bits(uint64_t mask) {
 /* One row tile against one block: P = 2^(scale2 Q K^T - most) over, and with dP = dO V^T
  *     dS = scale P (gate dP - delta),   delta = gate <dO,o> = gate sum_s P_s dP_s.
  * p becomes gate P, ds becomes dS; both are 0 where a key is not seen, whatever lies there. `q` and
- * `dout` are the lane's addresses in Q^T and dO^T, FAR if not in shared memory; `terms` the tile's. */
-template <bool FAR>
+ * `dout` are the lane's addresses in Q^T and dO^T, `terms` the tile's; FAR as for product_far(). */
+template <int A_FAR, int B_FAR>
 static __device__ __forceinline__ void differentiate(const dims *c, piece *p, piece *ds,
                                                      const float *q, const float *dout,
                                                      const float *kt, const float *vt,
                                                      const float4 *terms, uint64_t mask) {
     const unsigned seen = lane_bits(mask);
     zero_piece(p);
-    if (FAR)
-        product_far<1>(p, q, ROWS, kt + first_col(), BLOCK, c->dk8);
-    else
-        product<1>(p, q, ROWS, kt + first_col(), BLOCK, c->dk8);
+    product_far<A_FAR, B_FAR>(p, q, ROWS, kt + first_col(), BLOCK, c->dk8);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float4 term = terms[first_row() + i];
@@ -151,10 +151,7 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *p, pi
             p->at[i][j] = seen >> j & 1 ? exp2f(c->scale2 * p->at[i][j] - term.x) * term.y : 0;
     }
     zero_piece(ds);
-    if (FAR)
-        product_far<1>(ds, dout, ROWS, vt + first_col(), BLOCK, c->dv8);
-    else
-        product<1>(ds, dout, ROWS, vt + first_col(), BLOCK, c->dv8);
+    product_far<A_FAR, B_FAR>(ds, dout, ROWS, vt + first_col(), BLOCK, c->dv8);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float4 term = terms[first_row() + i];
@@ -170,6 +167,7 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *p, pi
 /* Ask for `count` floats that are needed soon: from device memory into the second-level cache. */
 static __device__ __forceinline__ void fetch_soon(const float *at, int64_t count) {
 #ifdef __CUDA_ARCH__
+#pragma unroll 1
     for (int64_t i = threadIdx.x % WARP * 32; i < count; i += WARP * 32)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
 #else

@@ -85,6 +85,14 @@ static __device__ uint64_t next_selected(const dims *c, const int32_t *idx, int 
     return mask;
 }
 
+/* Ask for the keys and values of a block that is visited next. */
+static __device__ __forceinline__ void fetch_block(const dims *c, const kv_blocks *in,
+                                                   int64_t block) {
+    fetch_soon(in->kt + block * c->dk8 * BLOCK, c->dk8 * BLOCK);
+    fetch_soon(in->vt + block * c->dv8 * BLOCK, c->dv8 * BLOCK);
+    fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
+}
+
 /* dq of one tile over the keys `mask` of one block: dq += dS K. s_ds [64][16] is the warp's own. */
 template <int STRIPS>
 static __device__ __forceinline__ void backward_span(const grad_args *a, piece *dq, const float *s_q,
@@ -93,8 +101,9 @@ static __device__ __forceinline__ void backward_span(const grad_args *a, piece *
                                                      const float4 *terms, uint64_t mask) {
     const dims *c = &a->c;
     piece p, ds;
-    differentiate<false>(c, &p, &ds, s_q, s_dout, in->kt + block * c->dk8 * BLOCK,
-                         in->vt + block * c->dv8 * BLOCK, terms, mask);
+    differentiate<0, (STRIPS > 2 ? NEAR : FAR)>(
+        c, &p, &ds, s_q, s_dout, in->kt + block * c->dk8 * BLOCK,
+        in->vt + block * c->dv8 * BLOCK, terms, mask);
     __syncwarp();
     store_transposed(s_ds, &ds);
     __syncwarp();
@@ -135,18 +144,24 @@ query_gradients(const grad_args a, int warps) {
         const int32_t *idx = a.block_idx + (r * c->Hkv + h) * c->n;
         const key_range seen = seen_range(c, x, t);
         walk w = {a.seqs[a.row_seq[r]].first[x], 0, 0, 0, 0};
+        int block = 0, next = 0;
+        uint64_t mask = 0, next_mask = 0;
         if (x != SLC)
             w = walk_range(&a, x, row0, r, warps);
+        else if (mine)
+            next_mask = next_selected(c, idx, t, &w, &next);
 #pragma unroll 1
-        while (true) {
-            int block = w.block++;
-            uint64_t mask = 0;
-            if (x == SLC)
-                mask = mine ? next_selected(c, idx, t, &w, &block) : 0;
-            else if (mine && block >= 0)
-                mask = key_bits(seen.lo, seen.hi, block * BLOCK);
-            if (x == SLC ? !mask : block >= w.end)
-                break;
+        while (x == SLC ? next_mask != 0 : w.block < w.end) {
+            if (x == SLC) {
+                block = next;
+                mask = next_mask;
+                next_mask = next_selected(c, idx, t, &w, &next);
+                if (next_mask)
+                    fetch_block(c, in, h * in->stride + w.first + next);
+            } else {
+                block = w.block++;
+                mask = mine && block >= 0 ? key_bits(seen.lo, seen.hi, block * BLOCK) : 0;
+            }
             if (mask)
                 backward_span<STRIPS>(&a, dq, s_q + first_row(), s_dout + first_row(), s_ds, in,
                                       h * in->stride + w.first + block, terms, mask);

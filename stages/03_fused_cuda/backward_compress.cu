@@ -92,8 +92,8 @@ static __device__ __forceinline__ void stage_operand(float *s_x, operand x, int6
  * each has 16 rows and 128 columns. */
 static __global__ void __launch_bounds__(256)
 matmul_kernel(int64_t M, int64_t N, int64_t K, operand a, operand b, real *c, int add) {
-    NSA_SHARED(float4, s_a, GEMM_K * GEMM / 4);
-    NSA_SHARED(float4, s_b, GEMM_K * GEMM / 4);
+    __shared__ float4 s_a[GEMM_K * GEMM / 4];
+    __shared__ float4 s_b[GEMM_K * GEMM / 4];
     const int64_t m0 = (int64_t)blockIdx.x * GEMM, n0 = (int64_t)blockIdx.y * GEMM;
     const int row = (int)threadIdx.x / WARP * ROWS + first_row();
     piece acc[2];

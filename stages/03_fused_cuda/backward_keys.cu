@@ -2,16 +2,55 @@
  *  @brief Backward, seen from the keys: dk and dv of a block, from all rows that visit it. */
 #include "backward.cuh"
 
-/* The keys of the row's list that lie in block `block` of its sequence; the warp's lanes look
- * through the list together. */
-static __device__ uint64_t selected_bits(const dims *c, const int32_t *idx, int t, int block) {
-    uint64_t mask = 0;
-    for (int i = (int)threadIdx.x % WARP; i < c->n; i += WARP) {
-        if (idx[i] >= 0) {
-            const key_range seen = seen_block(c, idx[i], t);
-            mask |= key_bits(seen.lo, seen.hi, block * BLOCK);
-        }
+/* The visit that a warp makes next: asked for early, for all of it comes from far. */
+typedef struct visitor {
+    int64_t tile; /* -1: none */
+    int t, own;   /* the row's position; the block's number in its sequence */
+    int entry;    /* selected: the lane's entry of the row's list, -1 if it has none */
+} visitor;
+
+/* Visit `at` of those of `block`, -1 for none; its rows of Q and dO are on their way afterwards. */
+static __device__ __forceinline__ visitor ask_for(const grad_args *a, const visit_args *v,
+                                                  int64_t block, int64_t at) {
+    const dims *c = &a->c;
+    const int lane = (int)threadIdx.x % WARP;
+    visitor next = {-1, 0, 0, -1};
+    if (at < 0)
+        return next;
+    int64_t r = v->start[block] + at / c->GT;
+    if (v->list)
+        r = v->list[r];
+    const int64_t pair = r * c->Hkv + block / v->stride, tile = pair * c->GT + at % c->GT;
+    next.tile = tile;
+    next.t = a->row_t[r];
+    next.own = (int)(block % v->stride - a->seqs[a->row_seq[r]].first[v->branch]);
+    if (v->branch == SLC && lane < c->n)
+        next.entry = a->block_idx[pair * c->n + lane];
+    fetch_soon(a->q_t + tile * c->dk8 * ROWS, c->dk8 * ROWS);
+    fetch_soon(a->dout_t + tile * c->dv8 * ROWS, c->dv8 * ROWS);
+    fetch_soon(a->q_n + tile * ROWS * c->dkp, ROWS * c->dkp);
+    fetch_soon(a->dout_n + tile * ROWS * c->dvp, ROWS * c->dvp);
+    return next;
+}
+
+/* The keys of the block that the visitor sees. Selected: its list's; the warp's lanes look through
+ * the list together. */
+static __device__ uint64_t visitor_bits(const grad_args *a, const visit_args *v,
+                                        const visitor *who) {
+    const dims *c = &a->c;
+    if (v->branch != SLC) {
+        const key_range seen = seen_range(c, v->branch, who->t);
+        return key_bits(seen.lo, seen.hi, who->own * BLOCK);
     }
+    uint64_t mask = 0;
+    int j = who->entry;
+    for (int i = (int)threadIdx.x % WARP; j >= 0;) {
+        const key_range seen = seen_block(c, j, who->t);
+        mask |= key_bits(seen.lo, seen.hi, who->own * BLOCK);
+        i += WARP;
+        j = i < c->n ? a->block_idx[who->tile / c->GT * c->n + i] : -1;
+    }
+    __syncwarp();
     for (int other = 1; other < WARP; other *= 2)
         mask |= __shfl_xor_sync(0xffffffffu, (unsigned long long)mask, other);
     return mask;
@@ -79,30 +118,19 @@ static __device__ int64_t block_of_unit(const visit_args *v, int64_t unit) {
     return lo;
 }
 
-/* P and dS of one visit, to 16 rows of s_p and s_ds [rows][64]. `next` is the tile that this warp
- * takes after this one: its rows are asked for now. */
+/* P and dS of one visit, to 16 rows of s_p and s_ds [rows][64]. */
+template <int A_FAR>
 static __device__ __forceinline__ void visit(const grad_args *a, const visit_args *v, int64_t block,
-                                             int64_t tile, int64_t next, float *s_p, float *s_ds) {
+                                             const visitor *who, float *s_p, float *s_ds) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[v->branch];
-    const int64_t r = tile / c->GT / c->Hkv, tiles = a->R * c->Hkv * c->GT;
-    const int t = a->row_t[r];
-    const int own = (int)(block % v->stride - a->seqs[a->row_seq[r]].first[v->branch]);
-    const key_range seen = seen_range(c, v->branch, t);
+    const int64_t tiles = a->R * c->Hkv * c->GT;
     piece p, ds;
-    const uint64_t mask =
-        v->branch == SLC ? selected_bits(c, a->block_idx + tile / c->GT * c->n, t, own)
-                         : key_bits(seen.lo, seen.hi, own * BLOCK);
-    if (next >= 0) {
-        fetch_soon(a->q_t + next * c->dk8 * ROWS, c->dk8 * ROWS);
-        fetch_soon(a->dout_t + next * c->dv8 * ROWS, c->dv8 * ROWS);
-        fetch_soon(a->q_n + next * ROWS * c->dkp, ROWS * c->dkp);
-        fetch_soon(a->dout_n + next * ROWS * c->dvp, ROWS * c->dvp);
-    }
-    differentiate<true>(c, &p, &ds, a->q_t + tile * c->dk8 * ROWS + first_row(),
-                        a->dout_t + tile * c->dv8 * ROWS + first_row(),
+    differentiate<A_FAR, NEAR>(c, &p, &ds, a->q_t + who->tile * c->dk8 * ROWS + first_row(),
+                        a->dout_t + who->tile * c->dv8 * ROWS + first_row(),
                         in->kt + block * c->dk8 * BLOCK, in->vt + block * c->dv8 * BLOCK,
-                        a->terms + (v->branch * tiles + tile) * ROWS, mask);
+                        a->terms + (v->branch * tiles + who->tile) * ROWS,
+                        visitor_bits(a, v, who));
     s_p += first_row() * BLOCK + first_col();
     s_ds += first_row() * BLOCK + first_col();
 #pragma unroll
@@ -120,7 +148,7 @@ template <int STRIPS>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP, 1)
 key_gradients(const grad_args a, const visit_args v, int step) {
     NSA_DYNAMIC_SHARED(float, s_p);
-    NSA_SHARED(int64_t, s_tile, DKV_WARPS);
+    __shared__ int64_t s_tile[DKV_WARPS];
     const dims *c = &a.c;
     const int warp = (int)threadIdx.x / WARP, keys = warp % KEY_GROUPS * ROWS;
     const bool values = warp < KEY_GROUPS;
@@ -129,36 +157,31 @@ key_gradients(const grad_args a, const visit_args v, int step) {
     const int64_t unit = blockIdx.x;
     if (unit >= v.first_unit[v.blocks])
         return;
-    const int64_t block = block_of_unit(&v, unit), h = block / v.stride;
+    const int64_t block = block_of_unit(&v, unit);
     const int64_t begin = (unit - v.first_unit[block]) * v.most, visits = v.count[block];
-    const int64_t from = begin * c->GT, to = (begin + v.most < visits ? begin + v.most : visits) * c->GT;
+    const int64_t end = (begin + v.most < visits ? begin + v.most : visits) * c->GT;
+    int64_t at = begin * c->GT + warp; /* this warp's visit; those past `step` have none */
+    visitor who = ask_for(&a, &v, block, warp < step && at < end ? at : -1);
     piece acc[STRIPS];
 #pragma unroll
     for (int s = 0; s < STRIPS; s++)
         zero_piece(&acc[s]);
 #pragma unroll 1
-    for (int64_t i = from; i < to; i += step) {
-        const int tiles = to - i < step ? (int)(to - i) : step;
-        int64_t tile[2] = {-1, -1}; /* this warp's now, and in the next step */
-        for (int k = 0; k < 2; k++) {
-            const int64_t at = i + k * step + warp;
-            if (warp < step && at < to) {
-                const int64_t visit_no = v.start[block] + at / c->GT;
-                tile[k] = ((v.list ? v.list[visit_no] : visit_no) * c->Hkv + h) * c->GT + at % c->GT;
-            }
-        }
+    for (int64_t i = begin * c->GT; i < end; i += step) {
         __syncthreads(); /* the step before is done with P, dS and the tiles */
-        if (tile[0] >= 0) {
+        if (who.tile >= 0) {
             if (threadIdx.x % WARP == 0)
-                s_tile[warp] = tile[0];
-            visit(&a, &v, block, tile[0], tile[1], s_p + warp * ROWS * BLOCK,
-                  s_ds + warp * ROWS * BLOCK);
+                s_tile[warp] = who.tile;
+            visit<(STRIPS > 2 ? NEAR : FAR)>(&a, &v, block, &who, s_p + warp * ROWS * BLOCK, s_ds + warp * ROWS * BLOCK);
         }
+        at += step;
+        who = ask_for(&a, &v, block, warp < step && at < end ? at : -1);
         __syncthreads();
         add_role<STRIPS>(acc, (values ? s_p : s_ds) + keys + first_row(),
-                         (values ? a.dout_n : a.q_n) + first_col(), s_tile, ld, tiles, strips);
+                         (values ? a.dout_n : a.q_n) + first_col(), s_tile, ld,
+                         end - i < step ? (int)(end - i) : step, strips);
     }
-    real *at = v.partial + unit * BLOCK * (c->dvp + c->dkp) + (values ? 0 : BLOCK * c->dvp) +
+    real *to = v.partial + unit * BLOCK * (c->dvp + c->dkp) + (values ? 0 : BLOCK * c->dvp) +
                (keys + first_row()) * ld + first_col();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -166,7 +189,7 @@ key_gradients(const grad_args a, const visit_args v, int step) {
         for (int s = 0; s < STRIPS; s++) {
             const float *x = acc[s].at[i];
             if (s < strips)
-                store4(at + i * ld + s * STRIP, x[0], x[1], x[2], x[3]);
+                store4(to + i * ld + s * STRIP, x[0], x[1], x[2], x[3]);
         }
     }
 }

@@ -102,8 +102,8 @@ enum { SCAN = 1024 }; /* threads, each with a run of blocks */
 
 /* first_unit, and start in the list, from count. One CUDA block. */
 static __global__ void __launch_bounds__(SCAN) add_blocks(const visit_args v) {
-    NSA_SHARED(int64_t, s_visits, SCAN);
-    NSA_SHARED(int64_t, s_units, SCAN);
+    __shared__ int64_t s_visits[SCAN];
+    __shared__ int64_t s_units[SCAN];
     const int64_t run = (v.blocks + SCAN - 1) / SCAN, from = threadIdx.x * run;
     const int64_t to = from + run < v.blocks ? from + run : v.blocks;
     int64_t visits = 0, units = 0;
