@@ -237,7 +237,7 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
     begin(&x);
     while (next_visit(&w, g_idx, c, at.t, &block, &mask))
         own_block<STRIPS>(&x, c, keys_at(&a.in[SLC], c, &at, SLC, block),
-                          values_at(&a.in[SLC], c, &at, SLC, block), s_q, s_p, mask);
+                          values_at(&a.in[SLC], c, &at, SLC, block), s_q, s_p, mask, NULL);
     finish(&x);
     write_out<STRIPS>(&a, &x, &at, g16, SLC, -1, true);
 }
@@ -270,14 +270,6 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
 }
 
 /* ---------------------------------------------------------------- launches */
-
-/* The ring holds a block's columns, and those before it that an unfinished selection block wants. */
-static int ring_size(const dims *c) {
-    int size = BLOCK;
-    while (size < BLOCK + (c->lb + c->l) / c->d)
-        size *= 2;
-    return size;
-}
 
 shared_plan plan_shared(const stage *st, int warps, int with_ring) {
     const dims *c = &st->c;

@@ -177,15 +177,23 @@ static __device__ __forceinline__ void shared_block(attention<STRIPS> *a, const 
 
 /* ---------------------------------------------- a block that one warp wants */
 
-/* One block of the attention, straight from global memory: nobody else is expected to want it. */
+/* One block of the attention, straight from global memory: nobody else is expected to want it.
+ * g_scores [16,64], if not NULL, gets the scores themselves. */
 template <int STRIPS>
 static __device__ __forceinline__ void own_block(attention<STRIPS> *a, const dims *c,
                                                  const float *g_kt, const float *g_v,
-                                                 const float *s_q, float *s_p, uint64_t mask) {
+                                                 const float *s_q, float *s_p, uint64_t mask,
+                                                 float *g_scores) {
     {
         piece s;
         zero_piece(&s);
-        product<1>(&s, s_q + first_row(), ROWS, g_kt + first_col(), BLOCK, c->dk8);
+        product<1, AFAR>(&s, s_q + first_row(), ROWS, g_kt + first_col(), BLOCK, c->dk8);
+        if (g_scores) {
+#pragma unroll
+            for (int i = 0; i < LANE_ROWS; i++)
+                store4(g_scores + (first_row() + i) * BLOCK + first_col(), s.at[i][0], s.at[i][1],
+                       s.at[i][2], s.at[i][3]);
+        }
         soften(a, &s, mask, c->scale2, s_p);
     }
     add_keys<STRIPS>(a->o, s_p, g_v + first_col(), c->dvp, mask, 0, BLOCK / LANE_COLS);

@@ -125,8 +125,12 @@ static __global__ void __launch_bounds__(MLP_WARPS * WARP) phi_mlp_kernel(compre
     const float *g_right = (SECOND ? x.w2t : x.w1t) + first;
     const int64_t row0 = (int64_t)blockIdx.x * MLP_ROWS;
     const int mine = (int)threadIdx.x / WARP * ROWS + first_row();
+    const int64_t my_row = row0 + (int)threadIdx.x;
     piece acc;
     zero_piece(&acc);
+    if (!__syncthreads_or((int)threadIdx.x < MLP_ROWS && my_row < x.count * x.c.Hkv &&
+                          x.places[my_row / x.c.Hkv].token >= 0))
+        return; /* a decode step that completes none */
     for (int k = 0; k < K; k += MLP_K) {
         const int some = min(MLP_K, K - k);
         for (int i = (int)threadIdx.x; i < MLP_ROWS * MLP_K; i += MLP_WARPS * WARP) {

@@ -51,6 +51,31 @@ static __global__ void lay_keys_kernel(const real *g_src, int Hkv, int64_t strid
     }
 }
 
+/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_t[a] of slot g_slot[a], which
+ * has `blocks` blocks. An element a thread. */
+static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride, int64_t blocks,
+                                     const int32_t *g_pos, const int32_t *g_slot, int64_t A, int D,
+                                     int D8, int Dp, real *g_t, real *g_n) {
+    for (int64_t i = first_of_thread(); i < A * Hkv * D; i += threads_of_grid()) {
+        const int64_t a = i / D / Hkv, s = g_pos[a], col = i % D;
+        const int64_t block = i / D % Hkv * stride + g_slot[a] * blocks + s / BLOCK;
+        if (g_t)
+            g_t[(block * D8 + col) * BLOCK + s % BLOCK] = g_src[i];
+        if (g_n)
+            g_n[(block * BLOCK + s % BLOCK) * Dp + col] = g_src[i];
+    }
+}
+
+/* And to [slot,room,Hkv,D], as the compressors read it. */
+static __global__ void append_raw_kernel(const real *g_src, int Hkv, int64_t room,
+                                         const int32_t *g_pos, const int32_t *g_slot, int64_t A,
+                                         int D, real *g_raw) {
+    for (int64_t i = first_of_thread(); i < A * Hkv * D; i += threads_of_grid()) {
+        const int64_t a = i / D / Hkv;
+        g_raw[(g_slot[a] * room + g_pos[a]) * Hkv * D + i % (Hkv * D)] = g_src[i];
+    }
+}
+
 /* g_dst [cols,ld] = g_src [rows,cols] transposed. An element a thread. */
 static __global__ void transpose_kernel(const real *g_src, int64_t rows, int64_t cols, int64_t ld,
                                         real *g_dst) {
@@ -60,8 +85,7 @@ static __global__ void transpose_kernel(const real *g_src, int64_t rows, int64_t
 
 /* -------------------------------------------------------------- transfers */
 
-/* What st->host holds goes to `to`; host and chunk are free again afterwards. */
-static nsa_status send(stage *st, void *to, const void *from, size_t bytes) {
+nsa_status send(stage *st, void *to, const void *from, size_t bytes) {
     if (bytes)
         NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, st->stream));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
@@ -77,15 +101,22 @@ nsa_status upload(stage *st, real *to, const nsa_tensor *src, int64_t first, int
     return NSA_OK;
 }
 
-/* The rows to compute, each from its token's place in a tensor of T rows [T,Hq,D], into row tiles. */
-static nsa_status load_rows(stage *st, const nsa_tensor *src, int64_t D, real *g_t, real *g_n) {
+/* Rows r..r+count-1 of a tensor [T,a_row] to st->host: those of the tokens that `tokens` lists, or of
+ * the first ones if it is NULL. */
+static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r, int64_t count,
+                   int64_t a_row) {
+    for (int64_t i = 0; i < count; i++)
+        nsa_copy_f32(st->host + i * a_row, src, (tokens ? tokens[r + i] : r + i) * a_row, a_row);
+}
+
+nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
+                     real *g_t, real *g_n) {
     const dims *c = &st->c;
     const int64_t a_row = c->Hq * D, at_once = st->chunk / a_row;
     const int D8 = (int)round_up(D, DIM), Dp = (int)round_up(D, STRIP);
-    for (int64_t r = 0; r < st->batch.R; r += at_once) {
-        const int64_t count = st->batch.R - r < at_once ? st->batch.R - r : at_once;
-        for (int64_t i = 0; i < count; i++)
-            nsa_copy_f32(st->host + i * a_row, src, st->batch.row[r + i] * a_row, a_row);
+    for (int64_t r = 0; r < R; r += at_once) {
+        const int64_t count = R - r < at_once ? R - r : at_once;
+        gather(st, src, tokens, r, count, a_row);
         TRY(send(st, st->dev_chunk, st->host, (size_t)(count * a_row) * sizeof(real)));
         NSA_LAUNCH(lay_rows_kernel, blocks_for(count * a_row), THREADS, 0, st->stream, *c,
                    st->dev_chunk, r, count, (int)D, D8, Dp, g_t, g_n);
@@ -94,24 +125,49 @@ static nsa_status load_rows(stage *st, const nsa_tensor *src, int64_t D, real *g
     return NSA_OK;
 }
 
-/* [R,Hq,3], of the rows to compute. */
-static nsa_status load_gates(stage *st, const nsa_tensor *src) {
+nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R) {
     const int64_t a_row = (int64_t)st->c.Hq * BRANCHES, at_once = st->chunk / a_row;
-    for (int64_t r = 0; r < st->batch.R; r += at_once) {
-        const int64_t count = st->batch.R - r < at_once ? st->batch.R - r : at_once;
-        for (int64_t i = 0; i < count; i++)
-            nsa_copy_f32(st->host + i * a_row, src, st->batch.row[r + i] * a_row, a_row);
+    for (int64_t r = 0; r < R; r += at_once) {
+        const int64_t count = R - r < at_once ? R - r : at_once;
+        gather(st, src, tokens, r, count, a_row);
         TRY(send(st, st->gate + r * a_row, st->host, (size_t)(count * a_row) * sizeof(real)));
     }
     return NSA_OK;
 }
 
-nsa_status lay_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride, int64_t first,
+static nsa_status lay_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride, int64_t first,
                     int64_t t, int64_t count, int64_t D) {
     NSA_LAUNCH(lay_keys_kernel, blocks_for(count * st->c.Hkv * D), THREADS, 0, st->stream, src,
                st->c.Hkv, stride, first, t, count, (int)D, (int)round_up(D, DIM),
                (int)round_up(D, STRIP), kt, nat);
     NSA_LAUNCHED("lay_keys");
+    return NSA_OK;
+}
+
+nsa_status append_keys(stage *st, const nsa_tensor *src, real *kt, real *nat, int64_t stride,
+                       int64_t blocks, int64_t A, int64_t D) {
+    const int64_t a_row = st->c.Hkv * D, at_once = st->chunk / a_row;
+    for (int64_t a = 0; a < A; a += at_once) {
+        const int64_t count = A - a < at_once ? A - a : at_once;
+        TRY(upload(st, st->dev_chunk, src, a * a_row, count * a_row));
+        NSA_LAUNCH(append_kernel, blocks_for(count * a_row), THREADS, 0, st->stream, st->dev_chunk,
+                   st->c.Hkv, stride, blocks, st->row_t + a, st->row_seq + a, count, (int)D,
+                   (int)round_up(D, DIM), (int)round_up(D, STRIP), kt, nat);
+        NSA_LAUNCHED("append");
+    }
+    return NSA_OK;
+}
+
+nsa_status append_raw(stage *st, const nsa_tensor *src, real *raw, int64_t A, int64_t D) {
+    const int64_t a_row = st->c.Hkv * D, at_once = st->chunk / a_row;
+    for (int64_t a = 0; a < A; a += at_once) {
+        const int64_t count = A - a < at_once ? A - a : at_once;
+        TRY(upload(st, st->dev_chunk, src, a * a_row, count * a_row));
+        NSA_LAUNCH(append_raw_kernel, blocks_for(count * a_row), THREADS, 0, st->stream,
+                   st->dev_chunk, st->c.Hkv, st->cfg.max_seq_len, st->row_t + a, st->row_seq + a,
+                   count, (int)D, raw);
+        NSA_LAUNCHED("append_raw");
+    }
     return NSA_OK;
 }
 
@@ -226,8 +282,8 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     TRY(lay_out_rows(st));
     if (batch->block_idx)
         TRY(send(st, st->forced_idx, batch->block_idx, picks));
-    TRY(load_rows(st, &in->at[NSA_Q], c->dk, st->q_t, st->q_n));
-    TRY(load_gates(st, &in->at[NSA_GATE]));
+    TRY(load_rows(st, &in->at[NSA_Q], batch->row, batch->R, c->dk, st->q_t, st->q_n));
+    TRY(load_gates(st, &in->at[NSA_GATE], batch->row, batch->R));
     TRY(upload(st, st->raw[KEYS], &in->at[NSA_K_CMP], 0, batch->T * c->Hkv * c->dk));
     TRY(upload(st, st->raw[VALUES], &in->at[NSA_V_CMP], 0, batch->T * c->Hkv * c->dv));
     TRY(load_pair(st, SLC, &in->at[NSA_K_SLC], &in->at[NSA_V_SLC]));
@@ -241,7 +297,7 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
 
 nsa_status load_dout(void *self, const nsa_tensor *dout) {
     stage *st = (stage *)self;
-    TRY(load_rows(st, dout, st->c.dv, st->dout_t, st->dout_n));
+    TRY(load_rows(st, dout, st->batch.row, st->batch.R, st->c.dv, st->dout_t, st->dout_n));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

@@ -7,6 +7,14 @@
 
 #include "attend.cuh"
 
+/* The ring holds a block's columns, and those before it that an unfinished selection block wants. */
+static inline int ring_size(const dims *c) {
+    int size = BLOCK;
+    while (size < BLOCK + (c->lb + c->l) / c->d)
+        size *= 2;
+    return size;
+}
+
 typedef unsigned long long rank; /* orders candidates: the greater is chosen first */
 
 enum { LIST_LANE = 4 }; /* of n <= 128 places a lane has 4 */
