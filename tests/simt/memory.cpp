@@ -70,15 +70,16 @@ static void fence_fill(size_t from, size_t to) {
         ((unsigned char *)arena)[i] = (unsigned char)(FENCE >> 8 * (i & 3));
 }
 
-// The first byte that is not as it was, or `to`.
+// The first byte that is not as it was, or `to`; whole words are looked at first.
 static size_t fence_check(size_t from, size_t to) {
-    for (; from < to && (from & 7); from++)
-        if (((unsigned char *)arena)[from] != (unsigned char)(FENCE >> 8 * (from & 3)))
-            return from;
-    for (; from < to; from += 8)
+    const unsigned char *byte = (const unsigned char *)arena;
+    for (; from + 8 <= to && !(from & 7); from += 8)
         if (*(const uint64_t *)(arena + from) != ((uint64_t)FENCE << 32 | FENCE))
-            return from;
-    return to;
+            break;
+    while (from < to && byte[from] == (unsigned char)(FENCE >> 8 * (from & 3)))
+        if (!(++from & 7) && from + 8 <= to)
+            return fence_check(from, to);
+    return from;
 }
 
 static bool piece_check(const Piece &p, char *text, size_t room) {
@@ -91,7 +92,7 @@ static bool piece_check(const Piece &p, char *text, size_t room) {
                  "wrote before allocation %d (%zu bytes, cudaMalloc), from byte -%zu on", p.number,
                  p.bytes, begin - before);
     else
-        snprintf(text, room, "wrote behind allocation %d (%zu bytes, cudaMalloc), near byte %zu",
+        snprintf(text, room, "wrote behind allocation %d (%zu bytes, cudaMalloc), from byte %zu on",
                  p.number, p.bytes, p.bytes + (behind - end));
     fence_fill(p.start, begin); // so that it is told once
     fence_fill(end, limit);

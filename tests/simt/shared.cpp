@@ -54,6 +54,16 @@ void shared_poison() {
     nsa_forget(start, static_bytes);
 }
 
+static bool inside(const void *start, size_t size, const void *address, size_t bytes) {
+    size_t offset = (size_t)((const char *)address - (const char *)start);
+    return offset < size && bytes <= size - offset;
+}
+
+bool shared_owns(const void *address, size_t bytes) {
+    return inside(dynamic, dynamic_bytes, address, bytes) ||
+           inside(&anchor - anchor_offset, static_bytes, address, bytes);
+}
+
 bool shared_check() {
     for (size_t i = 0; i < BEHIND; i++)
         if (dynamic[dynamic_bytes + i] != PATTERN) {
