@@ -30,7 +30,7 @@ struct Barrier {
     Votes votes, result;
 };
 
-static const long SPIN = 50L << 20; // yields in a row that get nobody anywhere
+static const long SPIN = 1L << 16; // turns in a row, a thread, that get nobody anywhere
 
 static Thread threads[MAX_THREADS];
 static uint32_t ready[MAX_WARPS], ready_warps;
@@ -205,8 +205,8 @@ void thread_continue() {
 }
 
 void yield() {
-    if (++spins > SPIN)
-        fail("%ld turns without progress: every thread that could run waits in a loop", SPIN);
+    if (++spins > SPIN * live)
+        fail("%ld turns without progress: every thread that could run waits in a loop", spins - 1);
     pass_on(pick_other());
 }
 

@@ -55,6 +55,7 @@ void faults_catch() {
     struct sigaction ours = {};
     handlers.ss_sp = handler_stack, handlers.ss_size = sizeof handler_stack;
     sigaltstack(&handlers, &stack_before);
+    nsa_show(handler_stack, sizeof handler_stack); // a handler that was left did not tidy up
     ours.sa_sigaction = in_kernel;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 3; i++)

@@ -128,4 +128,4 @@ test-simt-asan: ## test-simt under address and undefined-behaviour sanitizers
 test-simt-valgrind: ## test-simt under valgrind
 	$(MAKE) --no-print-directory -s BUILD=build/simt-valgrind MARCH= CFLAGS=-DNSA_VALGRIND \
 	    build/simt-valgrind/simt-test
-	valgrind -q --error-exitcode=99 ./build/simt-valgrind/simt-test
+	valgrind -q --child-silent-after-fork=yes --error-exitcode=99 ./build/simt-valgrind/simt-test
