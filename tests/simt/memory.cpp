@@ -90,6 +90,8 @@ static size_t fence_check(size_t from, size_t to) {
 
 static bool piece_check(const Piece &p, char *text, size_t room) {
     size_t begin = p.start + ALIGN, end = begin + p.bytes, limit = p.start + p.span;
+    nsa_show(arena + p.start, begin - p.start); // for valgrind: whatever was written there
+    nsa_show(arena + end, limit - end);
     size_t before = fence_check(p.start, begin), behind = fence_check(end, limit);
     if (before == begin && behind == limit)
         return true;
