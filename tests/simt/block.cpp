@@ -30,7 +30,7 @@ struct Barrier {
     Votes votes, result;
 };
 
-static const long SPIN = 50L << 20; // yields in a row that get nobody anywhere
+static const long SPIN = 1L << 16; // turns in a row, a thread, that get nobody anywhere
 
 static Thread threads[MAX_THREADS];
 static uint32_t ready[MAX_WARPS], ready_warps;
@@ -85,17 +85,28 @@ static int pick_bit(uint32_t mask, int last) {
     return (__builtin_ctz(turned) + turn) & 31;
 }
 
-// The thread to run next, -1 if none is ready.
+// The thread to run next, -1 if none is ready: of the same warp while it has one.
 static int pick() {
     if (!ready_warps)
         return -1;
     int warp = self >> 5, lane = self & 31;
-    bool stay = ready[warp] && (order != RANDOM || (random_next() & 0x300));
-    if (!stay) {
+    if (!ready[warp] || (order == RANDOM && !(random_next() & 0x300))) {
         warp = pick_bit(ready_warps, warp);
         lane = order == REVERSE ? 0 : 31;
     }
     return warp << 5 | pick_bit(ready[warp], lane);
+}
+
+// The same for a thread that yields: everybody else comes before it does again.
+static int pick_other() {
+    int warp = self >> 5, lane = self & 31, next = pick_bit(ready[warp], lane);
+    bool around = order == FORWARD ? next <= lane : next >= lane;
+    if (order == RANDOM)
+        return pick();
+    if (!around)
+        return warp << 5 | next;
+    warp = pick_bit(ready_warps, warp);
+    return warp << 5 | pick_bit(ready[warp], order == REVERSE ? 0 : 31);
 }
 
 void lanes_wake(int warp, uint32_t lanes) {
@@ -173,9 +184,9 @@ static void fiber_main() {
     }
 }
 
-// Let whoever is next run; returns when it is this thread's turn again.
-static void pass_on() {
-    int mine = self, next = pick();
+// Let `next` run; returns when it is this thread's turn again.
+static void pass_on(int next) {
+    int mine = self;
     if (next < 0)
         stuck();
     if (next == mine)
@@ -189,14 +200,14 @@ void thread_wait(const Wait &wait) {
 }
 
 void thread_continue() {
-    pass_on();
+    pass_on(pick());
     threads[self].wait.what = nullptr;
 }
 
 void yield() {
-    if (++spins > SPIN)
-        fail("%ld turns without progress: every thread that could run waits in a loop", SPIN);
-    pass_on();
+    if (++spins > SPIN * live)
+        fail("%ld turns without progress: every thread that could run waits in a loop", spins - 1);
+    pass_on(pick_other());
 }
 
 void maybe_yield() {
@@ -308,6 +319,7 @@ static bool run_block() {
     live = total;
     wake_all();
     warps_reset(warps);
+    copies_reset();
     shared_poison();
     self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // the first comes after the last
     self = pick();

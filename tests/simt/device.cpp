@@ -29,6 +29,10 @@ static const Profile &profile() {
     return profiles[0];
 }
 
+int device_major() {
+    return profile().major;
+}
+
 static std::map<const void *, int> dynamic_limits; // of the kernels that asked for more
 
 static size_t shared_limit(const void *kernel) {

@@ -86,7 +86,8 @@ void arena_usage(size_t *used, size_t *room);
 
 void shared_start(size_t dynamic); // of a launch: find and check what there is
 void shared_poison();              // of a block
-bool shared_check();               // false if something was written behind the dynamic part
+bool shared_owns(const void *address, size_t bytes);
+bool shared_check(); // false if something was written behind the dynamic part
 
 // ------------------------------------------------------------------ report.cpp
 
@@ -101,7 +102,12 @@ void faults_catch(); // while a kernel runs: bad addresses, division by zero
 void faults_release();
 void faults_watch_host(); // say so when the host touches device memory
 
-// ------------------------------------------------------------------- graph.cpp
+// ------------------------------------------------------------ tensor.cpp, device.cpp
+
+void copies_reset(); // of a block: no asynchronous copy is under way
+int device_major();  // of the architecture that is simulated
+
+// ------------------------------------------------------------------ stream.cpp
 
 // Run work now, or record it if its stream is being captured.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);

@@ -33,8 +33,10 @@ static void in_kernel(int signal, siginfo_t *info, void *) {
     if (stack_guards(info->si_addr))
         launch_take_fault("the thread's stack is full (local arrays, or recursion)");
     if (!arena_describe(info->si_addr, whose, sizeof whose))
-        snprintf(whose, sizeof whose, "that is not device memory");
-    launch_take_fault("touched address %p, %s", info->si_addr, whose);
+        snprintf(whose, sizeof whose, "%s",
+                 (uintptr_t)info->si_addr < 4096 ? "a null pointer or near one"
+                                                 : "which is not device memory");
+    launch_take_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
 }
 
 static void in_host(int signal, siginfo_t *info, void *) {
@@ -53,6 +55,7 @@ void faults_catch() {
     struct sigaction ours = {};
     handlers.ss_sp = handler_stack, handlers.ss_size = sizeof handler_stack;
     sigaltstack(&handlers, &stack_before);
+    nsa_show(handler_stack, sizeof handler_stack); // a handler that was left did not tidy up
     ours.sa_sigaction = in_kernel;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 3; i++)

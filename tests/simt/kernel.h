@@ -17,7 +17,7 @@
 #define __device__
 #define __host__
 #define __constant__
-#define __shared__      static thread_local
+#define __shared__      static __thread
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))

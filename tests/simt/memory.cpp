@@ -16,7 +16,8 @@
 
 namespace simt {
 
-static const size_t ROOM = (size_t)64 << 30, STEP = (size_t)2 << 20, ALIGN = 256;
+static size_t whole = (size_t)64 << 30; // of addresses; less where so many cannot be had
+static const size_t STEP = (size_t)2 << 20, ALIGN = 256;
 static const uint32_t FENCE = 0x7ffadbadu;
 
 struct Piece {
@@ -31,11 +32,16 @@ static size_t opened, top;        // opened: bytes to open; top: end of the last
 static std::vector<Piece> pieces; // in the order of addresses
 static int allocations, depth;
 
+static void *map_closed(size_t bytes) {
+    return mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
 static bool arena_map() {
     if (arena)
         return true;
-    void *at =
-        mmap(nullptr, ROOM + STEP, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *at = map_closed(whole + STEP);
+    while (at == MAP_FAILED && whole > (size_t)1 << 30)
+        at = map_closed((whole /= 2) + STEP);
     if (at == MAP_FAILED)
         return false;
     arena = (char *)(((uintptr_t)at + STEP - 1) & ~(STEP - 1));
@@ -59,7 +65,7 @@ void arena_close() {
 }
 
 bool arena_owns(const void *address) {
-    return arena && (size_t)((const char *)address - arena) < ROOM;
+    return arena && (size_t)((const char *)address - arena) < whole;
 }
 
 // ---------------------------------------------------------------------- fences
@@ -70,19 +76,22 @@ static void fence_fill(size_t from, size_t to) {
         ((unsigned char *)arena)[i] = (unsigned char)(FENCE >> 8 * (i & 3));
 }
 
-// The first byte that is not as it was, or `to`.
+// The first byte that is not as it was, or `to`; whole words are looked at first.
 static size_t fence_check(size_t from, size_t to) {
-    for (; from < to && (from & 7); from++)
-        if (((unsigned char *)arena)[from] != (unsigned char)(FENCE >> 8 * (from & 3)))
-            return from;
-    for (; from < to; from += 8)
+    const unsigned char *byte = (const unsigned char *)arena;
+    for (; from + 8 <= to && !(from & 7); from += 8)
         if (*(const uint64_t *)(arena + from) != ((uint64_t)FENCE << 32 | FENCE))
-            return from;
-    return to;
+            break;
+    while (from < to && byte[from] == (unsigned char)(FENCE >> 8 * (from & 3)))
+        if (!(++from & 7) && from + 8 <= to)
+            return fence_check(from, to);
+    return from;
 }
 
 static bool piece_check(const Piece &p, char *text, size_t room) {
     size_t begin = p.start + ALIGN, end = begin + p.bytes, limit = p.start + p.span;
+    nsa_show(arena + p.start, begin - p.start); // for valgrind: whatever was written there
+    nsa_show(arena + end, limit - end);
     size_t before = fence_check(p.start, begin), behind = fence_check(end, limit);
     if (before == begin && behind == limit)
         return true;
@@ -91,7 +100,7 @@ static bool piece_check(const Piece &p, char *text, size_t room) {
                  "wrote before allocation %d (%zu bytes, cudaMalloc), from byte -%zu on", p.number,
                  p.bytes, begin - before);
     else
-        snprintf(text, room, "wrote behind allocation %d (%zu bytes, cudaMalloc), near byte %zu",
+        snprintf(text, room, "wrote behind allocation %d (%zu bytes, cudaMalloc), from byte %zu on",
                  p.number, p.bytes, p.bytes + (behind - end));
     fence_fill(p.start, begin); // so that it is told once
     fence_fill(end, limit);
@@ -141,7 +150,7 @@ static void grow() {
 
 cudaError_t arena_take(void **address, size_t bytes) {
     size_t span = (bytes + ALIGN - 1) / ALIGN * ALIGN + 2 * ALIGN;
-    if (!arena_map() || bytes > ROOM || top + span > ROOM)
+    if (!arena_map() || bytes > whole || top + span > whole)
         return report(cudaErrorMemoryAllocation, "cudaMalloc: no room for %zu bytes", bytes);
     Piece &p = pieces[place(span)];
     p.bytes = bytes, p.number = ++allocations, p.used = true;
@@ -178,19 +187,19 @@ cudaError_t arena_give(void *address) {
         return report(cudaErrorInvalidValue, "cudaFree: %p is not what cudaMalloc gave", address);
     char text[256];
     arena_open();
-    bool whole = piece_check(*p, text, sizeof text);
+    bool intact = piece_check(*p, text, sizeof text);
     memset(address, 0xff, p->bytes);
     arena_close();
     p->used = false;
     merge((size_t)(p - pieces.data()));
-    return whole ? cudaSuccess : report(cudaErrorLaunchFailure, "cudaFree: %s", text);
+    return intact ? cudaSuccess : report(cudaErrorLaunchFailure, "cudaFree: %s", text);
 }
 
 void arena_usage(size_t *used, size_t *room) {
     *used = 0;
     for (const Piece &p : pieces)
         *used += p.used ? p.bytes : 0;
-    *room = ROOM;
+    *room = whole;
 }
 
 bool arena_describe(const void *address, char *text, size_t room) {

@@ -50,11 +50,21 @@ void shared_poison() {
     memset(dynamic, 0xff, dynamic_bytes);
     nsa_forget(dynamic, dynamic_bytes);
     char *start = &anchor - anchor_offset;
-    memset(start, 0xff, static_bytes);
-    nsa_forget(start, static_bytes);
+    memset(start, 0xff, static_bytes); // with it what guards an array's empty construction: done
+}
+
+static bool inside(const void *start, size_t size, const void *address, size_t bytes) {
+    size_t offset = (size_t)((const char *)address - (const char *)start);
+    return offset < size && bytes <= size - offset;
+}
+
+bool shared_owns(const void *address, size_t bytes) {
+    return inside(dynamic, dynamic_bytes, address, bytes) ||
+           inside(&anchor - anchor_offset, static_bytes, address, bytes);
 }
 
 bool shared_check() {
+    nsa_show(dynamic + dynamic_bytes, BEHIND); // for valgrind: whatever was written there
     for (size_t i = 0; i < BEHIND; i++)
         if (dynamic[dynamic_bytes + i] != PATTERN) {
             report(cudaErrorLaunchFailure,

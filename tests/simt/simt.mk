@@ -90,3 +90,42 @@ $(foreach s,$(CUDA_STAGES),$(eval $(call cuda_stage_rules,$(s))))
 .PHONY: say-cuda
 say-cuda:
 	$(if $(CUDA_STAGES),@echo "CUDA stages: $(if $(filter gpu,$(CUDA)),GPU,simulator) ($(CUDA_WHY))",@:)
+
+# ------------------------------------------------------------ the simulator's own tests
+
+SIMT_TEST_SIM = $(patsubst %.cu,$(BUILD)/obj/sim/%.o,$(SIMT_TESTS))
+SIMT_TEST_GPU = $(patsubst %.cu,$(BUILD)/obj/gpu/%.o,$(SIMT_TESTS))
+.PHONY: test-simt test-simt-asan test-simt-valgrind simt-nvcc
+
+$(BUILD)/obj/sim/tests/simt/test/%.o: tests/simt/test/%.cu $(CUDA_HEADERS) $(HEADERS) tests/simt/simt.mk
+	@mkdir -p $(@D)
+	@echo "  CU  $@"
+	$(Q)$(cu_sim) -c $< -o $@
+
+$(BUILD)/obj/gpu/tests/simt/test/%.o: tests/simt/test/%.cu $(CUDA_HEADERS) $(HEADERS) tests/simt/simt.mk
+	@mkdir -p $(@D)
+	@echo "  CU  $@"
+	$(Q)$(cu_gpu) -c $< -o $@
+
+$(BUILD)/simt-test: $(SIMT_TEST_SIM) $(simt_objects) $(BUILD)/libnsa.so
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(SIMT_LIBS)
+
+$(BUILD)/simt-test-gpu: $(SIMT_TEST_GPU) $(BUILD)/libnsa.so
+	@echo "  LD  $@"
+	$(Q)$(NVCC) -cudart static $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa -Xlinker -rpath,'$$ORIGIN'
+
+test-simt: $(BUILD)/simt-test ## the CUDA simulator: kernels that are right, and wrong ones that it must report
+	./$(BUILD)/simt-test
+
+simt-nvcc: $(BUILD)/simt-test-gpu ## the same kernels compiled by nvcc: build/simt-test-gpu, for a machine with a GPU
+
+test-simt-asan: ## test-simt under address and undefined-behaviour sanitizers
+	$(MAKE) --no-print-directory -s BUILD=build/simt-asan OPT=-O1 MARCH= \
+	    CFLAGS='-fsanitize=address -fno-omit-frame-pointer' build/simt-asan/simt-test
+	ASAN_OPTIONS=detect_leaks=1 ./build/simt-asan/simt-test
+
+test-simt-valgrind: ## test-simt under valgrind
+	$(MAKE) --no-print-directory -s BUILD=build/simt-valgrind MARCH= CFLAGS=-DNSA_VALGRIND \
+	    build/simt-valgrind/simt-test
+	valgrind -q --child-silent-after-fork=yes --error-exitcode=99 ./build/simt-valgrind/simt-test

@@ -1,8 +1,7 @@
 // Warp collectives: the lanes of a mask meet, the last to come computes everybody's result.
 //
 // Each lane leaves a pointer to a record on its own stack, which stays valid while it waits. Lanes
-// that meet under different masks can be under way at once in a warp; a meeting is known by the
-// lowest lane of its mask.
+// that meet under different masks can be under way at once in a warp, even if the masks overlap.
 #include "engine.h"
 
 namespace simt {
@@ -14,16 +13,27 @@ struct Meeting {
 };
 
 static Meeting meetings[MAX_WARPS][32];
+static uint32_t under_way[MAX_WARPS]; // which of them
 static void *records[MAX_WARPS][32];
 
 void warps_reset(int warps) {
-    for (int w = 0; w < warps; w++)
-        for (int i = 0; i < 32; i++)
-            meetings[w][i].arrived = 0;
+    memset(under_way, 0, (size_t)warps * sizeof *under_way);
+}
+
+// The meeting of that mask, a new one if there is none.
+static Meeting &meeting_of(int warp, uint32_t mask) {
+    for (uint32_t left = under_way[warp]; left; left &= left - 1)
+        if (meetings[warp][__builtin_ctz(left)].mask == mask)
+            return meetings[warp][__builtin_ctz(left)];
+    int at = __builtin_ctz(~under_way[warp]); // lanes wait in one at a time: 32 are enough
+    under_way[warp] |= 1u << at;
+    meetings[warp][at].mask = mask;
+    meetings[warp][at].arrived = 0;
+    return meetings[warp][at];
 }
 
 uint32_t lanes_missing(int warp, uint32_t mask) {
-    return mask & ~meetings[warp][__builtin_ctz(mask)].arrived;
+    return mask & ~meeting_of(warp, mask).arrived;
 }
 
 void meet(const char *what, uint32_t mask, Done done, void *arg, Where where) {
@@ -32,17 +42,17 @@ void meet(const char *what, uint32_t mask, Done done, void *arg, Where where) {
     if (!(mask & mine))
         fail("%s (%s:%d): the calling lane is not in the mask %08x", what, where.file, where.line,
              mask);
-    Meeting &m = meetings[warp][__builtin_ctz(mask)];
+    Meeting &m = meeting_of(warp, mask);
     if (!m.arrived)
-        m.what = what, m.mask = mask, m.where = where;
-    else if (m.mask != mask || !same_call(m.what, what))
+        m.what = what, m.where = where;
+    else if (!same_call(m.what, what))
         fail("%s (%s:%d, mask %08x): other lanes of the warp wait at %s (%s:%d, mask %08x)", what,
              where.file, where.line, mask, m.what, m.where.file, m.where.line, m.mask);
     m.arrived |= mine;
     records[warp][self & 31] = arg;
     thread_wait({what, where, mask});
     if (m.arrived == mask) {
-        m.arrived = 0;
+        under_way[warp] &= ~(1u << (&m - meetings[warp]));
         if (done)
             done(mask, records[warp]);
         lanes_wake(warp, mask);
