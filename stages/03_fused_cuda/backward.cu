@@ -1,0 +1,71 @@
+/** @file
+ *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then the
+ *  compressed tokens back to their blocks. */
+#include "backward.cuh"
+
+/* What this pass needs beyond the stage's own fields. */
+nsa_status open_backward(stage *st) {
+    const nsa_config *c = &st->cfg;
+    const int64_t tiles = st->plan->setup.max_rows * c->kv_heads * st->c.GT;
+    scratch *s = (scratch *)nsa_take(st->plan->pool, NSA_KEEP, 1, sizeof *s);
+    int device = 0, room = 0;
+    if (!s)
+        return nsa_pool_status(st->plan->pool);
+    memset(s, 0, sizeof *s);
+    st->scratch = s;
+    NSA_CUDA(cudaGetDevice(&device));
+    NSA_CUDA(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    TRY(open_queries(s, &st->c, (size_t)room));
+    TRY(open_keys(s, (size_t)room));
+    s->terms = (float4 *)take_device(st, NSA_OF_ONE_CALL, BRANCHES * tiles * ROWS, sizeof(float4));
+    TRY(open_visits(st, s));
+    return open_compress(st, s);
+}
+
+static nsa_status zero(const stage *st, real *x, int64_t count) {
+    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
+    return NSA_OK;
+}
+
+/* Gradients that are added to start from zero; of no rows, all are zero. */
+static nsa_status zero_gradients(stage *st) {
+    const nsa_config *c = &st->cfg;
+    for (int x = 0; x < BRANCHES && !st->batch.R; x++) {
+        const int64_t keys = c->kv_heads * st->in[x].stride * BLOCK;
+        TRY(zero(st, st->in[x].dk, keys * st->c.dkp));
+        TRY(zero(st, st->in[x].dv, keys * st->c.dvp));
+    }
+    for (int pair = 0; pair < PAIR; pair++) {
+        TRY(zero(st, st->draw[pair], st->batch.T * c->kv_heads * width(st, pair)));
+        for (int w = 0; w < WEIGHTS; w++) {
+            if (st->dphi[pair][w])
+                TRY(zero(st, st->dphi[pair][w], weight_count(st, pair, w)));
+        }
+    }
+    return NSA_OK;
+}
+
+nsa_status backward(void *self) {
+    stage *st = (stage *)self;
+    scratch *s = (scratch *)st->scratch;
+    const grad_args args = {st->c, st->batch.R, st->seqs, st->batch.B, st->row_t, st->row_seq,
+                            st->block_idx, st->q_t, st->q_n, st->dout_t, st->dout_n, s->terms,
+                            {st->in[CMP], st->in[SLC], st->in[WIN]}, st->dq};
+    TRY(lap(st, -1));
+    TRY(zero_gradients(st));
+    if (args.R) {
+        TRY(backward_queries(st, &args));
+        TRY(lap(st, LAP_DQ));
+        for (int x = 0; x < BRANCHES; x++) {
+            visit_args visits;
+            TRY(list_visits(st, &args, x, &visits));
+            TRY(lap(st, LAP_LISTS));
+            TRY(backward_keys(st, &args, &visits));
+            TRY(lap(st, LAP_DKV));
+        }
+    }
+    for (int pair = 0; pair < PAIR; pair++)
+        TRY(compress_pack_backward(st, pair));
+    TRY(lap(st, LAP_PHI));
+    return NSA_OK;
+}

@@ -1,0 +1,229 @@
+/** @file
+ *  @brief Backward, seen from the queries: dgate, what both attention kernels need of a row, and dq.
+ *  backward_keys.cu is the same attention seen from the keys. */
+#include "backward.cuh"
+
+/* dgate = <dout,o> of each branch, and the row's terms for the other kernels.
+ * Grid (row tiles / 8), 8 warps: a warp has one tile, its heads one after the other. */
+static __global__ void __launch_bounds__(8 * WARP)
+gate_backward(const grad_args a, const rows_args f, float4 *terms, real *dgate) {
+    const dims *c = &a.c;
+    const int64_t tiles = a.R * c->Hkv * c->GT;
+    const int64_t tile = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP, g0 = (int)(tile % c->GT) * ROWS;
+    if (tile >= tiles)
+        return;
+    for (int i = 0; i < ROWS; i++) {
+        const int64_t head = tile / c->GT * c->G + g0 + i; /* (r*Hkv + h)*G + g = r*Hq + ... */
+        const float *dout = a.dout_n + (tile * ROWS + i) * c->dvp;
+        for (int x = 0; x < BRANCHES; x++) {
+            float4 term = make_float4(0, 0, 0, 0); /* a row of padding gives P = dS = 0 */
+            if (g0 + i < c->G) {
+                const row_stats stats = f.stats[head * BRANCHES + x];
+                const float gate = f.gate[head * BRANCHES + x];
+                float sum = 0;
+                for (int col = lane; col < c->dv; col += WARP)
+                    sum += dout[col] * f.out_x[x][head * c->dvp + col];
+                for (int other = 1; other < WARP; other *= 2)
+                    sum += __shfl_xor_sync(0xffffffffu, sum, other);
+                term = make_float4(stats.most, stats.over, gate, gate * sum);
+                if (lane == 0)
+                    dgate[head * BRANCHES + x] = sum;
+            }
+            if (lane == 0)
+                terms[(x * tiles + tile) * ROWS + i] = term;
+        }
+    }
+}
+
+/* The blocks that one warp, or all warps of a CUDA block, walk in one branch. */
+typedef struct walk {
+    int64_t first;  /* the sequence's first block */
+    int block, end; /* range: next block and end, may be before or after the row's own keys */
+    int entry, own; /* selected: next entry of the row's list, next block at the least */
+} walk;
+
+/* A range: every warp walks the blocks that some row of the CUDA block sees, so that they meet at
+ * each and find it in cache. Blocks are counted from the row's own sequence, whose first is
+ * `first`: rows of two sequences walk the blocks in between too, and see nothing there. */
+static __device__ walk walk_range(const grad_args *a, int branch, int64_t row0, int64_t r,
+                                  int rows) {
+    walk w = {0, 0, 0, 0, 0};
+    int64_t lo = INT64_MAX, end = 0;
+    for (int64_t i = row0; i < row0 + rows && i < a->R; i++) {
+        const key_range seen = seen_range(&a->c, branch, a->row_t[i]);
+        const int64_t first = a->seqs[a->row_seq[i]].first[branch];
+        if (seen.lo >= seen.hi)
+            continue;
+        lo = first + seen.lo / BLOCK < lo ? first + seen.lo / BLOCK : lo;
+        end = first + (seen.hi - 1) / BLOCK + 1 > end ? first + (seen.hi - 1) / BLOCK + 1 : end;
+    }
+    w.first = a->seqs[a->row_seq[r]].first[branch];
+    if (lo < end) {
+        w.block = (int)(lo - w.first);
+        w.end = (int)(end - w.first);
+    }
+    return w;
+}
+
+/* The selected branch: the next block of 64 that the row's list touches, with the keys of all its
+ * entries in it; 0 when there is none left. */
+static __device__ uint64_t next_selected(const dims *c, const int32_t *idx, int t, walk *w,
+                                         int *block) {
+    uint64_t mask = 0;
+    for (; w->entry < c->n && idx[w->entry] >= 0; w->entry++) {
+        const key_range seen = seen_block(c, idx[w->entry], t);
+        const int from = seen.lo / BLOCK > w->own ? seen.lo / BLOCK : w->own;
+        if (mask && from > *block)
+            break;
+        *block = from;
+        mask |= key_bits(seen.lo, seen.hi, from * BLOCK);
+        if (seen.hi > (from + 1) * BLOCK)
+            break; /* the entry goes on in the next block */
+    }
+    w->own = *block + 1;
+    return mask;
+}
+
+/* Ask for the keys and values of a block that is visited next. */
+static __device__ __forceinline__ void fetch_block(const dims *c, const kv_blocks *in,
+                                                   int64_t block) {
+    fetch_soon(in->kt + block * c->dk8 * BLOCK, c->dk8 * BLOCK);
+    fetch_soon(in->vt + block * c->dv8 * BLOCK, c->dv8 * BLOCK);
+    fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
+}
+
+/* dq of one tile over the keys `mask` of one block: dq += dS K. s_ds [64][16] is the warp's own. */
+template <int STRIPS>
+static __device__ __forceinline__ void backward_span(const grad_args *a, piece *dq, const float *s_q,
+                                                     const float *s_dout, float *s_ds,
+                                                     const kv_blocks *in, int64_t block,
+                                                     const float4 *terms, uint64_t mask) {
+    const dims *c = &a->c;
+    piece p, ds;
+    differentiate<0, (STRIPS > 2 ? NEAR : FAR)>(
+        c, &p, &ds, s_q, s_dout, in->kt + block * c->dk8 * BLOCK,
+        in->vt + block * c->dv8 * BLOCK, terms, mask);
+    __syncwarp();
+    store_transposed(s_ds, &ds);
+    __syncwarp();
+    add_keys<STRIPS>(dq, s_ds, in->k + block * BLOCK * c->dkp + first_col(), c->dkp, mask, 0,
+                     BLOCK / LANE_COLS);
+}
+
+/* dq of `warps` neighbouring rows, a warp each, over all three branches. Grid (rows / warps, the
+ * last rows first; Hkv * GT), shared memory (dk8 + dv8 + 64) * 16 floats a warp: the warp's Q^T, dO^T
+ * and dS^T. Keys and values are read where they lie: selected blocks by one warp, the others by all
+ * warps one after the other, out of the first-level cache. */
+template <int STRIPS>
+static __global__ void __launch_bounds__(DQ_WARPS *WARP, 1)
+query_gradients(const grad_args a, int warps) {
+    NSA_DYNAMIC_SHARED(float, s_all);
+    const dims *c = &a.c;
+    const int warp = (int)threadIdx.x / WARP, h = (int)blockIdx.y / c->GT;
+    const int64_t row0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * warps;
+    const bool mine = row0 + warp < a.R; /* the others only come to the barriers */
+    const int64_t r = mine ? row0 + warp : a.R - 1;
+    const int64_t tile = r * c->Hkv * c->GT + blockIdx.y, tiles = a.R * c->Hkv * c->GT;
+    const int t = a.row_t[r];
+    float *s_q = s_all + warp * (c->dk8 + c->dv8 + BLOCK) * ROWS;
+    float *s_dout = s_q + c->dk8 * ROWS, *s_ds = s_dout + c->dv8 * ROWS;
+    piece dq[STRIPS];
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++)
+        zero_piece(&dq[s]);
+    for (int i = (int)threadIdx.x % WARP * 4; i < c->dk8 * ROWS; i += WARP * 4)
+        *(float4 *)(s_q + i) = load4(a.q_t + tile * c->dk8 * ROWS + i);
+    for (int i = (int)threadIdx.x % WARP * 4; i < c->dv8 * ROWS; i += WARP * 4)
+        *(float4 *)(s_dout + i) = load4(a.dout_t + tile * c->dv8 * ROWS + i);
+    __syncwarp();
+#pragma unroll 1
+    for (int x = 0; x < BRANCHES; x++) {
+        const kv_blocks *in = &a.in[x];
+        const float4 *terms = a.terms + (x * tiles + tile) * ROWS;
+        const int32_t *idx = a.block_idx + (r * c->Hkv + h) * c->n;
+        const key_range seen = seen_range(c, x, t);
+        walk w = {a.seqs[a.row_seq[r]].first[x], 0, 0, 0, 0};
+        int block = 0, next = 0;
+        uint64_t mask = 0, next_mask = 0;
+        if (x != SLC)
+            w = walk_range(&a, x, row0, r, warps);
+        else if (mine)
+            next_mask = next_selected(c, idx, t, &w, &next);
+#pragma unroll 1
+        while (x == SLC ? next_mask != 0 : w.block < w.end) {
+            if (x == SLC) {
+                block = next;
+                mask = next_mask;
+                next_mask = next_selected(c, idx, t, &w, &next);
+                if (next_mask)
+                    fetch_block(c, in, h * in->stride + w.first + next);
+            } else {
+                block = w.block++;
+                mask = mine && block >= 0 ? key_bits(seen.lo, seen.hi, block * BLOCK) : 0;
+            }
+            if (mask)
+                backward_span<STRIPS>(&a, dq, s_q + first_row(), s_dout + first_row(), s_ds, in,
+                                      h * in->stride + w.first + block, terms, mask);
+            if (x != SLC)
+                __syncthreads();
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const int g = (int)blockIdx.y % c->GT * ROWS + first_row() + i;
+        real *at = a.dq + (r * c->Hq + h * c->G + g) * c->dkp + first_col();
+#pragma unroll
+        for (int s = 0; s < STRIPS; s++) {
+            const float *x = dq[s].at[i];
+            if (mine && g < c->G)
+                store4(at + s * STRIP, x[0], x[1], x[2], x[3]);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- host */
+
+static size_t warp_bytes(const dims *c) {
+    return (size_t)(c->dk8 + c->dv8 + BLOCK) * ROWS * sizeof(float);
+}
+
+template <int STRIPS>
+static nsa_status launch_queries(stage *st, const grad_args *args, int warps) {
+    const dims *c = &args->c;
+    const dim3 grid((unsigned)((args->R + warps - 1) / warps), (unsigned)(c->Hkv * c->GT));
+    const size_t bytes = (size_t)warps * warp_bytes(c);
+    NSA_CUDA(cudaFuncSetAttribute(query_gradients<STRIPS>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    NSA_LAUNCH((query_gradients<STRIPS>), grid, warps * WARP, bytes, st->stream, *args, warps);
+    NSA_LAUNCHED("query_gradients");
+    return NSA_OK;
+}
+
+/* As many rows a CUDA block as `room` bytes of shared memory hold. */
+nsa_status open_queries(scratch *s, const dims *c, size_t room) {
+    s->dq_warps = DQ_WARPS;
+    while (s->dq_warps > 1 && (size_t)s->dq_warps * warp_bytes(c) > room)
+        s->dq_warps /= 2;
+    return NSA_OK;
+}
+
+/* dgate, then dq, of all rows; `terms` on the way. */
+nsa_status backward_queries(stage *st, const grad_args *args) {
+    const scratch *s = (const scratch *)st->scratch;
+    const int64_t tiles = args->R * args->c.Hkv * args->c.GT;
+    const rows_args f = arguments(st);
+    NSA_LAUNCH(gate_backward, (unsigned)((tiles + 7) / 8), 8 * WARP, 0, st->stream, *args, f,
+               s->terms, st->dgate);
+    NSA_LAUNCHED("gate_backward");
+    switch (args->c.dkp / STRIP) {
+    case 1:
+        return launch_queries<1>(st, args, s->dq_warps);
+    case 2:
+        return launch_queries<2>(st, args, s->dq_warps);
+    case 3:
+        return launch_queries<3>(st, args, s->dq_warps);
+    default:
+        return launch_queries<4>(st, args, s->dq_warps);
+    }
+}

@@ -1,0 +1,212 @@
+/** @file
+ *  @brief Stage 03: what its files share. The blocks of stage 02 in a GPU's memory. */
+#ifndef STAGE_CUH
+#define STAGE_CUH
+
+#include "common/device.h"
+#include "tile.cuh"
+extern "C" { /* the contract is C */
+#include "common/counts.h"
+#include "common/pool.h"
+#include "common/tensors.h"
+}
+
+#include <math.h>
+
+typedef float real; /* what this stage computes in */
+#define ARITH NSA_FLOAT32
+#define IDEA  "each block once into shared memory, all that follows stays on chip: count bytes"
+
+enum { CMP, SLC, WIN, BRANCHES, RAW = BRANCHES, LAID }; /* the branches, in the gate's order; then
+                                k_cmp and v_cmp laid out too, for plain attention over them */
+enum { KEYS, VALUES, PAIR };      /* the two compressors */
+enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
+
+enum {
+    BLOCK = 64,       /* keys of a block in memory, whatever l' is */
+    MOST_WARPS = 4,   /* neighbouring query rows of a CUDA block, a warp each */
+    DIM = 8,          /* rows of K^T and Q^T are made whole multiples of this, with zeros */
+    MOST_BUFFERS = 96 /* device buffers of a context */
+};
+
+/* The numbers that kernels need, by value in their parameters. */
+typedef struct dims {
+    int dk, dv;          /* as configured */
+    int dk8, dv8;        /* up to DIM: rows of transposed blocks and tiles */
+    int dkp, dvp;        /* up to STRIP: width of natural rows */
+    int G, GT, Hq, Hkv;  /* group, its tiles of 16 heads, heads */
+    int l, d, lb, n;     /* compression block and stride, l', n */
+    int init, local, w;  /* forced blocks, window */
+    int hidden, hp;      /* phi_hidden, and up to STRIP */
+    float scale, scale2; /* of scores; the same in units of log2: scale log2(e) */
+} dims;
+
+/* Where one branch's keys and values lie. Head h's block j of a sequence is at
+ *     kt + (h * stride + first + j) * dk8 * BLOCK     keys,   transposed: [dk8,BLOCK]
+ *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
+ * Backward needs them the other way round too: k [BLOCK,dkp] and vt [dv8,BLOCK]. All padding, and
+ * the keys past a sequence's end, are zero. */
+typedef struct kv_blocks {
+    real *kt, *v, *k, *vt; /* k and vt are NULL unless backward is wanted */
+    real *dk, *dv;         /* gradients, [BLOCK,dkp] and [BLOCK,dvp], natural */
+    int64_t stride;        /* blocks of one head */
+} kv_blocks;
+
+/* One sequence: where it begins in the blocks of each branch. */
+typedef struct sequence {
+    int64_t len;         /* tokens */
+    int64_t n_cmp;       /* compressed tokens, N */
+    int64_t token, cmp;  /* its first token in the pack, its first compressed token */
+    int64_t first[LAID]; /* its first block */
+} sequence;
+
+/* Query rows first..first+count-1 of the results, of one sequence: the rows of a CUDA block. */
+typedef struct tile_of_rows {
+    int64_t first;
+    int32_t count, sequence;
+} tile_of_rows;
+
+/* Maximum (in units of log2) and 1/sum of one softmax: p = 2^(scale2 s - most) over. */
+typedef struct row_stats {
+    float most, over;
+} row_stats;
+
+/* Where a compressed token comes from and goes to. */
+typedef struct cmp_place {
+    int64_t token; /* first of its l tokens in `raw`; -1: nothing to do */
+    int64_t block; /* its block within a head, times BLOCK, plus its column */
+} cmp_place;
+
+/* What one launch over query rows reads and writes; all pointers are the device's. For a pair
+ * (row r, kv head h), tile g16 of its heads is number (r*Hkv + h)*GT + g16. */
+typedef struct rows_args {
+    dims c;
+    const tile_of_rows *tiles; /* [n_tiles] */
+    int64_t n_tiles;
+    const sequence *seqs;  /* [B] */
+    const int32_t *row_t;  /* [R] each row's position in its sequence */
+    kv_blocks in[LAID];    /* where the sequences' blocks are */
+    const real *q_t;      /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
+    const real *gate;     /* [R,Hq,3] */
+    real *out;            /* [R,Hq,dvp] */
+    real *out_x[BRANCHES]; /* [R,Hq,dvp]; CMP always, the others NULL if not wanted */
+    row_stats *stats;      /* [R,Hq,3]; NULL without backward */
+    int32_t *block_idx;    /* [R,Hkv,n] */
+    real *importance;      /* [R,Hkv,J]; NULL if not wanted */
+    int64_t J;
+    int forced; /* block_idx is given: do not choose */
+} rows_args;
+
+/* A device buffer and when its contents stop mattering. */
+typedef struct buffer {
+    void *at;
+    size_t bytes;
+    nsa_memory_kind kind;
+} buffer;
+
+/* What the lap events tell apart; the first three have the branches' numbers. */
+enum { LAP_CMP, LAP_SLC_WIN, LAP_COMPRESS, LAP_DQ, LAP_LISTS, LAP_DKV, LAP_PHI, PHASES };
+enum { MOST_LAPS = 16 };
+
+typedef struct stage {
+    const nsa_plan *plan;
+    nsa_config cfg;
+    dims c;
+    nsa_batch batch; /* of the last load */
+    nsa_step step;   /* of the last load_step */
+    int64_t rows;    /* of the results: R after forward, A after decode */
+    int warps;       /* query rows of a CUDA block */
+
+    cudaStream_t stream;
+    cudaEvent_t lap[MOST_LAPS + 1]; /* lap i ends where lap[i + 1] is recorded */
+    int lap_phase[MOST_LAPS], laps;
+    buffer buffers[MOST_BUFFERS];
+    int n_buffers, failed;
+    int64_t chunk;   /* floats of one transfer: at least one token of any tensor */
+    real *host;      /* [chunk] transfers go through here; the pool's */
+    real *dev_chunk; /* [chunk] and here */
+
+    /* inputs; row tiles as in rows_args, the natural forms only for backward */
+    tile_of_rows *tiles, *host_tiles; /* device, host */
+    int64_t n_tiles;
+    sequence *seqs, *host_seqs; /* [B] */
+    int32_t *row_t, *row_seq;   /* [R] position in its sequence, and which */
+    int32_t *host_rows;         /* [R] */
+    int64_t *row_token;         /* [R] the token in the pack */
+    cmp_place *places, *host_places; /* [N] of each compressed token */
+    real *q_t, *q_n;       /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
+    real *dout_t, *dout_n; /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
+    real *gate;            /* [R,Hq,3] */
+    real *raw[PAIR];       /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
+    kv_blocks in[LAID];    /* compressed, selected and window keys and values */
+    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
+    real *w1t[PAIR];          /* [l*D][hp] W1 transposed, columns past hidden zero */
+    real *w2t[PAIR];          /* [hidden up to DIM][Dp] W2 transposed, Dp = dkp or dvp */
+    real *z[PAIR];            /* [N,Hkv][hp] mlp: hidden units before silu, of the last compress */
+
+    /* results */
+    real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
+    row_stats *stats;                         /* [R,Hq,3] */
+    int32_t *block_idx;                       /* [R,Hkv,n] */
+    int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step */
+    real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
+
+    real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
+    real *draw[PAIR]; /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
+    real *dphi[PAIR][WEIGHTS];
+    void *scratch; /* backward.cu's own */
+
+    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of a full length each */
+    real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
+    int64_t cache_first[BRANCHES]; /* blocks of one slot */
+    void *decoder;                 /* decode.cu's own */
+} stage;
+
+/* Hand the first error on. */
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        const nsa_status try_ = (call);                                                            \
+        if (try_)                                                                                  \
+            return try_;                                                                           \
+    } while (0)
+
+static inline int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
+/* stage.cu */
+int64_t weight_count(const stage *st, int pair, int weight);
+int64_t width(const stage *st, int pair);
+/* Device memory, in open only; NULL when there is none left, and open reports it. With
+ * NSA_DEBUG_MEMORY, poison() fills what is of these kinds with NaN. */
+void *take_device(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
+nsa_status poison(stage *st, unsigned kinds);
+/* lap(st, -1) starts a call's clock; lap(st, phase) says that what was queued since was `phase`. */
+nsa_status lap(stage *st, int phase);
+rows_args arguments(const stage *st);
+
+/* compress.cu */
+nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
+                    const cmp_place *places, int64_t count);
+
+/* read.cu */
+nsa_status read(void *self, nsa_id id, void *dst);
+
+/* attend.cu */
+nsa_status open_attend(stage *st); /* decides st->warps */
+nsa_status attend_cmp(stage *st, const rows_args *args);
+nsa_status attend_slc_win(stage *st, const rows_args *args);
+nsa_status attend_causal(stage *st, const rows_args *args, int branch, real *out);
+
+/* forward.cu, decode.cu, backward.cu */
+nsa_status forward(void *self);
+nsa_status causal(void *self, int pair);
+nsa_status open_decode(stage *st);
+nsa_status prefill(void *self);
+nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
+nsa_status decode(void *self);
+/* Takes what backward needs beyond the fields above, with take_device(); sets st->scratch. */
+nsa_status open_backward(stage *st);
+nsa_status backward(void *self);
+
+#endif

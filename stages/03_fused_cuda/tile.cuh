@@ -1,0 +1,188 @@
+/** @file
+ *  @brief The one matrix product of this stage: a warp multiplies 16 rows by strips of 64 columns.
+ *
+ *      acc [16 rows, 64 columns a strip]  +=  sum_k  A^T [k][16 rows]  B [k][64 columns a strip]
+ *
+ *  Rows are the heads of a group, or keys in backward; k runs over what is summed. A lane owns 8 rows
+ *  and 4 neighbouring columns of each strip:
+ *
+ *      lane       0   1   2   3  ..  31        a step k: the lane's 8 rows of A   2 x 16 bytes
+ *      row group  0   1   0   1  ..   1                  its 4 columns of B       1 x 16 bytes a strip
+ *      columns   0-3 0-3 4-7 4-7 .. 60-63                32 multiply-adds a strip
+ *
+ *  A comes from shared memory, B from shared or global memory. Why lanes lie this way: shared
+ *  memory hands out 128 bytes a clock, so 16 bytes a lane take four clocks; but two where every lane
+ *  i has the address of i^1 (here B) or of i^2 (here A). A step costs 6 clocks of shared memory for
+ *  the 8 that four warps' 32 multiply-adds take, and a row of B is one run of 256 bytes.
+ */
+#ifndef TILE_CUH
+#define TILE_CUH
+
+#include <stdint.h>
+
+enum {
+    WARP = 32,
+    ROWS = 16,     /* of a warp's tile */
+    STRIP = 64,    /* columns of one strip: the keys of a block, or 64 columns of a value */
+    LANE_ROWS = 8, /* a lane's share of both */
+    LANE_COLS = 4,
+    AHEAD = 4, /* rows of B on their way; counts of k are multiples of it */
+    AFAR = 8   /* the same where they come from beyond this multiprocessor: DIM is a multiple */
+};
+
+/* Which rows and columns are mine: rows first_row()..+7, columns first_col()..+3 of each strip. */
+static __device__ __forceinline__ int first_row(void) {
+    return ((int)threadIdx.x & 1) * LANE_ROWS;
+}
+
+static __device__ __forceinline__ int first_col(void) {
+    return ((int)threadIdx.x % WARP / 2) * LANE_COLS;
+}
+
+/* A lane's piece of one strip. */
+typedef struct piece {
+    float at[LANE_ROWS][LANE_COLS];
+} piece;
+
+static __device__ __forceinline__ void zero_piece(piece *acc) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+        for (int j = 0; j < LANE_COLS; j++)
+            acc->at[i][j] = 0;
+    }
+}
+
+static __device__ __forceinline__ float4 load4(const float *at) {
+    return *(const float4 *)at;
+}
+
+static __device__ __forceinline__ void store4(float *at, float a, float b, float c, float d) {
+    *(float4 *)at = make_float4(a, b, c, d);
+}
+
+/* acc[i][j] += a[i] b[j]: 32 multiply-adds on 12 numbers. */
+static __device__ __forceinline__ void outer_product(piece *acc, float4 lo, float4 hi, float4 b) {
+    const float a[LANE_ROWS] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        acc->at[i][0] += a[i] * b.x;
+        acc->at[i][1] += a[i] * b.y;
+        acc->at[i][2] += a[i] * b.z;
+        acc->at[i][3] += a[i] * b.w;
+    }
+}
+
+/* acc[STRIPS] += sum over k < count. `a` is the lane's address in row 0 of A^T (base + first_row()),
+ * `b` in row 0 of B (base + first_col()); lda and ldb are the floats from row to row. DEEP rows of B
+ * are on their way while one is used; count is a multiple of that. */
+template <int STRIPS, int DEEP = AHEAD>
+static __device__ __forceinline__ void product(piece *acc, const float *a, int lda, const float *b,
+                                               int ldb, int count) {
+    float4 r_b[DEEP][STRIPS];
+#pragma unroll
+    for (int u = 0; u < DEEP; u++) {
+#pragma unroll
+        for (int s = 0; s < STRIPS; s++)
+            r_b[u][s] = load4(b + u * ldb + s * STRIP);
+    }
+#pragma unroll 1
+    for (int k = 0; k < count; k += DEEP) {
+        const bool more = k + DEEP < count;
+        b += DEEP * ldb;
+#pragma unroll
+        for (int u = 0; u < DEEP; u++) {
+            const float4 lo = load4(a + u * lda), hi = load4(a + u * lda + 4);
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++) {
+                outer_product(&acc[s], lo, hi, r_b[u][s]);
+                if (more)
+                    r_b[u][s] = load4(b + u * ldb + s * STRIP);
+            }
+        }
+        a += DEEP * lda;
+    }
+}
+
+/* The 16 lanes that share a row group hold a row's 64 columns between them: the row's sum, maximum. */
+static __device__ __forceinline__ float row_sum(float x) {
+#pragma unroll
+    for (int lane = 2; lane < WARP; lane *= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, lane);
+    return x;
+}
+
+static __device__ __forceinline__ float row_max(float x) {
+#pragma unroll
+    for (int lane = 2; lane < WARP; lane *= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+/* Probabilities as the A of the second product: P^T [64 keys][16 rows] in shared memory. Key s lies
+ * in row 16 (s % 4) + s / 4, so that lanes that store their four keys meet in few banks. */
+static __device__ __forceinline__ int key_row(int s) {
+    return (s % LANE_COLS * (STRIP / LANE_COLS) + s / LANE_COLS) * ROWS;
+}
+
+/* Store a piece of [16 rows, 64 keys] as P^T; s_p is the warp's own [64][16]. Say __syncwarp() before
+ * and after. */
+static __device__ __forceinline__ void store_transposed(float *s_p, const piece *p) {
+    float *at = s_p + key_row(first_col()) + first_row();
+#pragma unroll
+    for (int j = 0; j < LANE_COLS; j++, at += STRIP / LANE_COLS * ROWS) {
+        store4(at, p->at[0][j], p->at[1][j], p->at[2][j], p->at[3][j]);
+        store4(at + 4, p->at[4][j], p->at[5][j], p->at[6][j], p->at[7][j]);
+    }
+}
+
+/* One key's share: acc[STRIPS] += P^T's row of key s times B's row s (b as in product()). */
+template <int STRIPS>
+static __device__ __forceinline__ void add_key(piece *acc, const float *a, const float *b) {
+    const float4 lo = load4(a), hi = load4(a + 4);
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++)
+        outer_product(&acc[s], lo, hi, load4(b + s * STRIP));
+}
+
+/* acc[STRIPS] += P^T [keys] times B's rows of the same keys, for the keys 4 j0..4 j1-1 of a block whose
+ * bit is set in `mask`. The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p as
+ * store_transposed() leaves it; `b` is the lane's address in row 4 j0 of B. */
+template <int STRIPS>
+static __device__ __forceinline__ void add_keys(piece *acc, const float *s_p, const float *b, int ldb,
+                                                uint64_t mask, int j0, int j1) {
+    const float *a = s_p + j0 * ROWS + first_row();
+    const int apart = STRIP / LANE_COLS * ROWS; /* from a key's row to the next key's */
+    float4 r_b[AHEAD][STRIPS];
+    if (mask == ~(uint64_t)0) { /* nearly always: the same sums as below, loads ahead of their use */
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++)
+                r_b[u][s] = load4(b + u * ldb + s * STRIP);
+        }
+#pragma unroll 1
+        for (int j = j0; j < j1; j++, a += ROWS) {
+            const bool more = j + 1 < j1;
+            b += LANE_COLS * ldb;
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) {
+                const float4 lo = load4(a + u * apart), hi = load4(a + u * apart + 4);
+#pragma unroll
+                for (int s = 0; s < STRIPS; s++) {
+                    outer_product(&acc[s], lo, hi, r_b[u][s]);
+                    if (more)
+                        r_b[u][s] = load4(b + u * ldb + s * STRIP);
+                }
+            }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int s = j0 * LANE_COLS; s < j1 * LANE_COLS; s++) {
+        if (mask >> s & 1)
+            add_key<STRIPS>(acc, s_p + key_row(s) + first_row(), b + (s - j0 * LANE_COLS) * ldb);
+    }
+}
+
+#endif
