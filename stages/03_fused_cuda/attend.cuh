@@ -1,6 +1,6 @@
 /** @file
- *  @brief What a warp does to attend: its row's 16 heads against block after block, softmax and outputs
- *  in registers. Kernels of attend.cu, decode.cu walk with these. */
+ *  @brief What a warp does to attend: its row's 16 heads against block after block, softmax and
+ * outputs in registers. Kernels of attend.cu, decode.cu walk with these. */
 #ifndef ATTEND_CUH
 #define ATTEND_CUH
 
@@ -9,9 +9,9 @@
 static const uint64_t WHOLE = ~(uint64_t)0; /* the mask of all 64 keys of a block */
 #define ALL_LANES 0xffffffffu
 
-/* Dynamic shared memory of a CUDA block, in floats: first what all warps share, a chunk of a block of
- * keys or values; then for each warp Q^T [dk8][16], P^T [64][16], and for the compressed branch a ring
- * of group sums and the statistics of its GT tiles. */
+/* Dynamic shared memory of a CUDA block, in floats: first what all warps share, a chunk of a block
+ * of keys or values; then for each warp Q^T [dk8][16], P^T [64][16], and for the compressed branch
+ * a ring of group sums and the statistics of its GT tiles. */
 typedef struct shared_plan {
     int chunk, ring, warp; /* warp: of one warp altogether */
 } shared_plan;
@@ -48,8 +48,7 @@ template <int STRIPS> struct attention {
     float most[LANE_ROWS], sum[LANE_ROWS];
 };
 
-template <int STRIPS>
-static __device__ __forceinline__ void begin(attention<STRIPS> *a) {
+template <int STRIPS> static __device__ __forceinline__ void begin(attention<STRIPS> *a) {
 #pragma unroll
     for (int s = 0; s < STRIPS; s++)
         zero_piece(&a->o[s]);
@@ -108,8 +107,7 @@ static __device__ __forceinline__ void soften(attention<STRIPS> *a, piece *s, ui
 }
 
 /* Divide by the sums. most and sum become the row's statistics: p = 2^(scale2 s - most) sum. */
-template <int STRIPS>
-static __device__ __forceinline__ void finish(attention<STRIPS> *a) {
+template <int STRIPS> static __device__ __forceinline__ void finish(attention<STRIPS> *a) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float sum = row_sum(a->sum[i]);
