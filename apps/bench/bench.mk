@@ -5,6 +5,7 @@
 #   make tables        rewrite the tables between markers from the run files
 #   make figures       draw the run files: docs/figures/bench_*.svg
 #   make check-tables  fail if a table differs from its run file
+#   make test-peers    the program that times other people's attention, played by a stub
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
@@ -62,7 +63,10 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 	@mkdir -p $(@D)
 	@echo '$(strip $(filter-out -W%,$(STAGE_CFLAGS)))' >$@
 
-.PHONY: bench tables figures check-tables
+.PHONY: bench tables figures check-tables test-peers
+
+test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## `nsa bench --peers` with programs that answer well and badly
+	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
 bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 1k,2k")
 	@mkdir -p notes/runs

@@ -257,10 +257,18 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
             if (c[i].device == BENCH_ON_CPU)
                 bench_flush(&s->arena);
             status = contender_time(&c[i], w, c[i].clock);
+            if (status && c[i].peer) { /* another program's end is not ours */
+                snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
+                         nsa_last_error());
+                c[i].wanted = 0;
+                status = NSA_OK;
+            }
         }
     }
-    for (int i = 0; i < count && !status; i++)
-        sum_up(&c[i], w);
+    for (int i = 0; i < count && !status; i++) {
+        if (!c[i].row->status[0])
+            sum_up(&c[i], w);
+    }
     return status;
 }
 
