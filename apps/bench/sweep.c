@@ -2,6 +2,7 @@
  *  @brief The sweep: for each pass and length, every program is checked, then all take turns at
  * being timed, so that a machine that slows down slows all of them. */
 #include "bench/blas.h"
+#include "bench/budget.h"
 #include "bench/ceilings.h"
 #include "bench/contender.h"
 #include "bench/gpu.h"
@@ -16,19 +17,11 @@
 #include "nsa_find.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { CONTENDERS = 2 * BENCH_STAGES + 1 + PEERS_MOST };
-
-/* What one program took at the lengths before, to foretell the next. */
-typedef struct history {
-    char name[64];
-    int64_t T[2];
-    double cost[2], first[2]; /* [1] is the latest; T = 0: none */
-} history;
 
 typedef struct sweep {
     const bench_options *o;
@@ -39,8 +32,7 @@ typedef struct sweep {
     bench_judge judge;
     peers peers;
     char wrong[BENCH_STAGES][240]; /* of this pass: why a stage is refused at any length, or "" */
-    history past[CONTENDERS];      /* of this pass */
-    int pasts;
+    bench_budget budget;           /* of this pass */
     bench_ceilings ceilings;
     bench_arena arena;
     double began;
@@ -119,55 +111,6 @@ static void judge_small(sweep *s, bench_pass pass) {
     }
 }
 
-/* ------------------------------------------------------------------ budget */
-
-static int runs_wanted(double seconds) {
-    if (seconds <= 0.05)
-        return BENCH_SAMPLES;
-    if (seconds <= BENCH_SLOW)
-        return BENCH_LEAST;
-    int many = (int)(20 / seconds);
-    return many < 3 ? 3 : many < BENCH_LEAST ? many : BENCH_LEAST;
-}
-
-static history *past_of(sweep *s, const char *name) {
-    for (int i = 0; i < s->pasts; i++) {
-        if (!strcmp(s->past[i].name, name))
-            return &s->past[i];
-    }
-    history *h = &s->past[s->pasts++];
-    *h = (history){0};
-    snprintf(h->name, sizeof h->name, "%s", name);
-    return h;
-}
-
-/* T^e from the last two lengths, e in 1..2.2; from one length alone, T^2. */
-static double foretell(const history *h, const double seconds[2], int64_t T) {
-    double e = 2;
-    if (h->T[0])
-        e = log(seconds[1] / seconds[0]) / log((double)h->T[1] / (double)h->T[0]);
-    e = e < 1 ? 1 : e > 2.2 ? 2.2 : e;
-    return seconds[1] * pow((double)T / (double)h->T[1], e);
-}
-
-/* Seconds that a row would take; 0 if nothing is known yet. */
-static double row_cost(const history *h, int64_t T) {
-    if (!h->T[1])
-        return 0;
-    double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
-    return cost + runs_wanted(first) * first;
-}
-
-static void remember(sweep *s, const contender *c) {
-    history *h = past_of(s, c->row->name);
-    h->T[0] = h->T[1];
-    h->cost[0] = h->cost[1];
-    h->first[0] = h->first[1];
-    h->T[1] = c->row->T;
-    h->cost[1] = c->cost;
-    h->first[1] = c->first;
-}
-
 /* ----------------------------------------------------------------- one row */
 
 static bench_row *new_row(sweep *s, const workload *w, const char *prefix, const char *name) {
@@ -199,7 +142,7 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began);
     const double limit = s->o->budget < left ? s->o->budget : left;
-    const double cost = row_cost(past_of(s, c->row->name), w->T);
+    const double cost = budget_cost(&s->budget, c->row->name, w->T);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -208,8 +151,8 @@ static int admit(sweep *s, contender *c, workload *w) {
     }
     nsa_status status = check(s, c, w);
     if (!status) {
-        remember(s, c);
-        c->wanted = runs_wanted(c->first);
+        budget_note(&s->budget, c->row->name, w->T, c->cost, c->first);
+        c->wanted = budget_runs(c->first);
         return 1;
     }
     contender_close(c);
@@ -359,7 +302,7 @@ static nsa_status keep(sweep *s) {
 
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
-    s->pasts = 0;
+    s->budget.count = 0;
     judge_begin(&s->judge);
     judge_small(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
