@@ -4,10 +4,8 @@
 #include "attend.cuh"
 #include "select.cuh"
 
-/* CUDA blocks of MOST_WARPS warps on a multiprocessor, by what outputs leave of its registers; keys
- * and values that come from far take more of them. */
-#define OCCUPANCY(STRIPS)     ((STRIPS) == 1 ? 4 : (STRIPS) == 2 ? 3 : 2)
-#define OCCUPANCY_FAR(STRIPS) ((STRIPS) <= 2 ? 3 : 2)
+/* CUDA blocks of MOST_WARPS warps on a multiprocessor, by what outputs leave of its registers. */
+#define OCCUPANCY(STRIPS) ((STRIPS) <= 2 ? 3 : 2)
 
 /* What a warp works on. */
 typedef struct place {
@@ -153,18 +151,22 @@ static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
     picks best;
     int n0, local, done = 0;
     begin_picks(&best, live ? c->n - forced_blocks(c, own, &n0, &local) : 0);
-    for (int b = 0; rank_them && b * BLOCK < most; b++) {
+    for (int b = 0; rank_them && b * BLOCK < most; b += 2) {
+        const int64_t apart = (b + 1) * BLOCK < most ? (int64_t)c->dk8 * BLOCK : 0;
         for (int g16 = 0; g16 < c->GT; g16++) {
-            piece s;
+            piece s[2]; /* two blocks at a time: no outputs need registers. The last may be alone */
             if (live && c->GT > 1)
                 load_query(&a, &at, g16, s_q);
-            shared_scores(&s, s_q, keys_at(&a.in[CMP], c, &at, CMP, b), s_chunk, plan.chunk, c->dk8,
-                          live);
-            if (live)
-                add_to_ring(&s, s_stats + g16 * ROWS, c->scale2, c->G - g16 * ROWS, b * BLOCK,
-                            g16 > 0, s_ring, plan.ring);
+            shared_scores<2>(s, s_q, keys_at(&a.in[CMP], c, &at, CMP, b), apart, s_chunk,
+                             plan.chunk, c->dk8, live);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (live)
+                    add_to_ring(&s[i], s_stats + g16 * ROWS, c->scale2, c->G - g16 * ROWS,
+                                (b + i) * BLOCK, g16 > 0, s_ring, plan.ring);
+            }
         }
-        const int end = live ? min(own + 1, (b + 1) * BLOCK / (c->lb / c->d)) : 0;
+        const int end = live ? min(own + 1, (b + 2) * BLOCK / (c->lb / c->d)) : 0;
         add_importance(c, s_ring, plan.ring, n_visible, own, done, end, !a.forced, &best, g_imp);
         done = max(done, end);
     }
@@ -216,7 +218,7 @@ static __device__ __forceinline__ void attend_window(attention<STRIPS> *x, const
  * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
  * stay in the second-level cache. Block and shared memory as above. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY_FAR(STRIPS))
+static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
     attend_slc_win_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;

@@ -133,18 +133,31 @@ static __device__ __forceinline__ void fetch(float *s_chunk, const float *g_from
     __syncthreads();
 }
 
-/* S [16,64] = Q K^T of one block, K^T [dk8][64] through shared memory chunk by chunk. Every warp
- * fetches, those with `mine` compute. */
+/* S [16, 64 BLOCKS] = Q K^T of one block or two, `apart` floats from each other, K^T [dk8][64]
+ * each, through shared memory chunk by chunk: rows of both side by side. Every warp fetches, those
+ * with `mine` compute. */
+template <int BLOCKS>
 static __device__ __forceinline__ void shared_scores(piece *s, const float *s_q, const float *g_kt,
-                                                     float *s_chunk, int chunk, int dk8,
-                                                     bool mine) {
-    const int rows = chunk / BLOCK;
-    zero_piece(s);
+                                                     int64_t apart, float *s_chunk, int chunk,
+                                                     int dk8, bool mine) {
+    const int width = BLOCKS * BLOCK, rows = chunk / width;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++)
+        zero_piece(&s[i]);
     for (int k = 0; k < dk8; k += rows) {
         const int count = min(rows, dk8 - k);
-        fetch(s_chunk, g_kt + k * BLOCK, count * BLOCK);
+        __syncthreads(); /* the last chunk has been used */
+#pragma unroll 4
+        for (int i = 4 * (int)threadIdx.x; i < count * width; i += 4 * (int)blockDim.x) {
+            const int64_t at = BLOCKS == 1 ? k * BLOCK + i
+                                           : (int64_t)(i % width / BLOCK) * apart +
+                                                 (k + i / width) * BLOCK + i % BLOCK;
+            *(float4 *)(s_chunk + i) = load4(g_kt + at);
+        }
+        __syncthreads();
         if (mine)
-            product<1>(s, s_q + k * ROWS + first_row(), ROWS, s_chunk + first_col(), BLOCK, count);
+            product<BLOCKS>(s, s_q + k * ROWS + first_row(), ROWS, s_chunk + first_col(), width,
+                            count);
     }
 }
 
@@ -158,7 +171,7 @@ static __device__ __forceinline__ void shared_block(attention<STRIPS> *a, const 
     const int rows = chunk / c->dvp & ~(LANE_COLS - 1);
     {
         piece s;
-        shared_scores(&s, s_q, g_kt, s_chunk, chunk, c->dk8, mask != 0);
+        shared_scores<1>(&s, s_q, g_kt, 0, s_chunk, chunk, c->dk8, mask != 0);
         if (mask)
             soften(a, &s, mask, c->scale2, s_p);
     }

@@ -7,11 +7,11 @@
 
 #include "attend.cuh"
 
-/* The ring holds a block's columns, and those before it that an unfinished selection block wants.
- */
+/* The ring holds two blocks' columns, and those before them that an unfinished selection block
+ * wants. */
 static inline int ring_size(const dims *c) {
     int size = BLOCK;
-    while (size < BLOCK + (c->lb + c->l) / c->d)
+    while (size < 2 * BLOCK + (c->lb + c->l) / c->d)
         size *= 2;
     return size;
 }
