@@ -40,9 +40,11 @@ typedef struct peers {
     int count;             /**< how many */
     char about[512];       /**< what it said of itself, and what it lacks */
     int pid;               /**< 0: none, or it was ended */
-    int to, from;          /**< pipes */
+    int to;                /**< pipe to its standard input */
+    int from;              /**< pipe from its standard output */
     char *line;            /**< what was read so far */
-    size_t used, room;     /**< of it */
+    size_t used;           /**< bytes of it */
+    size_t room;           /**< bytes there is memory for */
 } peers;
 
 /** Start the program and ask what it has.
