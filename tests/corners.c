@@ -36,6 +36,11 @@ static nsa_status open_stage(const nsa_plan *plan, void **self) {
     return nsa_pool_status(plan->pool);
 }
 
+static nsa_status open_large(const nsa_plan *plan, void **self) {
+    *self = block = nsa_take(plan->pool, NSA_OF_FORWARD, 10 << 20, 1); /* in huge pages */
+    return nsa_pool_status(plan->pool);
+}
+
 static nsa_status open_too_much(const nsa_plan *plan, void **self) {
     *self = nsa_take(plan->pool, NSA_KEEP, INT64_MAX, 16); /* more bytes than there can be */
     (void)nsa_take(plan->pool, NSA_KEEP, -1, 1);
@@ -175,6 +180,11 @@ static void check_refusals(void) {
     CHECK(nsa_read(ctx, NSA_OUT, &t) == NSA_ERR_INPUT && strstr(nsa_last_error(), "has no data"));
     nsa_close(ctx);
     nsa_close(NULL);
+    stage.open = open_large;
+    ctx = open_bad(&stage, 0);
+    CHECK(ctx && nsa_memory(ctx) >= 10 << 20 && (uintptr_t)block % 64 == 0);
+    CHECK(nsa_forward(ctx) == NSA_OK && nsa_check_memory(ctx) == NSA_OK);
+    nsa_close(ctx);
     stage.open = open_too_much;
     CHECK(!open_bad(&stage, 0) && strstr(nsa_last_error(), "cannot take"));
 }

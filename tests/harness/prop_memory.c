@@ -42,6 +42,8 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
     int64_t A = case_sequences(c);
     if (!harness_allocations)
         return nsa_fail(NSA_ERR_UNSUPPORTED, "allocations are counted in build/judge only");
+    if (s->stage->device) /* a launch takes memory in the device's own library, and gives it back */
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "launches allocate where the stage cannot see it");
     cfg.max_seq_len = case_longest(c) + 1;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
