@@ -41,7 +41,9 @@ void report_kernels(const bench_run *run, const char *stage) {
                                            "share of ceiling", NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        for (int p = 0; p < r->phases && !r->status[0] && report_wanted(r->name, stage); p++)
+        /* floors are counted for what GPU stages do: scores twice, rather than kept */
+        const int shown = !r->status[0] && !strcmp(r->device, "gpu");
+        for (int p = 0; p < r->phases && shown && report_wanted(r->name, stage); p++)
             kernel_row(&g, run, r, &r->phase[p]);
     }
     grid_print(&g, stdout);
