@@ -9,6 +9,7 @@
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
+FIGURES     ?= cpu cpu_backward
 BENCH_OPT   ?= -O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=fast
 BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
@@ -79,5 +80,5 @@ tables: $(BUILD)/nsa ## rewrite the tables of README and pages from notes/runs
 check-tables: $(BUILD)/nsa ## fail if a table differs from its run file
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh --check
 
-figures: $(BUILD)/nsa ## draw notes/runs/*.json with gnuplot: docs/figures/bench_*.svg
-	NSA=./$(BUILD)/nsa sh apps/bench/figures.sh $(wildcard notes/runs/*.json)
+figures: $(BUILD)/nsa ## draw the runs FIGURES="cpu ..." with gnuplot: docs/figures/bench_*.svg
+	NSA=./$(BUILD)/nsa sh apps/bench/figures.sh $(FIGURES:%=notes/runs/%.json)
