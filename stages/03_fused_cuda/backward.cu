@@ -1,6 +1,6 @@
 /** @file
- *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then the
- *  compressed tokens back to their blocks. */
+ *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then
+ * the compressed tokens back to their blocks. */
 #include "backward.cuh"
 
 /* What this pass needs beyond the stage's own fields. */
@@ -48,9 +48,20 @@ static nsa_status zero_gradients(stage *st) {
 nsa_status backward(void *self) {
     stage *st = (stage *)self;
     scratch *s = (scratch *)st->scratch;
-    const grad_args args = {st->c, st->batch.R, st->seqs, st->batch.B, st->row_t, st->row_seq,
-                            st->block_idx, st->q_t, st->q_n, st->dout_t, st->dout_n, s->terms,
-                            {st->in[CMP], st->in[SLC], st->in[WIN]}, st->dq};
+    const grad_args args = {st->c,
+                            st->batch.R,
+                            st->seqs,
+                            st->batch.B,
+                            st->row_t,
+                            st->row_seq,
+                            st->block_idx,
+                            st->q_t,
+                            st->q_n,
+                            st->dout_t,
+                            st->dout_n,
+                            s->terms,
+                            {st->in[CMP], st->in[SLC], st->in[WIN]},
+                            st->dq};
     TRY(lap(st, -1));
     TRY(zero_gradients(st));
     if (args.R) {
