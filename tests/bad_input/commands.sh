@@ -122,3 +122,15 @@ else
     fail "demo of a binary file" "$(cat "$work/err"), expected a whole picture"
 fi
 rm -rf "$work/pictures"
+
+# ------------------------------------------------------------------------- measuring
+
+refuse "lengths out of order" '--seq "4k,1k"' bench --seq 4k,1k
+refuse "a length that is no number" '--seq "many"' bench --seq many
+refuse "heads without a slash" '--heads "16"' bench --heads 16
+refuse "dims of nothing" '--dims "0/64"' bench --dims 0/64
+refuse "a pass that there is not" 'sideways' bench --pass sideways
+refuse "a compressor that there is not" 'median' bench --phi median
+refuse "a device that there is not" 'abacus' bench --device abacus
+refuse "threads of nothing" '--threads "0"' bench --threads 0
+refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
