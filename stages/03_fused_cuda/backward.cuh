@@ -6,11 +6,12 @@
 #include "stage.cuh"
 
 enum {
-    DQ_WARPS = 8,      /* most query rows of a CUDA block for dq, a warp each */
-    DKV_WARPS = 8,     /* of a CUDA block for dk and dv: half of them sum dv, half dk */
-    KEY_GROUPS = 4,    /* BLOCK / ROWS: a warp sums 16 of a block's 64 keys */
-    LIST_CHUNKS = 256, /* parts of the rows that are counted and listed side by side */
-    NEAR = 4, FAR = 8,   /* rows of an operand on their way, by where it lies and what registers are left */
+    DQ_WARPS = 8,        /* most query rows of a CUDA block for dq, a warp each */
+    DKV_WARPS = 8,       /* of a CUDA block for dk and dv: half of them sum dv, half dk */
+    KEY_GROUPS = 4,      /* BLOCK / ROWS: a warp sums 16 of a block's 64 keys */
+    LIST_CHUNKS = 256,   /* parts of the rows that are counted and listed side by side */
+    NEAR = 4,            /* rows of an operand on their way */
+    FAR = 8,             /* the same, for one that comes from far, if registers are left */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -35,7 +36,7 @@ typedef struct grad_args {
  * b / stride. Units are numbered block after block: a unit is `most` visits of one block. */
 typedef struct visit_args {
     int branch;
-    int64_t blocks;      /* Hkv * stride */
+    int64_t blocks; /* Hkv * stride */
     int64_t stride;
     int64_t most;        /* visits of a unit */
     int64_t most_units;  /* units beyond one a block, at most */
@@ -43,24 +44,25 @@ typedef struct visit_args {
     int32_t *count;      /* [blocks] its visits */
     int32_t *first_unit; /* [blocks + 1] */
     int32_t *list;       /* the selected branch's rows, ascending within a block; else NULL */
-    int32_t *counted;    /* [Hkv,LIST_CHUNKS,stride] selected: a chunk's visits, then where its go */
-    int64_t chunk;       /* rows of a chunk */
-    real *partial;       /* [units][BLOCK][dvp + dkp]: a unit's dv, then its dk */
+    int32_t *counted; /* [Hkv,LIST_CHUNKS,stride] selected: a chunk's visits, then where its go */
+    int64_t chunk;    /* rows of a chunk */
+    real *partial;    /* [units][BLOCK][dvp + dkp]: a unit's dv, then its dk */
 } visit_args;
 
 /* What backward keeps beside the stage's own fields; on the host. */
 typedef struct scratch {
-    int dq_warps, dkv_tiles; /* row tiles that a CUDA block takes at a time, for dq and for dk, dv */
+    int dq_warps;  /* row tiles that a CUDA block takes at a time, for dq */
+    int dkv_tiles; /* for dk and dv */
     float4 *terms;
     visit_args visits; /* its pointers; one branch after the other uses them */
     int32_t *list;
     /* compressors: m = i*Hkv + h numbers the compressed token i of head h */
-    int64_t some;   /* compressed tokens that are taken at a time */
-    real *dy;       /* [some*Hkv][D] the gradients of compressed tokens, out of their blocks */
-    real *z;        /* mlp: [some*Hkv][l*D] vec(x + pe), then its gradient */
+    int64_t some;    /* compressed tokens that are taken at a time */
+    real *dy;        /* [some*Hkv][D] the gradients of compressed tokens, out of their blocks */
+    real *z;         /* mlp: [some*Hkv][l*D] vec(x + pe), then its gradient */
     real *silu, *du; /* mlp: [some*Hkv][hidden]; gated: the weights and du, [some*Hkv][l] */
-    real *sums;     /* [SUM_PARTS][most columns] of add_columns() */
-    real *spread;   /* [T,Hkv] gated: sum of a token's du */
+    real *sums;      /* [SUM_PARTS][most columns] of add_columns() */
+    real *spread;    /* [T,Hkv] gated: sum of a token's du */
 } scratch;
 
 /* The keys [lo,hi) that position t sees in a branch whose keys are a range. */

@@ -1,12 +1,12 @@
 /** @file
- *  @brief Backward, seen from the queries: dgate, what both attention kernels need of a row, and dq.
- *  backward_keys.cu is the same attention seen from the keys. */
+ *  @brief Backward, seen from the queries: dgate, what both attention kernels need of a row, and
+ *  dq. backward_keys.cu is the same attention seen from the keys. */
 #include "backward.cuh"
 
 /* dgate = <dout,o> of each branch, and the row's terms for the other kernels.
  * Grid (row tiles / 8), 8 warps: a warp has one tile, its heads one after the other. */
 static __global__ void __launch_bounds__(8 * WARP)
-gate_backward(const grad_args a, const rows_args f, float4 *terms, real *dgate) {
+    gate_backward(const grad_args a, const rows_args f, float4 *terms, real *dgate) {
     const dims *c = &a.c;
     const int64_t tiles = a.R * c->Hkv * c->GT;
     const int64_t tile = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
@@ -95,15 +95,16 @@ static __device__ __forceinline__ void fetch_block(const dims *c, const kv_block
 
 /* dq of one tile over the keys `mask` of one block: dq += dS K. s_ds [64][16] is the warp's own. */
 template <int STRIPS>
-static __device__ __forceinline__ void backward_span(const grad_args *a, piece *dq, const float *s_q,
-                                                     const float *s_dout, float *s_ds,
-                                                     const kv_blocks *in, int64_t block,
-                                                     const float4 *terms, uint64_t mask) {
+static __device__ __forceinline__ void backward_span(const grad_args *a, piece *dq,
+                                                     const float *s_q, const float *s_dout,
+                                                     float *s_ds, const kv_blocks *in,
+                                                     int64_t block, const float4 *terms,
+                                                     uint64_t mask) {
     const dims *c = &a->c;
     piece p, ds;
-    differentiate<0, (STRIPS > 2 ? NEAR : FAR)>(
-        c, &p, &ds, s_q, s_dout, in->kt + block * c->dk8 * BLOCK,
-        in->vt + block * c->dv8 * BLOCK, terms, mask);
+    differentiate<0, (STRIPS > 2 ? NEAR : FAR)>(c, &p, &ds, s_q, s_dout,
+                                                in->kt + block * c->dk8 * BLOCK,
+                                                in->vt + block * c->dv8 * BLOCK, terms, mask);
     __syncwarp();
     store_transposed(s_ds, &ds);
     __syncwarp();
@@ -112,12 +113,12 @@ static __device__ __forceinline__ void backward_span(const grad_args *a, piece *
 }
 
 /* dq of `warps` neighbouring rows, a warp each, over all three branches. Grid (rows / warps, the
- * last rows first; Hkv * GT), shared memory (dk8 + dv8 + 64) * 16 floats a warp: the warp's Q^T, dO^T
- * and dS^T. Keys and values are read where they lie: selected blocks by one warp, the others by all
- * warps one after the other, out of the first-level cache. */
+ * last rows first; Hkv * GT), shared memory (dk8 + dv8 + 64) * 16 floats a warp: the warp's Q^T,
+ * dO^T and dS^T. Keys and values are read where they lie: selected blocks by one warp, the others
+ * by all warps one after the other, out of the first-level cache. */
 template <int STRIPS>
 static __global__ void __launch_bounds__(DQ_WARPS *WARP, 1)
-query_gradients(const grad_args a, int warps) {
+    query_gradients(const grad_args a, int warps) {
     NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
     const int warp = (int)threadIdx.x / WARP, h = (int)blockIdx.y / c->GT;

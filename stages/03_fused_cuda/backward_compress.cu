@@ -15,12 +15,12 @@ typedef struct phi_args {
     int64_t i0, count, B;
     const sequence *seqs;
     const cmp_place *places;
-    int64_t stride;   /* blocks of a head */
-    const real *dkv;  /* their gradients, in blocks [BLOCK,Dp] */
-    const real *raw;  /* [T,Hkv,D] */
-    const real *u;    /* [N,Hkv][hp] mlp: hidden units before silu */
+    int64_t stride;  /* blocks of a head */
+    const real *dkv; /* their gradients, in blocks [BLOCK,Dp] */
+    const real *raw; /* [T,Hkv,D] */
+    const real *u;   /* [N,Hkv][hp] mlp: hidden units before silu */
     int hp;
-    const real *w, *b, *pe, *b1; /* weights */
+    const real *w, *b, *pe; /* weights */
     real *dy, *z, *silu, *du, *spread, *draw;
 } phi_args;
 
@@ -29,7 +29,7 @@ typedef struct phi_args {
 /* part[p][c] = sum over the rows m of part p of (scale ? scale[m] : 1) x[m][c]; rows of scale 0 are
  * left out, whatever they hold. Grid (columns / 128, parts), a thread a column. */
 static __global__ void __launch_bounds__(SUM_THREADS)
-sum_part(const real *x, const real *scale, int64_t rows, int64_t columns, real *part) {
+    sum_part(const real *x, const real *scale, int64_t rows, int64_t columns, real *part) {
     const int64_t c = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x;
     const int64_t from = rows * blockIdx.y / gridDim.y, to = rows * (blockIdx.y + 1) / gridDim.y;
     float sum = 0;
@@ -43,7 +43,7 @@ sum_part(const real *x, const real *scale, int64_t rows, int64_t columns, real *
 
 /* to[c] += the parts, in order */
 static __global__ void __launch_bounds__(SUM_THREADS)
-add_parts(const real *part, int parts, int64_t columns, real *to) {
+    add_parts(const real *part, int parts, int64_t columns, real *to) {
     const int64_t c = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x;
     float sum = 0;
     if (c >= columns)
@@ -88,10 +88,10 @@ static __device__ __forceinline__ void stage_operand(float *s_x, operand x, int6
     }
 }
 
-/* C [M,N] (+)= A [M,K] B [K,N]; b is B transposed, an operand (n,k). Grid (M / 128, N / 128), 8 warps:
- * each has 16 rows and 128 columns. */
+/* C [M,N] (+)= A [M,K] B [K,N]; b is B transposed, an operand (n,k). Grid (M / 128, N / 128), 8
+ * warps: each has 16 rows and 128 columns. */
 static __global__ void __launch_bounds__(256)
-matmul_kernel(int64_t M, int64_t N, int64_t K, operand a, operand b, real *c, int add) {
+    matmul_kernel(int64_t M, int64_t N, int64_t K, operand a, operand b, real *c, int add) {
     __shared__ float4 s_a[GEMM_K * GEMM / 4];
     __shared__ float4 s_b[GEMM_K * GEMM / 4];
     const int64_t m0 = (int64_t)blockIdx.x * GEMM, n0 = (int64_t)blockIdx.y * GEMM;
@@ -110,7 +110,8 @@ matmul_kernel(int64_t M, int64_t N, int64_t K, operand a, operand b, real *c, in
     for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
         for (int j = 0; j < 2 * LANE_COLS; j++) {
-            const int64_t m = m0 + row + i, n = n0 + j / LANE_COLS * STRIP + first_col() + j % LANE_COLS;
+            const int64_t m = m0 + row + i,
+                          n = n0 + j / LANE_COLS * STRIP + first_col() + j % LANE_COLS;
             if (m < M && n < N)
                 c[m * N + n] = acc[j / LANE_COLS].at[i][j % LANE_COLS] + (add ? c[m * N + n] : 0);
         }
@@ -197,7 +198,7 @@ static __global__ void __launch_bounds__(WARP) gated_backward(const phi_args p) 
  *     mean   dx += dy_i / l        gated  dx += a_ir dy_i + du_ir w        mlp  dx += dz_ir
  * A CUDA block each (token from `first` on, head). Gated: spread = sum of du too. */
 static __global__ void __launch_bounds__(128)
-gather_tokens(const phi_args p, nsa_phi phi, int64_t first) {
+    gather_tokens(const phi_args p, nsa_phi phi, int64_t first) {
     const int64_t token = first + blockIdx.x / p.Hkv, h = blockIdx.x % p.Hkv;
     int64_t lo = 0, hi = p.B - 1;
     while (lo < hi) { /* the last sequence that begins at or before it */
@@ -237,7 +238,7 @@ gather_tokens(const phi_args p, nsa_phi phi, int64_t first) {
 
 /* gated, after all: dpe_r = db_r w,  dw += sum_r db_r pe_r. A thread a column. */
 static __global__ void __launch_bounds__(128)
-gated_weights_backward(const phi_args p, const real *db, real *dpe, real *dw) {
+    gated_weights_backward(const phi_args p, const real *db, real *dpe, real *dw) {
     const int c = (int)(blockIdx.x * 128 + threadIdx.x);
     float sum = 0;
     if (c >= p.D)
@@ -301,12 +302,30 @@ static nsa_status compress_backward(stage *st, const phi_args *p, int pair) {
 nsa_status compress_pack_backward(stage *st, int pair) {
     const dims *c = &st->c;
     const scratch *s = (const scratch *)st->scratch;
-    real *const *phi = st->phi[pair];
-    const real *dkv = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
-    phi_args p = {(int)width(st, pair), pair == KEYS ? c->dkp : c->dvp, c->l, c->d, c->Hkv,
-                  c->hidden, 0, 0, st->batch.B, st->seqs, st->places, st->in[CMP].stride, dkv,
-                  st->raw[pair], st->z[pair], c->hp, phi[W], phi[B], phi[PE], phi[B1], s->dy, s->z,
-                  s->silu, s->du, s->spread, st->draw[pair]};
+    phi_args p;
+    p.D = (int)width(st, pair);
+    p.Dp = pair == KEYS ? c->dkp : c->dvp;
+    p.l = c->l;
+    p.d = c->d;
+    p.Hkv = c->Hkv;
+    p.hidden = c->hidden;
+    p.B = st->batch.B;
+    p.seqs = st->seqs;
+    p.places = st->places;
+    p.stride = st->in[CMP].stride;
+    p.dkv = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
+    p.raw = st->raw[pair];
+    p.u = st->z[pair];
+    p.hp = c->hp;
+    p.w = st->phi[pair][W];
+    p.b = st->phi[pair][B];
+    p.pe = st->phi[pair][PE];
+    p.dy = s->dy;
+    p.z = s->z;
+    p.silu = s->silu;
+    p.du = s->du;
+    p.spread = s->spread;
+    p.draw = st->draw[pair];
     for (p.i0 = 0; p.i0 < st->batch.N; p.i0 += s->some) {
         p.count = st->batch.N - p.i0 < s->some ? st->batch.N - p.i0 : s->some;
         TRY(compress_backward(st, &p, pair));
@@ -325,8 +344,9 @@ nsa_status open_compress(stage *st, scratch *s) {
     const nsa_config *c = &st->cfg;
     const int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim, lD = c->cmp_block * D;
     const int mlp = c->phi == NSA_PHI_MLP, gated = c->phi == NSA_PHI_GATED;
-    const int64_t each = c->kv_heads * (mlp ? lD > c->phi_hidden ? lD : c->phi_hidden
-                                            : c->cmp_block > D ? c->cmp_block : D);
+    const int64_t each = c->kv_heads * (mlp                ? lD > c->phi_hidden ? lD : c->phi_hidden
+                                        : c->cmp_block > D ? c->cmp_block
+                                                           : D);
     const int64_t most = (int64_t)64 << 20, units = mlp ? c->phi_hidden : gated ? c->cmp_block : 0;
     s->some = most / each > 1 ? most / each : 1;
     s->some = s->some < st->plan->max_cmp ? s->some : st->plan->max_cmp;
@@ -336,8 +356,8 @@ nsa_status open_compress(stage *st, scratch *s) {
     s->z = (real *)take_device(st, NSA_OF_ONE_CALL, mlp ? M * lD : 0, sizeof(real));
     s->silu = (real *)take_device(st, NSA_OF_ONE_CALL, M * units, sizeof(real));
     s->du = (real *)take_device(st, NSA_OF_ONE_CALL, M * units, sizeof(real));
-    s->spread =
-        (real *)take_device(st, NSA_OF_ONE_CALL, gated ? c->seq_len * c->kv_heads : 0, sizeof(real));
+    s->spread = (real *)take_device(st, NSA_OF_ONE_CALL, gated ? c->seq_len * c->kv_heads : 0,
+                                    sizeof(real));
     s->sums = (real *)take_device(st, NSA_OF_ONE_CALL, SUM_PARTS * columns, sizeof(real));
     return NSA_OK;
 }

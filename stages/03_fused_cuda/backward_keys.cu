@@ -127,10 +127,10 @@ static __device__ __forceinline__ void visit(const grad_args *a, const visit_arg
     const int64_t tiles = a->R * c->Hkv * c->GT;
     piece p, ds;
     differentiate<A_FAR, NEAR>(c, &p, &ds, a->q_t + who->tile * c->dk8 * ROWS + first_row(),
-                        a->dout_t + who->tile * c->dv8 * ROWS + first_row(),
-                        in->kt + block * c->dk8 * BLOCK, in->vt + block * c->dv8 * BLOCK,
-                        a->terms + (v->branch * tiles + who->tile) * ROWS,
-                        visitor_bits(a, v, who));
+                               a->dout_t + who->tile * c->dv8 * ROWS + first_row(),
+                               in->kt + block * c->dk8 * BLOCK, in->vt + block * c->dv8 * BLOCK,
+                               a->terms + (v->branch * tiles + who->tile) * ROWS,
+                               visitor_bits(a, v, who));
     s_p += first_row() * BLOCK + first_col();
     s_ds += first_row() * BLOCK + first_col();
 #pragma unroll
@@ -146,7 +146,7 @@ static __device__ __forceinline__ void visit(const grad_args *a, const visit_arg
  * dk. Grid: as many units as there may be. Shared memory: P and dS [16 step][64]. */
 template <int STRIPS>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP, 1)
-key_gradients(const grad_args a, const visit_args v, int step) {
+    key_gradients(const grad_args a, const visit_args v, int step) {
     NSA_DYNAMIC_SHARED(float, s_p);
     __shared__ int64_t s_tile[DKV_WARPS];
     const dims *c = &a.c;
@@ -172,7 +172,8 @@ key_gradients(const grad_args a, const visit_args v, int step) {
         if (who.tile >= 0) {
             if (threadIdx.x % WARP == 0)
                 s_tile[warp] = who.tile;
-            visit<(STRIPS > 2 ? NEAR : FAR)>(&a, &v, block, &who, s_p + warp * ROWS * BLOCK, s_ds + warp * ROWS * BLOCK);
+            visit<(STRIPS > 2 ? NEAR : FAR)>(&a, &v, block, &who, s_p + warp * ROWS * BLOCK,
+                                             s_ds + warp * ROWS * BLOCK);
         }
         at += step;
         who = ask_for(&a, &v, block, warp < step && at < end ? at : -1);
@@ -195,8 +196,7 @@ key_gradients(const grad_args a, const visit_args v, int step) {
 }
 
 /* dv and dk of a block: its units' sums, added in the units' order. Grid (blocks), 256 threads. */
-static __global__ void __launch_bounds__(256)
-add_units(const grad_args a, const visit_args v) {
+static __global__ void __launch_bounds__(256) add_units(const grad_args a, const visit_args v) {
     const dims *c = &a.c;
     const int64_t block = blockIdx.x, size = BLOCK * (c->dvp + c->dkp);
     const kv_blocks *in = &a.in[v.branch];
@@ -226,11 +226,11 @@ nsa_status open_keys(scratch *s, size_t room) {
 }
 
 template <int STRIPS>
-static nsa_status launch_keys(stage *st, const grad_args *args, const visit_args *v, int64_t units) {
+static nsa_status launch_keys(stage *st, const grad_args *args, const visit_args *v,
+                              int64_t units) {
     const int step = ((const scratch *)st->scratch)->dkv_tiles;
-    NSA_CUDA(cudaFuncSetAttribute(key_gradients<STRIPS>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)step_bytes(step)));
+    NSA_CUDA(cudaFuncSetAttribute(
+        key_gradients<STRIPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)step_bytes(step)));
     NSA_LAUNCH((key_gradients<STRIPS>), (unsigned)units, DKV_WARPS * WARP, step_bytes(step),
                st->stream, *args, *v, step);
     NSA_LAUNCHED("key_gradients");

@@ -2,9 +2,9 @@
  *  @brief Backward: which query rows visit each block of keys, and how they are cut into units.
  *
  *  Compressed and window: the rows that see a block are neighbours, a range. Selected: a list, made
- *  by counting: each chunk of rows counts its visits of every block, prefix sums give each chunk its
- *  places in every block's part of the list, and each chunk fills them in the order of its rows. So
- *  lists are ascending, and the same in every run. */
+ *  by counting: each chunk of rows counts its visits of every block, prefix sums give each chunk
+ * its places in every block's part of the list, and each chunk fills them in the order of its rows.
+ * So lists are ascending, and the same in every run. */
 #include "backward.cuh"
 
 /* The sequence that block `at` of a head belongs to: the last that begins at or before it. */
@@ -55,9 +55,10 @@ static __global__ void __launch_bounds__(256) count_range(const grad_args a, con
 }
 
 /* The visits of one chunk of rows to one head's blocks, row after row; a lane has one entry of the
- * row's list. First to be counted; then, with `list`, each to its place. Grid (chunks, Hkv), 1 warp. */
+ * row's list. First to be counted; then, with `list`, each to its place. Grid (chunks, Hkv), 1
+ * warp. */
 static __global__ void __launch_bounds__(WARP)
-list_chunk(const grad_args a, const visit_args v, int32_t *list) {
+    list_chunk(const grad_args a, const visit_args v, int32_t *list) {
     const dims *c = &a.c;
     const int64_t h = blockIdx.y, from = blockIdx.x * v.chunk;
     const int64_t to = from + v.chunk < a.R ? from + v.chunk : a.R;
@@ -168,13 +169,12 @@ nsa_status open_visits(stage *st, scratch *s) {
     v->start = (int64_t *)take_device(st, NSA_OF_ONE_CALL, blocks, sizeof *v->start);
     v->count = (int32_t *)take_device(st, NSA_OF_ONE_CALL, blocks, sizeof *v->count);
     v->first_unit = (int32_t *)take_device(st, NSA_OF_ONE_CALL, blocks + 1, sizeof *v->first_unit);
-    s->list = (int32_t *)take_device(st, NSA_OF_ONE_CALL,
-                                     c->kv_heads * R * most_blocks(st, SLC, T), sizeof *s->list);
-    v->counted =
-        (int32_t *)take_device(st, NSA_OF_ONE_CALL, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride,
-                               sizeof *v->counted);
-    v->partial = (real *)take_device(st, NSA_OF_ONE_CALL,
-                                     units * BLOCK * (st->c.dkp + st->c.dvp), sizeof *v->partial);
+    s->list = (int32_t *)take_device(st, NSA_OF_ONE_CALL, c->kv_heads * R * most_blocks(st, SLC, T),
+                                     sizeof *s->list);
+    v->counted = (int32_t *)take_device(
+        st, NSA_OF_ONE_CALL, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride, sizeof *v->counted);
+    v->partial = (real *)take_device(st, NSA_OF_ONE_CALL, units * BLOCK * (st->c.dkp + st->c.dvp),
+                                     sizeof *v->partial);
     return NSA_OK;
 }
 
