@@ -29,7 +29,7 @@ COMMON   := $(wildcard stages/common/*.c)
 HARNESS  := $(wildcard tests/harness/*.c)
 APPS     := $(wildcard apps/*.c apps/demo/*.c)
 IO       := $(wildcard apps/io/*.c)
-HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/*/*.h apps/*.h apps/*/*.h)
+HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
 INCLUDES := -Istages -Iapps -Itests
 
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
@@ -38,11 +38,11 @@ RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 .PHONY: all help demo test test-all lint docs diff similar format install clean
 .DEFAULT_GOAL := all
 
-all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) similar ## build the command and every stage
+all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: STAGE=NN_name  REPORT=file.tap|file.xml  A=00 B=01  CC=clang  OPT=-O3  PREFIX=DIR"
+	@echo "  Variables: STAGE=NN_name  REPORT=file.tap|file.xml  A=00 B=01  CC=clang  OPT=-O3  PREFIX=DIR  CUDA=gpu|sim"
 
 # ---------------------------------------------------------------- building
 
@@ -56,21 +56,26 @@ $(BUILD)/libnsa.so: $(call object,$(COMMON))
 	$(Q)$(CC) -shared -Wl,-z,defs $(CFLAGS) $(LDFLAGS) $^ -o $@ -ldl -lm
 
 # A stage: its folder's C files, hidden symbols, one shared object. stage.mk may add STAGE_CFLAGS
-# and STAGE_LIBS, for itself alone.
+# and STAGE_LIBS, for itself alone; for .cu files STAGE_NVFLAGS and STAGE_SIMFLAGS.
 define stage_rules
 $(BUILD)/obj/stages/$(1)/%.o: stages/$(1)/%.c $$(HEADERS) Makefile $$(wildcard stages/$(1)/stage.mk)
 	@mkdir -p $$(@D)
 	@echo "  CC  $$@"
 	$$(Q)$$(CC) $$(BASE) $$(STAGE_CFLAGS) $$(CFLAGS) -Istages -Istages/$(1) -c $$< -o $$@
+$(BUILD)/stages/$(1).so: STAGE_CFLAGS :=
+$(BUILD)/stages/$(1).so: STAGE_LIBS :=
+endef
+# its shared object, unless it has CUDA files: those are built by tests/simt/simt.mk
+define stage_link
 $(BUILD)/stages/$(1).so: $$(call object,$$(wildcard stages/$(1)/*.c)) $(BUILD)/libnsa.so
 	@mkdir -p $$(@D)
 	@echo "  LD  $$@"
 	$$(Q)$$(CC) -shared -Wl,-z,defs $$(CFLAGS) $$(LDFLAGS) $$(filter %.o,$$^) -o $$@ -L$(BUILD) -lnsa \
 	    -Wl,-rpath,'$$$$ORIGIN/..' -Wl,-rpath,'$$$$ORIGIN/../..' $$(STAGE_LIBS) -lm
-$(BUILD)/stages/$(1).so: STAGE_CFLAGS :=
-$(BUILD)/stages/$(1).so: STAGE_LIBS :=
 endef
+include tests/simt/simt.mk
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s))))
+$(foreach s,$(filter-out $(CUDA_STAGES),$(STAGES)),$(eval $(call stage_link,$(s))))
 -include $(wildcard stages/[0-9][0-9]_*/stage.mk) \
          $(wildcard stages/[0-9][0-9]_*/steps/steps.mk)
 

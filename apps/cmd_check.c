@@ -102,8 +102,9 @@ static nsa_status check_stage(const check_options *o, const nsa_found *found,
         fflush(stdout);
     }
     free(trials);
-    printf("%s: %zu passed, %zu failed, %zu skipped\n", s.name, own.passed, own.failed,
-           own.skipped);
+    const char *device = found->stage->device ? found->stage->device() : NULL;
+    printf("%s%s%s: %zu passed, %zu failed, %zu skipped\n", s.name, device ? " on " : "",
+           device ? device : "", own.passed, own.failed, own.skipped);
     sum->passed += own.passed;
     sum->failed += own.failed;
     sum->skipped += own.skipped;

@@ -10,7 +10,7 @@
 enum {
     NAMES = 18,      /* columns of the first three fields, a space behind each included */
     ARITHMETIC = 10, /* "bfloat16" is the longest */
-    RUNS = 6,        /* "runs" */
+    RUNS = 11,       /* "simulator" */
     IDEA = NAMES + ARITHMETIC + RUNS,
     WIDTH = 80
 };
@@ -55,19 +55,24 @@ static void print_stage(const nsa_found *found) {
     static const char *const arithmetic[] = {"float64", "float32", "bfloat16"};
     const nsa_stage *stage = found->stage;
     const char *why = found->problem;
+    const char *where = "no";
     int runs = 0;
     if (stage) {
         runs = stage->available() == NSA_OK;
         why = nsa_last_error();
     }
+    if (runs)
+        where = stage->device ? stage->device() : "CPU";
     /* A long name gets a line of its own rather than a crooked table. */
     if (strlen(found->name) >= NAMES)
         printf("%s\n%*s", found->name, NAMES, "");
     else
         printf("%-*s", NAMES, found->name);
     printf("%-*s%-*s", ARITHMETIC,
-           stage && (unsigned)stage->arith < 3 ? arithmetic[stage->arith] : "?", RUNS,
-           runs ? "yes" : "no");
+           stage && (unsigned)stage->arith < 3 ? arithmetic[stage->arith] : "?", RUNS, where);
+    /* So does what follows the long name of a device. */
+    if (strlen(where) >= RUNS)
+        printf("\n%*s", IDEA, "");
     print_wrapped(stage ? stage->idea : why);
     /* Why not, below the idea; a stage that did not load has its problem in the idea's place. */
     if (stage && !runs) {
@@ -98,7 +103,7 @@ int cmd_list(int argc, char **argv) {
     if (status)
         return command_status(status, argv[0]);
     if (!options.names)
-        printf("%-*s%-*s%-*s%s\n", NAMES, "stage", ARITHMETIC, "computes", RUNS, "runs", "idea");
+        printf("%-*s%-*s%-*s%s\n", NAMES, "stage", ARITHMETIC, "computes", RUNS, "runs on", "idea");
     for (size_t i = 0; i < count; i++) {
         if (options.names)
             puts(list[i].name);

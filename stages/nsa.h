@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /** Changes with the structs below; a stage built for another number is refused. */
-#define NSA_ABI 1
+#define NSA_ABI 2
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
 /** "Fill in the default": for `phi_hidden`, `scale`, `max_seqs` and `max_seq_len`. */
@@ -314,11 +314,10 @@ typedef struct nsa_stage {
     nsa_status (*load_dout)(void *self, const nsa_tensor *dout);
     /** Copy one token for each active sequence. */
     nsa_status (*load_step)(void *self, const nsa_tensors *in, const nsa_step *step);
-    nsa_status (*forward)(void *self); /**< over what was loaded */
-    nsa_status (*backward)(
-        void *self); /**< after forward and load_dout; gradients start from zero */
-    nsa_status (*prefill)(void *self); /**< forward, and sequence b fills cache slot b */
-    nsa_status (*decode)(void *self);  /**< append the step's tokens and compute their rows */
+    nsa_status (*forward)(void *self);  /**< over what was loaded */
+    nsa_status (*backward)(void *self); /**< after forward, load_dout; gradients start from zero */
+    nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills cache slot b */
+    nsa_status (*decode)(void *self);   /**< append the step's tokens and compute their rows */
     /** Plain causal attention over pair 0 cmp, 1 slc or 2 win; optional, NULL if the stage has
      * none. */
     nsa_status (*causal)(void *self, int pair);
@@ -328,6 +327,7 @@ typedef struct nsa_stage {
     void (*close)(void *self);
     /** List the phases of the last call and their times; returns how many. Optional. */
     int (*phases)(void *self, nsa_phase *list, int room);
+    const char *(*device)(void); /**< where it runs, "simulator" or the GPU; NULL for the CPU */
 } nsa_stage;
 
 /** The one symbol a stage's shared object exports. @return the stage's table, never NULL. */

@@ -56,6 +56,8 @@ static void add_stage(const nsa_found *found, const nsa_found *oracle) {
                  found->stage ? nsa_last_error() : found->problem);
         return;
     }
+    if (found->stage->device)
+        printf("%s runs on: %s\n", found->name, found->stage->device());
     subject s = {found->stage, oracle->stage, found->name};
     const char *quick = getenv("NSA_JUDGE_QUICK");
     trial *trials;

@@ -127,7 +127,7 @@ if [ -s "$work/wrong" ]; then
     cat "$work/wrong" >&2
     exit 2
 fi
-cp -R Makefile stages "$work/clean" && cp tests/*.mk "$work/clean/tests" || exit 2
+cp -R Makefile stages "$work/clean" && cp -R tests/*.mk tests/simt "$work/clean/tests" || exit 2
 sed 's,.*,tests/mutants/&.patch,' "$work/names" | xargs sed -n 's/^Stage: //p' >"$work/stages"
 for stage in $(sort -u "$work/stages") 00_dense; do
     build "$work/clean" "$stage" || {

@@ -3,11 +3,13 @@
 #ifndef STAGE_CUH
 #define STAGE_CUH
 
-#include "common/counts.h"
 #include "common/device.h"
+#include "tile.cuh"
+extern "C" { /* the contract is C */
+#include "common/counts.h"
 #include "common/pool.h"
 #include "common/tensors.h"
-#include "tile.cuh"
+}
 
 #include <math.h>
 
@@ -15,8 +17,8 @@ typedef float real; /* what this stage computes in */
 #define ARITH NSA_FLOAT32
 #define IDEA  "each block once into shared memory, all that follows stays on chip: count bytes"
 
-enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
-enum { RAW = BRANCHES, LAID };    /* k_cmp and v_cmp laid out too, for plain attention over them */
+enum { CMP, SLC, WIN, BRANCHES, RAW = BRANCHES, LAID }; /* the branches, in the gate's order; then
+                                k_cmp and v_cmp laid out too, for plain attention over them */
 enum { KEYS, VALUES, PAIR };      /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
@@ -81,8 +83,9 @@ typedef struct rows_args {
     dims c;
     const tile_of_rows *tiles; /* [n_tiles] */
     int64_t n_tiles;
-    const sequence *seqs; /* [B] */
-    const int32_t *row_t; /* [R] each row's position in its sequence */
+    const sequence *seqs;  /* [B] */
+    const int32_t *row_t;  /* [R] each row's position in its sequence */
+    kv_blocks in[LAID];    /* where the sequences' blocks are */
     const real *q_t;      /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
     const real *gate;     /* [R,Hq,3] */
     real *out;            /* [R,Hq,dvp] */
@@ -119,8 +122,9 @@ typedef struct stage {
     int lap_phase[MOST_LAPS], laps;
     buffer buffers[MOST_BUFFERS];
     int n_buffers, failed;
-    real *host;      /* [CHUNK] transfers go through here; the pool's */
-    real *dev_chunk; /* [CHUNK] and here */
+    int64_t chunk;   /* floats of one transfer: at least one token of any tensor */
+    real *host;      /* [chunk] transfers go through here; the pool's */
+    real *dev_chunk; /* [chunk] and here */
 
     /* inputs; row tiles as in rows_args, the natural forms only for backward */
     tile_of_rows *tiles, *host_tiles; /* device, host */
@@ -189,8 +193,10 @@ nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* attend.cu */
+nsa_status open_attend(stage *st); /* decides st->warps */
 nsa_status attend_cmp(stage *st, const rows_args *args);
 nsa_status attend_slc_win(stage *st, const rows_args *args);
+nsa_status attend_causal(stage *st, const rows_args *args, int branch, real *out);
 
 /* forward.cu, decode.cu, backward.cu */
 nsa_status forward(void *self);

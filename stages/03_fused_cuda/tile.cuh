@@ -26,7 +26,8 @@ enum {
     STRIP = 64,    /* columns of one strip: the keys of a block, or 64 columns of a value */
     LANE_ROWS = 8, /* a lane's share of both */
     LANE_COLS = 4,
-    AHEAD = 4 /* rows of B on their way; counts of k are multiples of it */
+    AHEAD = 4, /* rows of B on their way; counts of k are multiples of it */
+    AFAR = 8   /* the same where they come from beyond this multiprocessor: DIM is a multiple */
 };
 
 /* Which rows and columns are mine: rows first_row()..+7, columns first_col()..+3 of each strip. */
@@ -73,24 +74,24 @@ static __device__ __forceinline__ void outer_product(piece *acc, float4 lo, floa
 }
 
 /* acc[STRIPS] += sum over k < count. `a` is the lane's address in row 0 of A^T (base + first_row()),
- * `b` in row 0 of B (base + first_col()); lda and ldb are the floats from row to row. AHEAD rows of
- * B are on their way while one is used: B may come from far. */
-template <int STRIPS>
+ * `b` in row 0 of B (base + first_col()); lda and ldb are the floats from row to row. DEEP rows of B
+ * are on their way while one is used; count is a multiple of that. */
+template <int STRIPS, int DEEP = AHEAD>
 static __device__ __forceinline__ void product(piece *acc, const float *a, int lda, const float *b,
                                                int ldb, int count) {
-    float4 r_b[AHEAD][STRIPS];
+    float4 r_b[DEEP][STRIPS];
 #pragma unroll
-    for (int u = 0; u < AHEAD; u++) {
+    for (int u = 0; u < DEEP; u++) {
 #pragma unroll
         for (int s = 0; s < STRIPS; s++)
             r_b[u][s] = load4(b + u * ldb + s * STRIP);
     }
 #pragma unroll 1
-    for (int k = 0; k < count; k += AHEAD) {
-        const bool more = k + AHEAD < count;
-        b += AHEAD * ldb;
+    for (int k = 0; k < count; k += DEEP) {
+        const bool more = k + DEEP < count;
+        b += DEEP * ldb;
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
+        for (int u = 0; u < DEEP; u++) {
             const float4 lo = load4(a + u * lda), hi = load4(a + u * lda + 4);
 #pragma unroll
             for (int s = 0; s < STRIPS; s++) {
@@ -99,7 +100,7 @@ static __device__ __forceinline__ void product(piece *acc, const float *a, int l
                     r_b[u][s] = load4(b + u * ldb + s * STRIP);
             }
         }
-        a += AHEAD * lda;
+        a += DEEP * lda;
     }
 }
 

@@ -1,0 +1,188 @@
+/** @file
+ *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. Every launch of a step
+ *  has the shape that open() fixed; what a step changes lies in device memory. */
+#include "decode.cuh"
+#include "load.cuh"
+
+/* Behind st->decoder, in the pool. */
+typedef struct decoder {
+    decode_args args;
+    cmp_place *places, *host_places; /* [max_seqs] the compressed token that each row completes */
+    int32_t *host_ints;              /* [2,max_seqs] positions and slots */
+} decoder;
+
+/* CUDA blocks for `items` memory blocks, `each` to one. */
+static int parts_for(int64_t items, int64_t each) {
+    const int64_t parts = (items + each - 1) / each;
+    return parts < 1 ? 1 : parts > MOST_PARTS ? (int)MOST_PARTS : (int)parts;
+}
+
+static void open_caches(stage *st) {
+    const nsa_config *c = &st->cfg;
+    const dims *x = &st->c;
+    for (int branch = 0; branch < BRANCHES; branch++) {
+        const int64_t keys = branch == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
+        kv_blocks *in = &st->cache[branch];
+        st->cache_first[branch] = (keys + BLOCK - 1) / BLOCK;
+        in->stride = c->max_seqs * st->cache_first[branch];
+        in->kt = (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * x->dk8 * BLOCK,
+                                     sizeof(real));
+        in->v = (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * BLOCK * x->dvp,
+                                    sizeof(real));
+    }
+    for (int pair = 0; pair < PAIR; pair++)
+        st->cache_raw[pair] = (real *)take_device(
+            st, NSA_KEEP, c->max_seqs * c->max_seq_len * x->Hkv * width(st, pair), sizeof(real));
+}
+
+nsa_status open_decode(stage *st) {
+    const nsa_config *c = &st->cfg;
+    nsa_pool *pool = st->plan->pool;
+    decoder *dec = (decoder *)nsa_take(pool, NSA_KEEP, 1, sizeof *dec);
+    if (!dec)
+        return nsa_pool_status(pool);
+    open_caches(st);
+    decode_args *a = &dec->args;
+    const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
+    a->c = st->c;
+    a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
+    /* A warp a memory block where there are few of them, two where there are many. */
+    a->parts[CMP] = parts_for(st->cache_first[CMP], 2 * MOST_WARPS);
+    a->parts[WIN] = parts_for(window / BLOCK + 1, MOST_WARPS);
+    a->parts[SLC] = parts_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, MOST_WARPS);
+    const int64_t parts = a->units * (int64_t)(a->parts[CMP] + a->parts[WIN] + a->parts[SLC]);
+    for (int x = 0; x < BRANCHES; x++) {
+        a->in[x] = st->cache[x];
+        a->first[x] = st->cache_first[x];
+        a->out_x[x] = st->plan->setup.flags & NSA_WANT_BRANCHES ? st->out_x[x] : NULL;
+    }
+    a->t = st->row_t;
+    a->slot = st->row_seq;
+    a->q_t = st->q_t;
+    a->gate = st->gate;
+    a->scores = (real *)take_device(st, NSA_OF_ONE_CALL,
+                                    a->units * a->first[CMP] * ROWS * BLOCK, sizeof(real));
+    a->part_o = (real *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS * st->c.dvp, sizeof(real));
+    a->part_stats =
+        (row_stats *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS, sizeof(row_stats));
+    a->block_idx = st->block_idx;
+    a->out = st->out;
+    dec->places = (cmp_place *)take_device(st, NSA_KEEP, c->max_seqs, sizeof(cmp_place));
+    dec->host_places = (cmp_place *)nsa_take(pool, NSA_KEEP, c->max_seqs, sizeof(cmp_place));
+    dec->host_ints = (int32_t *)nsa_take(pool, NSA_KEEP, 2 * c->max_seqs, sizeof(int32_t));
+    st->decoder = dec;
+    return st->failed ? NSA_OK : open_decode_attend(st, a); /* a shortage is open's to report */
+}
+
+/* `n` blocks of every head, from the pack's to a slot's; whole, for their tails are never read. */
+static nsa_status keep_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
+    const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
+    const size_t k = (size_t)st->c.dk8 * BLOCK * sizeof(real);
+    const size_t v = (size_t)st->c.dvp * BLOCK * sizeof(real);
+    if (n == 0)
+        return NSA_OK;
+    NSA_CUDA(cudaMemcpy2DAsync(cache->kt + to * st->c.dk8 * BLOCK, (size_t)cache->stride * k,
+                               pack->kt + from * st->c.dk8 * BLOCK, (size_t)pack->stride * k,
+                               (size_t)n * k, (size_t)st->c.Hkv, cudaMemcpyDeviceToDevice,
+                               st->stream));
+    NSA_CUDA(cudaMemcpy2DAsync(cache->v + to * st->c.dvp * BLOCK, (size_t)cache->stride * v,
+                               pack->v + from * st->c.dvp * BLOCK, (size_t)pack->stride * v,
+                               (size_t)n * v, (size_t)st->c.Hkv, cudaMemcpyDeviceToDevice,
+                               st->stream));
+    return NSA_OK;
+}
+
+nsa_status prefill(void *self) {
+    stage *st = (stage *)self;
+    TRY(forward(self));
+    for (int64_t b = 0; b < st->batch.B; b++) {
+        const sequence *sq = &st->host_seqs[b];
+        for (int x = 0; x < BRANCHES; x++)
+            TRY(keep_blocks(st, x, b * st->cache_first[x], sq->first[x],
+                            ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
+        for (int pair = 0; pair < PAIR && sq->len; pair++) {
+            const int64_t row = st->c.Hkv * width(st, pair);
+            NSA_CUDA(cudaMemcpyAsync(st->cache_raw[pair] + b * st->cfg.max_seq_len * row,
+                                     st->raw[pair] + sq->token * row,
+                                     (size_t)(sq->len * row) * sizeof(real),
+                                     cudaMemcpyDeviceToDevice, st->stream));
+        }
+    }
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
+    return NSA_OK;
+}
+
+/* Positions and slots of the rows, and the compressed tokens that they complete: token number `len` of
+ * a slot completes i = (len - l)/d, if d divides len - l. Rows past the active ones do nothing. */
+static nsa_status load_places(stage *st, const nsa_step *step) {
+    const nsa_config *c = &st->cfg;
+    decoder *dec = (decoder *)st->decoder;
+    int32_t *t = dec->host_ints, *slot = t + c->max_seqs;
+    for (int64_t a = 0; a < c->max_seqs; a++) {
+        const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
+        t[a] = (int32_t)(len - 1);
+        slot[a] = a < step->A ? step->slot[a] : 0;
+        dec->host_places[a].token = -1;
+        dec->host_places[a].block = 0;
+        if (begin < 0 || begin % c->cmp_stride)
+            continue;
+        dec->host_places[a].token = slot[a] * c->max_seq_len + begin;
+        dec->host_places[a].block = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
+    }
+    const size_t rows = (size_t)c->max_seqs;
+    TRY(send(st, st->row_t, t, rows * sizeof *t));
+    TRY(send(st, st->row_seq, slot, rows * sizeof *slot));
+    return send(st, dec->places, dec->host_places, rows * sizeof *dec->places);
+}
+
+/* The new tokens' keys and values go straight to their places in the caches, q and gate to rows. */
+nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
+    stage *st = (stage *)self;
+    const dims *c = &st->c;
+    decoder *dec = (decoder *)st->decoder;
+    st->step = *step;
+    TRY(load_places(st, step));
+    TRY(load_rows(st, &in->at[NSA_Q], NULL, step->A, c->dk, st->q_t, NULL));
+    TRY(load_gates(st, &in->at[NSA_GATE], NULL, step->A));
+    TRY(append_raw(st, &in->at[NSA_K_CMP], st->cache_raw[KEYS], step->A, c->dk));
+    TRY(append_raw(st, &in->at[NSA_V_CMP], st->cache_raw[VALUES], step->A, c->dv));
+    for (int x = SLC; x <= WIN; x++) {
+        const kv_blocks *to = &st->cache[x];
+        TRY(append_keys(st, &in->at[NSA_K_CMP + 2 * x], to->kt, NULL, to->stride,
+                        st->cache_first[x], step->A, c->dk));
+        TRY(append_keys(st, &in->at[NSA_V_CMP + 2 * x], NULL, to->v, to->stride,
+                        st->cache_first[x], step->A, c->dv));
+    }
+    dec->args.forced = step->block_idx != NULL;
+    if (step->block_idx)
+        TRY(send(st, st->forced_idx, step->block_idx,
+                 (size_t)(step->A * c->Hkv * c->n) * sizeof(int32_t)));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
+    return NSA_OK;
+}
+
+nsa_status decode(void *self) {
+    stage *st = (stage *)self;
+    decoder *dec = (decoder *)st->decoder;
+    const decode_args *a = &dec->args;
+    const real *const raw[PAIR] = {st->cache_raw[KEYS], st->cache_raw[VALUES]};
+    const int before = a->parts[CMP] + a->parts[WIN];
+    st->rows = st->step.A;
+    TRY(poison(st, NSA_OF_FORWARD | NSA_OF_ONE_CALL));
+    TRY(lap(st, -1));
+    TRY(compress(st, raw, &st->cache[CMP], dec->places, st->cfg.max_seqs));
+    TRY(lap(st, LAP_COMPRESS));
+    TRY(decode_parts(st, a, 0, before));
+    if (a->forced)
+        NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
+                                 (size_t)(st->rows * a->c.Hkv * a->c.n) * sizeof(int32_t),
+                                 cudaMemcpyDeviceToDevice, st->stream));
+    else
+        TRY(decode_choose(st, a));
+    TRY(lap(st, LAP_CMP));
+    TRY(decode_parts(st, a, before, before + a->parts[SLC]));
+    TRY(decode_combine(st, a));
+    TRY(lap(st, LAP_SLC_WIN));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
+    return NSA_OK;
+}

@@ -1,0 +1,73 @@
+/** @file
+ *  @brief Forward: compress the pack, then two launches over all query rows. Also plain causal
+ *  attention. */
+#include "stage.cuh"
+
+/* What the attention kernels take, for the rows of the last load. */
+rows_args arguments(const stage *st) {
+    rows_args a;
+    a.c = st->c;
+    a.tiles = st->tiles;
+    a.n_tiles = st->n_tiles;
+    a.seqs = st->seqs;
+    a.row_t = st->row_t;
+    for (int x = 0; x < LAID; x++)
+        a.in[x] = st->in[x];
+    a.q_t = st->q_t;
+    a.gate = st->gate;
+    a.out = st->out;
+    for (int x = 0; x < BRANCHES; x++)
+        a.out_x[x] = st->out_x[x];
+    a.stats = st->stats;
+    a.block_idx = st->block_idx;
+    a.importance = st->importance;
+    a.J = st->batch.J;
+    a.forced = st->batch.block_idx != NULL;
+    return a;
+}
+
+/* Every block that fits whole into its sequence; a tail that fills none is never compressed. Keys past
+ * a sequence's end are zero. */
+static nsa_status compress_pack(stage *st) {
+    const kv_blocks *in = &st->in[CMP];
+    const real *const raw[PAIR] = {st->raw[KEYS], st->raw[VALUES]};
+    const size_t keys = (size_t)(st->c.Hkv * in->stride * BLOCK) * sizeof(real);
+    NSA_CUDA(cudaMemsetAsync(in->kt, 0, keys * (size_t)st->c.dk8, st->stream));
+    NSA_CUDA(cudaMemsetAsync(in->v, 0, keys * (size_t)st->c.dvp, st->stream));
+    if (in->k) {
+        NSA_CUDA(cudaMemsetAsync(in->k, 0, keys * (size_t)st->c.dkp, st->stream));
+        NSA_CUDA(cudaMemsetAsync(in->vt, 0, keys * (size_t)st->c.dv8, st->stream));
+    }
+    return compress(st, raw, in, st->places, st->batch.N);
+}
+
+nsa_status forward(void *self) {
+    stage *st = (stage *)self;
+    const rows_args args = arguments(st);
+    const size_t picks = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
+    st->rows = st->batch.R;
+    TRY(poison(st, NSA_OF_FORWARD | NSA_OF_ONE_CALL));
+    TRY(lap(st, -1));
+    TRY(compress_pack(st));
+    TRY(lap(st, LAP_COMPRESS));
+    TRY(attend_cmp(st, &args));
+    TRY(lap(st, LAP_CMP));
+    if (args.forced && picks)
+        NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx, picks, cudaMemcpyDeviceToDevice,
+                                 st->stream));
+    TRY(attend_slc_win(st, &args));
+    TRY(lap(st, LAP_SLC_WIN));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
+    return NSA_OK;
+}
+
+nsa_status causal(void *self, int pair) {
+    stage *st = (stage *)self;
+    const rows_args args = arguments(st);
+    TRY(poison(st, NSA_OF_ONE_CALL));
+    TRY(lap(st, -1));
+    TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
+    TRY(lap(st, LAP_CMP));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
+    return NSA_OK;
+}

@@ -1,0 +1,26 @@
+/** @file
+ *  @brief Transfers and layouts: what load.cu does for stage.cu and decode.cu. */
+#ifndef LOAD_CUH
+#define LOAD_CUH
+
+#include "stage.cuh"
+
+enum { CHUNK = 1 << 20 }; /* floats of one transfer, or one token's if that is more */
+
+nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
+nsa_status load_dout(void *self, const nsa_tensor *dout);
+/* Bytes to the device; `from` is free again afterwards. */
+nsa_status send(stage *st, void *to, const void *from, size_t bytes);
+/* Rows of [T,Hq,D] into row tiles: of the R tokens listed, or the first R if `tokens` is NULL. */
+nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
+                     real *g_t, real *g_n);
+/* The same of [T,Hq,3], into st->gate. */
+nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R);
+/* [A,Hkv,D]: row a to position st->row_t[a] of slot st->row_seq[a]; `blocks` are those of one slot.
+ * Transposed blocks kt [D8,BLOCK] or natural ones nat [BLOCK,Dp]; one is NULL. */
+nsa_status append_keys(stage *st, const nsa_tensor *src, real *kt, real *nat, int64_t stride,
+                       int64_t blocks, int64_t A, int64_t D);
+/* The same, as it is, into raw [max_seqs,max_seq_len,Hkv,D]. */
+nsa_status append_raw(stage *st, const nsa_tensor *src, real *raw, int64_t A, int64_t D);
+
+#endif

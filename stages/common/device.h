@@ -1,0 +1,89 @@
+/**
+ * @file device.h
+ * @brief The one header of a CUDA stage: it compiles with nvcc for a GPU, and with a C++ compiler
+ * for the simulator of tests/simt.
+ *
+ * Everything else in a .cu file is CUDA's own language and names; docs/simulator.md lists what the
+ * simulator knows of them. Three things plain C++ cannot spell go through macros here:
+ *
+ *     NSA_LAUNCH(attend, grid, block, bytes, stream, q, out)
+ *         nvcc:       attend<<<grid, block, bytes, stream>>>(q, out)
+ *         simulator:  simt::launch("attend", attend, grid, block, bytes, stream, q, out)
+ *     NSA_DYNAMIC_SHARED(float, s_keys)
+ *         nvcc:       extern __shared__ __align__(16) unsigned char nsa_dynamic_shared[];
+ *                     float *s_keys = (float *)nsa_dynamic_shared
+ *         simulator:  float *s_keys = the block's dynamic shared memory
+ *
+ * and a kernel template with commas stands in parentheses: NSA_LAUNCH((k<4, true>), ...).
+ */
+#ifndef NSA_DEVICE_H
+#define NSA_DEVICE_H
+
+#include "nsa.h"
+
+#ifdef NSA_SIMT
+#include "simt/simt.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#ifdef NSA_SIMT
+/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
+#define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
+    simt::launch(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+/** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
+#define NSA_DYNAMIC_SHARED(type, name) type *name = (type *)simt::dynamic_shared()
+#else
+#define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
+    kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+#define NSA_DYNAMIC_SHARED(type, name)                                                             \
+    extern __shared__ __align__(16) unsigned char nsa_dynamic_shared[];                            \
+    type *name = (type *)nsa_dynamic_shared
+#endif
+
+/** @return what is wrong: the simulator's report if it has one, else CUDA's text. The error is
+ * taken out of cudaGetLastError(), so that it is told once. */
+static inline const char *nsa_device_error(cudaError_t error) {
+    (void)cudaGetLastError();
+#ifdef NSA_SIMT
+    if (*simt_last_report())
+        return simt_last_report();
+#endif
+    return cudaGetErrorString(error);
+}
+
+/** In a function that returns nsa_status: make a call of CUDA's runtime, and return if it fails. */
+#define NSA_CUDA(...)                                                                              \
+    do {                                                                                           \
+        cudaError_t nsa_error_ = (__VA_ARGS__);                                                    \
+        if (nsa_error_ != cudaSuccess)                                                             \
+            return nsa_fail(NSA_ERR_DEVICE, "%s: %s", #__VA_ARGS__, nsa_device_error(nsa_error_)); \
+    } while (0)
+
+/** In a function that returns nsa_status, after NSA_LAUNCH: return if the launch was refused, and
+ * in the simulator also if the kernel did something wrong. */
+#define NSA_LAUNCHED(kernel_name)                                                                  \
+    do {                                                                                           \
+        cudaError_t nsa_error_ = cudaGetLastError();                                               \
+        if (nsa_error_ != cudaSuccess)                                                             \
+            return nsa_fail(NSA_ERR_DEVICE, "%s: %s", (kernel_name),                               \
+                            nsa_device_error(nsa_error_));                                         \
+    } while (0)
+
+/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in use.
+ */
+static inline const char *nsa_device_name(void) {
+#ifdef NSA_SIMT
+    return "simulator";
+#else
+    static cudaDeviceProp prop;
+    int device = 0;
+    if (cudaGetDevice(&device) == cudaSuccess &&
+        cudaGetDeviceProperties(&prop, device) == cudaSuccess)
+        return prop.name;
+    (void)cudaGetLastError();
+    return "no GPU";
+#endif
+}
+
+#endif

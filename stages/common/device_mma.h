@@ -1,0 +1,109 @@
+/**
+ * @file device_mma.h
+ * @brief Tensor cores and asynchronous copies, for device code that includes device.h: the PTX
+ * instruction on a GPU of sm_80 and up, the same on the simulator.
+ *
+ * Fragments lie in registers as the PTX manual's figures for mma.m16n8k16 say. Lane 4 g + t holds
+ *
+ *     a[0] A[g][2t, 2t+1]      a[1] A[g+8][2t, 2t+1]      b[0] B[2t, 2t+1][g]
+ *     a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8, 2t+9]    b[1] B[2t+8, 2t+9][g]
+ *     c[0], c[1] C[g][2t, 2t+1]                           c[2], c[3] C[g+8][2t, 2t+1]
+ *
+ * two bfloat16 in an unsigned, the first in the lower half. All lanes of a warp call together.
+ */
+#ifndef NSA_DEVICE_MMA_H
+#define NSA_DEVICE_MMA_H
+
+#include "device.h"
+
+#ifdef NSA_SIMT
+#include "simt/bf16.h"
+
+#include "simt/tensor.h"
+/** The place of the call, as a last parameter; nothing on a GPU. */
+#define NSA_PLACE , simt::Where where = SIMT_HERE
+#else
+#include <cuda_bf16.h>
+#define NSA_PLACE
+#endif
+
+/** C[16,8] += A[16,16] B[16,8], bfloat16 in, float32 sums. */
+static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4],
+                                                             const unsigned (&b)[2] NSA_PLACE) {
+#ifdef NSA_SIMT
+    simt::mma_m16n8k16_bf16(c, a, b, where);
+#elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    (void)a, (void)b, (void)c;
+    __trap(); /* bfloat16 needs sm_80 */
+#endif
+}
+
+/** Four 8x8 matrices of 2-byte elements from shared memory: lanes 8m..8m+7 give the addresses of
+ * the 16-byte rows of matrix m; r[m] gets elements 2t, 2t+1 of its row g. */
+static __device__ __forceinline__ void nsa_ldmatrix_x4(unsigned (&r)[4],
+                                                       const void *s_row NSA_PLACE) {
+#ifdef NSA_SIMT
+    simt::ldmatrix_x4(r, s_row, false, where);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(s_row))
+                 : "memory");
+#endif
+}
+
+/** The same transposed: r[m] gets elements 2t, 2t+1 of column g of matrix m. */
+static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
+                                                             const void *s_row NSA_PLACE) {
+#ifdef NSA_SIMT
+    simt::ldmatrix_x4(r, s_row, true, where);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(s_row))
+                 : "memory");
+#endif
+}
+
+/** Begin to copy 16 bytes from global to shared memory, zeros if not `valid`; they arrive at the
+ * thread's own wait, and for the other threads of its block at a barrier after that. */
+static __device__ __forceinline__ void nsa_cp_async_16(void *s_to, const void *g_from,
+                                                       bool valid = true NSA_PLACE) {
+#ifdef NSA_SIMT
+    simt::copy_async(s_to, g_from, valid, where);
+#elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+                 :
+                 : "r"((unsigned)__cvta_generic_to_shared(s_to)), "l"(g_from), "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    *(uint4 *)s_to = valid ? *(const uint4 *)g_from : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+/** What this thread began to copy since its last commit is one group. */
+static __device__ __forceinline__ void nsa_cp_async_commit(void) {
+#ifdef NSA_SIMT
+    simt::copy_commit();
+#elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+/** Wait until at most N of this thread's last groups are still on their way. */
+template <int N> static __device__ __forceinline__ void nsa_cp_async_wait(void) {
+#ifdef NSA_SIMT
+    simt::copy_wait(N);
+#elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
+#endif
+}
+
+#undef NSA_PLACE
+
+#endif

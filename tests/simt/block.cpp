@@ -1,0 +1,381 @@
+// One launch: its blocks one after the other, the threads of a block as fibers.
+//
+// Which threads are ready is a bit mask a warp, and which warps have some is a mask again, so the
+// next thread is found in a few instructions. The order is chosen by NSA_SIMT_ORDER: forward and
+// reverse run a warp until all its lanes wait, random goes where it likes at every wait.
+#include "engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace simt {
+
+std::recursive_mutex lock;
+int self;
+
+struct Thread {
+    Context context;
+    int stack; // -1: not started, or on the stack of whoever returned before it
+    uint3 index;
+    Wait wait;
+};
+
+struct Barrier {
+    const char *what;
+    Where where;
+    int arrived;
+    Votes votes, result;
+};
+
+static const long SPIN = 1L << 16; // turns in a row, a thread, that get nobody anywhere
+
+static Thread threads[MAX_THREADS];
+static uint32_t ready[MAX_WARPS], ready_warps;
+static int total, warps, live; // threads and warps of a block; threads that have not returned
+static int free_stacks[MAX_THREADS], free_count, highest_stack;
+static Barrier gate;
+static long spins; // yields since something last happened
+static Context caller;
+static const Launch *running;
+static bool abandoned;
+static Order order;
+static uint32_t dice = 1;
+
+const Launch *launch_running() {
+    return running;
+}
+
+// ------------------------------------------------------------------- the order
+
+Order order_now() {
+    return order;
+}
+
+uint32_t random_next() {
+    dice ^= dice << 13;
+    dice ^= dice >> 17;
+    dice ^= dice << 5;
+    return dice;
+}
+
+static void order_read() {
+    const char *text = setting("NSA_SIMT_ORDER", "forward");
+    order = !strncmp(text, "random", 6) ? RANDOM : !strcmp(text, "reverse") ? REVERSE : FORWARD;
+    const char *colon = strchr(text, ':');
+    uint32_t seed = colon ? (uint32_t)strtoul(colon + 1, nullptr, 10) : 0;
+    dice = seed * 2654435761u + 0x9e3779b9u;
+    dice += !dice;
+}
+
+// A set bit of `mask`, which is not 0: the next after `last` in the order, around the end.
+static int pick_bit(uint32_t mask, int last) {
+    if (order == FORWARD) {
+        uint32_t above = mask & ~((2u << last) - 1);
+        return __builtin_ctz(above ? above : mask);
+    }
+    if (order == REVERSE) {
+        uint32_t below = mask & ((1u << last) - 1);
+        return 31 - __builtin_clz(below ? below : mask);
+    }
+    int turn = (int)(random_next() >> 8) & 31;
+    uint32_t turned = turn ? (mask >> turn) | (mask << (32 - turn)) : mask;
+    return (__builtin_ctz(turned) + turn) & 31;
+}
+
+// The thread to run next, -1 if none is ready: of the same warp while it has one.
+static int pick() {
+    if (!ready_warps)
+        return -1;
+    int warp = self >> 5, lane = self & 31;
+    if (!ready[warp] || (order == RANDOM && !(random_next() & 0x300))) {
+        warp = pick_bit(ready_warps, warp);
+        lane = order == REVERSE ? 0 : 31;
+    }
+    return warp << 5 | pick_bit(ready[warp], lane);
+}
+
+// The same for a thread that yields: everybody else comes before it does again.
+static int pick_other() {
+    int warp = self >> 5, lane = self & 31, next = pick_bit(ready[warp], lane);
+    bool around = order == FORWARD ? next <= lane : next >= lane;
+    if (order == RANDOM)
+        return pick();
+    if (!around)
+        return warp << 5 | next;
+    warp = pick_bit(ready_warps, warp);
+    return warp << 5 | pick_bit(ready[warp], order == REVERSE ? 0 : 31);
+}
+
+void lanes_wake(int warp, uint32_t lanes) {
+    ready[warp] |= lanes;
+    ready_warps |= 1u << warp;
+    spins = 0;
+}
+
+static void sleep_now(int thread) {
+    int warp = thread >> 5;
+    ready[warp] &= ~(1u << (thread & 31));
+    if (!ready[warp])
+        ready_warps &= ~(1u << warp);
+}
+
+static void wake_all() {
+    for (int w = 0; w < warps; w++)
+        ready[w] = 0xffffffffu;
+    if (total & 31)
+        ready[warps - 1] = (1u << (total & 31)) - 1;
+    ready_warps = warps == 32 ? 0xffffffffu : (1u << warps) - 1;
+    spins = 0;
+}
+
+// ---------------------------------------------------------------------- fibers
+
+static void become(int thread) {
+    self = thread;
+    threadIdx = threads[thread].index;
+}
+
+static void fiber_main();
+
+// Continue or start `next` while the running thread, if it does not end, is kept in `save`.
+static void go_to(int next, Context *save, bool ends) {
+    Thread &t = threads[next];
+    become(next);
+    if (t.stack < 0) {
+        t.stack = free_count ? free_stacks[--free_count] : highest_stack++;
+        t.context = stack_prepare(t.stack, fiber_main);
+    }
+    context_switch(save, t.context, t.stack, ends);
+}
+
+static void leave_block() {
+    Context nobody;
+    context_switch(&nobody, caller, -1, true);
+}
+
+static void stuck();
+
+// What every fiber does: run its thread, and then, on the same stack, threads that have not begun.
+static void fiber_main() {
+    context_arrive();
+    for (;;) {
+        int stack = threads[self].stack;
+        running->body();
+        sleep_now(self);
+        threads[self].wait = {"returned", {"", 0}, 0};
+        live--;
+        spins = 0;
+        int next = pick();
+        if (next < 0 && live)
+            stuck();
+        if (next < 0)
+            leave_block();
+        if (threads[next].stack < 0) {
+            threads[next].stack = stack;
+            become(next);
+            continue;
+        }
+        free_stacks[free_count++] = stack;
+        Context nobody;
+        go_to(next, &nobody, true);
+    }
+}
+
+// Let `next` run; returns when it is this thread's turn again.
+static void pass_on(int next) {
+    int mine = self;
+    if (next < 0)
+        stuck();
+    if (next == mine)
+        return;
+    go_to(next, &threads[mine].context, false);
+}
+
+void thread_wait(const Wait &wait) {
+    threads[self].wait = wait;
+    sleep_now(self);
+}
+
+void thread_continue() {
+    pass_on(pick());
+    threads[self].wait.what = nullptr;
+}
+
+void yield() {
+    if (++spins > SPIN * live)
+        fail("%ld turns without progress: every thread that could run waits in a loop", spins - 1);
+    pass_on(pick_other());
+}
+
+void maybe_yield() {
+    if (order == RANDOM && !(random_next() & 0x700))
+        yield();
+}
+
+// -------------------------------------------------------------------- barriers
+
+Votes barrier(const char *what, int predicate, Where where) {
+    if (!gate.arrived) {
+        gate.what = what, gate.where = where;
+        gate.votes = {0, 0, 1};
+    } else if (!same_call(gate.what, what) || gate.where.line != where.line) {
+        fail("%s (%s:%d): other threads of the block wait at %s (%s:%d)", what, where.file,
+             where.line, gate.what, gate.where.file, gate.where.line);
+    }
+    gate.votes.count += predicate != 0;
+    gate.votes.any |= predicate != 0;
+    gate.votes.all &= predicate != 0;
+    thread_wait({what, where, 0});
+    if (++gate.arrived == total) {
+        gate.arrived = 0;
+        gate.result = gate.votes;
+        wake_all();
+    }
+    thread_continue();
+    return gate.result;
+}
+
+bool same_call(const char *a, const char *b) {
+    return a == b || !strcmp(a, b); // one literal may stand in memory twice
+}
+
+// What a thread that did not come does instead.
+static const char *instead(int thread) {
+    static char text[160];
+    if (thread >= total)
+        return "is not part of the block";
+    const Wait &w = threads[thread].wait;
+    if (!w.where.line)
+        return "has returned";
+    snprintf(text, sizeof text, "waits at %s (%s:%d)", w.what, w.where.file, w.where.line);
+    return text;
+}
+
+// No thread is ready and some have not returned: say who waits for whom. Where a barrier is waited
+// for, the first thread that is not there is named, else the first that waits.
+static void stuck() {
+    int first = 0;
+    for (;; first++) {
+        const Wait &w = threads[first].wait;
+        bool at_gate = w.where.line && !w.mask;
+        if (gate.arrived ? !at_gate : w.mask != 0)
+            break;
+    }
+    become(first);
+    const Wait &w = threads[first].wait;
+    if (gate.arrived)
+        fail("%s (%s:%d): %d of %d threads did not arrive; this one %s", gate.what, gate.where.file,
+             gate.where.line, total - gate.arrived, total, instead(first));
+    uint32_t missing = lanes_missing(first >> 5, w.mask);
+    int lane = __builtin_ctz(missing);
+    fail("%s (%s:%d): %d lanes of the mask %08x did not arrive; lane %d %s", w.what, w.where.file,
+         w.where.line, __builtin_popcount(missing), w.mask, lane, instead((first & ~31) | lane));
+}
+
+void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    report_text(format, args);
+    va_end(args);
+    abandoned = true;
+    if (!running)
+        abort();
+    leave_block();
+    __builtin_unreachable();
+}
+
+bool launch_take_fault(const char *format, ...) {
+    if (!running)
+        return false;
+    va_list args;
+    va_start(args, format);
+    report_text(format, args);
+    va_end(args);
+    abandoned = true;
+    leave_block();
+    return true;
+}
+
+// ---------------------------------------------------------------------- blocks
+
+static void threads_index(dim3 block) {
+    int i = 0;
+    for (unsigned z = 0; z < block.z; z++)
+        for (unsigned y = 0; y < block.y; y++)
+            for (unsigned x = 0; x < block.x; x++)
+                threads[i++].index = uint3{x, y, z};
+    total = i;
+    warps = (total + 31) / 32;
+}
+
+static bool run_block() {
+    for (int i = 0; i < total; i++)
+        threads[i].stack = -1, threads[i].wait.what = nullptr;
+    free_count = highest_stack = 0;
+    gate.arrived = 0;
+    live = total;
+    wake_all();
+    warps_reset(warps);
+    copies_reset();
+    shared_poison();
+    self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // the first comes after the last
+    self = pick();
+    go_to(self, &caller, false);
+    if (abandoned)
+        stacks_abandon();
+    else if (!shared_check())
+        abandoned = true;
+    return !abandoned;
+}
+
+static void place_block(size_t number, dim3 grid) {
+    blockIdx.x = (unsigned)(number % grid.x);
+    blockIdx.y = (unsigned)(number / grid.x % grid.y);
+    blockIdx.z = (unsigned)(number / grid.x / grid.y);
+}
+
+// A number that shares no factor with n, so that its multiples visit everything.
+static size_t stride_of(size_t n) {
+    for (size_t s = n / 2 + random_next() % n;; s++) {
+        size_t a = s, b = n;
+        while (b) {
+            size_t r = a % b;
+            a = b, b = r;
+        }
+        if (a == 1)
+            return s;
+    }
+}
+
+bool launch_run(const Launch &launch) {
+    size_t n = (size_t)launch.grid.x * launch.grid.y * launch.grid.z;
+    stacks_map();
+    order_read();
+    threads_index(launch.block);
+    blockDim = launch.block, gridDim = launch.grid;
+    shared_start(launch.shared);
+    abandoned = false;
+    running = &launch;
+    arena_open();
+    faults_catch();
+    size_t stride = order == RANDOM ? stride_of(n) : 1;
+    for (size_t i = 0, at = order == RANDOM ? random_next() % n : 0; i < n; i++) {
+        place_block(order == REVERSE ? n - 1 - i : at, launch.grid);
+        if (!run_block())
+            break;
+        at = (at + stride) % n;
+    }
+    faults_release();
+    char text[256];
+    bool whole = arena_check(text, sizeof text);
+    arena_close();
+    running = nullptr;
+    if (!whole && !abandoned)
+        report(cudaErrorLaunchFailure, "kernel %s: %s", launch.name, text);
+    return !abandoned && whole;
+}
+
+} // namespace simt

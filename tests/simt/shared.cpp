@@ -1,0 +1,80 @@
+// Shared memory. The dynamic part is a buffer with a fence behind it; the static part is this
+// object's thread-local storage. Both hold NaN when a block begins.
+#include "engine.h"
+
+#include "common/fence.h"
+
+#include <link.h>
+
+namespace simt {
+
+enum { LARGEST = 228 << 10, BEHIND = 1024 };
+static const unsigned char PATTERN = 0xfa;
+
+alignas(1024) static unsigned char dynamic[LARGEST + BEHIND];
+static size_t dynamic_bytes;
+static thread_local char anchor; // lies in the static part and shows where that is
+
+static size_t static_bytes, anchor_offset;
+
+void *dynamic_shared() {
+    return dynamic;
+}
+
+// The object that this function is part of: its storage for the running thread.
+static int find_storage(struct dl_phdr_info *info, size_t, void *) {
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const auto &part = info->dlpi_phdr[i];
+        const char *start = (const char *)info->dlpi_tls_data;
+        if (part.p_type != PT_TLS || !start)
+            continue;
+        if (&anchor >= start && &anchor < start + part.p_memsz) {
+            anchor_offset = (size_t)(&anchor - start);
+            static_bytes = part.p_memsz;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+void shared_start(size_t bytes) {
+    anchor = 1; // the storage exists from the first touch on
+    if (!static_bytes)
+        dl_iterate_phdr(find_storage, nullptr);
+    nsa_show(dynamic, sizeof dynamic);
+    memset(dynamic + bytes, PATTERN, BEHIND);
+    dynamic_bytes = bytes;
+}
+
+void shared_poison() {
+    memset(dynamic, 0xff, dynamic_bytes);
+    nsa_forget(dynamic, dynamic_bytes);
+    char *start = &anchor - anchor_offset;
+    memset(start, 0xff, static_bytes); // with it what guards an array's empty construction: done
+}
+
+static bool inside(const void *start, size_t size, const void *address, size_t bytes) {
+    size_t offset = (size_t)((const char *)address - (const char *)start);
+    return offset < size && bytes <= size - offset;
+}
+
+bool shared_owns(const void *address, size_t bytes) {
+    return inside(dynamic, dynamic_bytes, address, bytes) ||
+           inside(&anchor - anchor_offset, static_bytes, address, bytes);
+}
+
+bool shared_check() {
+    nsa_show(dynamic + dynamic_bytes, BEHIND); // for valgrind: whatever was written there
+    for (size_t i = 0; i < BEHIND; i++)
+        if (dynamic[dynamic_bytes + i] != PATTERN) {
+            report(cudaErrorLaunchFailure,
+                   "kernel %s, block (%u,%u,%u): wrote byte %zu of its %zu bytes of dynamic "
+                   "shared memory",
+                   launch_running()->name, blockIdx.x, blockIdx.y, blockIdx.z, dynamic_bytes + i,
+                   dynamic_bytes);
+            return false;
+        }
+    return true;
+}
+
+} // namespace simt

@@ -1,0 +1,141 @@
+// Tensor core instructions as warp collectives, and asynchronous copies as late ones.
+#include "tensor.h"
+
+#include "bf16.h"
+
+#include "engine.h"
+
+#include <vector>
+
+namespace simt {
+
+// ------------------------------------------------------------------------- mma
+
+struct Fragments {
+    float *c;
+    const unsigned *a, *b;
+};
+
+static float half(unsigned pair, int which) {
+    return bf16_value((unsigned short)(pair >> 16 * which));
+}
+
+// Lane 4 g + t holds of A rows g and g + 8, of B column g, of C rows g and g + 8; t picks two
+// neighbours along k, or along C's columns. (PTX manual, mma.m16n8k16, .bf16.)
+static void mma_done(uint32_t, void **record) {
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const Fragments *f = (const Fragments *)record[lane];
+        int g = lane >> 2, t = lane & 3;
+        for (int i = 0; i < 8; i++)
+            a[g + 8 * (i >> 1 & 1)][2 * t + 8 * (i >> 2) + (i & 1)] = half(f->a[i >> 1], i & 1);
+        for (int i = 0; i < 4; i++)
+            b[2 * t + 8 * (i >> 1) + (i & 1)][g] = half(f->b[i >> 1], i & 1);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        float *c = ((const Fragments *)record[lane])->c;
+        int g = lane >> 2, t = lane & 3;
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < 16; k++)
+                c[i] += a[g + 8 * (i >> 1)][k] * b[k][2 * t + (i & 1)];
+    }
+}
+
+void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where) {
+    if (device_major() < 8)
+        fail("mma (%s:%d): bfloat16 needs sm_80 and up: set NSA_SIMT_DEVICE=sm_80", where.file,
+             where.line);
+    Fragments mine = {c, a, b};
+    meet("mma.m16n8k16", 0xffffffffu, mma_done, &mine, where);
+}
+
+// -------------------------------------------------------------------- ldmatrix
+
+struct Rows {
+    unsigned *fragment;
+    const unsigned short *row;
+    bool transposed;
+};
+
+// Lanes 8 m .. 8 m + 7 point to the rows of matrix m; lane 4 r + t gets of each matrix elements
+// 2 t and 2 t + 1 of row r, or of column r if transposed.
+static void ldmatrix_done(uint32_t, void **record) {
+    for (int lane = 0; lane < 32; lane++) {
+        const Rows *mine = (const Rows *)record[lane];
+        int r = lane >> 2, t = lane & 3;
+        for (int m = 0; m < 4; m++) {
+            unsigned pair[2];
+            for (int i = 0; i < 2; i++) {
+                int row = mine->transposed ? 2 * t + i : r,
+                    column = mine->transposed ? r : 2 * t + i;
+                pair[i] = ((const Rows *)record[8 * m + row])->row[column];
+            }
+            mine->fragment[m] = pair[0] | pair[1] << 16;
+        }
+    }
+}
+
+void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where) {
+    if ((uintptr_t)row % 16)
+        fail("ldmatrix (%s:%d): address %p is not a multiple of 16", where.file, where.line, row);
+    if (!shared_owns(row, 16))
+        fail("ldmatrix (%s:%d): address %p is not in shared memory", where.file, where.line, row);
+    Rows mine = {fragment, (const unsigned short *)row, transposed};
+    meet(transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4", 0xffffffffu, ldmatrix_done, &mine,
+         where);
+}
+
+// ------------------------------------------------------------------- cp.async
+
+struct Late {
+    void *to;
+    const void *from; // NULL: zeros
+    int group;
+};
+
+static std::vector<Late> late[MAX_THREADS];
+static int group[MAX_THREADS]; // the one that a thread's copies belong to now
+static bool used;
+
+void copies_reset() {
+    if (!used)
+        return;
+    for (int i = 0; i < MAX_THREADS; i++)
+        late[i].clear(), group[i] = 0;
+    used = false;
+}
+
+void copy_async(void *shared, const void *global, bool valid, Where where) {
+    if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16))
+        fail("cp.async (%s:%d): to %p from %p, not both multiples of 16", where.file, where.line,
+             shared, global);
+    if (!shared_owns(shared, 16))
+        fail("cp.async (%s:%d): the destination %p is not in shared memory", where.file, where.line,
+             shared);
+    if (valid && !arena_owns(global))
+        fail("cp.async (%s:%d): the source %p is not in device memory", where.file, where.line,
+             global);
+    used = true;
+    memset(shared, 0xff, 16);
+    late[self].push_back({shared, valid ? global : nullptr, group[self]});
+}
+
+void copy_commit() {
+    used = true;
+    group[self]++;
+}
+
+void copy_wait(int pending) {
+    size_t kept = 0;
+    for (const Late &copy : late[self]) {
+        if (copy.group >= group[self] - pending)
+            late[self][kept++] = copy;
+        else if (copy.from)
+            memcpy(copy.to, copy.from, 16);
+        else
+            memset(copy.to, 0, 16);
+    }
+    late[self].resize(kept);
+}
+
+} // namespace simt

@@ -1,0 +1,291 @@
+// Kernels and calls that are wrong: each must be reported, with a text that says what and where.
+#include "test.cuh"
+
+#ifdef NSA_SIMT
+
+#include "common/device_mma.h"
+
+#include "common/fence.h"
+
+#include <math.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+// The report of what was just done must hold these words.
+static void expect_report(const char *what, const char *first, const char *second) {
+    cudaError_t error = cudaGetLastError();
+    const char *text = simt_last_report();
+    EXPECT(error != cudaSuccess, "%s: no error", what);
+    EXPECT(error == cudaSuccess || (strstr(text, first) && strstr(text, second)),
+           "%s: expected \"%s\" and \"%s\" in: %s", what, first, second, text);
+    EXPECT(cudaGetLastError() == cudaSuccess, "%s: the error stays", what);
+}
+
+// -------------------------------------------------------------------- barriers
+
+static __global__ void some_return(float *a) {
+    if (threadIdx.x < 100)
+        __syncthreads();
+    a[threadIdx.x] = 0;
+}
+static __global__ void two_barriers(float *a) {
+    if (threadIdx.x & 1)
+        __syncthreads();
+    else
+        a[0] = (float)__syncthreads_or(1);
+}
+static __global__ void barrier_and_shuffle(float *a) {
+    if (threadIdx.x == 5)
+        a[0] = __shfl_sync(0xffffffffu, a[1], 0);
+    else
+        __syncthreads();
+}
+// Reads what its neighbour wrote, without waiting: right or wrong by the order alone.
+static __global__ void no_barrier(float *a) {
+    __shared__ float s_a[64];
+    s_a[threadIdx.x] = (float)threadIdx.x;
+    a[threadIdx.x] = s_a[(threadIdx.x + 1) % 64];
+}
+
+static void test_barriers() {
+    float *g = device<float>(128);
+    NSA_LAUNCH(some_return, dim3(2, 2), dim3(128), 0, (cudaStream_t)0, g);
+    expect_report("some_return", "thread (100,0,0): __syncthreads", "28 of 128 threads did not");
+    NSA_LAUNCH(two_barriers, dim3(1), dim3(128), 0, (cudaStream_t)0, g);
+    expect_report("two_barriers", "__syncthreads_or", "other threads of the block wait at");
+    NSA_LAUNCH(barrier_and_shuffle, dim3(1), dim3(32), 0, (cudaStream_t)0, g);
+    expect_report("barrier_and_shuffle", "thread (5,0,0)", "this one waits at __shfl_sync");
+    NSA_LAUNCH(no_barrier, dim3(1), dim3(64), 0, (cudaStream_t)0, g);
+    float a[64];
+    int wrong = 0;
+    fetch(a, g, 64);
+    nsa_show(a, sizeof a);
+    for (int i = 0; i < 64; i++)
+        wrong += !(a[i] == (float)((i + 1) % 64));
+    EXPECT(wrong > 0, "no_barrier: the missing barrier does not show");
+    free_all();
+}
+
+// -------------------------------------------------------------- warp collectives
+
+static __global__ void lane_absent(float *a) {
+    if (threadIdx.x != 3)
+        a[threadIdx.x] = __shfl_xor_sync(0xffffffffu, a[threadIdx.x], 16);
+}
+static __global__ void not_in_mask(float *a) {
+    a[threadIdx.x] = __shfl_sync(0x0000ffffu, a[threadIdx.x], 0);
+}
+static __global__ void reads_outside_mask(float *a) {
+    if (threadIdx.x < 16)
+        a[threadIdx.x] = __shfl_down_sync(0x0000ffffu, a[threadIdx.x], 8);
+}
+static __global__ void two_collectives(float *a) {
+    if (threadIdx.x < 8)
+        __syncwarp();
+    else
+        a[0] = (float)__any_sync(0xffffffffu, 1);
+}
+static __global__ void half_warp(float *a) {
+    a[threadIdx.x] = __shfl_xor_sync(0xffffffffu, a[threadIdx.x], 1);
+}
+
+static void test_collectives() {
+    float *g = device<float>(32);
+    NSA_LAUNCH(lane_absent, dim3(1), dim3(32), 0, (cudaStream_t)0, g);
+    expect_report("lane_absent", "__shfl_xor_sync", "lane 3 has returned");
+    NSA_LAUNCH(not_in_mask, dim3(1), dim3(32), 0, (cudaStream_t)0, g);
+    expect_report("not_in_mask", "kernel not_in_mask", "the calling lane is not in the mask");
+    NSA_LAUNCH(reads_outside_mask, dim3(1), dim3(32), 0, (cudaStream_t)0, g);
+    expect_report("reads_outside_mask", "which is not in the mask 0000ffff", "reads lane");
+    NSA_LAUNCH(two_collectives, dim3(1), dim3(32), 0, (cudaStream_t)0, g);
+    expect_report("two_collectives", "__any_sync", "other lanes of the warp wait at");
+    NSA_LAUNCH(half_warp, dim3(1), dim3(16), 0, (cudaStream_t)0, g);
+    expect_report("half_warp", "16 lanes of the mask", "lane 16 is not part of the block");
+    free_all();
+}
+
+// ---------------------------------------------------------------------- memory
+
+static __global__ void misaligned(float *a) {
+    float4 v = *(const float4 *)(a + threadIdx.x + 4);
+    a[threadIdx.x] = v.x;
+}
+static __global__ void behind(float *a, int n) {
+    a[n + (int)threadIdx.x] = 1;
+}
+[[maybe_unused]] static __global__ void nowhere(float *a) {
+    a[threadIdx.x] = 1;
+}
+static __global__ void unwritten(float *a) {
+    __shared__ float s_static[32];
+    NSA_DYNAMIC_SHARED(float, s_dynamic);
+    a[threadIdx.x] = s_static[threadIdx.x];
+    a[32 + threadIdx.x] = s_dynamic[threadIdx.x];
+    __syncwarp();
+    s_static[threadIdx.x] = s_dynamic[threadIdx.x] = 1; // the next block must not see this
+}
+static __global__ void behind_shared(float *a) {
+    NSA_DYNAMIC_SHARED(float, s_a);
+    s_a[threadIdx.x] = a[threadIdx.x];
+}
+static __global__ void deep(float *a, int i) {
+    volatile float wide[110 << 10];
+    wide[i] = a[0];
+    a[0] = wide[i];
+}
+
+static void test_memory() {
+    float *g = device<float>(100), h[100];
+    NSA_LAUNCH(misaligned, dim3(1), dim3(2), 0, (cudaStream_t)0, g);
+    expect_report("misaligned", "thread (1,0,0): misaligned access to", "float4");
+    NSA_LAUNCH(behind, dim3(1), dim3(1), 0, (cudaStream_t)0, g, 100);
+    expect_report("behind", "kernel behind: wrote behind allocation", "(400 bytes, cudaMalloc)");
+    NSA_LAUNCH(behind, dim3(1), dim3(1), 0, (cudaStream_t)0, g, -1);
+    expect_report("before", "kernel behind: wrote before allocation", "from byte -4");
+#ifndef NSA_VALGRIND // which reports these itself
+    NSA_LAUNCH(nowhere, dim3(1), dim3(1), 0, (cudaStream_t)0, (float *)nullptr);
+    expect_report("nowhere", "kernel nowhere, block (0,0,0), thread (0,0,0)", "null");
+    NSA_LAUNCH(nowhere, dim3(1), dim3(1), 0, (cudaStream_t)0, g + (size_t)(1 << 28));
+    expect_report("far", "thread (0,0,0): touched address", "device memory that is not allocated");
+#endif
+    NSA_LAUNCH(behind_shared, dim3(1), dim3(33), 32 * sizeof(float), (cudaStream_t)0, g);
+    expect_report("behind_shared", "wrote byte 128 of its 128 bytes of dynamic shared memory", "");
+    NSA_LAUNCH(deep, dim3(1), dim3(1), 0, (cudaStream_t)0, g, 0);
+    expect_report("deep", "the thread's stack is full", "");
+    NSA_LAUNCH(unwritten, dim3(3), dim3(32), 32 * sizeof(float), (cudaStream_t)0, g);
+    EXPECT_OK(cudaGetLastError());
+    fetch(h, g, 100);
+    nsa_show(h, sizeof h); // valgrind: these are looked at although nobody wrote them
+    int numbers = 0;
+    for (int i = 0; i < 64; i++)
+        numbers += h[i] == h[i];
+    EXPECT(numbers == 0, "unwritten: %d of 64 reads of shared memory are not NaN", numbers);
+    float *fresh = device<float>(4);
+    fetch(h, fresh, 4);
+    nsa_show(h, sizeof h);
+    EXPECT(h[0] != h[0] && h[3] != h[3], "unwritten: fresh device memory is not NaN");
+    EXPECT(cudaMemcpy(h, g, 404, cudaMemcpyDeviceToHost) != cudaSuccess, "copy beyond the end");
+    expect_report("copy", "cudaMemcpy: the source, 404 bytes from byte 0", "(400 bytes");
+    EXPECT(cudaMemcpy(h, g, 4, cudaMemcpyHostToDevice) != cudaSuccess, "copy the wrong way");
+    expect_report("copy", "the destination is not device memory", "");
+    EXPECT(cudaFree(g + 1) != cudaSuccess, "free of what was not allocated");
+    expect_report("free", "is not what cudaMalloc gave", "");
+    free_all();
+}
+
+// A process of its own touches device memory; what it says and dies of.
+static void test_host_touch() {
+    float *g = device<float>(100);
+    int ends[2], status = 0;
+    char text[400] = "";
+    fflush(stdout);
+    if (pipe(ends))
+        return;
+    pid_t child = fork();
+    if (!child) {
+        dup2(ends[1], 2);
+        *(volatile float *)(g + 2) = 1;
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t have = 0;
+    for (ssize_t n; have < sizeof text - 1 && (n = read(ends[0], text + have, 399 - have)) > 0;)
+        have += (size_t)n;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    EXPECT(!(WIFEXITED(status) && WEXITSTATUS(status) == 0), "host_touch: it went unnoticed");
+    EXPECT(strstr(text, "host code touched") && strstr(text, "byte 8 of allocation"),
+           "host_touch: it says: %s", text);
+    free_all();
+}
+
+// -------------------------------------------------------------------- launches
+
+static __global__ void nothing(int) {
+}
+static __global__ void spin(volatile int *flag) {
+    while (!*flag)
+        __threadfence();
+}
+static __global__ void no_wait(const float *a, float *b) {
+    __shared__ __align__(16) float s_a[32 * 4];
+    nsa_cp_async_16(s_a + threadIdx.x * 4, a + threadIdx.x * 4);
+    nsa_cp_async_commit();
+    b[threadIdx.x] = s_a[threadIdx.x * 4];
+    nsa_cp_async_wait<0>();
+    b[32 + threadIdx.x] = s_a[threadIdx.x * 4];
+}
+
+static void test_launches() {
+    float ones[128];
+    for (float &x : ones)
+        x = 1;
+    int zero = 0, *g_flag = device(1, &zero);
+    NSA_LAUNCH(nothing, dim3(1), dim3(2048), 0, (cudaStream_t)0, 0);
+    expect_report("2048 threads", "kernel nothing", "a block has at most 1024 threads");
+    NSA_LAUNCH(nothing, dim3(1, 70000), dim3(32), 0, (cudaStream_t)0, 0);
+    expect_report("grid.y 70000", "grid (1,70000,1)", "65535 in y and z");
+    NSA_LAUNCH(nothing, dim3(0), dim3(32), 0, (cudaStream_t)0, 0);
+    expect_report("no blocks", "a dimension is 0", "");
+    NSA_LAUNCH(nothing, dim3(1), dim3(32), 60 << 10, (cudaStream_t)0, 0);
+    expect_report("60 KiB", "too much dynamic shared memory", "49152 allowed");
+    EXPECT_OK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 60 << 10));
+    NSA_LAUNCH(nothing, dim3(1), dim3(32), 60 << 10, (cudaStream_t)0, 0);
+    EXPECT_OK(cudaGetLastError());
+    EXPECT_OK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 48 << 10));
+    EXPECT(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 300 << 10) !=
+               cudaSuccess,
+           "300 KiB are allowed");
+    expect_report("300 KiB", "cudaFuncSetAttribute", "sm_80");
+    NSA_LAUNCH(spin, dim3(1), dim3(2), 0, (cudaStream_t)0, g_flag);
+    expect_report("spin", "turns without progress", "kernel spin");
+    float *g = device<float>(64), h[64];
+    NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
+    EXPECT_OK(cudaGetLastError());
+    fetch(h, g, 64);
+    nsa_show(h, sizeof h);
+    EXPECT(h[0] != h[0] && h[31] != h[31], "no_wait: a copy arrived before its wait");
+    EXPECT(h[32] == 1 && h[63] == 1, "no_wait: a copy did not arrive");
+    free_all();
+}
+
+static void test_captures() {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    float *p = nullptr;
+    EXPECT_OK(cudaStreamCreate(&stream));
+    EXPECT_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    EXPECT(cudaMalloc(&p, 4) == cudaErrorStreamCaptureUnsupported, "cudaMalloc in a capture");
+    expect_report("capture", "cudaMalloc", "not while a stream is being captured");
+    EXPECT(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated, "spoilt");
+    expect_report("capture", "cudaStreamEndCapture", "spoilt");
+    EXPECT(cudaStreamEndCapture(stream, &graph) != cudaSuccess, "the end of no capture");
+    expect_report("capture", "no capture began", "");
+    EXPECT_OK(cudaStreamDestroy(stream));
+}
+
+// What a stage's own functions return.
+static nsa_status through_macros(float *g) {
+    NSA_CUDA(cudaMemset(g, 0, 4));
+    NSA_LAUNCH(some_return, dim3(1), dim3(128), 0, (cudaStream_t)0, g);
+    NSA_LAUNCHED("some_return");
+    return NSA_OK;
+}
+
+static void test_macros() {
+    EXPECT(through_macros(device<float>(128)) == NSA_ERR_DEVICE, "NSA_LAUNCHED: no error");
+    EXPECT(strstr(nsa_last_error(), "28 of 128 threads"), "NSA_LAUNCHED: %s", nsa_last_error());
+    free_all();
+}
+
+void test_errors() {
+    test_barriers();
+    test_collectives();
+    test_memory();
+    test_host_touch();
+    test_launches();
+    test_captures();
+    test_macros();
+}
+
+#endif

@@ -1,0 +1,64 @@
+// Run the tests in every order and count what held. On a GPU there is no order and no report, so
+// test_errors() is left out and everything else runs once.
+#include "test.cuh"
+
+#include <stdarg.h>
+
+const char *order = "gpu";
+static int passed, failed;
+static void *taken[64];
+static int taken_count;
+
+void expect(bool holds, const char *file, int line, const char *format, ...) {
+    if (holds) {
+        passed++;
+        return;
+    }
+    va_list args;
+    va_start(args, format);
+    printf("FAIL %s:%d (%s): ", file, line, order);
+    vprintf(format, args);
+    putchar('\n');
+    va_end(args);
+    failed++;
+}
+
+void *take(size_t bytes, const void *host) {
+    void *p = nullptr;
+    EXPECT_OK(cudaMalloc(&p, bytes));
+    if (host)
+        EXPECT_OK(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
+    taken[taken_count++] = p;
+    return p;
+}
+
+void free_all() {
+    while (taken_count)
+        EXPECT_OK(cudaFree(taken[--taken_count]));
+}
+
+static void all() {
+    test_basics();
+    test_tensor();
+    test_runtime();
+#ifdef NSA_SIMT
+    test_errors();
+#endif
+}
+
+int main() {
+#ifdef NSA_SIMT
+    static const char *const orders[] = {"forward",  "reverse",  "random:1",
+                                         "random:2", "random:3", "random:4"};
+    setenv("NSA_SIMT_DEVICE", "sm_80", 1);
+    for (const char *o : orders) {
+        order = o;
+        setenv("NSA_SIMT_ORDER", o, 1);
+        all();
+    }
+#else
+    all();
+#endif
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

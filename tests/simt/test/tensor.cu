@@ -1,0 +1,124 @@
+// bfloat16, tensor cores and asynchronous copies, compared with plain loops.
+#include "test.cuh"
+
+#include "common/device_mma.h"
+
+#include <math.h>
+
+// One warp: A [16,16] by rows in shared memory through ldmatrix, B [16,8] by rows through its
+// transposed form (whose other half is B again), C [16,8].
+static __global__ void multiply(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *c) {
+    __shared__ __align__(16) __nv_bfloat16 s_a[16 * 16];
+    __shared__ __align__(16) __nv_bfloat16 s_b[16 * 8];
+    int lane = (int)threadIdx.x, g = lane / 4, t = lane % 4;
+    for (int i = lane; i < 256; i += 32)
+        s_a[i] = a[i];
+    for (int i = lane; i < 128; i += 32)
+        s_b[i] = b[i];
+    __syncwarp();
+    unsigned r_a[4], r_b[4], r_first[2];
+    float r_c[4] = {1, 1, 1, 1};
+    nsa_ldmatrix_x4(r_a, s_a + lane % 16 * 16 + lane / 16 * 8);
+    nsa_ldmatrix_x4_trans(r_b, s_b + lane % 16 * 8);
+    r_first[0] = r_b[0], r_first[1] = r_b[1];
+    nsa_mma_m16n8k16_bf16(r_c, r_a, r_first);
+    for (int i = 0; i < 4; i++)
+        c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = r_c[i];
+}
+
+static void test_multiply() {
+    __nv_bfloat16 a[256], b[128];
+    float c[128], worst = 0;
+    for (int i = 0; i < 256; i++)
+        a[i] = __float2bfloat16((float)(i * 37 % 101) / 50 - 1);
+    for (int i = 0; i < 128; i++)
+        b[i] = __float2bfloat16((float)(i * 53 % 97) / 48 - 1);
+    float *g_c = device<float>(128);
+    NSA_LAUNCH(multiply, dim3(1), dim3(32), 0, (cudaStream_t)0, device(256, a), device(128, b),
+               g_c);
+    EXPECT_OK(cudaGetLastError());
+    fetch(c, g_c, 128);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 8; j++) {
+            float sum = 1;
+            for (int k = 0; k < 16; k++)
+                sum += __bfloat162float(a[i * 16 + k]) * __bfloat162float(b[k * 8 + j]);
+            worst = fmaxf(worst, fabsf(sum - c[i * 8 + j]));
+            worst = c[i * 8 + j] == c[i * 8 + j] ? worst : 1; // NaN
+        }
+    EXPECT(worst < 1e-5f, "multiply: off by %g", (double)worst);
+    free_all();
+}
+
+enum { STAGES = 3, CHUNK = 128 }; // chunks on their way; floats in one
+
+// One block sums chunks that arrive through a ring of STAGES buffers; the last one is half a chunk.
+static __global__ void pipeline(const float *a, float *sum, int n) {
+    NSA_DYNAMIC_SHARED(float, s_ring);
+    int i = (int)threadIdx.x * 4, chunks = (n + CHUNK - 1) / CHUNK;
+    float mine = 0;
+    for (int c = 0; c < STAGES - 1; c++) {
+        if (c < chunks)
+            nsa_cp_async_16(s_ring + c * CHUNK + i, a + c * CHUNK + i, c * CHUNK + i < n);
+        nsa_cp_async_commit();
+    }
+    for (int c = 0; c < chunks; c++) {
+        nsa_cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        int next = c + STAGES - 1;
+        if (next < chunks)
+            nsa_cp_async_16(s_ring + next % STAGES * CHUNK + i, a + next * CHUNK + i,
+                            next * CHUNK + i < n);
+        nsa_cp_async_commit();
+        for (int k = 0; k < 4; k++) // another thread's numbers
+            mine += s_ring[c % STAGES * CHUNK + (CHUNK - 1 - i - k)];
+    }
+    sum[threadIdx.x] = mine;
+}
+
+static void test_pipeline() {
+    const int n = 10 * CHUNK + CHUNK / 2;
+    float a[n], sum[CHUNK / 4], all = 0, expected = 0;
+    for (int i = 0; i < n; i++)
+        a[i] = (float)(i % 13), expected += a[i];
+    float *g_sum = device<float>(CHUNK / 4);
+    NSA_LAUNCH(pipeline, dim3(1), dim3(CHUNK / 4), STAGES * CHUNK * sizeof(float), (cudaStream_t)0,
+               device(n, a), g_sum, n);
+    EXPECT_OK(cudaGetLastError());
+    fetch(sum, g_sum, CHUNK / 4);
+    for (float s : sum)
+        all += s;
+    EXPECT(all == expected, "pipeline: %g, not %g", (double)all, (double)expected);
+    free_all();
+}
+
+static __global__ void convert(const float *x, unsigned short *y, int n) {
+    int i = (int)threadIdx.x;
+    if (i < n)
+        y[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i]));
+}
+
+static void test_convert() {
+    const float x[] = {1.0f,          -2.5f, 1.00390625f /* tie, to even */,
+                       1.01171875f, // tie, up
+                       3.4028235e38f, NAN,   INFINITY,
+                       1e-40f,        -0.0f};
+    const unsigned short want[] = {0x3f80, 0xc020, 0x3f80, 0x3f82, 0x7f80,
+                                   0x7fff, 0x7f80, 0x0001, 0x8000};
+    unsigned short y[9];
+    unsigned short *g_y = device<unsigned short>(9);
+    NSA_LAUNCH(convert, dim3(1), dim3(32), 0, (cudaStream_t)0, device(9, x), g_y, 9);
+    EXPECT_OK(cudaGetLastError());
+    fetch(y, g_y, 9);
+    for (int i = 0; i < 9; i++)
+        EXPECT(y[i] == want[i], "convert: %g is %04x, not %04x", (double)x[i], y[i], want[i]);
+    __nv_bfloat162 pair = __floats2bfloat162_rn(1.5f, -3.0f);
+    EXPECT(__low2float(pair) == 1.5f && __high2float(pair) == -3.0f, "convert: a pair");
+    free_all();
+}
+
+void test_tensor() {
+    test_multiply();
+    test_pipeline();
+    test_convert();
+}

@@ -1,0 +1,38 @@
+// The simulator's own tests: what their files share.
+#ifndef SIMT_TEST_CUH
+#define SIMT_TEST_CUH
+
+#include "common/device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Count one expectation and, if it does not hold, say so.
+void expect(bool holds, const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+#define EXPECT(holds, ...) expect(holds, __FILE__, __LINE__, __VA_ARGS__)
+#define EXPECT_OK(call)                                                                            \
+    do {                                                                                           \
+        cudaError_t error_ = (call);                                                               \
+        EXPECT(error_ == cudaSuccess, "%s: %s", #call, nsa_device_error(error_));                  \
+    } while (0)
+
+extern const char *order; // the one that runs now, for messages
+
+// Device memory of n elements, filled from `host` if that is given; free_all() gives it back.
+void *take(size_t bytes, const void *host);
+template <class T> T *device(size_t n, const T *host = nullptr) {
+    return (T *)take(n * sizeof(T), host);
+}
+void free_all();
+template <class T> void fetch(T *host, const T *from, size_t n) {
+    EXPECT_OK(cudaMemcpy(host, from, n * sizeof(T), cudaMemcpyDeviceToHost));
+}
+
+void test_basics();  // basics.cu: grids, shared memory, shuffles, votes, atomics
+void test_tensor();  // tensor.cu: bfloat16, tensor cores, asynchronous copies
+void test_runtime(); // runtime.cu: streams, events, graphs, what the device says
+void test_errors();  // errors.cu: what must be reported, and how; for the simulator alone
+
+#endif
