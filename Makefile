@@ -120,11 +120,14 @@ demo: all ## the main job on real text: nsa-demo/block_map.svg
 
 diff: ## the lesson between two stages: make diff A=00 B=01
 	@diff -u -r stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
+	@for f in stages/$(B)_*/*.cu; do o=$$(echo stages/$(A)_*/$$(basename $$f .cu).c); \
+	    [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
 
-# How much of each stage already stands in the one before: unchanged lines of files of the same name.
+# How much of each stage already stands in the one before: unchanged lines of files of the same
+# name, where attend.cu counts as attend.c.
 similar:
 	@set -- $(STAGES); while [ $$# -gt 1 ]; do same=0; all=0; \
-	    for f in stages/$$2/*.[ch]*; do o=stages/$$1/$${f##*/}; \
+	    for f in stages/$$2/*.[ch]*; do o=stages/$$1/$${f##*/}; [ -f $$o ] || o=$$(echo $$o | sed 's/\.cu\(h*\)$$/.c\1/; s/\.ch$$/.h/'); \
 	        all=$$((all + $$(wc -l <$$f))); [ -f $$o ] || continue; \
 	        same=$$((same + $$(diff --unchanged-line-format=x --old-line-format= \
 	            --new-line-format= $$o $$f | wc -c))); done; \
@@ -140,12 +143,12 @@ clean: ## remove build/
 
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
-C_FILES  := $(LINTED) $(HEADERS)
+C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS)
 CLANG_TIDY   ?= clang-tidy
 CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
 
-# clang-tidy needs each file's own include path: a stage includes its own folder.
+# clang-tidy needs each file's own include path: a stage includes its own folder. It sees C alone.
 lint: ## formatting, clang-tidy, and the limits on lines and files
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \

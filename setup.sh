@@ -5,11 +5,12 @@
 #   sh setup.sh --minimal   only what `make demo` and `make test-all` need
 #
 # The needed packages must install. The others are tried, and one that a release does not have is
-# named and skipped. CUDA is never installed here; stages 00 and 01 do not use it.
+# named and skipped. CUDA is never installed here; without it the CUDA stages run on a simulator.
 set -eu
 
 # name and reason, one package a line
-needed='gcc             compiles everything
+needed='gcc             compiles everything in C
+g++             compiles the CUDA stages for the simulator of tests/simt
 make            runs the Makefile
 libc6-dev       the C library headers
 pkg-config      tells the Makefile where cJSON is
@@ -23,7 +24,9 @@ doxygen         make docs
 doxygen-awesome-css the style sheet of the docs
 libjs-mathjax   formulas in the docs, without a network
 graphviz        include graphs in the docs
-librsvg2-bin    the demo picture as PNG beside the SVG'
+librsvg2-bin    the demo picture as PNG beside the SVG
+libopenblas-dev make bench: the ceiling and the dense baseline
+gnuplot-nox     make figures'
 
 usage() {
     echo "usage: sh setup.sh [--minimal]"
@@ -75,9 +78,9 @@ say_cuda() {
     nvcc=$(command -v nvcc 2>/dev/null || true)
     [ -n "$nvcc" ] || [ ! -x /usr/local/cuda/bin/nvcc ] || nvcc=/usr/local/cuda/bin/nvcc
     if [ -n "$nvcc" ]; then
-        echo "setup: nvcc found: $nvcc. Stages 00 and 01 do not need it; CUDA stages will."
+        echo "setup: nvcc found: $nvcc. With a GPU the CUDA stages use it, else a simulator."
     else
-        echo "setup: nvcc not found. Stages 00 and 01 do not need it; CUDA stages will. It comes"
+        echo "setup: nvcc not found. The CUDA stages run on a simulator. nvcc comes"
         echo "setup: with NVIDIA's CUDA Toolkit (developer.nvidia.com/cuda-downloads), or as the"
         echo "setup: package nvidia-cuda-toolkit (Debian: non-free, Ubuntu: multiverse)."
     fi

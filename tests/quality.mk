@@ -68,7 +68,8 @@ ASAN_FLAGS  := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-re
                -fno-omit-frame-pointer -Wno-pass-failed
 ASAN_BUILD  := CC='$(CLANG)' OPT=-O1 CFLAGS='$(ASAN_FLAGS)' $(OPEN)
 # The harness catches signals itself; handle_*=2 keeps the sanitizer's report.
-ASAN_SEES   := ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:detect_leaks=1 \
+ASAN_SEES   := LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
+               ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:detect_leaks=1 \
                UBSAN_OPTIONS=print_stacktrace=1
 # OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders. It asks for
 # ignore_noninstrumented_modules=1, which would also blind it to what snprintf or memcpy do for us.

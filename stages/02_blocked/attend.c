@@ -56,14 +56,24 @@ void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t h
     }
 }
 
-/* max(most, scale * row[n0..n1)), the columns a whole number of vectors */
-static inline real largest(const real *row, int64_t n0, int64_t n1, real scale, real most) {
+/* max(scale * row[n0..n1)), the columns a whole number of vectors */
+static inline real largest(const real *row, int64_t n0, int64_t n1, real scale) {
     const int64_t n = (n1 - n0) / LANES * LANES; /* tells the compiler that there is no tail */
     real top = -INFINITY;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; j++)
         top = row[n0 + j] > top ? row[n0 + j] : top;
-    return scale * top > most ? scale * top : most;
+    return scale * top;
+}
+
+/* Whether some scale * row[n0..n1) is above `limit`; only this is asked of most spans. */
+static inline int above(const real *row, int64_t n0, int64_t n1, real scale, real limit) {
+    const int64_t n = (n1 - n0) / LANES * LANES;
+    int any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t j = 0; j < n; j++)
+        any |= scale * row[n0 + j] > limit;
+    return any;
 }
 
 /* row = 2^(scale row - most), in place; sum += its LANES partial sums. One expression for every
@@ -71,9 +81,10 @@ static inline real largest(const real *row, int64_t n0, int64_t n1, real scale, 
 static inline void exponentiate(real *row, int64_t n0, int64_t n1, real scale, real most,
                                 real *sum) {
     real lane[LANES] = {0};
+#pragma GCC unroll 4
     for (int64_t j = n0; j < n1; j += LANES) {
         for (int i = 0; i < LANES; i++) {
-            const real e = exp2_nonpositive(scale * row[j + i] - most);
+            const real e = exp2_bounded(scale * row[j + i] - most);
             row[j + i] = e;
             lane[i] += e;
         }
@@ -96,7 +107,8 @@ real log2_scale(const stage *st) {
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
- * sum. */
+ * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
+ * exponentials then wait for no maximum. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
                         int64_t row, int64_t i, span sp) {
     const int64_t G = st->plan->group, dvp = st->dvp;
@@ -110,16 +122,16 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
-        const real now = largest(s, n0, n1, scale, *most);
-        if (now != *most) { /* seldom, after the first few blocks */
-            const real shrink = exp2_nonpositive(*most - now);
+        if (above(s, n0, n1, scale, *most + LAZY)) { /* a first span, and seldom after */
+            const real now = largest(s, n0, n1, scale);
+            const real shrink = exp2_bounded(*most - now);
             for (int lane = 0; lane < LANES; lane++)
                 sum[lane] *= shrink;
             for (int64_t c = 0; c < dvp; c++)
                 o[g * dvp + c] *= shrink;
             *most = now;
         }
-        exponentiate(s, n0, n1, scale, now, sum);
+        exponentiate(s, n0, n1, scale, *most, sum);
     }
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
     matmul(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
@@ -197,7 +209,7 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
               visible - k < BLOCK ? visible - k : BLOCK, w->scores + k, apart);
     for (int64_t g = 0; g < G && visible; g++) {
         real *p = w->scores + g * apart, sum[LANES] = {0};
-        const real most = largest(p, 0, padded, log2_scale(st), -INFINITY);
+        const real most = largest(p, 0, padded, log2_scale(st));
         exponentiate(p, 0, padded, log2_scale(st), most, sum);
         const real over = 1 / add_lanes(sum);
         for (int64_t k = 0; k < padded; k++)

@@ -29,8 +29,9 @@ enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id
 enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 enum {
-    BLOCK = 64,  /* keys of a block in memory, whatever l' is */
-    QUERIES = 32 /* neighbouring queries that walk the blocks together */
+    BLOCK = 64,   /* keys of a block in memory, whatever l' is */
+    QUERIES = 32, /* neighbouring queries that walk the blocks together */
+    LAZY = 8      /* a score may be this far above the online softmax's maximum, in units of log2 */
 };
 
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
@@ -73,7 +74,7 @@ typedef struct work {
     real *p_sum;      /* [all compressed keys] probabilities summed over the group */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
-    real *most;       /* [QUERIES,G] running maximum of the online softmax, in units of log2 */
+    real *most;       /* [QUERIES,G] lazy maximum of the online softmax, in units of log2 */
     real *sum, *over; /* [QUERIES,G,LANES] running sums; [QUERIES,G] 1/sum */
     real *z, *hidden, *dz, *dhidden; /* compressors: COMPRESSED blocks at a time */
     nsa_laps laps;

@@ -84,11 +84,11 @@ static inline __attribute__((always_inline)) void column(int NV, int64_t M, int6
 void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
             int64_t ldc, int add);
 
-/* 2^x for x <= 0: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
+/* 2^x for x <= 64: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
  * error 7.5e-8). n is added to the exponent's bits: shifted holds n in its low bits, and 23 places
  * further left nothing else is left of it. Below 2^-125 it stays there, small but normal; NaN stays
  * NaN. The same steps in every lane, so equal scores give equal bits. */
-static inline float exp2_nonpositive(float x) {
+static inline float exp2_bounded(float x) {
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
     x = -125.0f > x ? -125.0f : x;
     const float shifted = x + round, f = x - (shifted - round);

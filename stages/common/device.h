@@ -34,8 +34,10 @@
 /** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
 #define NSA_DYNAMIC_SHARED(type, name) type *name = (type *)simt::dynamic_shared()
 #else
+/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
 #define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+/** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
 #define NSA_DYNAMIC_SHARED(type, name)                                                             \
     extern __shared__ __align__(16) unsigned char nsa_dynamic_shared[];                            \
     type *name = (type *)nsa_dynamic_shared

@@ -6,13 +6,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF };
+enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
 
 /* A block in memory:  | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5 |
  */
 typedef struct block {
-    unsigned char *start; /* of the first fence, from aligned_alloc */
+    unsigned char *start; /* of the first fence, from aligned() */
     size_t bytes;         /* the stage's */
     nsa_memory_kind kind;
 } block;
@@ -42,6 +43,17 @@ static void open_fences(const block *b) {
     nsa_show(b->start + FENCE + b->bytes, FENCE);
 }
 
+/* Whole lines of 64 bytes. What is large comes in huge pages where the system has them: a walk over
+ * many blocks otherwise waits for page tables. */
+static unsigned char *aligned(size_t bytes) {
+    const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
+    const size_t whole = (bytes + page - 1) / page * page;
+    unsigned char *start = aligned_alloc(page, whole);
+    if (start && page == HUGE_PAGE)
+        (void)madvise(start, whole, MADV_HUGEPAGE); /* only a wish */
+    return start;
+}
+
 static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
     if (pool->count == pool->room) {
         size_t room = pool->room ? 2 * pool->room : 64;
@@ -51,8 +63,7 @@ static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t by
         pool->blocks = blocks;
         pool->room = room;
     }
-    size_t whole = (bytes + 2 * FENCE + 63) / 64 * 64;
-    unsigned char *start = aligned_alloc(64, whole);
+    unsigned char *start = aligned(bytes + 2 * FENCE);
     if (!start)
         return NULL;
     memset(start, FENCE_BYTE, FENCE);

@@ -68,7 +68,8 @@ const listed_case cases[] = {
     {"T=100,scale=2", 0},
     {"T=100,data=large", 1},
     {"T=100,data=large,phi=mlp,hidden=8", 0},
-    {"T=150,data=large,phi=gated,n=6", 0}, /* the last free pick is of 1e-19 and less */
+    {"T=280,data=large,dk=24,dv=40,w=200", 0}, /* larger scores come in later blocks */
+    {"T=150,data=large,phi=gated,n=6", 0},     /* the last free pick is of 1e-19 and less */
     /* exact ties */
     {"T=140,data=ties", 1},
     {"T=140,data=ties,phi=gated", 0},

@@ -12,14 +12,16 @@ CXX := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),g++)
 endif
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
-ifndef CUDA
-CUDA := $(if $(and $(NVCC),$(filter-out 0,$(GPUS))),gpu,sim)
-CUDA_WHY := $(if $(filter gpu,$(CUDA)),$(GPUS) found,no $(if $(filter-out 0,$(GPUS)),nvcc,GPU) found)
-else
-CUDA_WHY := CUDA=$(CUDA)
-endif
+ifeq ($(origin CUDA),command line)
 ifeq ($(filter gpu sim,$(CUDA)),)
 $(error CUDA=$(CUDA): gpu or sim)
+endif
+endif
+ifneq ($(filter gpu sim,$(CUDA)),)
+CUDA_WHY := CUDA=$(CUDA)
+else
+CUDA := $(if $(and $(NVCC),$(filter-out 0,$(GPUS))),gpu,sim)
+CUDA_WHY := $(if $(filter gpu,$(CUDA)),$(GPUS) found,no $(if $(filter-out 0,$(GPUS)),nvcc,GPU) found)
 endif
 
 CUDA_FILES  := $(wildcard stages/[0-9][0-9]_*/*.cu)

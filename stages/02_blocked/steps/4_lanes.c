@@ -33,7 +33,7 @@ static inline void exponentiate(real *row, int64_t n, real scale, real most, rea
     real part[LANES] = {0};
     for (int64_t j = 0; j < n; j += LANES) {
         for (int lane = 0; lane < LANES; lane++) {
-            const real e = exp2_nonpositive(scale * row[j + lane] - most);
+            const real e = exp2_bounded(scale * row[j + lane] - most);
             row[j + lane] = e;
             part[lane] += e;
         }
@@ -57,7 +57,7 @@ static void attend_span(const problem *pb, work *w, const real *q, span sp, real
             s[j] = -INFINITY; /* whole vectors, then a mask: there is no other code for a tail */
         const real now = largest(s, whole, scale, *most);
         if (now != *most) { /* seldom, after the first few blocks */
-            const real shrink = exp2_nonpositive(*most - now);
+            const real shrink = exp2_bounded(*most - now);
             for (int lane = 0; lane < LANES; lane++)
                 sum[lane] *= shrink;
             for (int64_t c = 0; c < D; c++)
