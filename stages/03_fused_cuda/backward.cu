@@ -16,6 +16,7 @@ nsa_status open_backward(stage *st) {
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     TRY(open_queries(s, &st->c, (size_t)room));
+    TRY(open_range(s, &st->c, (size_t)room));
     TRY(open_keys(s, (size_t)room));
     s->terms = (float4 *)take_device(st, NSA_OF_ONE_CALL, BRANCHES * tiles * ROWS, sizeof(float4));
     TRY(open_visits(st, s));
@@ -72,18 +73,23 @@ nsa_status backward(void *self) {
     TRY(lap(st, -1));
     TRY(zero_gradients(st));
     if (args.R) {
-        TRY(backward_queries(st, &args));
+        TRY(backward_gate(st, &args));
+        TRY(lap(st, LAP_GATE));
+        TRY(backward_range(st, &args));
         TRY(lap(st, LAP_DQ));
+        TRY(backward_queries(st, &args));
+        TRY(lap(st, LAP_DQ_SLC));
         for (int x = 0; x < BRANCHES; x++) {
             visit_args visits;
             TRY(list_visits(st, &args, x, &visits));
             TRY(lap(st, LAP_LISTS));
             TRY(backward_keys(st, &args, &visits));
-            TRY(lap(st, LAP_DKV));
+            TRY(lap(st, LAP_DKV + x));
         }
     }
     for (int pair = 0; pair < PAIR; pair++)
         TRY(compress_pack_backward(st, pair));
     TRY(lap(st, LAP_PHI));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

@@ -7,11 +7,15 @@
 
 enum {
     DQ_WARPS = 8,        /* most query rows of a CUDA block for dq, a warp each */
-    DKV_WARPS = 8,       /* of a CUDA block for dk and dv: half of them sum dv, half dk */
-    KEY_GROUPS = 4,      /* BLOCK / ROWS: a warp sums 16 of a block's 64 keys */
+    PAIR_ROWS = 32,      /* of a wide tile: two tiles of 16 heads, or half a block's keys */
+    STEP = 8,            /* row tiles that the key kernel takes at a time, at most */
+    MAKERS = 4,          /* its warps that make P, and as many that make dS: two tiles each */
+    MOST_SUMS = 8,       /* its warps that sum dk and dv, at most: a wide tile each */
+    RING = 8,            /* steps whose tiles are known to all its warps; a power of two */
     LIST_CHUNKS = 256,   /* parts of the rows that are counted and listed side by side */
     NEAR = 4,            /* rows of an operand on their way */
-    FAR = 8,             /* the same, for one that comes from far, if registers are left */
+    DEEP_WIDE = 2,       /* the same, of both operands of a wide tile */
+    FAR = 8,             /* as NEAR, for one that comes from far, if registers are left */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -27,7 +31,7 @@ typedef struct grad_args {
     const int32_t *block_idx;       /* [R,Hkv,n] */
     const real *q_t, *q_n;          /* [tiles][dk8][16]  [tiles][16][dkp] */
     const real *dout_t, *dout_n;    /* [tiles][dv8][16]  [tiles][16][dvp] */
-    const float4 *terms; /* [BRANCHES][tiles][16]: most, over, gate, gate * dgate of each head */
+    const float4 *terms; /* [BRANCHES][tiles][16]: most, over, gate, dgate of each head */
     kv_blocks in[BRANCHES];
     real *dq; /* [R,Hq,dkp] */
 } grad_args;
@@ -52,7 +56,8 @@ typedef struct visit_args {
 /* What backward keeps beside the stage's own fields; on the host. */
 typedef struct scratch {
     int dq_warps;  /* row tiles that a CUDA block takes at a time, for dq */
-    int dkv_tiles; /* for dk and dv */
+    int dq_pairs;  /* pairs of them where keys are a range */
+    int dkv_tiles; /* for dk and dv, at most STEP */
     float4 *terms;
     visit_args visits; /* its pointers; one branch after the other uses them */
     int32_t *list;
@@ -128,13 +133,147 @@ static __device__ __forceinline__ void product_far(piece *acc, const float *a, i
     }
 }
 
+/* The compiler moves nothing past this: loads stay where they are early enough and no earlier,
+ * which would take too many registers. All lanes of the warp are here. */
+static __device__ __forceinline__ void keep_order(void) {
+#ifdef __CUDA_ARCH__
+    __syncwarp();
+#endif
+}
+
+/* A wide tile: 32 rows and 64 columns of a warp, 8 by 8 of them a lane's. A step of k takes 64
+ * multiply-adds for four loads, where tile.cuh's 16 rows take 32 for three. Rows are
+ * wide_row()..+7, columns wide_col()..+3 and 32 more; lanes i and i^1 have the same columns, lanes
+ * i and i^2 the same rows, which is what shared memory is fast at. */
+typedef struct wide {
+    float at[LANE_ROWS][2 * LANE_COLS];
+} wide;
+
+static __device__ __forceinline__ int wide_row(void) {
+    const int lane = (int)threadIdx.x % WARP;
+    return (lane & 1) * LANE_ROWS + (lane >> 4) * ROWS;
+}
+
+static __device__ __forceinline__ int wide_col(void) {
+    return ((int)threadIdx.x >> 1 & 7) * LANE_COLS;
+}
+
+static __device__ __forceinline__ void zero_wide(wide *acc) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+        for (int j = 0; j < 2 * LANE_COLS; j++)
+            acc->at[i][j] = 0;
+    }
+}
+
+/* acc += sum over k < count of A's row k times B's; HOLES: only of rows whose bit in `mask` is set.
+ * `a` is the lane's address in row 0 of A^T; with `s_tile`, row k of B is row k % 16 of tile
+ * s_tile[k / 16], which begin at `b`. DEEP rows of both are on their way while one is used; count
+ * is a multiple of that. */
+template <int DEEP, bool HOLES>
+static __device__ __forceinline__ void product_wide(wide *acc, const float *a, int lda,
+                                                    const float *b, int ldb, int count,
+                                                    const int64_t *s_tile, uint64_t mask) {
+    float4 r_a[DEEP][2], r_b[DEEP][2];
+    const float *from = s_tile ? b + s_tile[0] * ROWS * ldb : b;
+#pragma unroll
+    for (int u = 0; u < DEEP; u++, a += lda, from += ldb) {
+        r_a[u][0] = load4(a);
+        r_a[u][1] = load4(a + 4);
+        r_b[u][0] = load4(from);
+        r_b[u][1] = load4(from + STRIP / 2);
+    }
+#pragma unroll 1
+    for (int k = DEEP; k <= count; k += DEEP) {
+        if (k == count) { /* load the last rows again, for nothing: no branch below */
+            a -= DEEP * lda;
+            from -= DEEP * ldb;
+        } else if (s_tile && k % ROWS == 0) {
+            from = b + s_tile[k / ROWS] * ROWS * ldb;
+        }
+#pragma unroll
+        for (int u = 0; u < DEEP; u++, a += lda, from += ldb) {
+            const float4 lo = r_a[u][0], hi = r_a[u][1];
+            float4 b0 = r_b[u][0], b1 = r_b[u][1];
+            if (HOLES && !(mask >> (k - DEEP + u) & 1)) /* not by zeros of A: 0 * NaN is NaN */
+                b0 = b1 = make_float4(0, 0, 0, 0);
+            const float x[LANE_ROWS] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+            const float y[2 * LANE_COLS] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
+#pragma unroll
+            for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+                for (int j = 0; j < 2 * LANE_COLS; j++)
+                    acc->at[i][j] += x[i] * y[j];
+            }
+            r_a[u][0] = load4(a);
+            r_a[u][1] = load4(a + 4);
+            r_b[u][0] = load4(from);
+            r_b[u][1] = load4(from + STRIP / 2);
+            keep_order();
+        }
+    }
+}
+
+/* gate P of two tiles from their S: 2^(scale2 S - most) over gate, 0 where a key is not seen,
+ * whatever lies there. `s_p` is the lane's address among the two tiles' rows [32][64]. */
+static __device__ __forceinline__ void store_p(const dims *c, const wide *s, const float4 *terms,
+                                               uint64_t mask, float *s_p) {
+    const unsigned seen = (unsigned)(mask >> wide_col()) & 15;
+    const unsigned seen_too = (unsigned)(mask >> (wide_col() + STRIP / 2)) & 15;
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float4 term = terms[i];
+        keep_order();
+        const float over = term.y * term.z;
+        float p[2 * LANE_COLS];
+#pragma unroll
+        for (int j = 0; j < 2 * LANE_COLS; j++)
+            p[j] = (j < LANE_COLS ? seen >> j : seen_too >> (j - LANE_COLS)) & 1
+                       ? exp2f(c->scale2 * s->at[i][j] - term.x) * over
+                       : 0;
+        store4(s_p + i * BLOCK, p[0], p[1], p[2], p[3]);
+        store4(s_p + i * BLOCK + STRIP / 2, p[4], p[5], p[6], p[7]);
+    }
+}
+
+/* From dP of two tiles and gate P to dS = scale gate P (dP - <dO,o>); 0 where P is, whatever a
+ * value that is not seen made of dP. `s_p` as for store_p(). */
+static __device__ __forceinline__ void make_ds(const dims *c, wide *dp, const float4 *terms,
+                                               const float *s_p) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float dgate = terms[i].w;
+        keep_order();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 p4 = load4(s_p + i * BLOCK + half * STRIP / 2);
+            const float p[LANE_COLS] = {p4.x, p4.y, p4.z, p4.w};
+            float *x = dp->at[i] + half * LANE_COLS;
+#pragma unroll
+            for (int j = 0; j < LANE_COLS; j++)
+                x[j] = p[j] != 0 ? c->scale * p[j] * (x[j] - dgate) : 0;
+        }
+    }
+}
+
+/* A wide tile to its place: `to` is the lane's address there. */
+static __device__ __forceinline__ void store_rows(float *to, int ld, const wide *x) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float *row = x->at[i];
+        store4(to + i * ld, row[0], row[1], row[2], row[3]);
+        store4(to + i * ld + STRIP / 2, row[4], row[5], row[6], row[7]);
+    }
+}
+
 /* Which of the lane's four columns are seen. */
 static __device__ __forceinline__ unsigned lane_bits(uint64_t mask) {
     return (unsigned)(mask >> first_col()) & ((1u << LANE_COLS) - 1);
 }
 
 /* One row tile against one block: P = 2^(scale2 Q K^T - most) over, and with dP = dO V^T
- *     dS = scale P (gate dP - delta),   delta = gate <dO,o> = gate sum_s P_s dP_s.
+ *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s.
  * p becomes gate P, ds becomes dS; both are 0 where a key is not seen, whatever lies there. `q` and
  * `dout` are the lane's addresses in Q^T and dO^T, `terms` the tile's; FAR as for product_far(). */
 template <int A_FAR, int B_FAR>
@@ -159,9 +298,9 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *p, pi
         const float4 term = terms[first_row() + i];
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++) {
-            const float p_ij = p->at[i][j], dp = term.z * ds->at[i][j] - term.w;
+            const float p_ij = term.z * p->at[i][j], dp = ds->at[i][j] - term.w;
             ds->at[i][j] = seen >> j & 1 ? c->scale * p_ij * dp : 0;
-            p->at[i][j] = p_ij * term.z;
+            p->at[i][j] = p_ij;
         }
     }
 }
@@ -183,7 +322,12 @@ nsa_status list_visits(stage *st, const grad_args *args, int branch, visit_args 
 
 /* backward_attend.cu */
 nsa_status open_queries(scratch *s, const dims *c, size_t room);
+nsa_status backward_gate(stage *st, const grad_args *args);
 nsa_status backward_queries(stage *st, const grad_args *args);
+
+/* backward_range.cu */
+nsa_status open_range(scratch *s, const dims *c, size_t room);
+nsa_status backward_range(stage *st, const grad_args *args);
 
 /* backward_keys.cu */
 nsa_status open_keys(scratch *s, size_t room);
