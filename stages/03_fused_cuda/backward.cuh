@@ -6,16 +6,14 @@
 #include "stage.cuh"
 
 enum {
-    DQ_WARPS = 8,        /* most query rows of a CUDA block for dq, a warp each */
+    DQ_WARPS = 12,       /* most query rows of a CUDA block for dq, a warp each */
     PAIR_ROWS = 32,      /* of a wide tile: two tiles of 16 heads, or half a block's keys */
     STEP = 8,            /* row tiles that the key kernel takes at a time, at most */
     MAKERS = 4,          /* its warps that make P, and as many that make dS: two tiles each */
     MOST_SUMS = 8,       /* its warps that sum dk and dv, at most: a wide tile each */
     RING = 8,            /* steps whose tiles are known to all its warps; a power of two */
     LIST_CHUNKS = 256,   /* parts of the rows that are counted and listed side by side */
-    NEAR = 4,            /* rows of an operand on their way */
-    DEEP_WIDE = 2,       /* the same, of both operands of a wide tile */
-    FAR = 8,             /* as NEAR, for one that comes from far, if registers are left */
+    DEEP_WIDE = 2,       /* rows of both operands of a wide tile on their way */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -95,42 +93,6 @@ static __device__ __forceinline__ uint64_t key_bits(int lo, int hi, int first) {
 static __device__ __forceinline__ key_range seen_block(const dims *c, int j, int t) {
     const int lo = j * c->lb;
     return {lo, lo + c->lb < t + 1 ? lo + c->lb : t + 1};
-}
-
-/* As product<1>(), with B_FAR rows of B on their way, and A_FAR of A, which may then come from far
- * too; A_FAR = 0: A is in shared memory. Counts are multiples of DIM, as dk8 and dv8 are. */
-template <int A_FAR, int B_FAR>
-static __device__ __forceinline__ void product_far(piece *acc, const float *a, int lda,
-                                                   const float *b, int ldb, int count) {
-    float4 r_a[DIM][2], r_b[DIM];
-#pragma unroll
-    for (int u = 0; u < DIM; u++) {
-        if (u < A_FAR) {
-            r_a[u][0] = load4(a + u * lda);
-            r_a[u][1] = load4(a + u * lda + 4);
-        }
-        if (u < B_FAR)
-            r_b[u] = load4(b + u * ldb);
-    }
-#pragma unroll 1
-    for (int k = 0; k < count; k += DIM, a += DIM * lda, b += DIM * ldb) {
-        const bool more = k + DIM < count;
-#pragma unroll
-        for (int u = 0; u < DIM; u++) {
-            const int i = A_FAR ? u % (A_FAR ? A_FAR : 1) : u, j = u % B_FAR;
-            if (!A_FAR) {
-                r_a[i][0] = load4(a + u * lda);
-                r_a[i][1] = load4(a + u * lda + 4);
-            }
-            outer_product(acc, r_a[i][0], r_a[i][1], r_b[j]);
-            if (more || u + B_FAR < DIM)
-                r_b[j] = load4(b + (u + B_FAR) * ldb);
-            if (A_FAR && (more || u + A_FAR < DIM)) {
-                r_a[i][0] = load4(a + (u + A_FAR) * lda);
-                r_a[i][1] = load4(a + (u + A_FAR) * lda + 4);
-            }
-        }
-    }
 }
 
 /* The compiler moves nothing past this: loads stay where they are early enough and no earlier,
@@ -264,44 +226,6 @@ static __device__ __forceinline__ void store_rows(float *to, int ld, const wide 
         const float *row = x->at[i];
         store4(to + i * ld, row[0], row[1], row[2], row[3]);
         store4(to + i * ld + STRIP / 2, row[4], row[5], row[6], row[7]);
-    }
-}
-
-/* Which of the lane's four columns are seen. */
-static __device__ __forceinline__ unsigned lane_bits(uint64_t mask) {
-    return (unsigned)(mask >> first_col()) & ((1u << LANE_COLS) - 1);
-}
-
-/* One row tile against one block: P = 2^(scale2 Q K^T - most) over, and with dP = dO V^T
- *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s.
- * p becomes gate P, ds becomes dS; both are 0 where a key is not seen, whatever lies there. `q` and
- * `dout` are the lane's addresses in Q^T and dO^T, `terms` the tile's; FAR as for product_far(). */
-template <int A_FAR, int B_FAR>
-static __device__ __forceinline__ void differentiate(const dims *c, piece *p, piece *ds,
-                                                     const float *q, const float *dout,
-                                                     const float *kt, const float *vt,
-                                                     const float4 *terms, uint64_t mask) {
-    const unsigned seen = lane_bits(mask);
-    zero_piece(p);
-    product_far<A_FAR, B_FAR>(p, q, ROWS, kt + first_col(), BLOCK, c->dk8);
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = terms[first_row() + i];
-#pragma unroll
-        for (int j = 0; j < LANE_COLS; j++)
-            p->at[i][j] = seen >> j & 1 ? exp2f(c->scale2 * p->at[i][j] - term.x) * term.y : 0;
-    }
-    zero_piece(ds);
-    product_far<A_FAR, B_FAR>(ds, dout, ROWS, vt + first_col(), BLOCK, c->dv8);
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = terms[first_row() + i];
-#pragma unroll
-        for (int j = 0; j < LANE_COLS; j++) {
-            const float p_ij = term.z * p->at[i][j], dp = ds->at[i][j] - term.w;
-            ds->at[i][j] = seen >> j & 1 ? c->scale * p_ij * dp : 0;
-            p->at[i][j] = p_ij;
-        }
     }
 }
 

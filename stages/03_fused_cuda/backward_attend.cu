@@ -68,6 +68,43 @@ static __device__ __forceinline__ void fetch_block(const dims *c, const kv_block
     fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
 }
 
+/* One row tile against one block: gate P = 2^(scale2 Q K^T - most) over gate, and with dP = dO V^T
+ *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s;
+ * 0 where a key is not seen, whatever lies there. P waits in s_p, 4 KiB of the warp's own, each
+ * lane's pieces in its own place: registers are scarce. */
+static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, const float *s_q,
+                                                     const float *s_dout, const float *kt,
+                                                     const float *vt, const float4 *terms,
+                                                     uint64_t mask, float *s_p) {
+    const unsigned seen = (unsigned)(mask >> first_col()) & ((1u << LANE_COLS) - 1);
+    s_p += (int)threadIdx.x % WARP * LANE_COLS;
+    zero_piece(ds);
+    product<1, AFAR>(ds, s_q, ROWS, kt + first_col(), BLOCK, c->dk8);
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float4 term = terms[first_row() + i];
+        const float over = term.y * term.z;
+        keep_order();
+        float p[LANE_COLS];
+#pragma unroll
+        for (int j = 0; j < LANE_COLS; j++)
+            p[j] = seen >> j & 1 ? exp2f(c->scale2 * ds->at[i][j] - term.x) * over : 0;
+        store4(s_p + i * WARP * LANE_COLS, p[0], p[1], p[2], p[3]);
+    }
+    zero_piece(ds);
+    product<1, AFAR>(ds, s_dout, ROWS, vt + first_col(), BLOCK, c->dv8);
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float dgate = terms[first_row() + i].w;
+        const float4 p4 = load4(s_p + i * WARP * LANE_COLS);
+        keep_order();
+        const float p[LANE_COLS] = {p4.x, p4.y, p4.z, p4.w};
+#pragma unroll
+        for (int j = 0; j < LANE_COLS; j++)
+            ds->at[i][j] = seen >> j & 1 ? c->scale * p[j] * (ds->at[i][j] - dgate) : 0;
+    }
+}
+
 /* dq of one tile over the keys `mask` of one block: dq += dS K. s_ds [64][16] is the warp's own. */
 template <int STRIPS>
 static __device__ __forceinline__ void backward_span(const grad_args *a, piece *dq,
@@ -76,10 +113,10 @@ static __device__ __forceinline__ void backward_span(const grad_args *a, piece *
                                                      int64_t block, const float4 *terms,
                                                      uint64_t mask) {
     const dims *c = &a->c;
-    piece p, ds;
-    differentiate<0, (STRIPS > 2 ? NEAR : FAR)>(c, &p, &ds, s_q, s_dout,
-                                                in->kt + block * c->dk8 * BLOCK,
-                                                in->vt + block * c->dv8 * BLOCK, terms, mask);
+    piece ds;
+    __syncwarp();
+    differentiate(c, &ds, s_q, s_dout, in->kt + block * c->dk8 * BLOCK,
+                  in->vt + block * c->dv8 * BLOCK, terms, mask, s_ds);
     __syncwarp();
     store_transposed(s_ds, &ds);
     __syncwarp();
@@ -92,7 +129,7 @@ static __device__ __forceinline__ void backward_span(const grad_args *a, piece *
  * (dk8 + dv8 + 64) * 16 floats a warp: the warp's Q^T, dO^T and dS^T. Keys and values are read
  * where they lie: each block by one warp. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(DQ_WARPS *WARP, 1)
+static __global__ void __launch_bounds__((STRIPS > 2 ? DQ_WARPS * 2 / 3 : DQ_WARPS) * WARP, 1)
     query_gradients(const grad_args a, int warps) {
     NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
@@ -165,9 +202,9 @@ static nsa_status launch_queries(stage *st, const grad_args *args, int warps) {
 
 /* As many rows a CUDA block as `room` bytes of shared memory hold. */
 nsa_status open_queries(scratch *s, const dims *c, size_t room) {
-    s->dq_warps = DQ_WARPS;
+    s->dq_warps = c->dkp / STRIP > 2 ? DQ_WARPS * 2 / 3 : (int)DQ_WARPS;
     while (s->dq_warps > 1 && (size_t)s->dq_warps * warp_bytes(c) > room)
-        s->dq_warps /= 2;
+        s->dq_warps--;
     return NSA_OK;
 }
 
