@@ -47,6 +47,14 @@ static void print_all(const bench_options *o, const bench_run *run) {
     }
     printf("\n## phases\n\n");
     report_table(run, "phases", NULL);
+    if (run->gflops > 0 || run->gpu[0]) {
+        printf("\n## kernels: phases beside the least that the ceilings allow\n\n");
+        report_table(run, "kernels", NULL);
+    }
+    if (run->peers[0]) {
+        printf("\n## peers\n\n");
+        report_table(run, "peers", NULL);
+    }
     if (run->fits) {
         printf("\n## growth: a T + b T^2\n\n");
         report_table(run, "growth", NULL);

@@ -1,188 +1,354 @@
 #!/usr/bin/env python3
-"""PyTorch's dense attention beside a run file's own rows, where PyTorch is installed.
+"""Other people's attention beside ours, where PyTorch is installed. Nothing else needs this.
+
+    build/nsa bench --peers "python3 apps/peers.py"
+
+starts it as `peers.py` and has it time one run at a time, in turn with the stages: a request a line
+on standard input, an answer a line on standard output, JSON both (apps/bench/peers.h lists them).
+On a GPU: PyTorch's scaled_dot_product_attention by its FlashAttention-2 and cuDNN backends, in
+bfloat16, forward, backward and one query of decode; and native sparse attention by other hands,
+where it can be imported: fla (or native_sparse_attention), flash_nsa. Else on the CPU, in float32:
+the library's own function, and tiles of queries on its matrix product. Times on a GPU are CUDA
+events around the call, after 256 MB were written; a backward is its gradients alone.
 
     python3 apps/peers.py notes/runs/cpu.json
 
-reads which lengths, heads, dims and passes the run timed, times causal attention by PyTorch on
-the same sizes and threads, and adds the rows "torch_sdpa" (the library's own function) and
-"torch_tiles" (tiles of queries on its matrix product) to the run file. Nothing else needs this:
-without PyTorch it says so and ends with 0.
-
-A PyTorch on a slow BLAS is no yardstick: if its matrix product reaches less than half of the run's
-sgemm, no row is added.
+reads which lengths, heads, dims and passes a run of the CPU timed, times causal attention by
+PyTorch on the same sizes and threads, and adds rows "torch_sdpa" and "torch_tiles" to the file. A
+PyTorch on a slow BLAS is no yardstick: if its matrix product reaches less than half of the run's
+sgemm, no row is added. Without PyTorch it says so and ends with 0.
 """
 
+import gc
+import importlib.util
 import json
 import math
 import os
-import statistics
 import sys
 import time
+from contextlib import nullcontext
 
-TILE_ROWS = 2048  # tokens times heads; scores of a tile stay small
-BUDGET = 60.0  # seconds a row may take
+from peers_cpu import add_to, fail, is_right, matmul_rate, tiles
 
-
-def fail(text):
-    print(f"peers.py: {text}", file=sys.stderr)
-    sys.exit(2)
+FLUSH = 256 << 20  # bytes written before each run on a GPU
+HEAD_START = 2000000  # cycles that a GPU waits, so that a call is queued before it begins
 
 
-def quartiles(samples):
-    if len(samples) < 2:
-        return samples[0], samples[0], samples[0]
-    q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
-    return q1, median, q3
+# ------------------------------------------------------------- in turn with a bench
 
 
-def matmul_rate(torch):
-    """GFLOP/s of the same product as the run's ceiling: 1024 cubed, random values."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    times = []
-    for _ in range(6):
-        start = time.monotonic()
-        torch.mm(a, b)
-        times.append(time.monotonic() - start)
-    return 2e-9 * 1024**3 / statistics.median(times[1:])
+class Refused(Exception):
+    """What is asked cannot be run here."""
 
 
-def tiles(torch, q, k, v, scale):
-    """q [Hkv,T*G,dk] with a group's heads side by side, k [Hkv,T,dk], v [Hkv,T,dv]."""
-    kv_heads, rows, _ = q.shape
-    tokens = k.shape[1]
-    group = rows // tokens
-    step = max(1, TILE_ROWS // group)
-    out = []
-    for t0 in range(0, tokens, step):
-        t1 = min(tokens, t0 + step)
-        scores = torch.bmm(q[:, t0 * group : t1 * group], k[:, :t1].transpose(1, 2)) * scale
-        token = torch.arange(t0, t1).repeat_interleave(group)
-        scores.masked_fill_(torch.arange(t1) > token[:, None], -math.inf)
-        out.append(torch.bmm(torch.softmax(scores, -1), v[:, :t1]))
-    return torch.cat(out, 1)
+class Wrong(Exception):
+    """It ran, and the result is not right."""
 
 
-def library(torch, q, k, v, group):
-    """The library's own causal attention; keys are repeated for each head, as it wants them."""
-    heads = q.shape[0] * group
-    tokens = k.shape[1]
-    by_head = q.view(q.shape[0], tokens, group, -1).permute(0, 2, 1, 3).reshape(heads, tokens, -1)
-    wide_k, wide_v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    out = attend(by_head[None], wide_k[None], wide_v[None], is_causal=True)[0]
-    by_token = out.view(q.shape[0], group, tokens, -1).permute(0, 2, 1, 3)
-    return by_token.reshape(q.shape[0], tokens * group, -1)
+def off_by(pairs):
+    """rms of the differences over rms of the truth, of all pairs (mine, truth) together."""
+    off = sum(float((mine.double() - truth).pow(2).sum()) for mine, truth in pairs)
+    return math.sqrt(off / sum(float(truth.pow(2).sum()) for _, truth in pairs))
 
 
-def is_right(torch, out, q, k, v, scale):
-    """Some rows against float64; NaN is not right."""
-    group = q.shape[1] // k.shape[1]
-    for token in sorted({0, k.shape[1] // 3, k.shape[1] - 1}):
-        rows = slice(token * group, (token + 1) * group)
-        scores = torch.bmm(q[:, rows].double(), k[:, : token + 1].double().transpose(1, 2)) * scale
-        truth = torch.bmm(torch.softmax(scores, -1), v[:, : token + 1].double())
-        off = (out[:, rows].double() - truth).pow(2).mean().sqrt()
-        if not off <= 1e-5 * truth.pow(2).mean().sqrt():
-            return False
-    return True
+class Case:
+    """One way to attend on one size. `run` is what is timed; subclasses make it."""
 
-
-def time_row(torch, attend, inputs, backward):
-    """Median and quartiles of at least 10 runs, of fewer only where one takes more than 2 s."""
-    for x in inputs:
-        x.grad = None
-        x.requires_grad_(backward)
-    samples = []
-    wanted = 10
-    while len(samples) <= wanted:  # the first warms up
-        with torch.set_grad_enabled(backward):
-            start = time.monotonic()
-            out = attend(*inputs)
-            if backward:
-                gradient = torch.randn_like(out)
-                start = time.monotonic()
-                out.backward(gradient)
-        samples.append(time.monotonic() - start)
-        wanted = 10 if samples[0] <= 2 else max(3, min(10, int(20 / samples[0])))
-    return quartiles(samples[1:]), wanted
-
-
-def add_rows(torch, run, name, attend_of):
-    """Rows of one way to attend, for the forward and backward rows that dense_openblas has."""
-    shape = dict(part.split("=") for part in run["workload"].split(","))
-    hq, hkv, dk, dv = (int(shape[key]) for key in ("Hq", "Hkv", "dk", "dv"))
-    group, scale, rows = hq // hkv, 1 / math.sqrt(int(shape["dk"])), []
-    late = set()
-    for own in [r for r in run["rows"] if r["name"] == "dense_openblas" and not r["status"]]:
-        tokens, backward = own["T"], own["pass"] == "backward"
-        if own["pass"] == "decode" or own["pass"] in late:
-            continue
+    def __init__(self, torch, ask, device):
+        self.torch, self.ask, self.device = torch, ask, device
+        self.backward, self.decode = ask["pass"] == "backward", ask["pass"] == "decode"
+        self.checked = "finite"
         torch.manual_seed(1)
-        q = torch.randn(hkv, tokens * group, dk)
-        k, v = torch.randn(hkv, tokens, dk), torch.randn(hkv, tokens, dv)
-        attend = attend_of(group, scale)
-        start = time.monotonic()
-        with torch.no_grad():
-            right = is_right(torch, attend(q, k, v), q, k, v, scale)
-        took = time.monotonic() - start
-        row = {"name": name, "pass": own["pass"], "T": tokens, "checked": "float64, 3 tokens"}
-        rows.append(row)
-        if not right:
-            row["status"] = "REFUSED: a row differs from float64 by more than 1e-5"
+
+    def randn(self, *shape):
+        dtype = self.torch.bfloat16 if self.device == "cuda" else self.torch.float32
+        x = self.torch.randn(*shape, device=self.device, dtype=dtype)
+        return x.requires_grad_(self.backward)
+
+    def bind(self, attend, inputs):
+        """Make `run`: attend(), or the gradients of its inputs."""
+        torch = self.torch
+        self.inputs = inputs
+        if not self.backward:
+            def forward():
+                with torch.no_grad():
+                    return attend()
+            self.run = forward
+            self.out = forward()
+            return
+        self.out = attend()
+        self.dout = torch.randn_like(self.out)
+        self.run = lambda: torch.autograd.grad(self.out, inputs, self.dout, retain_graph=True)
+
+    def check(self):
+        results = self.run() if self.backward else [self.out]
+        if not all(bool(self.torch.isfinite(x).all()) for x in results):
+            raise Wrong("a result is not finite")
+        return results
+
+    def seconds(self, flush):
+        torch = self.torch
+        if self.device == "cpu":
+            start = time.monotonic()
+            self.run()
+            return time.monotonic() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        if hasattr(torch.cuda, "_sleep"):
+            torch.cuda._sleep(HEAD_START)
+        begin.record()
+        result = self.run()
+        end.record()
+        end.synchronize()
+        del result
+        return 1e-3 * begin.elapsed_time(end)
+
+
+class Sdpa(Case):
+    """PyTorch's own function by one of its backends; q [B,Hq,T,dk], k [B,Hkv,T,dk]."""
+
+    def __init__(self, torch, ask, device, backend):
+        super().__init__(torch, ask, device)
+        B, T, Hq, Hkv = (ask[key] for key in ("B", "T", "Hq", "Hkv"))
+        self.group = Hq // Hkv
+        q = self.randn(B, Hq, 1 if self.decode else T, ask["dk"])
+        k, v = self.randn(B, Hkv, T, ask["dk"]), self.randn(B, Hkv, T, ask["dv"])
+        self.qkv = (q, k, v)
+        tail = ""
+        try:
+            self.use(backend, q, k, v, {"enable_gqa": True} if self.group > 1 else {})
+        except (RuntimeError, TypeError):
+            if self.group == 1:
+                raise
+            wide = [x.detach().repeat_interleave(self.group, 1).requires_grad_(self.backward)
+                    for x in (k, v)]
+            self.use(backend, q, wide[0], wide[1], {})
+            tail = ", kv heads expanded"
+        self.checked = ("float64: out and dq" if self.backward else "float64: out") + tail
+
+    def use(self, backend, q, k, v, options):
+        attend = self.torch.nn.functional.scaled_dot_product_attention
+        causal = not self.decode
+        if backend:
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def call():
+            with sdpa_kernel([getattr(SDPBackend, backend)]) if backend else nullcontext():
+                return attend(q, k, v, is_causal=causal, **options)
+        self.bind(call, (q, k, v))
+
+    def truth(self, token):
+        """out and, for a backward, dq of one token, [B,Hkv,G,...] in float64."""
+        torch = self.torch
+        seen = token + 1 if not self.decode else self.ask["T"]
+        scale = 1 / math.sqrt(self.ask["dk"])
+        q, k, v = (x.detach() for x in self.qkv)
+        k, v = k[:, :, :seen].double(), v[:, :, :seen].double()
+        rows = q[:, :, token].double().unflatten(1, (-1, self.group))
+        p = torch.softmax(scale * rows @ k.transpose(2, 3), -1)
+        if not self.backward:
+            return p @ v, None
+        dp = self.dout[:, :, token].double().unflatten(1, (-1, self.group)) @ v.transpose(2, 3)
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+        return p @ v, scale * ds @ k
+
+    def check(self):
+        results = super().check()
+        last = self.qkv[0].shape[2] - 1
+        outs, gradients = [], []
+        for token in sorted({last // 7, last // 3, last}):
+            out, dq = self.truth(token)
+            outs.append((self.out.detach()[:, :, token].unflatten(1, (-1, self.group)), out))
+            if dq is not None:
+                mine = results[0][:, :, token].unflatten(1, (-1, self.group))
+                gradients.append((mine, dq))
+        half = self.device == "cuda"
+        if not off_by(outs) <= (1e-2 if half else 1e-5):
+            raise Wrong(f"out is off by {off_by(outs):.2g} of its rms")
+        if gradients and not off_by(gradients) <= (2e-2 if half else 5e-5):
+            raise Wrong(f"dq is off by {off_by(gradients):.2g} of its rms")
+        return results
+
+
+class Tiles(Case):
+    """Tiles of queries on the matrix product; CPU alone."""
+
+    def __init__(self, torch, ask, device, _):
+        super().__init__(torch, ask, device)
+        if ask["B"] != 1 or self.decode:
+            raise Refused("one sequence, forward or backward")
+        group, scale = ask["Hq"] // ask["Hkv"], 1 / math.sqrt(ask["dk"])
+        q = self.randn(ask["Hkv"], ask["T"] * group, ask["dk"])
+        k = self.randn(ask["Hkv"], ask["T"], ask["dk"])
+        v = self.randn(ask["Hkv"], ask["T"], ask["dv"])
+        self.bind(lambda: tiles(torch, q, k, v, scale), (q, k, v))
+        if not is_right(torch, self.out.detach(), q.detach(), k.detach(), v.detach(), scale):
+            raise Wrong("a row differs from float64 by more than 1e-5")
+        self.checked = "float64: out"
+
+
+class Fla(Case):
+    """parallel_nsa of fla or native_sparse_attention: mean compression of whole blocks."""
+
+    def __init__(self, torch, ask, device, _):
+        super().__init__(torch, ask, device)
+        if self.decode:
+            raise Refused("forward and backward alone")
+        try:
+            from fla.ops.nsa import parallel_nsa
+        except ImportError:
+            from native_sparse_attention.ops.parallel import parallel_nsa
+        B, T, Hq, Hkv = (ask[key] for key in ("B", "T", "Hq", "Hkv"))
+        q = self.randn(B, T, Hq, ask["dk"])
+        k, v = self.randn(B, T, Hkv, ask["dk"]), self.randn(B, T, Hkv, ask["dv"])
+        gates = [self.randn(B, T, Hq).detach().sigmoid().requires_grad_(self.backward)
+                 for _ in range(3)]
+        options = {"block_counts": ask["n"], "block_size": ask["l2"]}
+
+        def attend(window):
+            g_cmp, g_slc, g_win = gates
+            out = parallel_nsa(q, k, v, g_cmp, g_slc, g_win if window else None,
+                               window_size=window, **options)
+            return out[0] if isinstance(out, (tuple, list)) else out
+        try:
+            self.bind(lambda: attend(ask["w"]), (q, k, v, *gates))
+            window = "a window"
+        except Exception:  # it wants the flash_attn package for the window
+            self.bind(lambda: attend(0), (q, k, v, *gates[:2]))
+            window = "no window"
+        self.checked = f"finite; l = d = l2, mean, {window}"
+
+
+class FlashNsa(Case):
+    """HFNSACore of flash_nsa."""
+
+    def __init__(self, torch, ask, device, _):
+        super().__init__(torch, ask, device)
+        from flash_nsa import HFNSACore, NSAConfig
+        if self.decode or ask["dk"] != ask["dv"]:
+            raise Refused("forward and backward, dk = dv alone")
+        config = NSAConfig()
+        wanted = {"num_heads": "Hq", "num_kv_heads": "Hkv", "head_dim": "dk", "kernel_size": "l",
+                  "stride": "d", "block_size": "l2", "top_n": "n", "window_size": "w"}
+        for name, key in wanted.items():
+            if hasattr(config, name):
+                setattr(config, name, ask[key])
+        B, T, Hq, Hkv = (ask[key] for key in ("B", "T", "Hq", "Hkv"))
+        starts = torch.arange(0, B * T + 1, T, device=device, dtype=torch.int32)
+        q = self.randn(B * T, Hq, ask["dk"])
+        k, v = self.randn(B * T, Hkv, ask["dk"]), self.randn(B * T, Hkv, ask["dv"])
+        weight = self.randn(B * T, Hq, 3)
+        core = HFNSACore(config).to(q)
+        self.bind(lambda: core(q, k, v, weight, starts), (q, k, v, weight))
+        self.checked = "finite; its own compressor"
+
+
+def is_there(*modules):
+    """The first module that can be imported, or None."""
+    for module in modules:
+        try:
+            if importlib.util.find_spec(module):
+                return module
+        except Exception:  # a package may fail in ways of its own
             continue
-        if took * (3 if backward else 1) * 4 > BUDGET:
-            row["status"] = f"not run: over its budget of {BUDGET:.0f} s"
-            late.add(own["pass"])
-            continue
-        (q1, median, q3), runs = time_row(torch, attend, (q, k, v), backward)
-        row.update(status="", runs=runs, median=median, q1=q1, q3=q3, flops=own["flops"],
-                   bytes=own["bytes"], tokens=own["tokens"], bound="flops",
-                   share=1e-9 * own["flops"] / median / run["gflops"],
-                   dense=own["median"] / median, dense_low=own["q1"] / q3,
-                   dense_high=own["q3"] / q1)
-        print(f"{name}, {own['pass']}, T = {tokens}: {1e3 * median:.3g} ms, "
-              f"{own['median'] / median:.3g}x dense_openblas")
-    return rows
+    return None
+
+
+def ways(torch, gpu):
+    """What can be timed here: (name, class, its argument, sparse, passes); and what is absent."""
+    both, all_three = "forward backward", "forward backward decode"
+    if not gpu:
+        return [("torch_sdpa", Sdpa, "", 0, all_three), ("torch_tiles", Tiles, "", 0, both)], []
+    found = [("torch_flash2", Sdpa, "FLASH_ATTENTION", 0, all_three),
+             ("torch_cudnn", Sdpa, "CUDNN_ATTENTION", 0, all_three)]
+    absent = []
+    for name, case, modules in (("fla_nsa", Fla, ("fla.ops.nsa", "native_sparse_attention")),
+                                ("flash_nsa", FlashNsa, ("flash_nsa",))):
+        if is_there(*modules):
+            found.append((name, case, "", 1, both))
+        else:
+            absent.append(name)
+    return found, absent
+
+
+class Server:
+    """Answers requests one by one."""
+
+    def __init__(self):
+        self.cases, self.ways, self.flush, self.device = {}, {}, None, "cpu"
+
+    def hello(self, ask):
+        try:
+            import torch
+        except ImportError:
+            return {"about": "PyTorch is not installed", "backends": []}
+        self.torch = torch
+        gpu = bool(ask.get("gpu")) and torch.cuda.is_available()
+        torch.set_num_threads(int(ask.get("threads", 1)))
+        about = f"PyTorch {torch.__version__}"
+        if gpu:
+            self.device = "cuda"
+            self.flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+            about += f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        else:
+            about += f", matrix product {matmul_rate(torch):.0f} GFLOP/s"
+        found, absent = ways(torch, gpu)
+        self.ways = {way[0]: way for way in found}
+        return {"about": about, "absent": ", ".join(absent), "backends": [
+            {"name": name, "device": "gpu" if gpu else "cpu", "sparse": sparse, "passes": passes,
+             "arith": "bfloat16" if gpu else "float32"} for name, _, _, sparse, passes in found]}
+
+    def open(self, ask):
+        _, kind, argument, _, _ = self.ways[ask["backend"]]
+        case = kind(self.torch, ask, self.device, argument)
+        case.check()
+        self.clean()
+        self.cases[max(self.cases, default=0) + 1] = case
+        case.seconds(self.flush)
+        return {"id": max(self.cases), "first": case.seconds(self.flush), "checked": case.checked}
+
+    def time(self, ask):
+        return {"seconds": self.cases[ask["id"]].seconds(self.flush)}
+
+    def close(self, ask):
+        self.cases.pop(ask["id"], None)
+        self.clean()
+        return {}
+
+    def clean(self):
+        """Memory that PyTorch keeps for later is what a stage may want to take."""
+        if self.device == "cuda":
+            gc.collect()
+            self.torch.cuda.empty_cache()
+
+    def answer(self, line):
+        try:
+            ask = json.loads(line)
+            return {"hello": self.hello, "open": self.open, "time": self.time,
+                    "close": self.close}[ask["op"]](ask)
+        except Wrong as problem:
+            return {"wrong": str(problem)}
+        except Exception as problem:  # whatever a library thinks of: its row says it
+            text = " ".join(str(problem).split()) or "no reason given"
+            return {"error": f"{type(problem).__name__}: {text}"[:190]}
+
+
+def serve():
+    """Answers go where standard output went; what libraries print there goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    server = Server()
+    for line in sys.stdin:
+        print(json.dumps(server.answer(line)), file=answers, flush=True)
 
 
 def main():
-    if len(sys.argv) != 2:
-        fail("usage: peers.py RUN.json")
-    try:
-        with open(sys.argv[1], encoding="utf-8") as file:
-            run = json.load(file)
-    except (OSError, ValueError) as error:
-        fail(f"{sys.argv[1]}: {error}")
-    if run.get("batch") != 1 or not run.get("gflops"):
-        fail(f"{sys.argv[1]}: needs a run of batch 1 with OpenBLAS")
-    try:
-        import torch
-    except ImportError:
-        print("peers.py: SKIP: PyTorch is not installed")
-        return
-    torch.set_num_threads(int(run["threads"]))
-    rate = matmul_rate(torch)
-    print(f"PyTorch {torch.__version__}: matrix product {rate:.0f} GFLOP/s")
-    if rate < 0.5 * run["gflops"]:
-        print(f"peers.py: SKIP: less than half of OpenBLAS's {run['gflops']:.0f}: no yardstick")
-        return
-    run["rows"] = [r for r in run["rows"] if not r["name"].startswith("torch_")]
-    rows = add_rows(torch, run, "torch_tiles",
-                    lambda group, scale: lambda q, k, v: tiles(torch, q, k, v, scale))
-    if hasattr(torch.nn.functional, "scaled_dot_product_attention"):
-        rows += add_rows(torch, run, "torch_sdpa",
-                         lambda group, scale: lambda q, k, v: library(torch, q, k, v, group))
+    if len(sys.argv) > 2:
+        fail("usage: peers.py [RUN.json]")
+    if len(sys.argv) == 2:
+        add_to(sys.argv[1])
     else:
-        print("peers.py: SKIP torch_sdpa: this PyTorch is older than 2.0")
-    for row in rows:  # beside the row that it is compared with
-        same = [i for i, r in enumerate(run["rows"])
-                if (r["pass"], r["T"]) == (row["pass"], row["T"])]
-        run["rows"].insert(same[-1] + 1, row)
-    run["peers"] = f"PyTorch {torch.__version__}, matrix product {rate:.0f} GFLOP/s"
-    with open(sys.argv[1] + ".part", "w", encoding="utf-8") as file:
-        json.dump(run, file, indent="\t")
-        file.write("\n")
-    os.replace(sys.argv[1] + ".part", sys.argv[1])
+        serve()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 # target builds in a folder of its own below build/ by calling this Makefile again, and ends with
 # a line of counts.
 
-.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-aarch64 test-matrix \
-        coverage
+.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-sanitizer \
+        test-aarch64 test-matrix coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
 # A sanitizer's runtime is in the program alone, so a shared object leaves its names open. OpenMP's
@@ -107,6 +107,25 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 	set -e; for text in $(VALGRIND_CASES); do \
 	    $(FIND) $(VALGRIND) build/valgrind/nsa check --case "$$text"; done
 	MAKE='$(AGAIN)' $(FIND) VALGRIND='$(VALGRIND)' sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
+
+# NVIDIA's compute-sanitizer on the CUDA stages, where there is a GPU: every property on these cases.
+COMPUTE_SANITIZER ?= compute-sanitizer
+SANITIZER_TOOLS   ?= memcheck racecheck initcheck synccheck
+SANITIZER_CASES   ?= T=66,phi=mlp,hidden=5 T=70,phi=gated seqs=15+0+55
+.PHONY: cuda-checkable
+cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
+
+test-sanitizer: ## on a GPU: the CUDA stages under compute-sanitizer's four tools
+ifneq ($(CUDA),gpu)
+	@echo "test-sanitizer: no GPU here; the simulator is checked by test-simt" >&2; exit 1
+else
+	$(AGAIN) BUILD=$(BUILD) cuda-checkable
+	set -e; for tool in $(SANITIZER_TOOLS); do for stage in $(CUDA_STAGES); do \
+	    for text in $(SANITIZER_CASES); do echo "$$tool: $$stage $$text"; \
+	    $(FIND) $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 9 \
+	        $(BUILD)/nsa check --stage $$stage --case "$$text"; done; done; done
+	MAKE='$(AGAIN)' $(FIND) TARGET=cuda-checkable sh tests/teeth.sh gpu $(BUILD) CUDA=gpu
+endif
 
 # ---------------------------------------------------------------- other machines
 

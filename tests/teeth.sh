@@ -5,9 +5,9 @@
 #
 #   sh tests/teeth.sh KIND BUILD [MAKE VARIABLE...]
 #
-# KIND is asan, tsan or valgrind; BUILD a folder that is built already, so that little is compiled
+# KIND is asan, tsan, valgrind or gpu; BUILD a folder that is built already, so that little is compiled
 # again. Lines of a patch's header: "Run: check ..." or "Run: threads ...", "Expect: text", and
-# "Flags: ..." for further compiler flags.
+# "Flags: ..." for further compiler flags, "Tool: ..." for the tool of compute-sanitizer to run under.
 set -eu
 cd "$(dirname "$0")/.."
 kind=$1
@@ -44,7 +44,7 @@ plant() {
         done >>"$copy/stages/01_naive_nsa/stage.mk"
         touch "$copy"/stages/01_naive_nsa/*.c
     fi
-    (cd "$copy" && $make BUILD="$build" "$@" checkable)
+    (cd "$copy" && $make BUILD="$build" "$@" "${TARGET:-checkable}")
 }
 
 # run PATCH: what its header says, in the copy
@@ -53,6 +53,8 @@ run() {
     case $words in
     check*) words="nsa $words" ;;
     esac
+    tool=$(line_of Tool "$1")
+    [ -z "$tool" ] || start="${COMPUTE_SANITIZER:-compute-sanitizer} --error-exitcode 9 --tool $tool"
     # shellcheck disable=SC2086 # words
     (cd "$copy" && $start "$build"/$words)
 }

@@ -12,7 +12,7 @@
 enum {
     BENCH_SIZES = 16,   /**< lengths of one sweep */
     BENCH_STAGES = 16,  /**< stages of one sweep */
-    BENCH_PHASES = 8,   /**< phases of one call */
+    BENCH_PHASES = 16,  /**< phases of one call */
     BENCH_ROWS = 1024,  /**< rows of one run */
     BENCH_FITS = 256,   /**< fitted curves of one run */
     BENCH_BATCH = 16,   /**< sequences of one pack */
@@ -26,6 +26,24 @@ enum {
 #define BENCH_DENSE "dense_openblas"
 /** In front of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN "causal by "
+
+/** Where a program runs. */
+typedef enum bench_device {
+    BENCH_ON_CPU = 0,  /**< on the processor */
+    BENCH_ON_GPU,      /**< on a GPU */
+    BENCH_ON_SIMULATOR /**< a GPU's stage in the simulator: right or wrong, but never fast */
+} bench_device;
+
+/** What a GPU can do at most; gpu.h says how each is measured. */
+typedef enum bench_ceiling {
+    BENCH_FMA = 0, /**< GFLOP/s, float32 multiply-adds in registers */
+    BENCH_SGEMM,   /**< GFLOP/s, cuBLAS, float32 */
+    BENCH_BF16,    /**< GFLOP/s, cuBLAS, bfloat16 with float32 sums */
+    BENCH_L2,      /**< GB/s out of the second-level cache */
+    BENCH_READ,    /**< GB/s read from memory */
+    BENCH_COPY,    /**< GB/s, bytes read and bytes written */
+    BENCH_CEILINGS /**< how many */
+} bench_ceiling;
 
 /** What is timed. Backward is the backward alone; decode is one step. */
 typedef enum bench_pass {
@@ -49,6 +67,9 @@ typedef struct bench_options {
     int64_t seed;                    /**< of the inputs */
     double budget;                   /**< seconds that one row may take */
     double deadline;                 /**< seconds that all may take */
+    int device[3];                   /**< 1 where programs on that bench_device are wanted */
+    const char *judge;               /**< stage that judges sampled rows, NULL for 00 */
+    const char *peers;               /**< command that times other people's attention, or NULL */
     const char *stage_dir;           /**< folder of the stages, NULL for the default */
     const char *json;                /**< run file to write, or NULL */
     const char *csv;                 /**< the same rows as CSV, or NULL */
@@ -58,10 +79,13 @@ typedef struct bench_options {
     const char *what;                /**< which table or plot */
 } bench_options;
 
-/** Time of one phase. */
+/** Time of one phase, and what it takes at least; 0 is "not known". */
 typedef struct bench_phase {
     char name[16];  /**< as the stage calls it */
     double seconds; /**< median over the runs */
+    double flops;   /**< operations, see kernels.h */
+    double l2;      /**< bytes that come at least out of the second-level cache */
+    double bytes;   /**< bytes that come from or go to memory */
 } bench_phase;
 
 /** One program at one length: a row of every table. Times are seconds, ratios are how many times
@@ -69,6 +93,8 @@ typedef struct bench_phase {
 typedef struct bench_row {
     char name[64];                   /**< the stage, or which dense baseline */
     char pass[12];                   /**< "forward", "backward" or "decode" */
+    char device[12];                 /**< "cpu", "gpu" or "simulator" */
+    char arith[12];                  /**< "float64", "float32" or "bfloat16" */
     char status[256];                /**< "" if it was timed; else why not */
     char checked[96];                /**< what it was checked against */
     char bound[8];                   /**< the ceiling that binds it: "flops" or "bytes" */
@@ -112,34 +138,44 @@ typedef struct bench_fit {
 
 /** Everything that one run found, and where. */
 typedef struct bench_run {
-    char cpu[128];             /**< model name */
-    char compiler[96];         /**< that built this program and the stages */
-    char flags[512];           /**< of all files, warnings left out */
-    char own_flags[512];       /**< more flags, of the dense baseline and of single stages */
-    char blas[128];            /**< OpenBLAS's own description, or why it is missing */
-    char peers[96];            /**< what apps/peers.py added, "" if nothing */
-    char commit[64];           /**< of the working tree, "-dirty" if it had changes */
-    char date[32];             /**< UTC */
-    char workload[256];        /**< heads, dims, blocks, phi, seed: a case string without T */
-    char noise[256];           /**< "" or why no claim can be made */
-    int64_t cores;             /**< online */
-    int64_t threads;           /**< used */
-    int64_t batch;             /**< sequences of a pack */
-    double load;               /**< runnable processes a minute before */
-    double gflops;             /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
-    double gflops_low;         /**< least of the times it was measured */
-    double gflops_high;        /**< most */
-    double gbs;                /**< ceiling: copy bandwidth, bytes read and written */
-    double gbs_low;            /**< least */
-    double gbs_high;           /**< most */
-    bench_row row[BENCH_ROWS]; /**< in the order they were timed */
-    int rows;                  /**< how many */
-    bench_fit fit[BENCH_FITS]; /**< in the order of the rows */
-    int fits;                  /**< how many */
+    char cpu[128];       /**< model name */
+    char compiler[96];   /**< that built this program and the stages */
+    char flags[512];     /**< of all files, warnings left out */
+    char own_flags[512]; /**< more flags, of the dense baseline and of single stages */
+    char blas[128];      /**< OpenBLAS's own description, or why it is missing */
+    char peers[512];     /**< what apps/peers.py added, "" if nothing */
+    char gpu[256];       /**< name, multiprocessors, clock, cache, driver; "" if not used */
+    char commit[64];     /**< of the working tree, "-dirty" if it had changes */
+    char date[32];       /**< UTC */
+    char workload[256];  /**< heads, dims, blocks, phi, seed: a case string without T */
+    char noise[256];     /**< "" or why no claim can be made */
+    int64_t cores;       /**< online */
+    int64_t threads;     /**< used */
+    int64_t batch;       /**< sequences of a pack */
+    double load;         /**< runnable processes a minute before */
+    double gflops;       /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
+    double gflops_low;   /**< least of the times it was measured */
+    double gflops_high;  /**< most */
+    double gbs;          /**< ceiling: copy bandwidth, bytes read and written */
+    double gbs_low;      /**< least */
+    double gbs_high;     /**< most */
+    double ceiling[BENCH_CEILINGS];      /**< of the GPU: medians; 0 if unknown */
+    double ceiling_low[BENCH_CEILINGS];  /**< least */
+    double ceiling_high[BENCH_CEILINGS]; /**< most */
+    bench_row row[BENCH_ROWS];           /**< in the order they were timed */
+    int rows;                            /**< how many */
+    bench_fit fit[BENCH_FITS];           /**< in the order of the rows */
+    int fits;                            /**< how many */
 } bench_run;
 
 /** @return "forward", "backward" or "decode". */
 const char *bench_pass_name(bench_pass pass);
+
+/** @return "cpu", "gpu" or "simulator". */
+const char *bench_device_name(bench_device device);
+
+/** @return where a stage runs. */
+bench_device bench_device_of(const nsa_stage *stage);
 
 /** Fill in the options from the command line.
  *  @param argc  arguments

@@ -5,6 +5,7 @@
 #   make tables        rewrite the tables between markers from the run files
 #   make figures       draw the run files: docs/figures/bench_*.svg
 #   make check-tables  fail if a table differs from its run file
+#   make test-peers    the program that times other people's attention, played by a stub
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
@@ -22,6 +23,25 @@ BLAS_CFLAGS := -DNSA_WITH_OPENBLAS $(shell pkg-config --cflags openblas)
 BLAS_LIBS   := $(shell pkg-config --libs openblas)
 endif
 
+# The GPU's ceilings and clock: a shared object beside the command, which finds it at run time. So
+# the command itself needs no CUDA, and without it says "no GPU".
+ifeq ($(CUDA),gpu)
+GPU_PART := $(BUILD)/libnsa_gpu.so
+all: $(GPU_PART)
+install: install-gpu
+endif
+
+$(BUILD)/libnsa_gpu.so: apps/bench/gpu.cu apps/bench/gpu.h apps/bench/bench.h apps/bench/bench.mk \
+    $(CUDA_STAMP)
+	@mkdir -p $(@D)
+	@echo "  CU  $@"
+	$(Q)$(NVCC) $(NVCC_BASE) -Iapps $(NVCC_ARCHS) -shared -cudart static $< -o $@ -ldl
+
+.PHONY: install-gpu
+install-gpu: $(GPU_PART)
+	install -d $(DESTDIR)$(PREFIX)/lib
+	install -m 755 $< $(DESTDIR)$(PREFIX)/lib/libnsa_gpu.so
+
 # The baseline alone is built for this processor: a slow yardstick would flatter every stage.
 MARCH       ?= native
 DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-math \
@@ -30,7 +50,7 @@ DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-
 COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
 $(BUILD)/nsa: $(call object,$(BENCH))
-$(BUILD)/nsa: override CJSON_LIBS += $(BLAS_LIBS)
+$(BUILD)/nsa: override CJSON_LIBS += $(BLAS_LIBS) -ldl
 $(BUILD)/obj/apps/bench/blas.o: override CFLAGS += $(BLAS_CFLAGS)
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS)
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
@@ -43,7 +63,10 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 	@mkdir -p $(@D)
 	@echo '$(strip $(filter-out -W%,$(STAGE_CFLAGS)))' >$@
 
-.PHONY: bench tables figures check-tables
+.PHONY: bench tables figures check-tables test-peers
+
+test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## `nsa bench --peers` with programs that answer well and badly
+	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
 bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 1k,2k")
 	@mkdir -p notes/runs

@@ -2,6 +2,7 @@
  *  @brief What this machine can do at most. */
 #include "bench/ceilings.h"
 #include "bench/blas.h"
+#include "bench/gpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -58,4 +59,15 @@ void ceilings_measure(bench_ceilings *c, const bench_arena *arena, int threads) 
         return;
     c->gflops[c->count] = measure_gflops(threads);
     c->gbs[c->count++] = measure_gbs(arena, threads);
+}
+
+void ceilings_measure_gpu(bench_ceilings *c) {
+    double rate[BENCH_CEILINGS];
+    if (gpu_missing() || c->gpu_count == (int)(sizeof c->gpu[0] / sizeof c->gpu[0][0]))
+        return;
+    gpu_warm(0.2);
+    gpu_ceilings(rate);
+    for (int i = 0; i < BENCH_CEILINGS; i++)
+        c->gpu[i][c->gpu_count] = rate[i];
+    c->gpu_count++;
 }

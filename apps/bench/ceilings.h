@@ -5,13 +5,16 @@
 #ifndef BENCH_CEILINGS_H
 #define BENCH_CEILINGS_H
 
+#include "bench/bench.h"
 #include "bench/timing.h"
 
 /** Every measurement of a run; the ceiling is their median. */
 typedef struct bench_ceilings {
-    double gflops[64]; /**< OpenBLAS sgemm 1024 x 1024 x 1024 */
-    double gbs[64];    /**< copying, bytes read and written */
-    int count;         /**< how often measured */
+    double gflops[64];              /**< OpenBLAS sgemm 1024 x 1024 x 1024 */
+    double gbs[64];                 /**< copying, bytes read and written */
+    int count;                      /**< how often measured */
+    double gpu[BENCH_CEILINGS][64]; /**< of the GPU, as gpu_ceilings() gives them */
+    int gpu_count;                  /**< how often measured */
 } bench_ceilings;
 
 /** Measure both once more: the median of five runs each.
@@ -19,5 +22,8 @@ typedef struct bench_ceilings {
  *  @param arena    copied from one half to the other
  *  @param threads  for both */
 void ceilings_measure(bench_ceilings *c, const bench_arena *arena, int threads);
+
+/** Measure those of the GPU once more; of no GPU, nothing. */
+void ceilings_measure_gpu(bench_ceilings *c);
 
 #endif

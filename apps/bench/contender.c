@@ -1,7 +1,8 @@
 /** @file contender.c
- *  @brief A stage or a dense baseline behind the same four calls. */
+ *  @brief A stage, a dense baseline or a peer behind the same four calls. */
 #include "bench/contender.h"
 #include "bench/blas.h"
+#include "bench/gpu.h"
 #include "bench/verify.h"
 #include "common/pool.h"
 #include "harness/run.h"
@@ -29,23 +30,49 @@ static nsa_status open_dense(contender *c, const workload *w, int threads) {
     return NSA_OK;
 }
 
-nsa_status contender_open(contender *c, const workload *w, int threads) {
+nsa_arith contender_arith(const contender *c) {
+    return c->peer ? c->peer->arith : c->stage ? c->stage->arith : NSA_FLOAT32;
+}
+
+static nsa_status open_stage(contender *c, const workload *w, int threads) {
     static const unsigned needs[] = {0, NSA_BACKWARD, NSA_DECODE};
-    nsa_setup setup = {.flags = c->causal ? NSA_WANT_CAUSAL : needs[w->pass], .threads = threads};
+    const int gradients = w->pass == BENCH_BACKWARD;
+    nsa_setup setup = {.flags = c->causal && !gradients ? NSA_WANT_CAUSAL : needs[w->pass],
+                       .threads = threads};
     nsa_tensors in = w->in;
-    if (!c->stage)
-        return open_dense(c, w, threads);
+    nsa_tensor gate = {0};
+    nsa_config cfg = w->cfg;
+    const int64_t before = gpu_memory();
+    nsa_status status = NSA_OK;
+    if (c->device == BENCH_ON_GPU && gpu_missing())
+        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu_missing());
+    if (c->causal && gradients)
+        status = workload_dense(w, &cfg, &gate, &in);
     in.at[NSA_DOUT] = (nsa_tensor){0}; /* comes by itself, first sparse, then whole */
-    nsa_status status = nsa_open(c->stage, &w->cfg, &setup, &c->ctx);
+    status = status ? status : nsa_open(c->stage, &cfg, &setup, &c->ctx);
     status = status ? status : nsa_load(c->ctx, &in);
     if (!status)
-        c->row->memory = (int64_t)nsa_memory(c->ctx);
+        c->row->memory =
+            c->device == BENCH_ON_GPU ? gpu_memory() - before : (int64_t)nsa_memory(c->ctx);
+    tensor_free(&gate);
     return status;
 }
 
+nsa_status contender_open(contender *c, const workload *w, int threads) {
+    if (c->peer) {
+        nsa_status status = peers_open(c->program, c->peer, w, c->row, &c->peer_id, &c->first);
+        c->peer_id = status ? -1 : c->peer_id;
+        return status;
+    }
+    return c->stage ? open_stage(c, w, threads) : open_dense(c, w, threads);
+}
+
 void contender_close(contender *c) {
+    if (c->peer && c->peer_id >= 0)
+        peers_close(c->program, c->peer_id);
     nsa_close(c->ctx);
     dense_close(c->dense);
+    c->peer_id = -1;
     c->ctx = NULL;
     c->dense = NULL;
 }
@@ -60,7 +87,7 @@ static nsa_status run_once(contender *c, const workload *w, int64_t step) {
         dense_backward(c->dense, &c->in);
     else if (!c->stage)
         dense_forward(c->dense, &c->in);
-    else if (c->causal)
+    else if (c->causal && w->pass == BENCH_FORWARD)
         return nsa_causal(c->ctx, 2);
     else
         return w->pass == BENCH_FORWARD    ? nsa_forward(c->ctx)
@@ -80,28 +107,54 @@ static nsa_status prepare(contender *c, const workload *w, int64_t step) {
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
 
+/* The sum of the phases of the last call, by the device's clock; 0 if it lists none. */
+static double device_seconds(const contender *c) {
+    nsa_phase list[BENCH_PHASES];
+    const int count = nsa_phases(c->ctx, list, BENCH_PHASES);
+    double sum = 0;
+    for (int i = 0; i < count && i < BENCH_PHASES; i++)
+        sum += list[i].seconds;
+    return sum;
+}
+
 static nsa_status timed(contender *c, const workload *w, const bench_clock *clock, int64_t step,
                         double *seconds) {
     clock->start(clock->state);
     nsa_status status = run_once(c, w, step);
+    if (c->device == BENCH_ON_GPU)
+        gpu_wait();
     *seconds = clock->stop(clock->state);
+    const double own = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
+    *seconds = own > 0 ? own : *seconds;
     return status;
 }
 
+/* By name: a phase that takes no time may be left out of a list. */
 static void note_phases(contender *c) {
     nsa_phase list[BENCH_PHASES];
-    int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_PHASES) : 0;
-    c->row->phases = count < BENCH_PHASES ? count : BENCH_PHASES;
-    for (int i = 0; i < c->row->phases; i++) {
-        snprintf(c->row->phase[i].name, sizeof c->row->phase[i].name, "%.15s", list[i].name);
-        c->phase[i][c->runs] = list[i].seconds;
+    bench_row *row = c->row;
+    const int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_PHASES) : 0;
+    for (int i = 0; i < count && i < BENCH_PHASES; i++) {
+        int at = 0;
+        while (at < row->phases && strncmp(row->phase[at].name, list[i].name, 15) != 0)
+            at++;
+        if (at == BENCH_PHASES)
+            continue;
+        row->phases += at == row->phases;
+        snprintf(row->phase[at].name, sizeof row->phase[at].name, "%.15s", list[i].name);
+        c->phase[at][c->runs] = list[i].seconds;
     }
 }
 
 nsa_status contender_time(contender *c, const workload *w, const bench_clock *clock) {
     const int64_t step = DECODE_WARM + c->runs;
-    nsa_status status = prepare(c, w, step);
-    status = status ? status : timed(c, w, clock, step, &c->sample[c->runs]);
+    nsa_status status = c->peer ? NSA_OK : prepare(c, w, step);
+    if (!status && c->device == BENCH_ON_GPU && !c->peer)
+        gpu_flush(); /* a step's tokens have just come through the cache */
+    if (!status && c->peer)
+        status = peers_time(c->program, c->peer_id, &c->sample[c->runs]);
+    else if (!status)
+        status = timed(c, w, clock, step, &c->sample[c->runs]);
     if (status)
         return status;
     note_phases(c);
@@ -113,8 +166,9 @@ nsa_status contender_time(contender *c, const workload *w, const bench_clock *cl
 
 /* A whole result, from wherever it is. */
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
+    const int own = c->causal && w->pass == BENCH_FORWARD; /* backward, it is a window's output */
     if (c->stage)
-        return read_result(c->ctx, c->causal && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
+        return read_result(c->ctx, own && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
     const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
     const int of_queries = id == NSA_OUT || id == NSA_DQ;
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
@@ -196,9 +250,11 @@ static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine)
 }
 
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
-    const nsa_arith arith = c->stage ? c->stage->arith : NSA_FLOAT32;
+    const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
+    if (c->peer) /* it has checked itself */
+        return NSA_OK;
     nsa_status status = lead_up(c, w);
     if (!status && w->pass == BENCH_DECODE)
         status = warm_steps(c, w, &mine);

@@ -1,19 +1,28 @@
 /**
  * @file contender.h
  * @brief One program at one length: opened, checked, then run as often as asked. The same calls
- * for a stage, for a stage's plain causal attention and for the dense baseline.
+ * for a stage, for a stage's plain causal attention, for the dense baseline and for peers.
+ *
+ * A stage on a device times itself: a run's seconds are the sum of its phases, which are times of
+ * the device's own clock between events in its queue. Where it lists none, the clock runs from the
+ * call until the device is done.
  */
 #ifndef BENCH_CONTENDER_H
 #define BENCH_CONTENDER_H
 
 #include "bench/dense.h"
+#include "bench/peers.h"
 #include "bench/timing.h"
 #include "bench/workload.h"
 
 /** A program that is timed. */
 typedef struct contender {
-    const nsa_stage *stage;   /**< NULL for the dense baseline */
+    const nsa_stage *stage;   /**< NULL for the dense baseline and for peers */
     int causal;               /**< 1 for plain causal attention */
+    bench_device device;      /**< where it runs */
+    peers *program;           /**< of a peer */
+    const peer *peer;         /**< which, NULL for all others */
+    int peer_id;              /**< of its inputs */
     const bench_clock *clock; /**< what its runs are timed by */
     nsa_context *ctx;         /**< of a stage */
     dense *dense;             /**< or the baseline */
@@ -26,6 +35,9 @@ typedef struct contender {
     double sample[BENCH_SAMPLES];              /**< their seconds */
     double phase[BENCH_PHASES][BENCH_SAMPLES]; /**< and those of their phases */
 } contender;
+
+/** @return what it computes in. */
+nsa_arith contender_arith(const contender *c);
 
 /** Take memory and load inputs.
  *  @return NSA_ERR_DEVICE or NSA_ERR_UNSUPPORTED if it cannot run here */

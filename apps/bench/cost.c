@@ -52,6 +52,17 @@ static double pass_numbers(const workload *w, int causal) {
     return w->pass == BENCH_FORWARD ? inputs + out : 2 * inputs + out;
 }
 
+workload_cost workload_phi(const workload *w) {
+    const nsa_config *c = &w->cfg;
+    const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
+    /* a step compresses one block in d steps */
+    const double blocks =
+        w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
+    return (workload_cost){.flops = (double)w->B * blocks * (double)c->kv_heads *
+                                    (phi_flops(c, dk) + phi_flops(c, dv)),
+                           .bytes = phi_weights(c, dk) + phi_weights(c, dv)};
+}
+
 workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim, B = (double)w->B;
@@ -61,15 +72,13 @@ workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
     const nsa_reads r = add_reads(c, from, to);
     const double keys = causal ? (double)r.dense : (double)(r.cmp + r.slc + r.win);
     const double pair = backward ? 6 * dk + 4 * dv : 2 * dk + 2 * dv;
-    /* a step compresses one block in d steps */
-    const double blocks = (step ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T)) *
-                          (double)c->kv_heads * (backward ? 3 : 1);
-    const double phi = causal ? 0 : blocks * (phi_flops(c, dk) + phi_flops(c, dv));
-    const double weights = causal ? 0 : phi_weights(c, dk) + phi_weights(c, dv);
+    const workload_cost compress = workload_phi(w);
+    const double phi = causal ? 0 : compress.flops * (backward ? 3 : 1);
+    const double weights = causal ? 0 : compress.bytes;
     const double size = arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
     const double numbers = step ? B * decode_numbers(w, &r, causal)
                                 : B * pass_numbers(w, causal) + weights * (backward ? 2 : 1);
-    return (workload_cost){.flops = B * (keys * (double)c->q_heads * pair + phi),
+    return (workload_cost){.flops = B * keys * (double)c->q_heads * pair + phi,
                            .bytes = numbers * size,
                            .tokens = B * (step ? 1 : (double)w->T)};
 }

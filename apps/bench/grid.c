@@ -30,6 +30,31 @@ void grid_cell(grid *g, const char *format, ...) {
     g->columns = g->at > g->columns ? g->at : g->columns;
 }
 
+void grid_heading(grid *g, const char *const *texts) {
+    grid_row(g);
+    for (; *texts; texts++)
+        grid_cell(g, "%s", *texts);
+}
+
+/* Three figures that count: 0.0123, 1.23, 12.3, 123, 1234. */
+void grid_number(grid *g, double x) {
+    if (!(x > 0) || x > 1e300) /* unknown, or of no time at all */
+        grid_cell(g, "-");
+    else if (x < 0.0995)
+        grid_cell(g, "%.2g", x);
+    else
+        grid_cell(g, "%.*f", x < 9.95 ? 2 : x < 99.5 ? 1 : 0, x);
+}
+
+/* As many digits as the ratio has, for its spread too. */
+void grid_ratio(grid *g, double ratio, double low, double high) {
+    int digits = ratio < 0.0995 ? 4 : ratio < 0.995 ? 3 : ratio < 9.95 ? 2 : ratio < 99.5 ? 1 : 0;
+    if (ratio > 0)
+        grid_cell(g, "%.*fx (%.*f..%.*f)", digits, ratio, digits, low, digits, high);
+    else
+        grid_cell(g, "-");
+}
+
 /* Numbers stand to the right: columns whose first cell that says something is one. Names of stages
  * begin with a digit, too, and hold an underscore. */
 static int is_number(const grid *g, int column) {

@@ -8,7 +8,7 @@
 #include <stdio.h>
 
 /** Limits of a table. */
-enum { GRID_COLUMNS = 16, GRID_CELL = 72 };
+enum { GRID_COLUMNS = 20, GRID_CELL = 72 };
 
 /** A table. */
 typedef struct grid {
@@ -24,6 +24,15 @@ void grid_row(grid *g);
 
 /** Fill in the next cell of the last row, printf style. */
 void grid_cell(grid *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/** Begin a row of texts, ended by NULL: the heading. */
+void grid_heading(grid *g, const char *const *texts);
+
+/** Fill in a number by three figures that count; "-" unless it is above 0. */
+void grid_number(grid *g, double x);
+
+/** Fill in a ratio and its spread, "2.34x (2.1..2.5)"; "-" unless it is above 0. */
+void grid_ratio(grid *g, double ratio, double low, double high);
 
 /** Print it: cells that begin with a digit to the right; then free it. */
 void grid_print(grid *g, FILE *out);

@@ -28,17 +28,64 @@ static void set_ceilings(bench_run *run, const bench_ceilings *c) {
     run->gflops_high = sorted[0][c->count - 1];
     run->gbs_low = sorted[1][0];
     run->gbs_high = sorted[1][c->count - 1];
+    for (int i = 0; i < BENCH_CEILINGS && c->gpu_count; i++) {
+        double all[64];
+        int known = 0; /* 0: it could not be measured that time */
+        for (int j = 0; j < c->gpu_count; j++) {
+            if (c->gpu[i][j] > 0)
+                all[known++] = c->gpu[i][j];
+        }
+        run->ceiling[i] = bench_quartiles(all, known).median;
+        run->ceiling_low[i] = known ? all[0] : 0;
+        run->ceiling_high[i] = known ? all[known - 1] : 0;
+    }
+}
+
+static int on_gpu(const bench_row *r) {
+    return !strcmp(r->device, "gpu");
+}
+
+/* 1 if any row of that device was timed; none at all counts as the CPU. */
+static int timed_on(const bench_run *run, int gpu) {
+    int there[2] = {0, 0};
+    for (int i = 0; i < run->rows; i++)
+        there[on_gpu(&run->row[i])] |= !run->row[i].status[0];
+    return gpu ? there[1] : there[0] || !there[1];
+}
+
+/* How far a ceiling moved within the run, in parts of itself. */
+static double drift_of(double ceiling, double low, double high) {
+    return ceiling > 0 ? (high - low) / ceiling : 0;
+}
+
+/* The worst of the ceilings that rows of this run are held against. */
+static double worst_drift(const bench_run *run, const char **what) {
+    static const char *const names[] = {"FMA",      "cuBLAS sgemm", "cuBLAS bfloat16",
+                                        "L2 reads", "memory reads", "device copies"};
+    double worst = 0;
+    const double cpu[] = {drift_of(run->gbs, run->gbs_low, run->gbs_high),
+                          drift_of(run->gflops, run->gflops_low, run->gflops_high)};
+    for (int i = 0; i < 2 && timed_on(run, 0); i++) {
+        if (cpu[i] > worst) {
+            worst = cpu[i];
+            *what = i ? "sgemm" : "copy bandwidth";
+        }
+    }
+    for (int i = 0; i < BENCH_CEILINGS && timed_on(run, 1); i++) {
+        const double drift = drift_of(run->ceiling[i], run->ceiling_low[i], run->ceiling_high[i]);
+        if (drift > worst) {
+            worst = drift;
+            *what = names[i];
+        }
+    }
+    return worst;
 }
 
 /* A claim needs a machine that stands still: ceilings within 15 %, quartiles within 20 %. */
 static void judge_noise(bench_run *run) {
     const bench_row *worst = NULL;
-    double spread = 0.2, drift = run->gbs ? (run->gbs_high - run->gbs_low) / run->gbs : 0;
-    const char *what = "copy bandwidth";
-    if (run->gflops && (run->gflops_high - run->gflops_low) / run->gflops > drift) {
-        drift = (run->gflops_high - run->gflops_low) / run->gflops;
-        what = "sgemm";
-    }
+    const char *what = "";
+    double spread = 0.2, drift = worst_drift(run, &what);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         if (!r->status[0] && (r->q3 - r->q1) / r->median > spread) {
@@ -59,13 +106,35 @@ static void judge_noise(bench_run *run) {
 
 /* The least time that the ceilings allow, over the time taken. */
 static void set_share(const bench_run *run, bench_row *r) {
-    double flops = run->gflops ? r->flops / (1e9 * run->gflops) : 0;
-    double bytes = run->gbs ? r->bytes / (1e9 * run->gbs) : 0;
+    const int half = !strcmp(r->arith, "bfloat16");
+    const double gflops = !on_gpu(r) ? run->gflops : run->ceiling[half ? BENCH_BF16 : BENCH_FMA];
+    const double gbs = on_gpu(r) ? run->ceiling[BENCH_READ] : run->gbs;
+    double flops = gflops > 0 ? r->flops / (1e9 * gflops) : 0;
+    double bytes = gbs > 0 ? r->bytes / (1e9 * gbs) : 0;
     snprintf(r->bound, sizeof r->bound, "%s", flops >= bytes ? "flops" : "bytes");
-    r->share = run->gflops ? fmax(flops, bytes) / r->median : 0;
+    r->share = gflops > 0 ? fmax(flops, bytes) / r->median : 0;
 }
 
 /* ------------------------------------------------------------------ ratios */
+
+/* Names of stages begin with a digit. */
+static int is_stage(const bench_row *r) {
+    return r->name[0] >= '0' && r->name[0] <= '9';
+}
+
+/* What the ratio to dense attention is to: OpenBLAS's on the CPU; on a GPU the first float32
+ * stage's own plain causal attention. */
+static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
+    if (!strcmp(r->device, "cpu") || !r->device[0])
+        return bench_find(run, BENCH_DENSE, r->pass, r->T);
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *d = &run->row[i];
+        if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&
+            !strcmp(d->device, r->device) && !strncmp(d->name, BENCH_OWN, strlen(BENCH_OWN)))
+            return d;
+    }
+    return NULL;
+}
 
 static void set_below(bench_run *run, int at) {
     bench_row *r = &run->row[at];
@@ -73,7 +142,7 @@ static void set_below(bench_run *run, int at) {
         const bench_row *b = &run->row[i];
         if (b->T != r->T || strcmp(b->pass, r->pass))
             break;
-        if (b->status[0] || !strncmp(b->name, BENCH_OWN, strlen(BENCH_OWN)))
+        if (b->status[0] || !is_stage(b) || strcmp(b->device, r->device))
             continue;
         memmove(r->below_name, b->name, sizeof r->below_name);
         r->below = b->median / r->median;
@@ -89,15 +158,15 @@ static void set_ratios(bench_run *run) {
         if (r->status[0])
             continue;
         set_share(run, r);
-        if (!strcmp(r->name, BENCH_DENSE))
+        const bench_row *d = dense_of(run, r);
+        if (d == r)
             continue;
-        const bench_row *d = bench_find(run, BENCH_DENSE, r->pass, r->T);
         if (d) {
             r->dense = d->median / r->median;
             r->dense_low = d->q1 / r->q3;
             r->dense_high = d->q3 / r->q1;
         }
-        if (strncmp(r->name, BENCH_OWN, strlen(BENCH_OWN)) != 0)
+        if (is_stage(r))
             set_below(run, i);
     }
 }

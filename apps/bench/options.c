@@ -22,7 +22,10 @@ enum {
     KEY_TABLE,
     KEY_PLOT,
     KEY_WHAT,
-    KEY_COMPARE
+    KEY_COMPARE,
+    KEY_DEVICE,
+    KEY_JUDGE,
+    KEY_PEERS
 };
 
 const char *bench_pass_name(bench_pass pass) {
@@ -122,6 +125,17 @@ static error_t budget(const struct argp_state *state, const char *arg, bench_opt
     return bad;
 }
 
+/* "gpu", "cpu" or "all": those that are there. */
+static error_t device(const struct argp_state *state, const char *arg, bench_options *o) {
+    const int all = !strcmp(arg, "all");
+    o->device[BENCH_ON_CPU] = all || !strcmp(arg, "cpu");
+    o->device[BENCH_ON_GPU] = all || !strcmp(arg, "gpu");
+    if (o->device[BENCH_ON_CPU] || o->device[BENCH_ON_GPU])
+        return 0;
+    command_error(EXIT_USAGE, state->name, "--device \"%s\": expected cpu, gpu or all", arg);
+    return EINVAL;
+}
+
 /* Ends within a minute on two cores: small heads, short texts, a deadline. */
 static void quick(bench_options *o) {
     o->cfg.qk_dim = o->cfg.v_dim = 64;
@@ -154,6 +168,14 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
         return number(state, "seed", arg, 0, 1000000000, &o->seed);
     case KEY_BUDGET:
         return budget(state, arg, o);
+    case KEY_DEVICE:
+        return device(state, arg, o);
+    case KEY_JUDGE:
+        o->judge = arg;
+        return 0;
+    case KEY_PEERS:
+        o->peers = arg;
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -211,6 +233,14 @@ static const struct argp_option known[] = {
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
     {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
+    {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: what runs there; default: all", 1},
+    {"peers", KEY_PEERS, "COMMAND", 0,
+     "a program that times other people's attention in turn with ours: \"python3 apps/peers.py\"",
+     1},
+    {"judge", KEY_JUDGE, "NAME", 0,
+     "the stage whose rows are the truth, itself checked first; default: 00, and 02 where that "
+     "would take too long",
+     1},
     {"rows", KEY_ROWS, "R", 0, "rows that are checked before timing; default: 9", 1},
     {"seed", KEY_SEED, "N", 0, "of the inputs; default: 1", 1},
     {"budget", KEY_BUDGET, "S", 0, "a row that would take longer is not run; default: 120", 1},
@@ -223,8 +253,8 @@ static const struct argp_option known[] = {
     {"table", KEY_TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 3},
     {"plot-data", KEY_PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 3},
     {"what", KEY_WHAT, "NAME", 0,
-     "machine, forward, backward, decode, phases, growth or noise, and /STAGE for one stage; for "
-     "points: time, speedup, share or phases",
+     "machine, forward, backward, decode, phases, kernels, peers, growth or noise, and /STAGE for "
+     "one stage; for points: time, speedup, share or phases",
      3},
     {"compare", KEY_COMPARE, "A,B", 0, "whether the ratios of two run files agree", 3},
     {0}};
@@ -240,6 +270,7 @@ int bench_parse(int argc, char **argv, bench_options *o) {
                          .T = {256, 512, 1024, 2048, 4096, 8192, 16384},
                          .sizes = 7,
                          .pass = {1, 0, 0},
+                         .device = {1, 1, 0},
                          .batch = 1,
                          .threads = 1,
                          .rows = 9,

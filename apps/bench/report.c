@@ -8,55 +8,25 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Three figures that count: 0.0123, 1.23, 12.3, 123, 1234. */
-static void cell_number(grid *g, double x) {
-    if (!(x > 0))
-        grid_cell(g, "-");
-    else if (x < 0.0995)
-        grid_cell(g, "%.2g", x);
-    else
-        grid_cell(g, "%.*f", x < 9.95 ? 2 : x < 99.5 ? 1 : 0, x);
-}
-
-/* As many digits as the ratio has, for its spread too. */
-static void cell_ratio(grid *g, double ratio, double low, double high) {
-    int digits = ratio < 0.0995 ? 4 : ratio < 0.995 ? 3 : ratio < 9.95 ? 2 : ratio < 99.5 ? 1 : 0;
-    if (ratio > 0)
-        grid_cell(g, "%.*fx (%.*f..%.*f)", digits, ratio, digits, low, digits, high);
-    else
-        grid_cell(g, "-");
-}
-
-static int wanted(const char *name, const char *stage) {
-    const char *own = strncmp(name, BENCH_OWN, strlen(BENCH_OWN)) ? name : name + strlen(BENCH_OWN);
-    return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
-}
-
 /* ------------------------------------------------------------------- times */
-
-static void heading(grid *g, const char *const *texts) {
-    grid_row(g);
-    for (; *texts; texts++)
-        grid_cell(g, "%s", *texts);
-}
 
 static void time_row(grid *g, const bench_row *r) {
     grid_row(g);
     grid_cell(g, "%" PRId64, r->T);
     grid_cell(g, "%s", r->name);
-    cell_number(g, 1e3 * r->median);
+    grid_number(g, 1e3 * r->median);
     grid_cell(g, "%.3g..%.3g", 1e3 * r->q1, 1e3 * r->q3);
     grid_cell(g, "%" PRId64, r->runs);
-    cell_number(g, 1e-9 * r->flops / r->median);
-    cell_number(g, 1e-9 * r->bytes / r->median);
+    grid_number(g, 1e-9 * r->flops / r->median);
+    grid_number(g, 1e-9 * r->bytes / r->median);
     grid_cell(g, "%.0f", r->tokens / r->median);
     if (r->share > 0)
         grid_cell(g, "%.2g %% of %s", 100 * r->share, r->bound);
     else
         grid_cell(g, "-");
-    cell_ratio(g, r->below, r->below_low, r->below_high);
-    cell_ratio(g, r->dense, r->dense_low, r->dense_high);
-    cell_number(g, (double)r->memory / 1e6);
+    grid_ratio(g, r->below, r->below_low, r->below_high);
+    grid_ratio(g, r->dense, r->dense_low, r->dense_high);
+    grid_number(g, (double)r->memory / 1e6);
     grid_cell(g, "%s", r->checked);
 }
 
@@ -65,17 +35,17 @@ static void print_times(const bench_run *run, const char *pass, const char *stag
         "T",        "program",          "ms",      "quartiles", "runs", "GFLOP/s",         "GB/s",
         "tokens/s", "share of ceiling", "x below", "x dense",   "MB",   "checked against", NULL};
     grid g = {0};
-    heading(&g, texts);
+    grid_heading(&g, texts);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (!strcmp(r->pass, pass) && wanted(r->name, stage) && !r->status[0])
+        if (!strcmp(r->pass, pass) && report_wanted(r->name, stage) && !r->status[0])
             time_row(&g, r);
     }
     grid_print(&g, stdout);
     int missing = 0;
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (strcmp(r->pass, pass) || !wanted(r->name, stage) || !r->status[0])
+        if (strcmp(r->pass, pass) || !report_wanted(r->name, stage) || !r->status[0])
             continue;
         printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
                r->T, r->status);
@@ -98,12 +68,12 @@ static void print_phases(const bench_run *run, const char *stage) {
                 name[names++] = run->row[i].phase[p].name;
         }
     }
-    heading(&g, (const char *const[]){"T", "program", "pass", NULL});
+    grid_heading(&g, (const char *const[]){"T", "program", "pass", NULL});
     for (int n = 0; n < names; n++)
         grid_cell(&g, "%s, ms", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || !r->phases || !wanted(r->name, stage))
+        if (r->status[0] || !r->phases || !report_wanted(r->name, stage))
             continue;
         grid_row(&g);
         grid_cell(&g, "%" PRId64, r->T);
@@ -143,12 +113,12 @@ static void cell_crossing(grid *g, const bench_fit *f) {
 
 static void print_growth(const bench_run *run, const char *stage) {
     grid g = {0};
-    heading(&g, (const char *const[]){"pass", "program", "part", "a, us a token",
-                                      "b, ns a token squared", "fitted to T", "off by up to",
-                                      "dense", "overtaken, measured", "by the fits", NULL});
+    grid_heading(&g, (const char *const[]){"pass", "program", "part", "a, us a token",
+                                           "b, ns a token squared", "fitted to T", "off by up to",
+                                           "dense", "overtaken, measured", "by the fits", NULL});
     for (int i = 0; i < run->fits; i++) {
         const bench_fit *f = &run->fit[i];
-        if (!wanted(f->name, stage))
+        if (!report_wanted(f->name, stage))
             continue;
         grid_row(&g);
         grid_cell(&g, "%s", f->pass);
@@ -166,6 +136,23 @@ static void print_growth(const bench_run *run, const char *stage) {
 
 /* ----------------------------------------------------------------- machine */
 
+static void print_gpu(const bench_run *run) {
+    static const char *const names[BENCH_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
+                                                      "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
+                                                      "reading memory",       "copying"};
+    printf("GPU: %s. Its ceilings in the same run:", run->gpu);
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const char *unit = i < BENCH_L2 ? "TFLOP/s" : "TB/s",
+                   *end = i + 1 < BENCH_CEILINGS ? "," : ".";
+        if (run->ceiling[i] > 0)
+            printf(" %s %.3g %s (%.3g..%.3g)%s", names[i], 1e-3 * run->ceiling[i], unit,
+                   1e-3 * run->ceiling_low[i], 1e-3 * run->ceiling_high[i], end);
+        else
+            printf(" no %s%s", names[i], end);
+    }
+    printf("\n");
+}
+
 static void print_machine(const bench_run *run, const char *file) {
     if (file)
         printf("Run `%s`: ", file);
@@ -182,6 +169,8 @@ static void print_machine(const bench_run *run, const char *file) {
         printf("Ceilings of the same run: no sgemm (SKIP: %s), ", run->blas);
     printf("copying %.1f GB/s (%.1f..%.1f).%s%s\n", run->gbs, run->gbs_low, run->gbs_high,
            run->peers[0] ? " Beside it: " : "", run->peers);
+    if (run->gpu[0])
+        print_gpu(run);
 }
 
 static void print_noise(const bench_run *run) {
@@ -215,6 +204,10 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     }
     if (!strcmp(kind, "phases"))
         print_phases(run, stage);
+    else if (!strcmp(kind, "kernels"))
+        report_kernels(run, stage);
+    else if (!strcmp(kind, "peers"))
+        report_peers(run, stage);
     else if (!strcmp(kind, "growth"))
         print_growth(run, stage);
     else if (!strcmp(kind, "machine"))
@@ -224,9 +217,9 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     else
         return nsa_fail(NSA_ERR_INPUT,
                         "no table \"%s\": expected machine, forward, backward, decode, phases, "
-                        "growth or noise",
+                        "kernels, peers, growth or noise",
                         what);
-    if (!strcmp(kind, "phases") || !strcmp(kind, "growth"))
+    if (strcmp(kind, "machine") != 0 && strcmp(kind, "noise") != 0)
         print_source(run, file);
     return NSA_OK;
 }

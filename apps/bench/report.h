@@ -9,11 +9,20 @@
 
 /** Print one table of a run.
  *  @param run   the run
- *  @param what  "machine", "forward", "backward", "decode", "phases", "growth" or "noise"; with
- *               "/STAGE" behind it, that stage's rows alone
+ *  @param what  "machine", "forward", "backward", "decode", "phases", "kernels", "peers", "growth"
+ *               or "noise"; with "/STAGE" behind it, that stage's rows alone
  *  @param file  the run file's name, told below the table; NULL if there is none
  *  @return NSA_ERR_INPUT if there is no such table */
 nsa_status report_table(const bench_run *run, const char *what, const char *file);
+
+/** @return 1 if a table of one stage (NULL: of all) is to have this program's rows. */
+int report_wanted(const char *name, const char *stage);
+
+/** Print every phase beside its floor, the least time that the ceilings allow for it. */
+void report_kernels(const bench_run *run, const char *stage);
+
+/** Print how many times faster than each peer every stage is. */
+void report_peers(const bench_run *run, const char *stage);
 
 /** Print points, a block for each curve: its name in quotes, then lines of numbers.
  *  @param run   the run

@@ -36,6 +36,7 @@ static const field run_fields[] = {RUN_TEXT(cpu),
                                    RUN_TEXT(own_flags),
                                    RUN_TEXT(blas),
                                    RUN_TEXT(peers),
+                                   RUN_TEXT(gpu),
                                    RUN_TEXT(commit),
                                    RUN_TEXT(date),
                                    RUN_TEXT(workload),
@@ -52,6 +53,8 @@ static const field run_fields[] = {RUN_TEXT(cpu),
 
 static const field row_fields[] = {ROW_TEXT(name),
                                    ROW_TEXT(pass),
+                                   ROW_TEXT(device),
+                                   ROW_TEXT(arith),
                                    FIELD(bench_row, WHOLE, T),
                                    ROW_TEXT(status),
                                    ROW_TEXT(checked),
@@ -89,6 +92,9 @@ static const field fit_fields[] = {FIT_TEXT(name),
                                    FIT_REAL(crosses),
                                    {0}};
 
+static const char *const ceiling_names[BENCH_CEILINGS] = {"fma", "sgemm", "bf16",
+                                                          "l2",  "read",  "copy"};
+
 static int64_t whole_at(const void *from, const field *f) {
     int64_t value;
     memcpy(&value, (const char *)from + f->at, sizeof value);
@@ -124,17 +130,43 @@ static cJSON *put_item(cJSON *array, const field *f, const void *from) {
     return NULL;
 }
 
+/* What is known of each phase: an object of numbers by the phases' names for each of these. */
+static const field phase_fields[] = {{"phases", REAL, offsetof(bench_phase, seconds), 0},
+                                     {"phase_flops", REAL, offsetof(bench_phase, flops), 0},
+                                     {"phase_l2", REAL, offsetof(bench_phase, l2), 0},
+                                     {"phase_bytes", REAL, offsetof(bench_phase, bytes), 0},
+                                     {0}};
+
+static int put_phases(cJSON *item, const bench_row *r) {
+    int ok = item != NULL;
+    for (const field *f = phase_fields; f->name && ok; f++) {
+        cJSON *object = cJSON_AddObjectToObject(item, f->name);
+        ok = object != NULL;
+        for (int p = 0; p < r->phases && ok; p++)
+            ok =
+                cJSON_AddNumberToObject(object, r->phase[p].name, real_at(&r->phase[p], f)) != NULL;
+    }
+    return ok;
+}
+
+/* The GPU's ceilings, each [median, least, most]. */
+static int put_ceilings(cJSON *root, const bench_run *run) {
+    cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
+    int ok = object != NULL;
+    for (int i = 0; i < BENCH_CEILINGS && ok && run->gpu[0]; i++) {
+        const double three[] = {run->ceiling[i], run->ceiling_low[i], run->ceiling_high[i]};
+        ok = cJSON_AddItemToObject(object, ceiling_names[i], cJSON_CreateDoubleArray(three, 3));
+    }
+    return ok;
+}
+
 static int put_rows(cJSON *root, const bench_run *run) {
     cJSON *rows = cJSON_AddArrayToObject(root, "rows");
     cJSON *fits = cJSON_AddArrayToObject(root, "fits");
     int ok = rows && fits;
     for (int i = 0; i < run->rows && ok; i++) {
         const bench_row *r = &run->row[i];
-        cJSON *item = put_item(rows, row_fields, r);
-        cJSON *phases = item ? cJSON_AddObjectToObject(item, "phases") : NULL;
-        ok = phases != NULL;
-        for (int p = 0; p < r->phases && ok; p++)
-            ok = cJSON_AddNumberToObject(phases, r->phase[p].name, r->phase[p].seconds) != NULL;
+        ok = put_phases(put_item(rows, row_fields, r), r);
     }
     for (int i = 0; i < run->fits && ok; i++)
         ok = put_item(fits, fit_fields, &run->fit[i]) != NULL;
@@ -163,7 +195,7 @@ static nsa_status write_text(const char *path, const char *text) {
 nsa_status runfile_write(const bench_run *run, const char *path) {
     cJSON *root = cJSON_CreateObject();
     char *text = NULL;
-    if (root && put(root, run_fields, run) && put_rows(root, run))
+    if (root && put(root, run_fields, run) && put_ceilings(root, run) && put_rows(root, run))
         text = cJSON_Print(root);
     nsa_status status = text ? write_text(path, text)
                              : nsa_fail(NSA_ERR_MEMORY, "no memory for the run file %s", path);
@@ -229,9 +261,27 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
             return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad phases", path, run->rows);
         bench_phase *phase = &row->phase[row->phases++];
         snprintf(phase->name, sizeof phase->name, "%s", p->string);
-        phase->seconds = p->valuedouble;
+        for (const field *f = phase_fields; f->name; f++) {
+            const cJSON *of = cJSON_GetObjectItemCaseSensitive(item, f->name);
+            const cJSON *number = cJSON_GetObjectItemCaseSensitive(of, p->string);
+            if (cJSON_IsNumber(number)) /* older files have times alone */
+                memcpy((char *)phase + f->at, &number->valuedouble, sizeof(double));
+        }
     }
     return status;
+}
+
+static void get_ceilings(const cJSON *root, bench_run *run) {
+    const cJSON *object = cJSON_GetObjectItemCaseSensitive(root, "ceilings");
+    double *const to[] = {run->ceiling, run->ceiling_low, run->ceiling_high};
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const cJSON *three = cJSON_GetObjectItemCaseSensitive(object, ceiling_names[i]);
+        for (int j = 0; j < 3; j++) {
+            const cJSON *item = cJSON_GetArrayItem(three, j);
+            if (cJSON_IsNumber(item))
+                to[j][i] = item->valuedouble;
+        }
+    }
 }
 
 static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
@@ -241,6 +291,7 @@ static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
         cJSON_GetArraySize(fits) > BENCH_FITS)
         return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected arrays rows and fits", path);
     nsa_status status = get(root, run_fields, run, path);
+    get_ceilings(root, run);
     cJSON_ArrayForEach(item, rows) {
         if (!status)
             status = get_row(item, run, path);

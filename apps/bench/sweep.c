@@ -2,9 +2,13 @@
  *  @brief The sweep: for each pass and length, every program is checked, then all take turns at
  * being timed, so that a machine that slows down slows all of them. */
 #include "bench/blas.h"
+#include "bench/budget.h"
 #include "bench/ceilings.h"
 #include "bench/contender.h"
+#include "bench/gpu.h"
 #include "bench/growth.h"
+#include "bench/judge.h"
+#include "bench/kernels.h"
 #include "bench/machine.h"
 #include "bench/runfile.h"
 #include "bench/verify.h"
@@ -13,32 +17,22 @@
 #include "nsa_find.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTENDERS = 2 * BENCH_STAGES + 1 };
-
-/* What one program took at the lengths before, to foretell the next. */
-typedef struct history {
-    char name[64];
-    int64_t T[2];
-    double cost[2], first[2]; /* [1] is the latest; T = 0: none */
-} history;
+enum { CONTENDERS = 2 * BENCH_STAGES + 1 + PEERS_MOST };
 
 typedef struct sweep {
     const bench_options *o;
     bench_run *run;
     nsa_found *found;
     size_t stages;
-    const nsa_stage *oracle; /* stage 00 */
-    nsa_found oracle_found;
-    int proven;         /* the fastest stage that passed at every length so far; -1: none */
-    double oracle_took; /* seconds of stage 00's rows at the length before */
+    int uses[3]; /* of each bench_device: whether a program that is timed runs there */
+    bench_judge judge;
+    peers peers;
     char wrong[BENCH_STAGES][240]; /* of this pass: why a stage is refused at any length, or "" */
-    history past[CONTENDERS];      /* of this pass */
-    int pasts;
+    bench_budget budget;           /* of this pass */
     bench_ceilings ceilings;
     bench_arena arena;
     double began;
@@ -47,19 +41,29 @@ typedef struct sweep {
 
 /* ------------------------------------------------------------------ stages */
 
-/* The stages that were asked for, in the order of their names. */
-static nsa_status find_stages(sweep *s) {
+/* A simulator's times say nothing about a GPU: only a stage that is named is run there. */
+static int is_wanted(const sweep *s, const nsa_found *found) {
+    const bench_device device = bench_device_of(found->stage);
+    if (device == BENCH_ON_SIMULATOR)
+        return s->o->stages > 0;
+    return found->stage && s->o->device[device];
+}
+
+static void say_unwanted(const sweep *s, const nsa_found *found) {
+    const bench_device device = bench_device_of(found->stage);
+    const char *why = !found->stage                  ? found->problem
+                      : device == BENCH_ON_SIMULATOR ? "the simulator's times say nothing"
+                      : s->o->device[BENCH_ON_GPU]   ? "--device gpu leaves out the CPU's stages"
+                                                     : "--device cpu leaves out the GPU's stages";
+    fprintf(stderr, "nsa bench: SKIP %s: %s\n", found->name, why);
+}
+
+/* Those that were asked for, in the order of their names; who is not wanted loses its stage. */
+static nsa_status list_stages(sweep *s) {
     const bench_options *o = s->o;
-    nsa_status status = nsa_find_stage(o->stage_dir, "00", &s->oracle_found);
-    s->oracle = s->oracle_found.stage;
-    if (!status && !o->stages)
-        status = nsa_find_stages(o->stage_dir, &s->found, &s->stages);
-    for (size_t i = 0; i < s->stages; i++) {
-        if (!s->found[i].stage)
-            fprintf(stderr, "nsa bench: SKIP %s: %s\n", s->found[i].name, s->found[i].problem);
-    }
-    if (status || !o->stages)
-        return status;
+    nsa_status status = NSA_OK;
+    if (!o->stages)
+        return nsa_find_stages(o->stage_dir, &s->found, &s->stages);
     s->found = calloc((size_t)o->stages, sizeof *s->found);
     if (!s->found)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %d stages", o->stages);
@@ -67,6 +71,20 @@ static nsa_status find_stages(sweep *s) {
         status = nsa_find_stage(o->stage_dir, o->stage[i], &s->found[i]);
         s->stages += !status;
     }
+    return status;
+}
+
+static nsa_status find_stages(sweep *s) {
+    nsa_status status = judge_open(&s->judge, s->o);
+    status = status ? status : list_stages(s);
+    for (size_t i = 0; i < s->stages && !status; i++) {
+        if (is_wanted(s, &s->found[i]))
+            s->uses[bench_device_of(s->found[i].stage)] = 1;
+        else
+            say_unwanted(s, &s->found[i]);
+    }
+    /* with a GPU its peers alone are worth a run */
+    s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu_missing();
     return status;
 }
 
@@ -80,9 +98,9 @@ static void judge_small(sweep *s, bench_pass pass) {
     snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(s->o->cfg.phi),
              (int)s->o->seed);
     for (size_t i = 0; i < s->stages && i < BENCH_STAGES; i++) {
-        const subject who = {s->found[i].stage, s->oracle, s->found[i].name};
+        const subject who = {s->found[i].stage, s->judge.oracle.stage, s->found[i].name};
         s->wrong[i][0] = 0;
-        if (!who.stage || who.stage->available() || case_parse(text, &c))
+        if (!is_wanted(s, &s->found[i]) || who.stage->available() || case_parse(text, &c))
             continue; /* contender_open() will say why */
         nsa_status status = judge[pass](&who, &c);
         if (!status || status == NSA_ERR_UNSUPPORTED)
@@ -91,55 +109,6 @@ static void judge_small(sweep *s, bench_pass pass) {
         fprintf(stderr, "nsa bench: %s, %s, is refused a time: %s\n", who.name,
                 bench_pass_name(pass), s->wrong[i]);
     }
-}
-
-/* ------------------------------------------------------------------ budget */
-
-static int runs_wanted(double seconds) {
-    if (seconds <= 0.05)
-        return BENCH_SAMPLES;
-    if (seconds <= BENCH_SLOW)
-        return BENCH_LEAST;
-    int many = (int)(20 / seconds);
-    return many < 3 ? 3 : many < BENCH_LEAST ? many : BENCH_LEAST;
-}
-
-static history *past_of(sweep *s, const char *name) {
-    for (int i = 0; i < s->pasts; i++) {
-        if (!strcmp(s->past[i].name, name))
-            return &s->past[i];
-    }
-    history *h = &s->past[s->pasts++];
-    *h = (history){0};
-    snprintf(h->name, sizeof h->name, "%s", name);
-    return h;
-}
-
-/* T^e from the last two lengths, e in 1..2.2; from one length alone, T^2. */
-static double foretell(const history *h, const double seconds[2], int64_t T) {
-    double e = 2;
-    if (h->T[0])
-        e = log(seconds[1] / seconds[0]) / log((double)h->T[1] / (double)h->T[0]);
-    e = e < 1 ? 1 : e > 2.2 ? 2.2 : e;
-    return seconds[1] * pow((double)T / (double)h->T[1], e);
-}
-
-/* Seconds that a row would take; 0 if nothing is known yet. */
-static double row_cost(const history *h, int64_t T) {
-    if (!h->T[1])
-        return 0;
-    double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
-    return cost + runs_wanted(first) * first;
-}
-
-static void remember(sweep *s, const contender *c) {
-    history *h = past_of(s, c->row->name);
-    h->T[0] = h->T[1];
-    h->cost[0] = h->cost[1];
-    h->first[0] = h->first[1];
-    h->T[1] = c->row->T;
-    h->cost[1] = c->cost;
-    h->first[1] = c->first;
 }
 
 /* ----------------------------------------------------------------- one row */
@@ -154,35 +123,26 @@ static bench_row *new_row(sweep *s, const workload *w, const char *prefix, const
     return row;
 }
 
-/* Stage 00 judges as long as its rows take less than the budget; then a stage that it proved. */
-static const nsa_stage *judge_of(const sweep *s, const workload *w, const char **name) {
-    if (s->oracle_took * 2 > s->o->budget && s->proven >= 0 && w->arith != NSA_BFLOAT16) {
-        *name = s->found[s->proven].name;
-        return s->found[s->proven].stage;
-    }
-    *name = s->oracle_found.name;
-    return s->oracle;
-}
-
 static nsa_status check(sweep *s, contender *c, workload *w) {
-    const char *name;
-    const nsa_stage *judge = judge_of(s, w, &name);
     progress_phase(&s->bar, c->row->name);
     nsa_status status = contender_open(c, w, (int)s->o->threads);
+    if (status || c->peer)
+        return status;
+    const nsa_found *judge = judge_of(&s->judge, w->pass, w->T);
     const double start = bench_now();
-    status = status ? status : verify_truth(w, judge, name, c->causal);
-    if (judge == s->oracle && bench_now() - start > 1e-3)
-        s->oracle_took = bench_now() - start;
+    status = verify_truth(w, judge->stage, judge->name, c->causal);
+    if (judge == &s->judge.oracle && bench_now() - start > 1e-3)
+        judge_note(&s->judge, w->T, bench_now() - start);
     snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", w->oracle,
              w->rows.shape[0]);
-    return status ? status : contender_check(c, w, judge);
+    return status ? status : contender_check(c, w, judge->stage);
 }
 
 /* Open and check; the row says what came of it. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began);
     const double limit = s->o->budget < left ? s->o->budget : left;
-    const double cost = row_cost(past_of(s, c->row->name), w->T);
+    const double cost = budget_cost(&s->budget, c->row->name, w->T);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -191,8 +151,8 @@ static int admit(sweep *s, contender *c, workload *w) {
     }
     nsa_status status = check(s, c, w);
     if (!status) {
-        remember(s, c);
-        c->wanted = runs_wanted(c->first);
+        budget_note(&s->budget, c->row->name, w->T, c->cost, c->first);
+        c->wanted = budget_runs(c->first);
         return 1;
     }
     contender_close(c);
@@ -207,10 +167,11 @@ static int admit(sweep *s, contender *c, workload *w) {
 
 static void sum_up(contender *c, const workload *w) {
     bench_row *row = c->row;
-    const workload_cost cost =
-        workload_count(w, c->causal, c->stage ? c->stage->arith : NSA_FLOAT32);
-    for (int i = 0; i < row->phases; i++)
+    const workload_cost cost = workload_count(w, c->causal, contender_arith(c));
+    for (int i = 0; i < row->phases; i++) {
         row->phase[i].seconds = bench_quartiles(c->phase[i], c->runs).median;
+        kernels_count(w, c->causal, contender_arith(c), &row->phase[i]);
+    }
     const bench_stats stats = bench_quartiles(c->sample, c->runs);
     row->runs = c->runs;
     row->median = stats.median;
@@ -229,39 +190,69 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
     nsa_status status = NSA_OK;
     for (int i = 0; i < count; i++)
         most = c[i].wanted > most ? c[i].wanted : most;
+    if (s->uses[BENCH_ON_GPU])
+        gpu_warm(0.2); /* it has idled while results were checked */
     for (int round = 0; round < most && !status; round++) {
         progress_count(&s->bar, "round", round + 1, most);
         for (int i = 0; i < count && !status; i++) {
             if (round * c[i].wanted / most == (round + 1) * c[i].wanted / most)
                 continue;
-            bench_flush(&s->arena);
+            if (c[i].device == BENCH_ON_CPU)
+                bench_flush(&s->arena);
             status = contender_time(&c[i], w, c[i].clock);
+            if (status && c[i].peer) { /* another program's end is not ours */
+                snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
+                         nsa_last_error());
+                c[i].wanted = 0;
+                status = NSA_OK;
+            }
         }
     }
-    for (int i = 0; i < count && !status; i++)
-        sum_up(&c[i], w);
+    for (int i = 0; i < count && !status; i++) {
+        if (!c[i].row->status[0])
+            sum_up(&c[i], w);
+    }
     return status;
+}
+
+static void measure_ceilings(sweep *s) {
+    ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
+    if (s->uses[BENCH_ON_GPU])
+        ceilings_measure_gpu(&s->ceilings);
 }
 
 /* A contender joins those that are timed, or its row says why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
-    const char *name = c.stage ? "" : BENCH_DENSE, *wrong = "";
+    const char *name = c.peer ? c.peer->name : BENCH_DENSE, *wrong = "";
+    static const char *const ariths[] = {"float64", "float32", "bfloat16"};
     for (size_t i = 0; i < s->stages && c.stage; i++) {
         if (s->found[i].stage == c.stage) {
             name = s->found[i].name;
             wrong = i < BENCH_STAGES ? s->wrong[i] : "";
         }
     }
-    c.clock = bench_cpu_clock(); /* a device stage's events will stand here */
+    c.clock = bench_cpu_clock(); /* a device's stage has its own: its phases */
+    c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
+    c.peer_id = -1;
     c.row = new_row(s, w, c.stage && c.causal ? BENCH_OWN : "", name);
-    if (c.row && wrong[0])
-        snprintf(c.row->status, sizeof c.row->status, "REFUSED: %s", wrong);
-    if (!c.row || wrong[0] || !admit(s, &c, w))
+    if (!c.row)
         return;
-    if (c.stage && !c.causal && c.stage->arith == NSA_FLOAT32)
-        for (size_t i = 0; i < s->stages; i++)
-            s->proven = s->found[i].stage == c.stage ? (int)i : s->proven;
+    snprintf(c.row->device, sizeof c.row->device, "%s", bench_device_name(c.device));
+    snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
+    if (wrong[0])
+        snprintf(c.row->status, sizeof c.row->status, "REFUSED: %s", wrong);
+    if (wrong[0] || !admit(s, &c, w))
+        return;
     list[(*count)++] = c;
+}
+
+/* Plain causal attention by a stage's own code: what sparsity alone is worth. A backward of it is
+ * made of the stage's backward, where there is no library to compare with: on a device. */
+static int has_causal(const nsa_stage *stage, bench_pass pass) {
+    if (stage->arith != NSA_FLOAT32)
+        return 0;
+    return pass == BENCH_FORWARD ? stage->causal != NULL
+                                 : pass == BENCH_BACKWARD && stage->device != NULL;
 }
 
 static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith arith) {
@@ -271,26 +262,32 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     nsa_status status = workload_open(s->o, pass, T, arith, &w);
     for (size_t i = 0; i < s->stages && !status; i++) {
         const nsa_stage *stage = s->found[i].stage;
-        if (!stage || (stage->arith == NSA_BFLOAT16) != (arith == NSA_BFLOAT16))
+        if (!is_wanted(s, &s->found[i]) ||
+            (stage->arith == NSA_BFLOAT16) != (arith == NSA_BFLOAT16))
             continue;
         add(s, list, &count, &w, (contender){.stage = stage});
-        /* dense attention by the same code: what sparsity alone is worth */
-        if (pass == BENCH_FORWARD && stage->causal && stage->arith == NSA_FLOAT32)
+        if (has_causal(stage, pass))
             add(s, list, &count, &w, (contender){.stage = stage, .causal = 1});
     }
-    if (!status && arith == NSA_FLOAT32)
+    if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU])
         add(s, list, &count, &w, (contender){.causal = 1});
+    for (int i = 0; i < s->peers.count && !status && arith == NSA_FLOAT32; i++) {
+        const peer *p = &s->peers.list[i];
+        if (s->uses[p->device] && p->pass[pass])
+            add(s, list, &count, &w,
+                (contender){.program = &s->peers, .peer = p, .causal = !p->sparse});
+    }
     status = status ? status : time_all(s, list, count, &w);
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);
-    ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
+    measure_ceilings(s);
     return status;
 }
 
 static int wants_bfloat16(const sweep *s) {
     for (size_t i = 0; i < s->stages; i++) {
-        if (s->found[i].stage && s->found[i].stage->arith == NSA_BFLOAT16)
+        if (is_wanted(s, &s->found[i]) && s->found[i].stage->arith == NSA_BFLOAT16)
             return 1;
     }
     return 0;
@@ -305,8 +302,8 @@ static nsa_status keep(sweep *s) {
 
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
-    s->pasts = 0;
-    s->oracle_took = 0;
+    s->budget.count = 0;
+    judge_begin(&s->judge);
     judge_small(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
@@ -321,27 +318,45 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
     return status;
 }
 
+/* What takes part beside the stages, and where all of it runs. */
+static void describe(sweep *s) {
+    machine_describe(s->run, s->o, s->found, s->stages);
+    if (s->uses[BENCH_ON_GPU])
+        gpu_describe(s->run->gpu, sizeof s->run->gpu);
+    if (!s->o->peers)
+        return;
+    if (peers_start(&s->peers, s->o->peers, s->o))
+        fprintf(stderr, "nsa bench: SKIP peers: %s\n", s->peers.about);
+    snprintf(s->run->peers, sizeof s->run->peers, "%s", s->peers.about);
+}
+
+static void give_back(sweep *s) {
+    peers_stop(&s->peers);
+    for (size_t i = 0; i < s->stages && s->o->stages; i++)
+        nsa_free_stage(&s->found[i]);
+    if (s->o->stages)
+        free(s->found);
+    else
+        nsa_free_stages(s->found, s->stages);
+    judge_close(&s->judge);
+    bench_arena_close(&s->arena);
+}
+
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
-    sweep s = {.o = o, .run = run, .proven = -1, .began = bench_now()};
+    sweep s = {.o = o, .run = run, .peers = {.to = -1, .from = -1}, .began = bench_now()};
     if (!bench_arena_open(&s.arena))
         return nsa_fail(NSA_ERR_MEMORY, "no memory to flush the caches with");
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
-    machine_describe(run, o, s.found, s.stages);
-    if (!status)
-        ceilings_measure(&s.ceilings, &s.arena, (int)o->threads);
+    if (!status) {
+        describe(&s);
+        measure_ceilings(&s);
+    }
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {
         if (o->pass[pass])
             status = one_pass(&s, (bench_pass)pass);
     }
     progress_end(&s.bar);
-    for (size_t i = 0; i < s.stages && o->stages; i++)
-        nsa_free_stage(&s.found[i]);
-    if (o->stages)
-        free(s.found);
-    else
-        nsa_free_stages(s.found, s.stages);
-    nsa_free_stage(&s.oracle_found);
-    bench_arena_close(&s.arena);
+    give_back(&s);
     return status;
 }

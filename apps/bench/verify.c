@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int run_how(const workload *w) {
-    return w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD;
+int verify_how(const workload *w) {
+    return (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
 }
 
 nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal) {
@@ -23,7 +23,7 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, 
         return NSA_OK;
     snprintf(w->oracle, sizeof w->oracle, "%s", name);
     nsa_status status = workload_judged(w, causal, &cfg, &gate, &in);
-    status = status ? status : run_stage(oracle, &cfg, &in, run_how(w), &w->truth[causal]);
+    status = status ? status : run_stage(oracle, &cfg, &in, verify_how(w), &w->truth[causal]);
     tensor_free(&gate);
     return status;
 }
@@ -37,7 +37,7 @@ static nsa_status truth_of_blocks(const workload *w, const nsa_stage *oracle,
     nsa_config cfg;
     nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
     status = status ? status : force_blocks(&cfg, &in, block_idx);
-    status = status ? status : run_stage(oracle, &cfg, &in, run_how(w), truth);
+    status = status ? status : run_stage(oracle, &cfg, &in, verify_how(w), truth);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
     return status;
 }

@@ -7,6 +7,9 @@
 
 #include "bench/workload.h"
 
+/** @return how run_stage() is to run a judge: which results, on how many threads. */
+int verify_how(const workload *w);
+
 /** Run the oracle on the sampled rows alone, unless that was done already.
  *  @param w       keeps the results
  *  @param oracle  stage 00, or a stage that was proven at shorter lengths

@@ -100,7 +100,8 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
                          workload *w) {
     char text[320];
     memset(w, 0, sizeof *w);
-    *w = (workload){.pass = pass, .T = T, .B = o->batch, .arith = arith};
+    *w =
+        (workload){.pass = pass, .T = T, .B = o->batch, .threads = (int)o->threads, .arith = arith};
     workload_text(o, T, text, sizeof text);
     nsa_status status = case_parse(text, &w->judged);
     status = status ? status : case_inputs(&w->judged, arith, &w->in);
@@ -127,6 +128,15 @@ void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tenso
     in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
 }
 
+/* The window's gate is 1, the others' 0. */
+static nsa_status window_alone(nsa_tensor *gate, nsa_tensors *in) {
+    nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
+    for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
+        tensor_set(gate, i, i % 3 == 2);
+    in->at[NSA_GATE] = *gate;
+    return status;
+}
+
 nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
                            nsa_tensors *in) {
     *in = w->pass == BENCH_DECODE ? w->all : w->in;
@@ -138,11 +148,20 @@ nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_t
     if (!causal)
         return NSA_OK;
     cfg->window = cfg->seq_len;
-    nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
-    for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
-        tensor_set(gate, i, i % 3 == 2);
-    in->at[NSA_GATE] = *gate;
-    return status;
+    return window_alone(gate, in);
+}
+
+nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in) {
+    *in = w->in;
+    *cfg = w->cfg;
+    cfg->window = cfg->seq_len;
+    cfg->cmp_block = cfg->cmp_stride = cfg->slc_block = 256; /* the contract's most */
+    cfg->slc_count = cfg->slc_local = 1;
+    cfg->slc_init = 0;
+    cfg->phi = NSA_PHI_MEAN;
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        in->at[id] = (nsa_tensor){0};
+    return window_alone(gate, in);
 }
 
 void workload_close(workload *w) {

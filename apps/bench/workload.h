@@ -19,6 +19,7 @@ typedef struct workload {
     bench_pass pass;      /**< which */
     int64_t T;            /**< tokens of a sequence */
     int64_t B;            /**< sequences */
+    int threads;          /**< that a judge may use */
     nsa_arith arith;      /**< NSA_BFLOAT16 if the inputs are rounded to it */
     nsa_config cfg;       /**< resolved, for nsa_open() */
     nsa_tensors in;       /**< drawn inputs; for decode those of the prefill; rows are apart */
@@ -64,6 +65,15 @@ void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tenso
 nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
                            nsa_tensors *in);
 
+/** The same inputs for a stage whose own backward is to be plain causal attention: window = T,
+ * gates 0, 0, 1, and the other two branches as small as the contract allows (l = d = l' = 256, one
+ * block, phi mean), for they are computed all the same.
+ *  @param w     the workload
+ *  @param cfg   filled in
+ *  @param gate  owns the changed gates; free with tensor_free()
+ *  @param in    filled in, a view */
+nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in);
+
 /** Free everything. */
 void workload_close(workload *w);
 
@@ -82,5 +92,8 @@ typedef struct workload_cost {
  *  @param causal  1 for plain causal attention over one pair
  *  @param arith   the stage's type */
 workload_cost workload_count(const workload *w, int causal, nsa_arith arith);
+
+/** Of the compressors alone, forward: operations, the weights' count for bytes, no tokens. */
+workload_cost workload_phi(const workload *w);
 
 #endif

@@ -5,7 +5,7 @@
 #include "select.cuh"
 
 /* CUDA blocks of MOST_WARPS warps on a multiprocessor, by what outputs leave of its registers. */
-#define OCCUPANCY(STRIPS) ((STRIPS) == 1 ? 4 : (STRIPS) == 2 ? 3 : 2)
+#define OCCUPANCY(STRIPS) ((STRIPS) <= 2 ? 3 : 2)
 
 /* What a warp works on. */
 typedef struct place {
@@ -61,8 +61,8 @@ static __device__ __forceinline__ void keep_stats(const attention<STRIPS> *x, ro
     }
 }
 
-/* Write branch outputs of a finished tile: out_x as they are, out (+)= gate times them. `before`, if
- * not negative, is a branch whose outputs have been written to out_x and join the sum here. */
+/* Write branch outputs of a finished tile: out_x as they are, out (+)= gate times them. `before`,
+ * if not negative, is a branch whose outputs have been written to out_x and join the sum here. */
 template <int STRIPS>
 static __device__ __forceinline__ void write_out(const rows_args *a, const attention<STRIPS> *x,
                                                  const place *at, int g16, int branch, int before,
@@ -89,8 +89,8 @@ static __device__ __forceinline__ void write_out(const rows_args *a, const atten
             float4 sum = add ? load4(a->out + col) : make_float4(0, 0, 0, 0);
             if (before >= 0) {
                 const float4 b = load4(a->out_x[before] + col);
-                sum = make_float4(g[before] * b.x, g[before] * b.y, g[before] * b.z,
-                                  g[before] * b.w);
+                sum =
+                    make_float4(g[before] * b.x, g[before] * b.y, g[before] * b.z, g[before] * b.w);
             }
             store4(a->out + col, sum.x + g[branch] * o[0], sum.y + g[branch] * o[1],
                    sum.z + g[branch] * o[2], sum.w + g[branch] * o[3]);
@@ -120,12 +120,12 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
     write_out<STRIPS>(a, &x, at, g16, CMP, -1, false);
 }
 
-/* Compressed attention, importance and choice (Eq. 8-11), in two passes over the keys: the first finds
- * each row's largest score and sum, the second has the probabilities themselves.
- * Grid: a CUDA block for each kv head and tile of rows, the last rows first: they see most.
- * Block: a warp for each query row of the tile. Shared: see shared_plan. */
+/* Compressed attention, importance and choice (Eq. 8-11), in two passes over the keys: the first
+ * finds each row's largest score and sum, the second has the probabilities themselves. Grid: a CUDA
+ * block for each kv head and tile of rows, the last rows first: they see most. Block: a warp for
+ * each query row of the tile. Shared: see shared_plan. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
     attend_cmp_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -151,26 +151,29 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
     picks best;
     int n0, local, done = 0;
     begin_picks(&best, live ? c->n - forced_blocks(c, own, &n0, &local) : 0);
-    for (int b = 0; rank_them && b * BLOCK < most; b++) {
+    for (int b = 0; rank_them && b * BLOCK < most; b += 2) {
+        const int64_t apart = (b + 1) * BLOCK < most ? (int64_t)c->dk8 * BLOCK : 0;
         for (int g16 = 0; g16 < c->GT; g16++) {
-            piece s;
+            piece s[2]; /* two blocks at a time: no outputs need registers. The last may be alone */
             if (live && c->GT > 1)
                 load_query(&a, &at, g16, s_q);
-            shared_scores(&s, s_q, keys_at(&a.in[CMP], c, &at, CMP, b), s_chunk, plan.chunk, c->dk8,
-                          live);
-            if (live)
-                add_to_ring(&s, s_stats + g16 * ROWS, c->scale2, c->G - g16 * ROWS, b * BLOCK,
-                            g16 > 0, s_ring, plan.ring);
+            shared_scores<2>(s, s_q, keys_at(&a.in[CMP], c, &at, CMP, b), apart, s_chunk,
+                             plan.chunk, c->dk8, live);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (live)
+                    add_to_ring(&s[i], s_stats + g16 * ROWS, c->scale2, c->G - g16 * ROWS,
+                                (b + i) * BLOCK, g16 > 0, s_ring, plan.ring);
+            }
         }
-        const int end = live ? min(own + 1, (b + 1) * BLOCK / (c->lb / c->d)) : 0;
-        add_importance(c, s_ring, plan.ring, n_visible, own, done, end, a.forced ? NULL : &best,
-                       g_imp);
+        const int end = live ? min(own + 1, (b + 2) * BLOCK / (c->lb / c->d)) : 0;
+        add_importance(c, s_ring, plan.ring, n_visible, own, done, end, !a.forced, &best, g_imp);
         done = max(done, end);
     }
     if (!live)
         return;
-    add_importance(c, s_ring, plan.ring, rank_them ? n_visible : 0, own, done, own + 1,
-                   a.forced ? NULL : &best, g_imp);
+    add_importance(c, s_ring, plan.ring, rank_them ? n_visible : 0, own, done, own + 1, !a.forced,
+                   &best, g_imp);
     for (int64_t j = own + 1 + this_lane(); g_imp && j < a.J; j += WARP)
         g_imp[j] = 0; /* past the query's own block */
     if (!a.forced)
@@ -179,8 +182,8 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
 
 /* ------------------------------------------- window, selected blocks, gate */
 
-/* The next memory block from `block` on that some row of the CUDA block has in its window t-w < s <= t;
- * INT32_MAX when there is none. Rows may lie far apart, if the caller listed some. */
+/* The next memory block from `block` on that some row of the CUDA block has in its window t-w < s
+ * <= t; INT32_MAX when there is none. Rows may lie far apart, if the caller listed some. */
 static __device__ __forceinline__ int next_window(const rows_args *a, const place *at, int window,
                                                   int block) {
     int next = INT32_MAX;
@@ -210,12 +213,12 @@ static __device__ __forceinline__ void attend_window(attention<STRIPS> *x, const
     finish(x);
 }
 
-/* Window and selected attention and the gated sum (Eq. 5, 12) of one tile of heads. Window blocks are
- * shared by the CUDA block's rows; selected ones a warp reads for itself.
- * Grid: a CUDA block for each kv head, tile of rows and tile of heads, kv head outermost: one head's
- * keys and values stay in the second-level cache. Block and shared memory as above. */
+/* Window and selected attention and the gated sum (Eq. 5, 12) of one tile of heads. Window blocks
+ * are shared by the CUDA block's rows; selected ones a warp reads for itself. Grid: a CUDA block
+ * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
+ * stay in the second-level cache. Block and shared memory as above. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
     attend_slc_win_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -244,7 +247,7 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
 
 /* Plain causal attention: a window without an end. Grid and block as above, the last rows first. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
     attend_causal_kernel(rows_args a, shared_plan plan, int branch, real *g_out) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;

@@ -1,6 +1,6 @@
 /** @file
- *  @brief What a warp does to attend: its row's 16 heads against block after block, softmax and outputs
- *  in registers. Kernels of attend.cu, decode.cu walk with these. */
+ *  @brief What a warp does to attend: its row's 16 heads against block after block, softmax and
+ * outputs in registers. Kernels of attend.cu, decode.cu walk with these. */
 #ifndef ATTEND_CUH
 #define ATTEND_CUH
 
@@ -9,9 +9,9 @@
 static const uint64_t WHOLE = ~(uint64_t)0; /* the mask of all 64 keys of a block */
 #define ALL_LANES 0xffffffffu
 
-/* Dynamic shared memory of a CUDA block, in floats: first what all warps share, a chunk of a block of
- * keys or values; then for each warp Q^T [dk8][16], P^T [64][16], and for the compressed branch a ring
- * of group sums and the statistics of its GT tiles. */
+/* Dynamic shared memory of a CUDA block, in floats: first what all warps share, a chunk of a block
+ * of keys or values; then for each warp Q^T [dk8][16], P^T [64][16], and for the compressed branch
+ * a ring of group sums and the statistics of its GT tiles. */
 typedef struct shared_plan {
     int chunk, ring, warp; /* warp: of one warp altogether */
 } shared_plan;
@@ -48,8 +48,7 @@ template <int STRIPS> struct attention {
     float most[LANE_ROWS], sum[LANE_ROWS];
 };
 
-template <int STRIPS>
-static __device__ __forceinline__ void begin(attention<STRIPS> *a) {
+template <int STRIPS> static __device__ __forceinline__ void begin(attention<STRIPS> *a) {
 #pragma unroll
     for (int s = 0; s < STRIPS; s++)
         zero_piece(&a->o[s]);
@@ -108,8 +107,7 @@ static __device__ __forceinline__ void soften(attention<STRIPS> *a, piece *s, ui
 }
 
 /* Divide by the sums. most and sum become the row's statistics: p = 2^(scale2 s - most) sum. */
-template <int STRIPS>
-static __device__ __forceinline__ void finish(attention<STRIPS> *a) {
+template <int STRIPS> static __device__ __forceinline__ void finish(attention<STRIPS> *a) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float sum = row_sum(a->sum[i]);
@@ -135,18 +133,31 @@ static __device__ __forceinline__ void fetch(float *s_chunk, const float *g_from
     __syncthreads();
 }
 
-/* S [16,64] = Q K^T of one block, K^T [dk8][64] through shared memory chunk by chunk. Every warp
- * fetches, those with `mine` compute. */
+/* S [16, 64 BLOCKS] = Q K^T of one block or two, `apart` floats from each other, K^T [dk8][64]
+ * each, through shared memory chunk by chunk: rows of both side by side. Every warp fetches, those
+ * with `mine` compute. */
+template <int BLOCKS>
 static __device__ __forceinline__ void shared_scores(piece *s, const float *s_q, const float *g_kt,
-                                                     float *s_chunk, int chunk, int dk8,
-                                                     bool mine) {
-    const int rows = chunk / BLOCK;
-    zero_piece(s);
+                                                     int64_t apart, float *s_chunk, int chunk,
+                                                     int dk8, bool mine) {
+    const int width = BLOCKS * BLOCK, rows = chunk / width;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++)
+        zero_piece(&s[i]);
     for (int k = 0; k < dk8; k += rows) {
         const int count = min(rows, dk8 - k);
-        fetch(s_chunk, g_kt + k * BLOCK, count * BLOCK);
+        __syncthreads(); /* the last chunk has been used */
+#pragma unroll 4
+        for (int i = 4 * (int)threadIdx.x; i < count * width; i += 4 * (int)blockDim.x) {
+            const int64_t at = BLOCKS == 1 ? k * BLOCK + i
+                                           : (int64_t)(i % width / BLOCK) * apart +
+                                                 (k + i / width) * BLOCK + i % BLOCK;
+            *(float4 *)(s_chunk + i) = load4(g_kt + at);
+        }
+        __syncthreads();
         if (mine)
-            product<1>(s, s_q + k * ROWS + first_row(), ROWS, s_chunk + first_col(), BLOCK, count);
+            product<BLOCKS>(s, s_q + k * ROWS + first_row(), ROWS, s_chunk + first_col(), width,
+                            count);
     }
 }
 
@@ -160,7 +171,7 @@ static __device__ __forceinline__ void shared_block(attention<STRIPS> *a, const 
     const int rows = chunk / c->dvp & ~(LANE_COLS - 1);
     {
         piece s;
-        shared_scores(&s, s_q, g_kt, s_chunk, chunk, c->dk8, mask != 0);
+        shared_scores<1>(&s, s_q, g_kt, 0, s_chunk, chunk, c->dk8, mask != 0);
         if (mask)
             soften(a, &s, mask, c->scale2, s_p);
     }

@@ -2,8 +2,8 @@
  *  @brief Compression (Eq. 7): every d tokens, the last l become one key and one value. */
 #include "stage.cuh"
 
-/* A compressor's part in a launch, for `count` compressed tokens of every kv head. x_r of token i, head
- * h, is raw + ((places[i].token + r) Hkv + h) D. */
+/* A compressor's part in a launch, for `count` compressed tokens of every kv head. x_r of token i,
+ * head h, is raw + ((places[i].token + r) Hkv + h) D. */
 typedef struct compressor {
     dims c;
     int D, Dp; /* dk or dv; width of a natural row */
@@ -57,8 +57,8 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Block: a warp for one y; a [l] in shared
- * memory. */
+/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Block: a warp for one y; a [l] in
+ * shared memory. */
 static __global__ void phi_gated_kernel(compressor x) {
     __shared__ float s_a[256]; /* l <= 256: a bound of the specification */
     const int64_t apart = (int64_t)x.c.Hkv * x.D;
@@ -112,12 +112,12 @@ static __device__ __forceinline__ float mlp_left(const compressor *x, int64_t ro
     return x->raw[((token + r) * x->c.Hkv + row % x->c.Hkv) * x->D + k % x->D] + x->pe[k];
 }
 
-/* A layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as one matrix product, rows = compressed tokens times
- * kv heads: z [rows,hp] = vec(x + pe) W1^T + b1, or with SECOND y [rows,Dp] = silu(z) W2^T + b2.
- * Grid: (rows / 64, columns / 64). Block: 4 warps, 16 rows each; 32 of the long dimension at a time in
- * shared memory: the left matrix transposed, the right one as it is. */
+/* A layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as one matrix product, rows = compressed tokens
+ * times kv heads: z [rows,hp] = vec(x + pe) W1^T + b1, or with SECOND y [rows,Dp] = silu(z) W2^T +
+ * b2. Grid: (rows / 64, columns / 64). Block: 4 warps, 16 rows each; 32 of the long dimension at a
+ * time in shared memory: the left matrix transposed, the right one as it is. */
 template <int SECOND>
-static __global__ void __launch_bounds__(MLP_WARPS * WARP) phi_mlp_kernel(compressor x) {
+static __global__ void __launch_bounds__(MLP_WARPS *WARP) phi_mlp_kernel(compressor x) {
     __shared__ __align__(16) float s_left[MLP_K * MLP_LD];
     __shared__ __align__(16) float s_right[MLP_K * STRIP];
     const int K = SECOND ? (x.c.hidden + DIM - 1) / DIM * DIM : (x.c.l * x.D + DIM - 1) / DIM * DIM;
@@ -139,7 +139,8 @@ static __global__ void __launch_bounds__(MLP_WARPS * WARP) phi_mlp_kernel(compre
                     mlp_left<SECOND>(&x, row0 + i / MLP_K, k + i % MLP_K);
         }
         for (int i = 4 * (int)threadIdx.x; i < some * STRIP; i += 4 * MLP_WARPS * WARP)
-            *(float4 *)(s_right + i) = load4(g_right + (int64_t)(k + i / STRIP) * columns + i % STRIP);
+            *(float4 *)(s_right + i) =
+                load4(g_right + (int64_t)(k + i / STRIP) * columns + i % STRIP);
         __syncthreads();
         product<1>(&acc, s_left + mine, MLP_LD, s_right + first_col(), STRIP, some);
         __syncthreads();

@@ -1,6 +1,6 @@
 /** @file
- *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. Every launch of a step
- *  has the shape that open() fixed; what a step changes lies in device memory. */
+ *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. Every launch of a
+ * step has the shape that open() fixed; what a step changes lies in device memory. */
 #include "decode.cuh"
 #include "load.cuh"
 
@@ -25,10 +25,10 @@ static void open_caches(stage *st) {
         kv_blocks *in = &st->cache[branch];
         st->cache_first[branch] = (keys + BLOCK - 1) / BLOCK;
         in->stride = c->max_seqs * st->cache_first[branch];
-        in->kt = (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * x->dk8 * BLOCK,
-                                     sizeof(real));
-        in->v = (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * BLOCK * x->dvp,
-                                    sizeof(real));
+        in->kt =
+            (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * x->dk8 * BLOCK, sizeof(real));
+        in->v =
+            (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * BLOCK * x->dvp, sizeof(real));
     }
     for (int pair = 0; pair < PAIR; pair++)
         st->cache_raw[pair] = (real *)take_device(
@@ -60,11 +60,10 @@ nsa_status open_decode(stage *st) {
     a->slot = st->row_seq;
     a->q_t = st->q_t;
     a->gate = st->gate;
-    a->scores = (real *)take_device(st, NSA_OF_ONE_CALL,
-                                    a->units * a->first[CMP] * ROWS * BLOCK, sizeof(real));
+    a->scores = (real *)take_device(st, NSA_OF_ONE_CALL, a->units * a->first[CMP] * ROWS * BLOCK,
+                                    sizeof(real));
     a->part_o = (real *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS * st->c.dvp, sizeof(real));
-    a->part_stats =
-        (row_stats *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS, sizeof(row_stats));
+    a->part_stats = (row_stats *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS, sizeof(row_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
     dec->places = (cmp_place *)take_device(st, NSA_KEEP, c->max_seqs, sizeof(cmp_place));
@@ -112,8 +111,9 @@ nsa_status prefill(void *self) {
     return NSA_OK;
 }
 
-/* Positions and slots of the rows, and the compressed tokens that they complete: token number `len` of
- * a slot completes i = (len - l)/d, if d divides len - l. Rows past the active ones do nothing. */
+/* Positions and slots of the rows, and the compressed tokens that they complete: token number `len`
+ * of a slot completes i = (len - l)/d, if d divides len - l. Rows past the active ones do nothing.
+ */
 static nsa_status load_places(stage *st, const nsa_step *step) {
     const nsa_config *c = &st->cfg;
     decoder *dec = (decoder *)st->decoder;
@@ -150,8 +150,8 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
         const kv_blocks *to = &st->cache[x];
         TRY(append_keys(st, &in->at[NSA_K_CMP + 2 * x], to->kt, NULL, to->stride,
                         st->cache_first[x], step->A, c->dk));
-        TRY(append_keys(st, &in->at[NSA_V_CMP + 2 * x], NULL, to->v, to->stride,
-                        st->cache_first[x], step->A, c->dv));
+        TRY(append_keys(st, &in->at[NSA_V_CMP + 2 * x], NULL, to->v, to->stride, st->cache_first[x],
+                        step->A, c->dv));
     }
     dec->args.forced = step->block_idx != NULL;
     if (step->block_idx)

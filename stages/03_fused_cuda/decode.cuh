@@ -1,6 +1,6 @@
 /** @file
- *  @brief What decode.cu and its kernels share. A step's row and tile of 16 heads is a unit; its keys
- *  are dealt to many CUDA blocks (parts), and their outputs are put together at the end. */
+ *  @brief What decode.cu and its kernels share. A step's row and tile of 16 heads is a unit; its
+ * keys are dealt to many CUDA blocks (parts), and their outputs are put together at the end. */
 #ifndef DECODE_CUH
 #define DECODE_CUH
 

@@ -1,6 +1,6 @@
 /** @file
- *  @brief One row a slot against its caches. Keys are read once: compressed scores are kept, for the
- *  choice of blocks needs their probabilities, and those the sum over all parts. */
+ *  @brief One row a slot against its caches. Keys are read once: compressed scores are kept, for
+ * the choice of blocks needs their probabilities, and those the sum over all parts. */
 #include "decode.cuh"
 #include "select.cuh"
 
@@ -60,7 +60,8 @@ static __device__ __forceinline__ void attend_share(attention<STRIPS> *x, const 
     }
 }
 
-/* Put the warps' attentions together and write them as one part. s_o [16][dvp], s_stats [warps][16]. */
+/* Put the warps' attentions together and write them as one part. s_o [16][dvp], s_stats
+ * [warps][16]. */
 template <int STRIPS>
 static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, int dvp, float *s_o,
                                                   row_stats *s_stats, real *g_o,
@@ -105,10 +106,10 @@ static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, in
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
-/* Grid: `count` parts from `from` on of every unit. Block: MOST_WARPS warps. Shared: Q^T [dk8][16], P^T
- * [64][16] of each warp, the statistics of each warp, outputs [16][dvp]. */
+/* Grid: `count` parts from `from` on of every unit. Block: MOST_WARPS warps. Shared: Q^T [dk8][16],
+ * P^T [64][16] of each warp, the statistics of each warp, outputs [16][dvp]. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS * WARP, STRIPS < 3 ? 3 : 2)
+static __global__ void __launch_bounds__(MOST_WARPS *WARP, STRIPS < 3 ? 3 : 2)
     decode_parts_kernel(decode_args a, int from, int count) {
     NSA_DYNAMIC_SHARED(float, s_q);
     const dims *c = &a.c;
@@ -117,9 +118,7 @@ static __global__ void __launch_bounds__(MOST_WARPS * WARP, STRIPS < 3 ? 3 : 2)
     float *s_o = (float *)(s_stats + MOST_WARPS * ROWS);
     const unit_of u = unit_at(&a, (int)blockIdx.x / count);
     const int part = from + (int)blockIdx.x % count;
-    const int branch = part >= first_part(&a, SLC)   ? SLC
-                       : part >= first_part(&a, WIN) ? WIN
-                                                     : CMP;
+    const int branch = part >= first_part(&a, SLC) ? SLC : part >= first_part(&a, WIN) ? WIN : CMP;
     const int64_t place = (int64_t)u.unit * all_parts(&a) + part;
     attention<STRIPS> x;
     if (u.t < 0)
@@ -153,9 +152,9 @@ static __device__ __forceinline__ row_stats stats_of(const decode_args *a, int64
 
 /* ------------------------------------------------------------------- choose */
 
-/* Importance and choice of one row and kv head, out of the scores. Every warp ranks its share of the
- * blocks, then the first ranks the warps' best.
- * Grid: rows * Hkv. Block: CHOOSERS warps. Shared: statistics [GT*16], a ring and a list a warp. */
+/* Importance and choice of one row and kv head, out of the scores. Every warp ranks its share of
+ * the blocks, then the first ranks the warps' best. Grid: rows * Hkv. Block: CHOOSERS warps.
+ * Shared: statistics [GT*16], a ring and a list a warp. */
 static __global__ void decode_choose_kernel(decode_args a, int ring) {
     __shared__ rank s_best[CHOOSERS][LIST_LANE * WARP];
     __shared__ int s_list[LIST_LANE * WARP];
@@ -176,7 +175,8 @@ static __global__ void decode_choose_kernel(decode_args a, int ring) {
     int n0, local, done = from;
     const bool rank_them = own + 1 > c->n; /* else all are chosen */
     begin_picks(&best, c->n - forced_blocks(c, own, &n0, &local));
-    const int first = max(per_block * from - c->l / c->d + 1, 0), last = min(per_block * to, n_visible);
+    const int first = max(per_block * from - c->l / c->d + 1, 0),
+              last = min(per_block * to, n_visible);
     for (int b = first / BLOCK; rank_them && from < to && b * BLOCK < last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
             const int64_t unit = (int64_t)group * c->GT + g16;
@@ -194,10 +194,10 @@ static __global__ void decode_choose_kernel(decode_args a, int ring) {
                         s_ring, ring);
         }
         const int end = max(done, min(to, (b + 1) * BLOCK / per_block));
-        add_importance(c, s_ring, ring, n_visible, own, done, end, &best, NULL);
+        add_importance(c, s_ring, ring, n_visible, own, done, end, true, &best, NULL);
         done = end;
     }
-    add_importance(c, s_ring, ring, rank_them ? n_visible : 0, own, done, to, &best, NULL);
+    add_importance(c, s_ring, ring, rank_them ? n_visible : 0, own, done, to, true, &best, NULL);
 #pragma unroll
     for (int i = 0; i < LIST_LANE; i++)
         s_best[this_warp()][i * WARP + this_lane()] = best.key[i] == ~(rank)0 ? 0 : best.key[i];

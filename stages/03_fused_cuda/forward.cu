@@ -26,8 +26,8 @@ rows_args arguments(const stage *st) {
     return a;
 }
 
-/* Every block that fits whole into its sequence; a tail that fills none is never compressed. Keys past
- * a sequence's end are zero. */
+/* Every block that fits whole into its sequence; a tail that fills none is never compressed. Keys
+ * past a sequence's end are zero. */
 static nsa_status compress_pack(stage *st) {
     const kv_blocks *in = &st->in[CMP];
     const real *const raw[PAIR] = {st->raw[KEYS], st->raw[VALUES]};

@@ -1,6 +1,6 @@
 /** @file
- *  @brief Inputs to the device: each tensor in chunks over the bus, then into its layout by a kernel.
- *  The layouts are stage 02's blocks, and Q and dO as the A of the tile's product. */
+ *  @brief Inputs to the device: each tensor in chunks over the bus, then into its layout by a
+ * kernel. The layouts are stage 02's blocks, and Q and dO as the A of the tile's product. */
 #include "load.cuh"
 
 enum { THREADS = 256 };
@@ -21,8 +21,9 @@ static __device__ __forceinline__ int64_t threads_of_grid(void) {
 
 /* ------------------------------------------------------------ the layouts */
 
-/* g_src [count,Hq,D], result rows `row`.. -> row tiles: g_t [D8][16] and (unless NULL) g_n [16][Dp].
- * Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. An element a thread. */
+/* g_src [count,Hq,D], result rows `row`.. -> row tiles: g_t [D8][16] and (unless NULL) g_n
+ * [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. An element a
+ * thread. */
 static __global__ void lay_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count, int D,
                                        int D8, int Dp, real *g_t, real *g_n) {
     const int64_t all = count * c.Hq * D;
@@ -36,8 +37,9 @@ static __global__ void lay_rows_kernel(dims c, const real *g_src, int64_t row, i
     }
 }
 
-/* g_src [count,Hkv,D], positions t.. of a sequence whose first block is `first` -> blocks, transposed
- * g_t [D8][64] and natural g_n [64][Dp], either of which may be NULL. An element a thread. */
+/* g_src [count,Hkv,D], positions t.. of a sequence whose first block is `first` -> blocks,
+ * transposed g_t [D8][64] and natural g_n [64][Dp], either of which may be NULL. An element a
+ * thread. */
 static __global__ void lay_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
                                        int64_t t, int64_t count, int D, int D8, int Dp, real *g_t,
                                        real *g_n) {
@@ -51,8 +53,8 @@ static __global__ void lay_keys_kernel(const real *g_src, int Hkv, int64_t strid
     }
 }
 
-/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_t[a] of slot g_slot[a], which
- * has `blocks` blocks. An element a thread. */
+/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_t[a] of slot g_slot[a],
+ * which has `blocks` blocks. An element a thread. */
 static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride, int64_t blocks,
                                      const int32_t *g_pos, const int32_t *g_slot, int64_t A, int D,
                                      int D8, int Dp, real *g_t, real *g_n) {
@@ -101,10 +103,10 @@ nsa_status upload(stage *st, real *to, const nsa_tensor *src, int64_t first, int
     return NSA_OK;
 }
 
-/* Rows r..r+count-1 of a tensor [T,a_row] to st->host: those of the tokens that `tokens` lists, or of
- * the first ones if it is NULL. */
-static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r, int64_t count,
-                   int64_t a_row) {
+/* Rows r..r+count-1 of a tensor [T,a_row] to st->host: those of the tokens that `tokens` lists, or
+ * of the first ones if it is NULL. */
+static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r,
+                   int64_t count, int64_t a_row) {
     for (int64_t i = 0; i < count; i++)
         nsa_copy_f32(st->host + i * a_row, src, (tokens ? tokens[r + i] : r + i) * a_row, a_row);
 }
@@ -135,8 +137,8 @@ nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, i
     return NSA_OK;
 }
 
-static nsa_status lay_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride, int64_t first,
-                    int64_t t, int64_t count, int64_t D) {
+static nsa_status lay_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride,
+                           int64_t first, int64_t t, int64_t count, int64_t D) {
     NSA_LAUNCH(lay_keys_kernel, blocks_for(count * st->c.Hkv * D), THREADS, 0, st->stream, src,
                st->c.Hkv, stride, first, t, count, (int)D, (int)round_up(D, DIM),
                (int)round_up(D, STRIP), kt, nat);
@@ -188,7 +190,8 @@ static nsa_status load_keys(stage *st, int branch, const nsa_tensor *src, real *
     return NSA_OK;
 }
 
-/* A pair's blocks. Padding is zero: the keys past a sequence's end are another's keys of last time. */
+/* A pair's blocks. Padding is zero: the keys past a sequence's end are another's keys of last time.
+ */
 static nsa_status load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tensor *v) {
     const kv_blocks *in = &st->in[branch];
     const dims *c = &st->c;

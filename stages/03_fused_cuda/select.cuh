@@ -1,16 +1,17 @@
 /** @file
- *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11), by one warp as scores stream past:
- *  the compressed keys come in blocks of 64, and nothing is kept but a ring of their group sums and the
- *  best blocks so far. */
+ *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11), by one warp as scores stream
+ * past: the compressed keys come in blocks of 64, and nothing is kept but a ring of their group
+ * sums and the best blocks so far. */
 #ifndef SELECT_CUH
 #define SELECT_CUH
 
 #include "attend.cuh"
 
-/* The ring holds a block's columns, and those before it that an unfinished selection block wants. */
+/* The ring holds two blocks' columns, and those before them that an unfinished selection block
+ * wants. */
 static inline int ring_size(const dims *c) {
     int size = BLOCK;
-    while (size < BLOCK + (c->lb + c->l) / c->d)
+    while (size < 2 * BLOCK + (c->lb + c->l) / c->d)
         size *= 2;
     return size;
 }
@@ -19,8 +20,8 @@ typedef unsigned long long rank; /* orders candidates: the greater is chosen fir
 
 enum { LIST_LANE = 4 }; /* of n <= 128 places a lane has 4 */
 
-/* The free places of one row: place p is key[p / 32] of lane p % 32. 0 is an empty place, and least is
- * the warp's smallest key, the next to go. */
+/* The free places of one row: place p is key[p / 32] of lane p % 32. 0 is an empty place, and least
+ * is the warp's smallest key, the next to go. */
 typedef struct picks {
     rank key[LIST_LANE], least;
 } picks;
@@ -68,8 +69,8 @@ static __device__ __forceinline__ void offer(picks *best, rank key) {
     }
 }
 
-/* How many blocks are forced for a query in block `own`: the first slc_init (n0), and from `local` on
- * those that end with its own. */
+/* How many blocks are forced for a query in block `own`: the first slc_init (n0), and from `local`
+ * on those that end with its own. */
 static __device__ __forceinline__ int forced_blocks(const dims *c, int own, int *n0, int *local) {
     *n0 = min(c->init, own + 1);
     *local = max(*n0, own - c->local + 1);
@@ -77,8 +78,8 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own, int 
 }
 
 /* idx [n] of a row: forced blocks and picks, ascending, padded with -1. s_list [n] is scratch. */
-static __device__ __forceinline__ void emit(const picks *best, const dims *c, int own,
-                                            int *s_list, int32_t *g_idx) {
+static __device__ __forceinline__ void emit(const picks *best, const dims *c, int own, int *s_list,
+                                            int32_t *g_idx) {
     int n0, local, count = forced_blocks(c, own, &n0, &local);
     __syncwarp();
     for (int i = this_lane(); i < count; i += WARP)
@@ -102,9 +103,9 @@ static __device__ __forceinline__ void emit(const picks *best, const dims *c, in
     __syncwarp();
 }
 
-/* The probabilities of 64 columns from compressed key `first` on, summed over a tile's heads, into the
- * ring. One expression for every column, and heads are added in one order, so that equal scores give
- * equal sums: 8 in a lane pairwise, the other 8, then the group's other tiles. */
+/* The probabilities of 64 columns from compressed key `first` on, summed over a tile's heads, into
+ * the ring. One expression for every column, and heads are added in one order, so that equal scores
+ * give equal sums: 8 in a lane pairwise, the other 8, then the group's other tiles. */
 static __device__ __forceinline__ void add_to_ring(const piece *s, const row_stats *s_stats,
                                                    float scale2, int heads, int first, bool again,
                                                    float *s_ring, int ring) {
@@ -129,13 +130,13 @@ static __device__ __forceinline__ void add_to_ring(const piece *s, const row_sta
     __syncwarp();
 }
 
-/* Importance of blocks next..end-1, a lane each, out of the ring; they become candidates unless forced
- * or `best` is NULL. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal
- * terms taken together: compressed key (l'/d) j + k counts min(l/d, l/d + k, l'/d - k) times. Keys that
+/* Importance of blocks next..end-1, a lane each, out of the ring; with `choose` they become
+ * candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms
+ * taken together: compressed key (l'/d) j + k counts min(l/d, l/d + k, l'/d - k) times. Keys that
  * are not visible count 0. g_imp [J] may be NULL. */
 static __device__ __forceinline__ void add_importance(const dims *c, const float *s_ring, int ring,
                                                       int n_visible, int own, int next, int end,
-                                                      picks *best, float *g_imp) {
+                                                      bool choose, picks *best, float *g_imp) {
     const int per_block = c->lb / c->d, overlap = c->l / c->d;
     for (; next < end; next += WARP) {
         const int j = next + this_lane();
@@ -153,7 +154,7 @@ static __device__ __forceinline__ void add_importance(const dims *c, const float
             if (j >= c->init && j <= own - c->local)
                 key = rank_of(sum, j);
         }
-        if (best)
+        if (choose)
             offer(best, key);
     }
     __syncwarp(); /* the ring's oldest may be overwritten */

@@ -148,11 +148,11 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
     st->q_t = take(st, NSA_KEEP, row_tiles * st->c.dk8 * ROWS);
     st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
-    st->forced_idx = (int32_t *)take_device(st, NSA_KEEP, R * c->kv_heads * c->slc_count,
-                                            sizeof(int32_t));
+    st->forced_idx =
+        (int32_t *)take_device(st, NSA_KEEP, R * c->kv_heads * c->slc_count, sizeof(int32_t));
     for (int pair = 0; pair < PAIR; pair++)
         st->raw[pair] = take(st, NSA_KEEP, T * c->kv_heads * width(st, pair));
-    for (int x = 0; x < (causal_too ? LAID : BRANCHES); x++) {
+    for (int x = 0; x < BRANCHES + causal_too; x++) {
         /* every sequence begins a block, so it may leave one unfilled */
         const int64_t blocks = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
         open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks,
@@ -182,8 +182,8 @@ static void open_results(stage *st, int64_t T, int64_t R) {
     if (flags & NSA_WANT_IMPORTANCE)
         st->importance =
             take(st, NSA_OF_FORWARD, R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
-    st->block_idx = (int32_t *)take_device(st, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count,
-                                           sizeof(int32_t));
+    st->block_idx =
+        (int32_t *)take_device(st, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count, sizeof(int32_t));
 }
 
 static void open_gradients(stage *st, int64_t T, int64_t R) {
@@ -287,8 +287,8 @@ static int phases(void *self, nsa_phase *list, int room) {
 
 extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
     static const nsa_stage table = {
-        NSA_ABI, ARITH,    IDEA,    available, open,   load,   load_dout, load_step,
-        forward, backward, prefill, decode,    causal, read,   close,     phases, nsa_device_name,
+        NSA_ABI,  ARITH,   IDEA,   available, open, load,  load_dout, load_step,       forward,
+        backward, prefill, decode, causal,    read, close, phases,    nsa_device_name,
     };
     return &table;
 }

@@ -17,9 +17,10 @@ typedef float real; /* what this stage computes in */
 #define ARITH NSA_FLOAT32
 #define IDEA  "each block once into shared memory, all that follows stays on chip: count bytes"
 
-enum { CMP, SLC, WIN, BRANCHES, RAW = BRANCHES, LAID }; /* the branches, in the gate's order; then
-                                k_cmp and v_cmp laid out too, for plain attention over them */
-enum { KEYS, VALUES, PAIR };      /* the two compressors */
+enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
+/* k_cmp and v_cmp laid out too, for plain attention over them */
+enum { RAW = (int)BRANCHES, LAID = RAW + 1 };
+enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 enum {
@@ -86,9 +87,9 @@ typedef struct rows_args {
     const sequence *seqs;  /* [B] */
     const int32_t *row_t;  /* [R] each row's position in its sequence */
     kv_blocks in[LAID];    /* where the sequences' blocks are */
-    const real *q_t;      /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
-    const real *gate;     /* [R,Hq,3] */
-    real *out;            /* [R,Hq,dvp] */
+    const real *q_t;       /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
+    const real *gate;      /* [R,Hq,3] */
+    real *out;             /* [R,Hq,dvp] */
     real *out_x[BRANCHES]; /* [R,Hq,dvp]; CMP always, the others NULL if not wanted */
     row_stats *stats;      /* [R,Hq,3]; NULL without backward */
     int32_t *block_idx;    /* [R,Hkv,n] */
@@ -140,16 +141,16 @@ typedef struct stage {
     /* inputs; row tiles as in rows_args, the natural forms only for backward */
     tile_of_rows *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
-    sequence *seqs, *host_seqs; /* [B] */
-    int32_t *row_t, *row_seq;   /* [R] position in its sequence, and which */
-    int32_t *host_rows;         /* [R] */
-    int64_t *row_token;         /* [R] the token in the pack */
+    sequence *seqs, *host_seqs;      /* [B] */
+    int32_t *row_t, *row_seq;        /* [R] position in its sequence, and which */
+    int32_t *host_rows;              /* [R] */
+    int64_t *row_token;              /* [R] the token in the pack */
     cmp_place *places, *host_places; /* [N] of each compressed token */
-    real *q_t, *q_n;       /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
-    real *dout_t, *dout_n; /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
-    real *gate;            /* [R,Hq,3] */
-    real *raw[PAIR];       /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAID];    /* compressed, selected and window keys and values */
+    real *q_t, *q_n;                 /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
+    real *dout_t, *dout_n;           /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
+    real *gate;                      /* [R,Hq,3] */
+    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
+    kv_blocks in[LAID];       /* compressed, selected and window keys and values */
     real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
     real *w1t[PAIR];          /* [l*D][hp] W1 transposed, columns past hidden zero */
     real *w2t[PAIR];          /* [hidden up to DIM][Dp] W2 transposed, Dp = dkp or dvp */

@@ -1,19 +1,20 @@
 /** @file
  *  @brief The one matrix product of this stage: a warp multiplies 16 rows by strips of 64 columns.
  *
- *      acc [16 rows, 64 columns a strip]  +=  sum_k  A^T [k][16 rows]  B [k][64 columns a strip]
+ *      acc [16 rows, 64 columns a strip] += sum_k A^T [k][16 rows] B [k][64 columns a strip]
  *
- *  Rows are the heads of a group, or keys in backward; k runs over what is summed. A lane owns 8 rows
- *  and 4 neighbouring columns of each strip:
+ *  Rows are the heads of a group, or keys in backward; k runs over what is summed. A lane owns 8
+ *  rows and 4 neighbouring columns of each strip:
  *
- *      lane       0   1   2   3  ..  31        a step k: the lane's 8 rows of A   2 x 16 bytes
- *      row group  0   1   0   1  ..   1                  its 4 columns of B       1 x 16 bytes a strip
- *      columns   0-3 0-3 4-7 4-7 .. 60-63                32 multiply-adds a strip
+ *      lane        0   1   2   3  ..  30    31       a step k:
+ *      row group   0   1   0   1  ..   0     1       8 rows of A     2 x 16 bytes
+ *      columns    0-3 0-3 4-7 4-7 .. 60-63 60-63     4 columns of B  1 x 16 bytes a strip
  *
- *  A comes from shared memory, B from shared or global memory. Why lanes lie this way: shared
- *  memory hands out 128 bytes a clock, so 16 bytes a lane take four clocks; but two where every lane
- *  i has the address of i^1 (here B) or of i^2 (here A). A step costs 6 clocks of shared memory for
- *  the 8 that four warps' 32 multiply-adds take, and a row of B is one run of 256 bytes.
+ *  and a step is 32 multiply-adds a strip. A comes from shared memory, B from shared or global
+ *  memory. Why lanes lie this way: shared memory hands out 128 bytes a clock, so 16 bytes a lane
+ *  take four clocks; but two where every lane i has the address of i^1 (here B) or of i^2 (here A).
+ *  A step then costs 6 clocks of shared memory, and a multiprocessor's 128 lanes need 8 for its
+ *  multiply-adds. A row of B is one run of 256 bytes.
  */
 #ifndef TILE_CUH
 #define TILE_CUH
@@ -73,9 +74,9 @@ static __device__ __forceinline__ void outer_product(piece *acc, float4 lo, floa
     }
 }
 
-/* acc[STRIPS] += sum over k < count. `a` is the lane's address in row 0 of A^T (base + first_row()),
- * `b` in row 0 of B (base + first_col()); lda and ldb are the floats from row to row. DEEP rows of B
- * are on their way while one is used; count is a multiple of that. */
+/* acc[STRIPS] += sum over k < count. `a` is the lane's address in row 0 of A^T (base +
+ * first_row()), `b` in row 0 of B (base + first_col()); lda and ldb are the floats from row to row.
+ * DEEP rows of B are on their way while one is used; count is a multiple of that. */
 template <int STRIPS, int DEEP = AHEAD>
 static __device__ __forceinline__ void product(piece *acc, const float *a, int lda, const float *b,
                                                int ldb, int count) {
@@ -104,7 +105,8 @@ static __device__ __forceinline__ void product(piece *acc, const float *a, int l
     }
 }
 
-/* The 16 lanes that share a row group hold a row's 64 columns between them: the row's sum, maximum. */
+/* The 16 lanes that share a row group hold a row's 64 columns between them: the row's sum, maximum.
+ */
 static __device__ __forceinline__ float row_sum(float x) {
 #pragma unroll
     for (int lane = 2; lane < WARP; lane *= 2)
@@ -125,8 +127,8 @@ static __device__ __forceinline__ int key_row(int s) {
     return (s % LANE_COLS * (STRIP / LANE_COLS) + s / LANE_COLS) * ROWS;
 }
 
-/* Store a piece of [16 rows, 64 keys] as P^T; s_p is the warp's own [64][16]. Say __syncwarp() before
- * and after. */
+/* Store a piece of [16 rows, 64 keys] as P^T; s_p is the warp's own [64][16]. Say __syncwarp()
+ * before and after. */
 static __device__ __forceinline__ void store_transposed(float *s_p, const piece *p) {
     float *at = s_p + key_row(first_col()) + first_row();
 #pragma unroll
@@ -145,43 +147,58 @@ static __device__ __forceinline__ void add_key(piece *acc, const float *a, const
         outer_product(&acc[s], lo, hi, load4(b + s * STRIP));
 }
 
-/* acc[STRIPS] += P^T [keys] times B's rows of the same keys, for the keys 4 j0..4 j1-1 of a block whose
- * bit is set in `mask`. The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p as
- * store_transposed() leaves it; `b` is the lane's address in row 4 j0 of B. */
+/* The same for `fours` times four keys, the first a multiple of four: product() with key_row()'s A.
+ */
 template <int STRIPS>
-static __device__ __forceinline__ void add_keys(piece *acc, const float *s_p, const float *b, int ldb,
-                                                uint64_t mask, int j0, int j1) {
-    const float *a = s_p + j0 * ROWS + first_row();
+static __device__ __forceinline__ void add_fours(piece *acc, const float *a, const float *b,
+                                                 int ldb, int fours) {
     const int apart = STRIP / LANE_COLS * ROWS; /* from a key's row to the next key's */
-    float4 r_b[AHEAD][STRIPS];
-    if (mask == ~(uint64_t)0) { /* nearly always: the same sums as below, loads ahead of their use */
+    float4 r_b[LANE_COLS][STRIPS];
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
+    for (int u = 0; u < LANE_COLS; u++) {
 #pragma unroll
-            for (int s = 0; s < STRIPS; s++)
-                r_b[u][s] = load4(b + u * ldb + s * STRIP);
-        }
-#pragma unroll 1
-        for (int j = j0; j < j1; j++, a += ROWS) {
-            const bool more = j + 1 < j1;
-            b += LANE_COLS * ldb;
-#pragma unroll
-            for (int u = 0; u < AHEAD; u++) {
-                const float4 lo = load4(a + u * apart), hi = load4(a + u * apart + 4);
-#pragma unroll
-                for (int s = 0; s < STRIPS; s++) {
-                    outer_product(&acc[s], lo, hi, r_b[u][s]);
-                    if (more)
-                        r_b[u][s] = load4(b + u * ldb + s * STRIP);
-                }
-            }
-        }
-        return;
+        for (int s = 0; s < STRIPS; s++)
+            r_b[u][s] = load4(b + u * ldb + s * STRIP);
     }
 #pragma unroll 1
-    for (int s = j0 * LANE_COLS; s < j1 * LANE_COLS; s++) {
-        if (mask >> s & 1)
-            add_key<STRIPS>(acc, s_p + key_row(s) + first_row(), b + (s - j0 * LANE_COLS) * ldb);
+    for (int j = 0; j < fours; j++, a += ROWS) {
+        const bool more = j + 1 < fours;
+        b += LANE_COLS * ldb;
+#pragma unroll
+        for (int u = 0; u < LANE_COLS; u++) {
+            const float4 lo = load4(a + u * apart), hi = load4(a + u * apart + 4);
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++) {
+                outer_product(&acc[s], lo, hi, r_b[u][s]);
+                if (more)
+                    r_b[u][s] = load4(b + u * ldb + s * STRIP);
+            }
+        }
+    }
+}
+
+/* acc[STRIPS] += P^T [keys] times B's rows of the same keys, for the keys 4 j0..4 j1-1 of a block
+ * whose bit is set in `mask`. The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p
+ * as store_transposed() leaves it; `b` is the lane's address in row 4 j0 of B. */
+template <int STRIPS>
+static __device__ __forceinline__ void add_keys(piece *acc, const float *s_p, const float *b,
+                                                int ldb, uint64_t mask, int j0, int j1) {
+    const int s0 = j0 * LANE_COLS, s1 = j1 * LANE_COLS;
+    int s = s0;
+    while (s < s1) {
+        const uint64_t left = mask >> s, holes = ~left;
+        const int skip = left ? __ffsll((long long)left) - 1 : s1; /* to the next key */
+        const int end = min(s1, holes ? s + __ffsll((long long)holes) - 1 : (int)STRIP);
+        if (skip) {
+            s += skip;
+        } else if (s % LANE_COLS || end - s < LANE_COLS) {
+            add_key<STRIPS>(acc, s_p + key_row(s) + first_row(), b + (s - s0) * ldb);
+            s++;
+        } else { /* nearly always: loads are ahead of their use */
+            const int fours = (end - s) / LANE_COLS;
+            add_fours<STRIPS>(acc, s_p + key_row(s) + first_row(), b + (s - s0) * ldb, ldb, fours);
+            s += fours * LANE_COLS;
+        }
     }
 }
 

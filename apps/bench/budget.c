@@ -1,0 +1,56 @@
+/** @file budget.c
+ *  @brief Foretelling times by powers of the length. */
+#include "bench/budget.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+int budget_runs(double seconds) {
+    if (seconds <= 0.05)
+        return BENCH_SAMPLES;
+    if (seconds <= BENCH_SLOW)
+        return BENCH_LEAST;
+    int many = (int)(20 / seconds);
+    return many < 3 ? 3 : many < BENCH_LEAST ? many : BENCH_LEAST;
+}
+
+/* T^e from the last two lengths, e in 1..2.2; from one length alone, T^2. */
+static double foretell(const bench_history *h, const double seconds[2], int64_t T) {
+    double e = 2;
+    if (h->T[0])
+        e = log(seconds[1] / seconds[0]) / log((double)h->T[1] / (double)h->T[0]);
+    e = e < 1 ? 1 : e > 2.2 ? 2.2 : e;
+    return seconds[1] * pow((double)T / (double)h->T[1], e);
+}
+
+double budget_cost(const bench_budget *b, const char *name, int64_t T) {
+    for (int i = 0; i < b->count; i++) {
+        const bench_history *h = &b->past[i];
+        if (strcmp(h->name, name) != 0)
+            continue;
+        const double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
+        return cost + budget_runs(first) * first;
+    }
+    return 0;
+}
+
+void budget_note(bench_budget *b, const char *name, int64_t T, double cost, double first) {
+    int at = 0;
+    while (at < b->count && strcmp(b->past[at].name, name) != 0)
+        at++;
+    if (at == (int)(sizeof b->past / sizeof b->past[0]))
+        return;
+    bench_history *h = &b->past[at];
+    if (at == b->count) {
+        b->count++;
+        *h = (bench_history){0};
+        snprintf(h->name, sizeof h->name, "%s", name);
+    }
+    h->T[0] = h->T[1];
+    h->cost[0] = h->cost[1];
+    h->first[0] = h->first[1];
+    h->T[1] = T;
+    h->cost[1] = cost;
+    h->first[1] = first;
+}

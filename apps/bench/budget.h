@@ -1,0 +1,33 @@
+/**
+ * @file budget.h
+ * @brief How long a row would take, from what it took at the lengths before.
+ */
+#ifndef BENCH_BUDGET_H
+#define BENCH_BUDGET_H
+
+#include "bench/bench.h"
+
+/** What one program took at the last two lengths. */
+typedef struct bench_history {
+    char name[64];   /**< the row's */
+    int64_t T[2];    /**< lengths; [1] is the latest, 0: none */
+    double cost[2];  /**< seconds of all that comes before timing */
+    double first[2]; /**< seconds of one run */
+} bench_history;
+
+/** All programs of one pass. */
+typedef struct bench_budget {
+    bench_history past[3 * BENCH_STAGES]; /**< by name */
+    int count;                            /**< how many */
+} bench_budget;
+
+/** @return how often a run of so many seconds is timed. */
+int budget_runs(double seconds);
+
+/** @return seconds that a row would take; 0 if nothing is known yet. */
+double budget_cost(const bench_budget *b, const char *name, int64_t T);
+
+/** Note what a program took: `cost` before timing, `first` for one run. */
+void budget_note(bench_budget *b, const char *name, int64_t T, double cost, double first);
+
+#endif

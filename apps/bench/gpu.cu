@@ -1,0 +1,312 @@
+/** @file gpu.cu
+ *  @brief libnsa_gpu.so: the GPU's ceilings, its name, cold caches. For nvcc alone. */
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <library_types.h>
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" {
+#include "bench/gpu.h"
+}
+
+enum {
+    REPEATS = 5,
+    THREADS = 256,
+    SIDE = 8192,      /* of the matrix products */
+    CHAINS = 16,      /* multiply-adds of a thread that do not wait for one another */
+    STEPS = 4096,     /* of each chain */
+    BOX = 16384 / 16, /* float4 of a box */
+    BOXES = 512,      /* that one block reads */
+    SET = 32 << 20,   /* bytes that the boxes are drawn from: fits every cache that matters */
+    LATEST_CUBLAS = 13
+};
+static const size_t MANY = (size_t)2 << 30; /* bytes that are read, or copied */
+
+/* ------------------------------------------------------------------ kernels */
+
+/* Chains of multiply-adds; the test at the end never holds, and keeps them from being left out. */
+static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y, float *g_out) {
+    float r_sum[CHAINS];
+#pragma unroll
+    for (int i = 0; i < CHAINS; i++)
+        r_sum[i] = (float)(threadIdx.x + i);
+#pragma unroll 4
+    for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+        for (int i = 0; i < CHAINS; i++)
+            r_sum[i] = fmaf(r_sum[i], x, y);
+    }
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < CHAINS; i++)
+        sum += r_sum[i];
+    if (sum == 12345.678f)
+        *g_out = sum;
+}
+
+/* Random boxes of 16 KiB, past the first-level cache. */
+static __global__ void __launch_bounds__(THREADS)
+    read_boxes(const float4 *g_from, unsigned boxes, float *g_out) {
+    unsigned at = blockIdx.x * 2654435761u + 12345u;
+    float sum = 0;
+    for (int box = 0; box < BOXES; box++) {
+        at = at * 1664525u + 1013904223u;
+        const float4 *g_box = g_from + (size_t)((at >> 8) % boxes) * BOX;
+#pragma unroll
+        for (int i = 0; i < BOX / THREADS; i++) {
+            const float4 x = __ldcg(g_box + i * THREADS + threadIdx.x);
+            sum += (x.x + x.y) + (x.z + x.w);
+        }
+    }
+    if (sum == 12345.678f)
+        *g_out = sum;
+}
+
+/* All of it once. */
+static __global__ void __launch_bounds__(THREADS)
+    read_all(const float4 *g_from, size_t count, float *g_out) {
+    const size_t all = (size_t)gridDim.x * THREADS;
+    float sum = 0;
+#pragma unroll 8
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += all) {
+        const float4 x = __ldcs(g_from + i);
+        sum += (x.x + x.y) + (x.z + x.w);
+    }
+    if (sum == 12345.678f)
+        *g_out = sum;
+}
+
+/* Values in [-1,1) that are neither zero nor alike: zeros run faster. */
+template <class number>
+static __global__ void __launch_bounds__(THREADS) fill(number *g_to, size_t count) {
+    const size_t all = (size_t)gridDim.x * THREADS;
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += all) {
+        unsigned x = (unsigned)i * 2654435761u;
+        x = (x ^ x >> 15) * 2246822519u;
+        g_to[i] = (number)((float)(x >> 8) / (float)(1 << 23) - 1.0f);
+    }
+}
+
+/* ---------------------------------------------------------------- the device */
+
+static cudaDeviceProp prop;
+
+static const char *missing(void) {
+    static const char *why = "";
+    static int looked;
+    int devices = 0, device = 0;
+    if (looked)
+        return why;
+    looked = 1;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error == cudaSuccess && devices > 0)
+        error = cudaGetDevice(&device);
+    if (error == cudaSuccess && devices > 0)
+        error = cudaGetDeviceProperties(&prop, device);
+    (void)cudaGetLastError();
+    why = error != cudaSuccess ? cudaGetErrorString(error) : devices ? NULL : "no GPU";
+    return why;
+}
+
+static int attribute(cudaDeviceAttr which) {
+    int value = 0, device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&value, which, device) != cudaSuccess)
+        value = 0;
+    (void)cudaGetLastError();
+    return value;
+}
+
+static void describe(char *text, size_t room) {
+    int driver = 0, runtime = 0;
+    char module[64] = "unknown";
+    FILE *f = fopen("/proc/driver/nvidia/version", "r");
+    char line[256];
+    if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
+        const char *at = strstr(line, "Module");
+        at = at ? at + strcspn(at, "0123456789") : "";
+        snprintf(module, sizeof module, "%.*s", (int)strspn(at, "0123456789."), at);
+    }
+    if (f)
+        fclose(f);
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaRuntimeGetVersion(&runtime);
+    snprintf(text, room,
+             "%s, %d multiprocessors at %d MHz at most, memory at %d MHz, %.0f MB second-level "
+             "cache, %.0f GiB; driver %s (CUDA %d.%d), runtime %d.%d",
+             prop.name, prop.multiProcessorCount, attribute(cudaDevAttrClockRate) / 1000,
+             attribute(cudaDevAttrMemoryClockRate) / 1000, (double)prop.l2CacheSize / 1e6,
+             (double)prop.totalGlobalMem / 1073741824.0, module, driver / 1000, driver % 100 / 10,
+             runtime / 1000, runtime % 100 / 10);
+}
+
+static void flush(void) {
+    static void *memory;
+    static size_t bytes;
+    static int value;
+    if (!bytes) {
+        bytes = (size_t)256 << 20;
+        bytes = bytes > 4 * (size_t)prop.l2CacheSize ? bytes : 4 * (size_t)prop.l2CacheSize;
+        if (cudaMalloc(&memory, bytes) != cudaSuccess)
+            memory = NULL;
+    }
+    if (memory)
+        (void)cudaMemset(memory, ++value & 255, bytes);
+    (void)cudaDeviceSynchronize();
+    (void)cudaGetLastError();
+}
+
+static void wait(void) {
+    (void)cudaDeviceSynchronize(); /* the stage's own calls report what went wrong */
+    (void)cudaGetLastError();
+}
+
+static int64_t memory_taken(void) {
+    size_t left = 0, all = 0;
+    if (cudaMemGetInfo(&left, &all) != cudaSuccess)
+        left = all = 0;
+    (void)cudaGetLastError();
+    return (int64_t)(all - left);
+}
+
+/* ------------------------------------------------------------------- cuBLAS */
+
+/* As cublas_v2.h declares them, for 64-bit Linux; enums are int. */
+typedef int create_fn(void **handle);
+typedef int destroy_fn(void *handle);
+typedef int sgemm_fn(void *handle, int ta, int tb, int m, int n, int k, const float *alpha,
+                     const float *a, int lda, const float *b, int ldb, const float *beta, float *c,
+                     int ldc);
+typedef int gemm_ex_fn(void *handle, int ta, int tb, int m, int n, int k, const void *alpha,
+                       const void *a, cudaDataType ta_, int lda, const void *b, cudaDataType tb_,
+                       int ldb, const void *beta, void *c, cudaDataType tc, int ldc, int compute,
+                       int algorithm);
+
+enum { COMPUTE_32F = 68, ALGORITHM_DEFAULT = -1 }; /* CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT */
+
+typedef struct cublas {
+    void *handle;
+    destroy_fn *destroy;
+    sgemm_fn *sgemm;
+    gemm_ex_fn *gemm_ex;
+} cublas;
+
+/* Found at run time, so that a machine without it can still run everything else. */
+static int open_cublas(cublas *b) {
+    static void *library;
+    static int looked;
+    char name[64];
+    for (int v = LATEST_CUBLAS; v >= 11 && !library && !looked; v--) {
+        snprintf(name, sizeof name, "libcublas.so.%d", v);
+        library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+        snprintf(name, sizeof name, "/usr/local/cuda/lib64/libcublas.so.%d", v);
+        library = library ? library : dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    }
+    if (!library && !looked)
+        fprintf(stderr, "nsa bench: no cuBLAS: %s (LD_LIBRARY_PATH?)\n", dlerror());
+    looked = 1;
+    memset(b, 0, sizeof *b);
+    if (!library)
+        return 0;
+    create_fn *create = (create_fn *)dlsym(library, "cublasCreate_v2");
+    b->destroy = (destroy_fn *)dlsym(library, "cublasDestroy_v2");
+    b->sgemm = (sgemm_fn *)dlsym(library, "cublasSgemm_v2");
+    b->gemm_ex = (gemm_ex_fn *)dlsym(library, "cublasGemmEx");
+    return create && b->destroy && b->sgemm && b->gemm_ex && !create(&b->handle);
+}
+
+/* ----------------------------------------------------------------- ceilings */
+
+static int ascending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of what `run` queues on the default stream; 0 if anything failed. */
+template <class work> static double seconds_of(work run) {
+    cudaEvent_t start, stop;
+    float ms[REPEATS + 1];
+    int ok = cudaEventCreate(&start) == cudaSuccess && cudaEventCreate(&stop) == cudaSuccess;
+    for (int i = 0; i <= REPEATS && ok; i++) { /* the first warms up */
+        ok = cudaEventRecord(start) == cudaSuccess && run() == 0 &&
+             cudaEventRecord(stop) == cudaSuccess && cudaEventSynchronize(stop) == cudaSuccess &&
+             cudaGetLastError() == cudaSuccess &&
+             cudaEventElapsedTime(&ms[i], start, stop) == cudaSuccess;
+    }
+    (void)cudaEventDestroy(start);
+    (void)cudaEventDestroy(stop);
+    (void)cudaGetLastError();
+    if (!ok)
+        return 0;
+    qsort(ms + 1, REPEATS, sizeof *ms, ascending);
+    return 1e-3 * ms[1 + REPEATS / 2];
+}
+
+static double rate_of(double what, double seconds) {
+    return seconds > 0 ? 1e-9 * what / seconds : 0;
+}
+
+static void measure_products(double *rate, char *memory) {
+    const size_t count = (size_t)SIDE * SIDE;
+    const double flops = 2.0 * SIDE * (double)count;
+    const float one = 1, zero = 0;
+    float *a = (float *)memory, *b = a + count, *c = b + count;
+    __nv_bfloat16 *ha = (__nv_bfloat16 *)memory, *hb = ha + count, *hc = hb + count;
+    cublas blas;
+    if (!open_cublas(&blas))
+        return;
+    fill<<<1024, THREADS>>>(a, 2 * count);
+    rate[BENCH_SGEMM] = rate_of(flops, seconds_of([&]() {
+        return blas.sgemm(blas.handle, 0, 0, SIDE, SIDE, SIDE, &one, a, SIDE, b, SIDE, &zero, c,
+                          SIDE);
+    }));
+    fill<<<1024, THREADS>>>(ha, 2 * count);
+    rate[BENCH_BF16] = rate_of(flops, seconds_of([&]() {
+        return blas.gemm_ex(blas.handle, 0, 0, SIDE, SIDE, SIDE, &one, ha, CUDA_R_16BF, SIDE, hb,
+                            CUDA_R_16BF, SIDE, &zero, hc, CUDA_R_16BF, SIDE, COMPUTE_32F,
+                            ALGORITHM_DEFAULT);
+    }));
+    (void)blas.destroy(blas.handle);
+}
+
+static void ceilings(double rate[BENCH_CEILINGS]) {
+    const unsigned sms = (unsigned)prop.multiProcessorCount;
+    const unsigned blocks = sms * (unsigned)(prop.maxThreadsPerMultiProcessor / THREADS);
+    char *memory = NULL;
+    if (cudaMalloc((void **)&memory, 2 * MANY) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return; /* the programs that are timed have taken it all */
+    }
+    float *out = (float *)(memory + MANY);
+    measure_products(rate, memory);
+    rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, seconds_of([&]() {
+        multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
+        return 0;
+    }));
+    fill<<<1024, THREADS>>>((float *)memory, 2 * MANY / sizeof(float));
+    rate[BENCH_L2] = rate_of(16.0 * BOX * BOXES * blocks, seconds_of([&]() {
+        read_boxes<<<blocks, THREADS>>>((const float4 *)memory, SET / (16 * BOX), out);
+        return 0;
+    }));
+    rate[BENCH_READ] = rate_of((double)MANY, seconds_of([&]() {
+        read_all<<<blocks, THREADS>>>((const float4 *)memory, MANY / sizeof(float4), out);
+        return 0;
+    }));
+    rate[BENCH_COPY] = rate_of(2.0 * (double)MANY, seconds_of([&]() {
+        return cudaMemcpyAsync(memory + MANY, memory, MANY, cudaMemcpyDeviceToDevice) !=
+               cudaSuccess;
+    }));
+    (void)cudaFree(memory);
+}
+
+extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void);
+
+extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
+    static const gpu_table table = {sizeof(gpu_table), missing, describe, flush,
+                                    wait,              memory_taken, ceilings};
+    return &table;
+}

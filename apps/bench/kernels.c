@@ -1,0 +1,128 @@
+/** @file kernels.c
+ *  @brief Operations and bytes of single phases, and their floors. */
+#include "bench/kernels.h"
+#include "common/counts.h"
+
+#include <string.h>
+
+enum { CMP, SLC, WIN, BRANCHES };
+
+/* What is counted in one go over the queries. */
+typedef struct sums {
+    double keys[BRANCHES]; /* that all queries of a head see */
+    double again;          /* compressed ones of rows that have to rank their blocks */
+    double rows;           /* queries */
+} sums;
+
+static sums add_up(const workload *w) {
+    const nsa_config *c = &w->cfg;
+    const int step = w->pass == BENCH_DECODE;
+    const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
+    sums s = {.rows = (double)(w->B * (to - from))};
+    for (int64_t t = from; t < to; t++) {
+        const nsa_reads r = nsa_reads_at(c, t);
+        s.keys[CMP] += (double)(w->B * r.cmp);
+        s.keys[SLC] += (double)(w->B * r.slc);
+        s.keys[WIN] += (double)(w->B * r.win);
+        /* a step can keep its one row's scores: it needs no second pass */
+        if (!step && t / c->slc_block + 1 > c->slc_count)
+            s.again += (double)(w->B * r.cmp);
+    }
+    return s;
+}
+
+/* Which branches a name is about; none named: all. */
+static void branches_of(const char *name, int on[BRANCHES]) {
+    static const char *const names[] = {"cmp", "slc", "win"};
+    int any = 0;
+    for (int x = 0; x < BRANCHES; x++)
+        any |= on[x] = strstr(name, names[x]) != NULL;
+    for (int x = 0; x < BRANCHES && !any; x++)
+        on[x] = 1;
+}
+
+/* Keys and values of one branch in memory: for a step those that its query sees. */
+static double stored(const workload *w, const sums *s, int branch) {
+    const double each = branch == CMP ? (double)nsa_cmp_tokens(&w->cfg, w->T) : (double)w->T;
+    return w->pass == BENCH_DECODE ? s->keys[branch] : (double)w->B * each;
+}
+
+/* The compressor: raw tokens in, compressed ones out; backward the gradients the other way. */
+static void count_phi(const workload *w, double size, bench_phase *p) {
+    const workload_cost cost = workload_phi(w);
+    const nsa_config *c = &w->cfg;
+    const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
+    const double whole =
+        w->pass == BENCH_DECODE ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
+    const double made =
+        w->pass == BENCH_DECODE ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
+    const double ways = w->pass == BENCH_BACKWARD ? 2 : 1;
+    p->flops = cost.flops * ways;
+    p->bytes = size * ((double)w->B * row * (whole + made) * ways + cost.bytes * ways);
+}
+
+/* Attention of the branches that are named. */
+static void count_attention(const workload *w, double size, bench_phase *p) {
+    const nsa_config *c = &w->cfg;
+    const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
+    const double Hkv = (double)c->kv_heads;
+    const int backward = w->pass == BENCH_BACKWARD, queries = strstr(p->name, "dq") != NULL;
+    const int keys = strstr(p->name, "dk") || strstr(p->name, "dv");
+    const double pair = !backward ? 2 * dk + 2 * dv
+                        : queries ? 4 * dk + 2 * dv
+                        : keys    ? 4 * dk + 4 * dv
+                                  : 6 * dk + 4 * dv;
+    const sums s = add_up(w);
+    /* q in and out out; backward q and dout in, and what is not the keys' pass dq out */
+    double numbers = s.rows * Hq * (dk + dv + (backward && !keys ? dk : 0));
+    int on[BRANCHES];
+    branches_of(p->name, on);
+    for (int x = 0; x < BRANCHES; x++) {
+        if (!on[x])
+            continue;
+        p->flops += s.keys[x] * Hq * pair;
+        numbers += stored(w, &s, x) * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
+    }
+    if (on[CMP] && !backward)
+        p->flops += s.again * Hq * 2 * dk;
+    if (on[SLC] && !keys)
+        p->l2 = s.keys[SLC] * Hkv * (dk + dv) * size;
+    p->bytes = numbers * size;
+}
+
+static int is_attention(const workload *w, const char *name) {
+    static const char *const own[] = {"cmp", "slc", "win"}, *const gradients[] = {"dq", "dk", "dv"};
+    int known = 0;
+    for (int i = 0; i < 3; i++)
+        known |= strstr(name, own[i]) || (w->pass == BENCH_BACKWARD && strstr(name, gradients[i]));
+    return known;
+}
+
+void kernels_count(const workload *w, int causal, nsa_arith arith, bench_phase *phase) {
+    const double size = arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
+    phase->flops = phase->l2 = phase->bytes = 0;
+    if (causal)
+        return; /* its row says it all */
+    if (strstr(phase->name, "compress") || strstr(phase->name, "phi"))
+        count_phi(w, size, phase);
+    else if (is_attention(w, phase->name))
+        count_attention(w, size, phase);
+}
+
+kernel_floor kernels_floor(const bench_run *run, const bench_row *row, const bench_phase *phase) {
+    const int gpu = !strcmp(row->device, "gpu"), half = !strcmp(row->arith, "bfloat16");
+    const double flops = !gpu ? run->gflops : run->ceiling[half ? BENCH_BF16 : BENCH_FMA];
+    const double rate[] = {flops, gpu ? run->ceiling[BENCH_L2] : 0,
+                           gpu ? run->ceiling[BENCH_READ] : run->gbs};
+    const double what[] = {phase->flops, phase->l2, phase->bytes};
+    const char *const bound[] = {half ? "MMA" : "FMA", "L2", "memory"};
+    kernel_floor floor = {0, ""};
+    if (!(flops > 0) && phase->flops > 0)
+        return floor; /* no ceiling of arithmetic was measured: bytes alone would flatter */
+    for (int i = 0; i < 3; i++) {
+        const double seconds = rate[i] > 0 ? 1e-9 * what[i] / rate[i] : 0;
+        if (seconds > floor.seconds)
+            floor = (kernel_floor){seconds, bound[i]};
+    }
+    return floor;
+}

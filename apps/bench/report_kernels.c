@@ -1,0 +1,96 @@
+/** @file report_kernels.c
+ *  @brief Tables of phases beside their floors, and of ratios to peers. */
+#include "bench/grid.h"
+#include "bench/growth.h"
+#include "bench/kernels.h"
+#include "bench/report.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+int report_wanted(const char *name, const char *stage) {
+    const char *own = strncmp(name, BENCH_OWN, strlen(BENCH_OWN)) ? name : name + strlen(BENCH_OWN);
+    return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
+}
+
+/* ----------------------------------------------------------------- kernels */
+
+static void kernel_row(grid *g, const bench_run *run, const bench_row *r, const bench_phase *p) {
+    const kernel_floor floor = kernels_floor(run, r, p);
+    grid_row(g);
+    grid_cell(g, "%" PRId64, r->T);
+    grid_cell(g, "%s", r->pass);
+    grid_cell(g, "%s", r->name);
+    grid_cell(g, "%s", p->name);
+    grid_number(g, 1e3 * p->seconds);
+    grid_cell(g, "%.0f %%", 100 * p->seconds / r->median);
+    grid_number(g, 1e-12 * p->flops / p->seconds);
+    grid_number(g, 1e-12 * p->l2 / p->seconds);
+    grid_number(g, 1e-12 * p->bytes / p->seconds);
+    grid_number(g, 1e3 * floor.seconds);
+    if (floor.seconds > 0)
+        grid_cell(g, "%.0f %% of %s", 100 * floor.seconds / p->seconds, floor.bound);
+    else
+        grid_cell(g, "-");
+}
+
+void report_kernels(const bench_run *run, const char *stage) {
+    grid g = {0};
+    grid_heading(&g, (const char *const[]){"T", "pass", "program", "phase", "ms", "of the call",
+                                           "TFLOP/s", "L2, TB/s", "memory, TB/s", "floor, ms",
+                                           "share of ceiling", NULL});
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        for (int p = 0; p < r->phases && !r->status[0] && report_wanted(r->name, stage); p++)
+            kernel_row(&g, run, r, &r->phase[p]);
+    }
+    grid_print(&g, stdout);
+}
+
+/* ------------------------------------------------------------------- peers */
+
+/* What we are compared with: whatever is neither a stage nor its own plain attention. */
+static int is_peer(const bench_row *r) {
+    return !(r->name[0] >= '0' && r->name[0] <= '9') &&
+           strncmp(r->name, BENCH_OWN, strlen(BENCH_OWN)) != 0;
+}
+
+/* Names of peers, each once. @return how many */
+static int list_peers(const bench_run *run, const char **name, int room) {
+    int names = 0;
+    for (int i = 0; i < run->rows; i++) {
+        int known = !is_peer(&run->row[i]) || run->row[i].status[0] != 0;
+        for (int n = 0; n < names; n++)
+            known |= !strcmp(name[n], run->row[i].name);
+        if (!known && names < room)
+            name[names++] = run->row[i].name;
+    }
+    return names;
+}
+
+void report_peers(const bench_run *run, const char *stage) {
+    const char *name[GRID_COLUMNS - 4];
+    const int names = list_peers(run, name, GRID_COLUMNS - 4);
+    grid g = {0};
+    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", NULL});
+    for (int n = 0; n < names; n++)
+        grid_cell(&g, "x %s", name[n]);
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (r->status[0] || !report_wanted(r->name, stage))
+            continue;
+        grid_row(&g);
+        grid_cell(&g, "%" PRId64, r->T);
+        grid_cell(&g, "%s", r->pass);
+        grid_cell(&g, "%s", r->name);
+        grid_number(&g, 1e3 * r->median);
+        for (int n = 0; n < names; n++) {
+            const bench_row *d = bench_find(run, name[n], r->pass, r->T);
+            if (d && d != r)
+                grid_ratio(&g, d->median / r->median, d->q1 / r->q3, d->q3 / r->q1);
+            else
+                grid_cell(&g, "-");
+        }
+    }
+    grid_print(&g, stdout);
+}
