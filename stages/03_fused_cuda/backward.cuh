@@ -6,14 +6,14 @@
 #include "stage.cuh"
 
 enum {
-    DQ_WARPS = 12,       /* most query rows of a CUDA block for dq, a warp each */
-    PAIR_ROWS = 32,      /* of a wide tile: two tiles of 16 heads, or half a block's keys */
-    STEP = 8,            /* row tiles that the key kernel takes at a time, at most */
-    MAKERS = 4,          /* its warps that make P, and as many that make dS: two tiles each */
-    MOST_SUMS = 8,       /* its warps that sum dk and dv, at most: a wide tile each */
-    RING = 8,            /* steps whose tiles are known to all its warps; a power of two */
-    LIST_CHUNKS = 256,   /* parts of the rows that are counted and listed side by side */
-    DEEP_WIDE = 2,       /* rows of both operands of a wide tile on their way */
+    DQ_WARPS = 12,     /* most query rows of a CUDA block for dq, a warp each */
+    PAIR_ROWS = 32,    /* of a wide tile: two tiles of 16 heads, or half a block's keys */
+    STEP = 8,          /* row tiles that the key kernel takes at a time, at most */
+    MOST_SUMS = 8,     /* its warps that sum dk and dv, at most: a wide tile each */
+    RING = 8,          /* steps whose tiles are known to all its warps; a power of two */
+    LIST_CHUNKS = 256, /* parts of the rows that are counted and listed side by side */
+    SLOT =
+        DIM * (STRIP + PAIR_ROWS), /* floats of shared memory that a wide tile's warp stages in */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -130,35 +130,55 @@ static __device__ __forceinline__ void zero_wide(wide *acc) {
 }
 
 /* acc += sum over k < count of A's row k times B's; HOLES: only of rows whose bit in `mask` is set.
- * `a` is the lane's address in row 0 of A^T; with `s_tile`, row k of B is row k % 16 of tile
- * s_tile[k / 16], which begin at `b`. DEEP rows of both are on their way while one is used; count
- * is a multiple of that. */
-template <int DEEP, bool HOLES>
+ * AHEAD rows at a time go through s_mine, SLOT floats of the warp's own: what is loaded in whole
+ * lines, and while the rows before are used, may come from far.
+ *   A_FAR: A^T is two row tiles [count][16], `a` is the one of the lane's half of the warp;
+ *          else it is in shared memory, `a` is the lane's address in row 0, and rows are lda apart.
+ *   B:     rows of 64, ldb apart, from b on; with s_tile, row k is row k % 16 of tile s_tile[k /
+ * 16]. */
+template <bool A_FAR, bool HOLES>
 static __device__ __forceinline__ void product_wide(wide *acc, const float *a, int lda,
                                                     const float *b, int ldb, int count,
-                                                    const int64_t *s_tile, uint64_t mask) {
-    float4 r_a[DEEP][2], r_b[DEEP][2];
+                                                    const int64_t *s_tile, uint64_t mask,
+                                                    float *s_mine) {
+    const int lane = (int)threadIdx.x % WARP;
+    float4 r_a, r_b0, r_b1;
+    b += lane / 16 * ldb + lane % 16 * 4;
     const float *from = s_tile ? b + s_tile[0] * ROWS * ldb : b;
-#pragma unroll
-    for (int u = 0; u < DEEP; u++, a += lda, from += ldb) {
-        r_a[u][0] = load4(a);
-        r_a[u][1] = load4(a + 4);
-        r_b[u][0] = load4(from);
-        r_b[u][1] = load4(from + STRIP / 2);
+    if (A_FAR) {
+        a += lane % 16 * 4;
+        r_a = load4(a);
     }
+    r_b0 = load4(from);
+    r_b1 = load4(from + 2 * ldb);
 #pragma unroll 1
-    for (int k = DEEP; k <= count; k += DEEP) {
-        if (k == count) { /* load the last rows again, for nothing: no branch below */
-            a -= DEEP * lda;
-            from -= DEEP * ldb;
-        } else if (s_tile && k % ROWS == 0) {
-            from = b + s_tile[k / ROWS] * ROWS * ldb;
+    for (int k = 0; k < count; k += AHEAD) {
+        __syncwarp(); /* the rows before have been used */
+        *(float4 *)(s_mine + lane * 4) = r_b0;
+        *(float4 *)(s_mine + lane * 4 + 2 * STRIP) = r_b1;
+        if (A_FAR)
+            *(float4 *)(s_mine + lane * 4 + AHEAD * STRIP) = r_a;
+        __syncwarp();
+        if (k + AHEAD < count) { /* else load the last again, for nothing */
+            from = s_tile && (k + AHEAD) % ROWS == 0 ? b + s_tile[(k + AHEAD) / ROWS] * ROWS * ldb
+                                                     : from + AHEAD * ldb;
+            if (A_FAR)
+                a += AHEAD * ROWS;
         }
+        if (A_FAR)
+            r_a = load4(a);
+        r_b0 = load4(from);
+        r_b1 = load4(from + 2 * ldb);
+        keep_order();
 #pragma unroll
-        for (int u = 0; u < DEEP; u++, a += lda, from += ldb) {
-            const float4 lo = r_a[u][0], hi = r_a[u][1];
-            float4 b0 = r_b[u][0], b1 = r_b[u][1];
-            if (HOLES && !(mask >> (k - DEEP + u) & 1)) /* not by zeros of A: 0 * NaN is NaN */
+        for (int u = 0; u < AHEAD; u++) {
+            const float *s_a = A_FAR ? s_mine + AHEAD * STRIP + wide_row() / ROWS * AHEAD * ROWS +
+                                           wide_row() % ROWS + u * ROWS
+                                     : a + u * lda;
+            const float *s_b = s_mine + wide_col() + u * STRIP;
+            const float4 lo = load4(s_a), hi = load4(s_a + 4);
+            float4 b0 = load4(s_b), b1 = load4(s_b + STRIP / 2);
+            if (HOLES && !(mask >> (k + u) & 1)) /* not by zeros of A: 0 * NaN is NaN */
                 b0 = b1 = make_float4(0, 0, 0, 0);
             const float x[LANE_ROWS] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
             const float y[2 * LANE_COLS] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
@@ -168,12 +188,11 @@ static __device__ __forceinline__ void product_wide(wide *acc, const float *a, i
                 for (int j = 0; j < 2 * LANE_COLS; j++)
                     acc->at[i][j] += x[i] * y[j];
             }
-            r_a[u][0] = load4(a);
-            r_a[u][1] = load4(a + 4);
-            r_b[u][0] = load4(from);
-            r_b[u][1] = load4(from + STRIP / 2);
-            keep_order();
+            if (u % 2)
+                keep_order();
         }
+        if (!A_FAR)
+            a += AHEAD * lda;
     }
 }
 

@@ -76,15 +76,6 @@ static __device__ __forceinline__ int tiles_of(const step_info *s_info, int i) {
     return i < 0 || left <= 0 ? 0 : left < unit->step ? left : unit->step;
 }
 
-/* Ask for each tile of step i, `size` floats of x [tiles][size]: warp `by` of `of` for its share.
- */
-static __device__ __forceinline__ void ask_for(const step_info *s_info, int i, const real *x,
-                                               int size, int by, int of) {
-    const int tiles = tiles_of(s_info, i);
-    for (int k = by; k < tiles; k += of)
-        fetch_soon(x + s_info->tile[i % RING][k] * size, size);
-}
-
 /* The last block whose units begin at or before `unit`. */
 static __device__ int64_t block_of_unit(const visit_args *v, int64_t unit) {
     int64_t lo = 0, hi = v->blocks - 1;
@@ -112,21 +103,20 @@ static __device__ void find_unit(const grad_args *a, const visit_args *v, int st
  * nothing before or after. */
 static __device__ __forceinline__ void make(const grad_args *a, const visit_args *v,
                                             const step_info *s_info, wide *acc, int i, int pair,
-                                            bool scores, const float *s_p, float *s_to) {
+                                            bool scores, const float *s_p, float *s_to,
+                                            float *s_mine) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[v->branch];
     const int d8 = scores ? c->dk8 : c->dv8;
     const real *x = scores ? a->q_t : a->dout_t, *y = scores ? in->kt : in->vt;
-    ask_for(s_info, i + 1, x, d8 * ROWS, pair, MAKERS);
     if (2 * pair >= tiles_of(s_info, i))
         return;
     const int slot = 2 * pair + wide_row() / ROWS, row = wide_row() % ROWS;
     const int64_t tile = s_info->tile[i % RING][slot];
     const int at = (slot * ROWS + row) * BLOCK + wide_col();
     zero_wide(acc);
-    product_wide<DEEP_WIDE, false>(acc, x + tile * d8 * ROWS + row, ROWS,
-                                   y + s_info->unit.block * d8 * BLOCK + wide_col(), BLOCK, d8,
-                                   NULL, 0);
+    product_wide<true, false>(acc, x + tile * d8 * ROWS, 0, y + s_info->unit.block * d8 * BLOCK,
+                              BLOCK, d8, NULL, 0, s_mine);
     const float4 *terms = a->terms + (v->branch * a->R * c->Hkv * c->GT + tile) * ROWS + row;
     if (scores) {
         store_p(c, acc, terms, s_info->mask[i % RING][slot], s_to + at);
@@ -140,12 +130,12 @@ static __device__ __forceinline__ void make(const grad_args *a, const visit_args
  * two tiles each, warps 4-7 their dS; each of the others sums 32 keys and 64 columns of dv or dk:
  * of the 2 (dvp + dkp) / 64 such parts the CUDA block has as many as it has warps for. Grid: as
  * many units as there may be; enough for all parts. Shared memory: step_bytes(). */
-static __global__ void __launch_bounds__((2 * MAKERS + MOST_SUMS) * WARP, 1)
+static __global__ void __launch_bounds__((STEP + MOST_SUMS) * WARP, 1)
     key_gradients(const grad_args a, const visit_args v, int step) {
     NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
-    const int warp = (int)threadIdx.x / WARP, size = step * ROWS * BLOCK;
-    const int sum = warp - 2 * MAKERS; /* negative: this warp sums nothing */
+    const int warp = (int)threadIdx.x / WARP, size = step * ROWS * BLOCK, makers = step / 2;
+    const int sum = warp - 2 * makers; /* negative: this warp sums nothing */
     const int value_parts = blockIdx.y ? 0 : 2 * c->dvp / STRIP;
     const int key_parts = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / STRIP;
     const bool values = sum < value_parts, busy = sum >= 0 && sum < value_parts + key_parts;
@@ -154,7 +144,8 @@ static __global__ void __launch_bounds__((2 * MAKERS + MOST_SUMS) * WARP, 1)
               column = of_part / 2 * STRIP + wide_col();
     const int ld = values ? c->dvp : c->dkp;
     float *s_p = s_all, *s_ds = s_all + 2 * size; /* of two steps each */
-    step_info *s_info = (step_info *)(s_all + 4 * size);
+    float *s_mine = s_all + 4 * size + warp * SLOT;
+    step_info *s_info = (step_info *)(s_all + 4 * size + (step + MOST_SUMS) * SLOT);
     if ((int)blockIdx.x >= v.first_unit[v.blocks])
         return;
     if (threadIdx.x == 0)
@@ -165,22 +156,21 @@ static __global__ void __launch_bounds__((2 * MAKERS + MOST_SUMS) * WARP, 1)
     const int steps = (s_info->unit.count + step - 1) / step;
 #pragma unroll 1
     for (int i = -2; i < steps + 2; i++) { /* two rounds to look up, two to empty the pipeline */
-        if (warp < 2 * MAKERS) {
-            const bool scores = warp < MAKERS;
+        if (warp < 2 * makers) {
+            const bool scores = warp < makers;
             const int mine = scores ? i : i - 1;
             if (!scores)
-                look_up(&a, &v, i + 2, s_info, warp % MAKERS, MAKERS);
+                look_up(&a, &v, i + 2, s_info, warp % makers, makers);
             if (scores || key_parts)
-                make(&a, &v, s_info, &acc, mine, warp % MAKERS, scores, s_p + (mine & 1) * size,
-                     (scores ? s_p : s_ds) + (mine & 1) * size);
+                make(&a, &v, s_info, &acc, mine, warp % makers, scores, s_p + (mine & 1) * size,
+                     (scores ? s_p : s_ds) + (mine & 1) * size, s_mine);
         } else if (busy) {
             const int mine = values ? i - 1 : i - 2, tiles = tiles_of(s_info, mine);
             const real *y = values ? a.dout_n : a.q_n;
-            ask_for(s_info, mine + 1, y, ROWS * ld, of_part, 2 * ld / STRIP);
             if (tiles)
-                product_wide<DEEP_WIDE, false>(
-                    &acc, (values ? s_p : s_ds) + (mine & 1) * size + keys, BLOCK, y + column, ld,
-                    tiles * ROWS, s_info->tile[mine % RING], 0);
+                product_wide<false, false>(&acc, (values ? s_p : s_ds) + (mine & 1) * size + keys,
+                                           BLOCK, y + of_part / 2 * STRIP, ld, tiles * ROWS,
+                                           s_info->tile[mine % RING], 0, s_mine);
         }
         __syncthreads();
     }
@@ -209,16 +199,17 @@ static __global__ void __launch_bounds__(256) add_units(const grad_args a, const
 
 /* ----------------------------------------------------------------- host */
 
-/* P and dS, of two steps each, and the tiles' numbers and masks. */
+/* P and dS, of two steps each; what is staged; the tiles' numbers and masks. */
 static size_t step_bytes(int tiles) {
-    return (size_t)tiles * 4 * ROWS * BLOCK * sizeof(float) + sizeof(step_info);
+    return (size_t)(tiles * 4 * ROWS * BLOCK + (tiles + MOST_SUMS) * SLOT) * sizeof(float) +
+           sizeof(step_info);
 }
 
 /* As many tiles a step as `room` bytes of shared memory hold. */
 nsa_status open_keys(scratch *s, size_t room) {
     s->dkv_tiles = STEP;
     while (s->dkv_tiles > 2 && step_bytes(s->dkv_tiles) > room)
-        s->dkv_tiles /= 2;
+        s->dkv_tiles -= 2;
     NSA_CUDA(cudaFuncSetAttribute(key_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)step_bytes(s->dkv_tiles)));
     return NSA_OK;
@@ -232,8 +223,8 @@ nsa_status backward_keys(stage *st, const grad_args *args, const visit_args *v) 
     const bool both = values + keys <= MOST_SUMS;
     const int sums = both ? values + keys : values > keys ? values : keys;
     const dim3 grid((unsigned)(v->blocks + v->most_units), both ? 1 : 2);
-    NSA_LAUNCH(key_gradients, grid, (2 * MAKERS + sums) * WARP, step_bytes(step), st->stream, *args,
-               *v, step);
+    NSA_LAUNCH(key_gradients, grid, (step + sums) * WARP, step_bytes(step), st->stream, *args, *v,
+               step);
     NSA_LAUNCHED("key_gradients");
     NSA_LAUNCH(add_units, (unsigned)v->blocks, 256, 0, st->stream, *args, *v);
     NSA_LAUNCHED("add_units");

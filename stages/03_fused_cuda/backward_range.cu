@@ -87,6 +87,7 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP, 1)
     const int64_t r = mine ? wanted : a.R - 1;
     const int64_t tile = r * c->Hkv * c->GT + blockIdx.y, tiles = a.R * c->Hkv * c->GT;
     const int row = wide_row() % ROWS, p_at = wide_row() * BLOCK + wide_col();
+    float *s_mine = s_all + 2 * pairs * (PAIR_P + PAIR_DS) + (int)threadIdx.x / WARP * SLOT;
     float *s_p = s_all + pair * PAIR_P;
     float *s_ds = s_all + 2 * pairs * PAIR_P + pair * PAIR_DS;
     if (threadIdx.x == 0)
@@ -104,12 +105,12 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP, 1)
         if (now < 0 || now >= steps) {
         } else if (role < 2) { /* P, or dS from it */
             const int d8 = role ? c->dv8 : c->dk8;
-            const real *x = (role ? a.dout_t : a.q_t) + tile * d8 * ROWS + row;
+            const real *x = (role ? a.dout_t : a.q_t) + tile * d8 * ROWS;
             const real *y =
                 (role ? a.in[at.branch].vt : a.in[at.branch].kt) + at.block * d8 * BLOCK;
             const float4 *terms = a.terms + (at.branch * tiles + tile) * ROWS + row;
             zero_wide(&acc);
-            product_wide<DEEP_WIDE, false>(&acc, x, ROWS, y + wide_col(), BLOCK, d8, NULL, 0);
+            product_wide<true, false>(&acc, x, 0, y, BLOCK, d8, NULL, 0, s_mine);
             if (role == 0) {
                 store_p(c, &acc, terms, mine ? row_bits(&a, &at, r) : 0, s_p_now + p_at);
             } else {
@@ -119,12 +120,11 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP, 1)
         } else {
             const uint64_t mask = mine ? row_bits(&a, &at, r) : 0;
             const real *k = a.in[at.branch].k + at.block * BLOCK * c->dkp + (role - 2) * STRIP;
+            const float *s_at = s_ds_now + wide_row();
             if (__all_sync(0xffffffffu, mask == ~(uint64_t)0))
-                product_wide<DEEP_WIDE, false>(&acc, s_ds_now + wide_row(), LD_DS, k + wide_col(),
-                                               c->dkp, BLOCK, NULL, 0);
+                product_wide<false, false>(&acc, s_at, LD_DS, k, c->dkp, BLOCK, NULL, 0, s_mine);
             else
-                product_wide<DEEP_WIDE, true>(&acc, s_ds_now + wide_row(), LD_DS, k + wide_col(),
-                                              c->dkp, BLOCK, NULL, mask);
+                product_wide<false, true>(&acc, s_at, LD_DS, k, c->dkp, BLOCK, NULL, mask, s_mine);
         }
         __syncthreads();
     }
@@ -142,19 +142,20 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP, 1)
 
 /* ----------------------------------------------------------------- host */
 
-/* P and dS^T of two steps. */
-static size_t range_bytes(int pairs) {
-    return (size_t)pairs * 2 * (PAIR_P + PAIR_DS) * sizeof(float);
+/* P and dS^T of two steps; what is staged. */
+static size_t range_bytes(const dims *c, int pairs) {
+    const int warps = pairs * (2 + c->dkp / STRIP);
+    return (size_t)(pairs * 2 * (PAIR_P + PAIR_DS) + warps * SLOT) * sizeof(float);
 }
 
 /* As many pairs as a CUDA block has warps for, and `room` bytes of shared memory hold. */
 nsa_status open_range(scratch *s, const dims *c, size_t room) {
     s->dq_pairs = RANGE_WARPS / (2 + c->dkp / STRIP);
     s->dq_pairs = s->dq_pairs < MOST_PAIRS ? s->dq_pairs : (int)MOST_PAIRS;
-    while (s->dq_pairs > 1 && range_bytes(s->dq_pairs) + 256 > room)
+    while (s->dq_pairs > 1 && range_bytes(c, s->dq_pairs) + 256 > room)
         s->dq_pairs--;
     NSA_CUDA(cudaFuncSetAttribute(range_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)range_bytes(s->dq_pairs)));
+                                  (int)range_bytes(c, s->dq_pairs)));
     return NSA_OK;
 }
 
@@ -165,7 +166,8 @@ nsa_status backward_range(stage *st, const grad_args *args) {
     const int warps = pairs * (2 + c->dkp / STRIP);
     const dim3 grid((unsigned)((args->R + 2 * pairs - 1) / (2 * pairs)),
                     (unsigned)(c->Hkv * c->GT));
-    NSA_LAUNCH(range_gradients, grid, warps * WARP, range_bytes(pairs), st->stream, *args, pairs);
+    NSA_LAUNCH(range_gradients, grid, warps * WARP, range_bytes(c, pairs), st->stream, *args,
+               pairs);
     NSA_LAUNCHED("range_gradients");
     return NSA_OK;
 }
