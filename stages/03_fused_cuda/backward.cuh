@@ -103,15 +103,6 @@ static __device__ __forceinline__ void keep_order(void) {
 #endif
 }
 
-/* x, which the compiler now knows nothing of: what is made of it in a loop it cannot make before
- * the loop and keep, where that would take registers that the loop needs. */
-static __device__ __forceinline__ int anew(int x) {
-#ifdef __CUDA_ARCH__
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
-}
-
 /* A wide tile: 32 rows and 64 columns of a warp, 8 by 8 of them a lane's. A step of k takes 64
  * multiply-adds for four loads, where tile.cuh's 16 rows take 32 for three. Rows are
  * wide_row()..+7, columns wide_col()..+3 and 32 more; lanes i and i^1 have the same columns, lanes
@@ -227,32 +218,33 @@ static __device__ __forceinline__ void store_p(const dims *c, const wide *s, con
     }
 }
 
-/* dS = scale gate P (dP - <dO,o>) of two tiles from dP and gate P; 0 where P is, whatever a value
- * that is not seen made of dP. s_p as for store_p(); s_ds is the lane's address among rows `ld`
- * apart, [32][ld] or, COLUMNS, transposed [64][ld]. Four rows at a time: registers. */
-template <bool COLUMNS>
-static __device__ __forceinline__ void store_ds(const dims *c, wide *dp, const float4 *terms,
-                                                const float *s_p, float *s_ds, int ld) {
+/* From dP of two tiles and gate P to dS = scale gate P (dP - <dO,o>); 0 where P is, whatever a
+ * value that is not seen made of dP. `s_p` as for store_p(). */
+static __device__ __forceinline__ void make_ds(const dims *c, wide *dp, const float4 *terms,
+                                               const float *s_p) {
 #pragma unroll
-    for (int i0 = 0; i0 < LANE_ROWS; i0 += 4) {
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float dgate = terms[i].w;
+        keep_order();
 #pragma unroll
-        for (int i = i0; i < i0 + 4; i++) {
-            const float dgate = terms[i].w;
-            const float4 lo = load4(s_p + i * BLOCK), hi = load4(s_p + i * BLOCK + STRIP / 2);
-            const float p[2 * LANE_COLS] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
-            float *x = dp->at[i];
+        for (int half = 0; half < 2; half++) {
+            const float4 p4 = load4(s_p + i * BLOCK + half * STRIP / 2);
+            const float p[LANE_COLS] = {p4.x, p4.y, p4.z, p4.w};
+            float *x = dp->at[i] + half * LANE_COLS;
 #pragma unroll
-            for (int j = 0; j < 2 * LANE_COLS; j++)
+            for (int j = 0; j < LANE_COLS; j++)
                 x[j] = p[j] != 0 ? c->scale * p[j] * (x[j] - dgate) : 0;
-            if (!COLUMNS) {
-                store4(s_ds + i * ld, x[0], x[1], x[2], x[3]);
-                store4(s_ds + i * ld + STRIP / 2, x[4], x[5], x[6], x[7]);
-            }
         }
+    }
+}
+
+/* A wide tile to its place: `to` is the lane's address there. */
+static __device__ __forceinline__ void store_rows(float *to, int ld, const wide *x) {
 #pragma unroll
-        for (int j = 0; j < 2 * LANE_COLS && COLUMNS; j++)
-            store4(s_ds + (j % LANE_COLS + j / LANE_COLS * STRIP / 2) * ld + i0, dp->at[i0][j],
-                   dp->at[i0 + 1][j], dp->at[i0 + 2][j], dp->at[i0 + 3][j]);
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float *row = x->at[i];
+        store4(to + i * ld, row[0], row[1], row[2], row[3]);
+        store4(to + i * ld + STRIP / 2, row[4], row[5], row[6], row[7]);
     }
 }
 

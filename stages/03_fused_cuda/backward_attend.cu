@@ -68,28 +68,6 @@ static __device__ __forceinline__ void fetch_block(const dims *c, const kv_block
     fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
 }
 
-/* As product<1>(), but the next rows of B are asked for where this says so: the compiler moves what
- * stands under a condition to the loop's end, and then waits for it. */
-static __device__ __forceinline__ void product_own(piece *acc, const float *a, const float *b,
-                                                   int count) {
-    float4 r_b[AHEAD];
-#pragma unroll
-    for (int u = 0; u < AHEAD; u++)
-        r_b[u] = load4(b + u * BLOCK);
-#pragma unroll 1
-    for (int k = 0; k < count; k += AHEAD, a += AHEAD * ROWS) {
-        b += k + AHEAD < count ? AHEAD * BLOCK : 0; /* at the end load again, for nothing */
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const float4 lo = load4(a + u * ROWS), hi = load4(a + u * ROWS + 4);
-            outer_product(acc, lo, hi, r_b[u]);
-            r_b[u] = load4(b + u * BLOCK);
-            if (u % 2)
-                keep_order();
-        }
-    }
-}
-
 /* One row tile against one block: gate P = 2^(scale2 Q K^T - most) over gate, and with dP = dO V^T
  *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s;
  * 0 where a key is not seen, whatever lies there. P waits in s_p, 4 KiB of the warp's own, each
@@ -101,7 +79,7 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, c
     const unsigned seen = (unsigned)(mask >> first_col()) & ((1u << LANE_COLS) - 1);
     s_p += (int)threadIdx.x % WARP * LANE_COLS;
     zero_piece(ds);
-    product_own(ds, s_q, kt + first_col(), c->dk8);
+    product<1, AFAR>(ds, s_q, ROWS, kt + first_col(), BLOCK, c->dk8);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float4 term = terms[first_row() + i];
@@ -114,7 +92,7 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, c
         store4(s_p + i * WARP * LANE_COLS, p[0], p[1], p[2], p[3]);
     }
     zero_piece(ds);
-    product_own(ds, s_dout, vt + first_col(), c->dv8);
+    product<1, AFAR>(ds, s_dout, ROWS, vt + first_col(), BLOCK, c->dv8);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float dgate = terms[first_row() + i].w;

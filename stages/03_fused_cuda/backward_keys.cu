@@ -118,38 +118,33 @@ static __device__ __forceinline__ void make(const grad_args *a, const visit_args
     product_wide<true, false>(acc, x + tile * d8 * ROWS, 0, y + s_info->unit.block * d8 * BLOCK,
                               BLOCK, d8, NULL, 0, s_mine);
     const float4 *terms = a->terms + (v->branch * a->R * c->Hkv * c->GT + tile) * ROWS + row;
-    if (scores)
+    if (scores) {
         store_p(c, acc, terms, s_info->mask[i % RING][slot], s_to + at);
-    else
-        store_ds<false>(c, acc, terms, s_p + at, s_to + at, BLOCK);
+    } else {
+        make_ds(c, acc, terms, s_p + at);
+        store_rows(s_to + at, BLOCK, acc);
+    }
 }
 
-/* What a warp sums: 32 keys and 64 columns of dv or dk, of which `ld` columns there are. */
-typedef struct part {
-    bool values, any; /* any: is there such a part */
-    int keys, column, ld;
-} part;
-
-/* Part `sum` of those of this CUDA block: dv's, then dk's, or only one of them where blockIdx.y
- * tells them apart. */
-static __device__ __forceinline__ part part_of(const dims *c, int sum) {
-    const int of_dv = blockIdx.y ? 0 : 2 * c->dvp / STRIP;
-    const int of_dk = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / STRIP;
-    const bool values = sum < of_dv;
-    const int i = values ? sum : sum - of_dv; /* half of the keys, strip of columns */
-    return {values, sum < of_dv + of_dk, i % 2 * PAIR_ROWS, i / 2 * STRIP,
-            values ? c->dvp : c->dkp};
-}
-
-/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. step / 2 warps make P
- * of two tiles each, as many their dS, and each of the others sums a part. Grid: as many units as
- * there may be; 2 if one CUDA block sums dv and another dk, where one has no warps for both. Shared
- * memory: step_bytes(). */
+/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. Warps 0-3 make P of
+ * two tiles each, warps 4-7 their dS; each of the others sums 32 keys and 64 columns of dv or dk:
+ * of the 2 (dvp + dkp) / 64 such parts the CUDA block has as many as it has warps for. Grid: as
+ * many units as there may be; enough for all parts. Shared memory: step_bytes(). */
 static __global__ void __launch_bounds__((STEP + MOST_SUMS) * WARP, 1)
     key_gradients(const grad_args a, const visit_args v, int step) {
-    NSA_DYNAMIC_SHARED(float, s_all); /* P, dS, of two steps each; slots; step_info */
+    NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
-    const int size = step * ROWS * BLOCK, makers = step / 2;
+    const int warp = (int)threadIdx.x / WARP, size = step * ROWS * BLOCK, makers = step / 2;
+    const int sum = warp - 2 * makers; /* negative: this warp sums nothing */
+    const int value_parts = blockIdx.y ? 0 : 2 * c->dvp / STRIP;
+    const int key_parts = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / STRIP;
+    const bool values = sum < value_parts, busy = sum >= 0 && sum < value_parts + key_parts;
+    const int of_part = values ? sum : sum - value_parts; /* half of the keys, strip */
+    const int keys = of_part % 2 * PAIR_ROWS + wide_row(),
+              column = of_part / 2 * STRIP + wide_col();
+    const int ld = values ? c->dvp : c->dkp;
+    float *s_p = s_all, *s_ds = s_all + 2 * size; /* of two steps each */
+    float *s_mine = s_all + 4 * size + warp * SLOT;
     step_info *s_info = (step_info *)(s_all + 4 * size + (step + MOST_SUMS) * SLOT);
     if ((int)blockIdx.x >= v.first_unit[v.blocks])
         return;
@@ -161,41 +156,29 @@ static __global__ void __launch_bounds__((STEP + MOST_SUMS) * WARP, 1)
     const int steps = (s_info->unit.count + step - 1) / step;
 #pragma unroll 1
     for (int i = -2; i < steps + 2; i++) { /* two rounds to look up, two to empty the pipeline */
-        const int warp = anew((int)threadIdx.x) / WARP;
-        float *s_mine = s_all + 4 * size + warp * SLOT;
         if (warp < 2 * makers) {
-            const bool scores = warp < makers, dv_only = blockIdx.y + 1 < gridDim.y;
+            const bool scores = warp < makers;
             const int mine = scores ? i : i - 1;
-            float *s_p = s_all + (mine & 1) * size, *s_ds = s_p + 2 * size;
             if (!scores)
                 look_up(&a, &v, i + 2, s_info, warp % makers, makers);
-            if (scores || !dv_only)
-                make(&a, &v, s_info, &acc, mine, warp % makers, scores, s_p, scores ? s_p : s_ds,
-                     s_mine);
-        } else {
-            const part my = part_of(c, warp - 2 * makers);
-            const int mine = my.values ? i - 1 : i - 2, tiles = tiles_of(s_info, mine);
-            const float *s_x = s_all + ((my.values ? 0 : 2) + (mine & 1)) * size;
-            if (my.any && tiles)
-                product_wide<false, false>(&acc, s_x + my.keys + wide_row(), BLOCK,
-                                           (my.values ? a.dout_n : a.q_n) + my.column, my.ld,
-                                           tiles * ROWS, s_info->tile[mine % RING], 0, s_mine);
+            if (scores || key_parts)
+                make(&a, &v, s_info, &acc, mine, warp % makers, scores, s_p + (mine & 1) * size,
+                     (scores ? s_p : s_ds) + (mine & 1) * size, s_mine);
+        } else if (busy) {
+            const int mine = values ? i - 1 : i - 2, tiles = tiles_of(s_info, mine);
+            const real *y = values ? a.dout_n : a.q_n;
+            if (tiles)
+                product_wide<false, false>(&acc, (values ? s_p : s_ds) + (mine & 1) * size + keys,
+                                           BLOCK, y + of_part / 2 * STRIP, ld, tiles * ROWS,
+                                           s_info->tile[mine % RING], 0, s_mine);
         }
         __syncthreads();
     }
-    const int sum = (int)threadIdx.x / WARP - 2 * makers;
-    const part my = part_of(c, sum);
-    if (sum < 0 || !my.any)
+    if (!busy)
         return;
     real *to = v.partial + blockIdx.x * (int64_t)BLOCK * (c->dvp + c->dkp) +
-               (my.values ? 0 : BLOCK * c->dvp) + (my.keys + wide_row()) * my.ld + my.column +
-               wide_col();
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const float *x = acc.at[i];
-        store4(to + i * my.ld, x[0], x[1], x[2], x[3]);
-        store4(to + i * my.ld + STRIP / 2, x[4], x[5], x[6], x[7]);
-    }
+               (values ? 0 : BLOCK * c->dvp) + keys * ld + column;
+    store_rows(to, ld, &acc);
 }
 
 /* dv and dk of a block: its units' sums, added in the units' order. Grid (blocks), 256 threads. */

@@ -61,9 +61,14 @@ static __device__ __forceinline__ uint64_t row_bits(const grad_args *a, const st
     return own < 0 ? 0 : key_bits(seen.lo, seen.hi, (int)own * BLOCK);
 }
 
-/* The lane's row of a pair; it may be past the last. */
-static __device__ __forceinline__ int64_t lane_row(int pairs, int pair) {
-    return ((int64_t)(gridDim.x - 1 - blockIdx.x) * pairs + pair) * 2 + wide_row() / ROWS;
+/* dS of a pair, transposed: `to` is the lane's address in [64 keys][LD_DS]. */
+static __device__ __forceinline__ void store_columns(float *to, const wide *x) {
+#pragma unroll
+    for (int j = 0; j < 2 * LANE_COLS; j++) {
+        float *at = to + (j % LANE_COLS + j / LANE_COLS * STRIP / 2) * LD_DS;
+        store4(at, x->at[0][j], x->at[1][j], x->at[2][j], x->at[3][j]);
+        store4(at + 4, x->at[4][j], x->at[5][j], x->at[6][j], x->at[7][j]);
+    }
 }
 
 /* dq of 2 `pairs` neighbouring rows of one head group over compressed and window keys. Warps:
@@ -74,60 +79,61 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP, 1)
     NSA_DYNAMIC_SHARED(float, s_all);
     __shared__ blocks_seen s_seen;
     const dims *c = &a.c;
+    const int role = (int)threadIdx.x / WARP / pairs, pair = (int)threadIdx.x / WARP % pairs;
     const int h = (int)blockIdx.y / c->GT;
-    const int64_t tiles = a.R * c->Hkv * c->GT;
+    const int64_t row0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * 2 * pairs;
+    const int64_t wanted = row0 + 2 * pair + wide_row() / ROWS;
+    const bool mine = wanted < a.R; /* the lane's row; the others see nothing */
+    const int64_t r = mine ? wanted : a.R - 1;
+    const int64_t tile = r * c->Hkv * c->GT + blockIdx.y, tiles = a.R * c->Hkv * c->GT;
+    const int row = wide_row() % ROWS, p_at = wide_row() * BLOCK + wide_col();
+    float *s_mine = s_all + 2 * pairs * (PAIR_P + PAIR_DS) + (int)threadIdx.x / WARP * SLOT;
+    float *s_p = s_all + pair * PAIR_P;
+    float *s_ds = s_all + 2 * pairs * PAIR_P + pair * PAIR_DS;
     if (threadIdx.x == 0)
-        find_blocks(&a, (int64_t)(gridDim.x - 1 - blockIdx.x) * 2 * pairs, 2 * pairs, &s_seen);
+        find_blocks(&a, row0, 2 * pairs, &s_seen);
     __syncthreads();
     const int steps = s_seen.count[0] + s_seen.count[1];
     wide acc;
     zero_wide(&acc);
 #pragma unroll 1
     for (int i = 0; i < steps + 2; i++) {
-        const int warp = anew((int)threadIdx.x) / WARP, role = warp / pairs, pair = warp % pairs;
-        const int now = i - (role < 2 ? role : 2), row = wide_row() % ROWS;
-        const int64_t wanted = lane_row(pairs, pair), r = wanted < a.R ? wanted : a.R - 1;
-        float *s_p = s_all + ((now & 1) * pairs + pair) * PAIR_P;
-        float *s_ds = s_all + 2 * pairs * PAIR_P + ((now & 1) * pairs + pair) * PAIR_DS;
-        float *s_mine = s_all + 2 * pairs * (PAIR_P + PAIR_DS) + warp * SLOT;
-        if (now >= 0 && now < steps) {
-            const step_at at = step_of(&a, &s_seen, now, h);
-            const kv_blocks *in = &a.in[at.branch];
-            const uint64_t mask = wanted < a.R && role != 1 ? row_bits(&a, &at, r) : 0;
-            if (role < 2) { /* P, or dS from it */
-                const int64_t tile = r * c->Hkv * c->GT + blockIdx.y;
-                const int d8 = role ? c->dv8 : c->dk8;
-                const float4 *terms = a.terms + (at.branch * tiles + tile) * ROWS + row;
-                float *s_at = s_p + wide_row() * BLOCK + wide_col();
-                zero_wide(&acc);
-                product_wide<true, false>(&acc, (role ? a.dout_t : a.q_t) + tile * d8 * ROWS, 0,
-                                          (role ? in->vt : in->kt) + at.block * d8 * BLOCK, BLOCK,
-                                          d8, NULL, 0, s_mine);
-                if (role == 0)
-                    store_p(c, &acc, terms, mask, s_at);
-                else
-                    store_ds<true>(c, &acc, terms, s_at, s_ds + wide_col() * LD_DS + wide_row(),
-                                   LD_DS);
+        const int now = i - (role < 2 ? role : 2);
+        const step_at at = step_of(&a, &s_seen, now, h);
+        float *s_p_now = s_p + (now & 1) * pairs * PAIR_P;
+        float *s_ds_now = s_ds + (now & 1) * pairs * PAIR_DS;
+        if (now < 0 || now >= steps) {
+        } else if (role < 2) { /* P, or dS from it */
+            const int d8 = role ? c->dv8 : c->dk8;
+            const real *x = (role ? a.dout_t : a.q_t) + tile * d8 * ROWS;
+            const real *y =
+                (role ? a.in[at.branch].vt : a.in[at.branch].kt) + at.block * d8 * BLOCK;
+            const float4 *terms = a.terms + (at.branch * tiles + tile) * ROWS + row;
+            zero_wide(&acc);
+            product_wide<true, false>(&acc, x, 0, y, BLOCK, d8, NULL, 0, s_mine);
+            if (role == 0) {
+                store_p(c, &acc, terms, mine ? row_bits(&a, &at, r) : 0, s_p_now + p_at);
             } else {
-                const real *k = in->k + at.block * BLOCK * c->dkp + (role - 2) * STRIP;
-                if (__all_sync(0xffffffffu, mask == ~(uint64_t)0))
-                    product_wide<false, false>(&acc, s_ds + wide_row(), LD_DS, k, c->dkp, BLOCK,
-                                               NULL, 0, s_mine);
-                else
-                    product_wide<false, true>(&acc, s_ds + wide_row(), LD_DS, k, c->dkp, BLOCK,
-                                              NULL, mask, s_mine);
+                make_ds(c, &acc, terms, s_p_now + p_at);
+                store_columns(s_ds_now + wide_col() * LD_DS + wide_row(), &acc);
             }
+        } else {
+            const uint64_t mask = mine ? row_bits(&a, &at, r) : 0;
+            const real *k = a.in[at.branch].k + at.block * BLOCK * c->dkp + (role - 2) * STRIP;
+            const float *s_at = s_ds_now + wide_row();
+            if (__all_sync(0xffffffffu, mask == ~(uint64_t)0))
+                product_wide<false, false>(&acc, s_at, LD_DS, k, c->dkp, BLOCK, NULL, 0, s_mine);
+            else
+                product_wide<false, true>(&acc, s_at, LD_DS, k, c->dkp, BLOCK, NULL, mask, s_mine);
         }
         __syncthreads();
     }
-    const int role = (int)threadIdx.x / WARP / pairs;
-    const int64_t r = lane_row(pairs, (int)threadIdx.x / WARP % pairs);
-    const int g = (int)blockIdx.y % c->GT * ROWS + wide_row() % ROWS;
+    const int g = (int)blockIdx.y % c->GT * ROWS + row;
     real *to = a.dq + (r * c->Hq + h * c->G + g) * c->dkp + (role - 2) * STRIP + wide_col();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float *x = acc.at[i];
-        if (role >= 2 && r < a.R && g + i < c->G) {
+        if (role >= 2 && mine && g + i < c->G) {
             store4(to + i * c->dkp, x[0], x[1], x[2], x[3]);
             store4(to + i * c->dkp + STRIP / 2, x[4], x[5], x[6], x[7]);
         }
