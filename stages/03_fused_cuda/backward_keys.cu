@@ -126,10 +126,10 @@ static __device__ __forceinline__ void make(const grad_args *a, const visit_args
     }
 }
 
-/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. Warps 0-3 make P of
- * two tiles each, warps 4-7 their dS; each of the others sums 32 keys and 64 columns of dv or dk:
- * of the 2 (dvp + dkp) / 64 such parts the CUDA block has as many as it has warps for. Grid: as
- * many units as there may be; enough for all parts. Shared memory: step_bytes(). */
+/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. step / 2 warps make P
+ * of two tiles each, as many their dS; each of the others sums 32 keys and 64 columns of dv or dk.
+ * Grid: as many units as there may be; 2 if one CUDA block sums dv and another dk, where one has no
+ * warps for both. Shared memory: step_bytes(). */
 static __global__ void __launch_bounds__((STEP + MOST_SUMS) * WARP, 1)
     key_gradients(const grad_args a, const visit_args v, int step) {
     NSA_DYNAMIC_SHARED(float, s_all);
