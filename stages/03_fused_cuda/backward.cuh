@@ -12,8 +12,7 @@ enum {
     MOST_SUMS = 8,     /* its warps that sum dk and dv, at most: a wide tile each */
     RING = 8,          /* steps whose tiles are known to all its warps; a power of two */
     LIST_CHUNKS = 256, /* parts of the rows that are counted and listed side by side */
-    SLOT =
-        DIM * (STRIP + PAIR_ROWS), /* floats of shared memory that a wide tile's warp stages in */
+    SLOT = AHEAD * (STRIP + PAIR_ROWS), /* floats that a wide tile's warp stages in */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
