@@ -1,6 +1,6 @@
 /** @file
  *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then
- * the compressed tokens back to their blocks. */
+ *  the compressed tokens back to their blocks. */
 #include "backward.cuh"
 
 /* What this pass needs beyond the stage's own fields. */
@@ -16,6 +16,7 @@ nsa_status open_backward(stage *st) {
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     TRY(open_queries(s, &st->c, (size_t)room));
+    TRY(open_range(s, &st->c, (size_t)room));
     TRY(open_keys(s, (size_t)room));
     s->terms = (float4 *)take_device(st, NSA_OF_ONE_CALL, BRANCHES * tiles * ROWS, sizeof(float4));
     TRY(open_visits(st, s));
@@ -45,38 +46,50 @@ static nsa_status zero_gradients(stage *st) {
     return NSA_OK;
 }
 
+/* The kernels' parameters. */
+static grad_args gradients_of(const stage *st) {
+    grad_args a;
+    a.c = st->c;
+    a.R = st->batch.R;
+    a.B = st->batch.B;
+    a.seqs = st->seqs;
+    a.row_t = st->row_t;
+    a.row_seq = st->row_seq;
+    a.block_idx = st->block_idx;
+    a.q_t = st->q_t;
+    a.q_n = st->q_n;
+    a.dout_t = st->dout_t;
+    a.dout_n = st->dout_n;
+    a.terms = ((const scratch *)st->scratch)->terms;
+    for (int x = 0; x < BRANCHES; x++)
+        a.in[x] = st->in[x];
+    a.dq = st->dq;
+    return a;
+}
+
 nsa_status backward(void *self) {
     stage *st = (stage *)self;
-    scratch *s = (scratch *)st->scratch;
-    const grad_args args = {st->c,
-                            st->batch.R,
-                            st->seqs,
-                            st->batch.B,
-                            st->row_t,
-                            st->row_seq,
-                            st->block_idx,
-                            st->q_t,
-                            st->q_n,
-                            st->dout_t,
-                            st->dout_n,
-                            s->terms,
-                            {st->in[CMP], st->in[SLC], st->in[WIN]},
-                            st->dq};
+    const grad_args args = gradients_of(st);
     TRY(lap(st, -1));
     TRY(zero_gradients(st));
     if (args.R) {
-        TRY(backward_queries(st, &args));
+        TRY(backward_gate(st, &args));
+        TRY(lap(st, LAP_GATE));
+        TRY(backward_range(st, &args));
         TRY(lap(st, LAP_DQ));
+        TRY(backward_queries(st, &args));
+        TRY(lap(st, LAP_DQ_SLC));
         for (int x = 0; x < BRANCHES; x++) {
             visit_args visits;
             TRY(list_visits(st, &args, x, &visits));
             TRY(lap(st, LAP_LISTS));
             TRY(backward_keys(st, &args, &visits));
-            TRY(lap(st, LAP_DKV));
+            TRY(lap(st, LAP_DKV + x));
         }
     }
     for (int pair = 0; pair < PAIR; pair++)
         TRY(compress_pack_backward(st, pair));
     TRY(lap(st, LAP_PHI));
+    NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

@@ -6,12 +6,13 @@
 #include "stage.cuh"
 
 enum {
-    DQ_WARPS = 8,      /* most query rows of a CUDA block for dq, a warp each */
-    DKV_WARPS = 8,     /* of a CUDA block for dk and dv: half of them sum dv, half dk */
-    KEY_GROUPS = 4,    /* BLOCK / ROWS: a warp sums 16 of a block's 64 keys */
+    DQ_WARPS = 12,     /* most query rows of a CUDA block for dq, a warp each */
+    PAIR_ROWS = 32,    /* of a wide tile: two tiles of 16 heads, or half a block's keys */
+    STEP = 8,          /* row tiles that the key kernel takes at a time, at most */
+    MOST_SUMS = 8,     /* its warps that sum dk and dv, at most: a wide tile each */
+    RING = 8,          /* steps whose tiles are known to all its warps; a power of two */
     LIST_CHUNKS = 256, /* parts of the rows that are counted and listed side by side */
-    NEAR = 4,
-    FAR = 8, /* rows of an operand on their way, by where it lies and what registers are left */
+    SLOT = AHEAD * (STRIP + PAIR_ROWS), /* floats that a wide tile's warp stages in */
     LEAST_VISITS = 1024, /* rows that a unit of work takes for its block of keys, at least */
     MOST_UNITS = 16384   /* units beyond one for each block, at most: bounds their partial sums */
 };
@@ -27,7 +28,7 @@ typedef struct grad_args {
     const int32_t *block_idx;       /* [R,Hkv,n] */
     const real *q_t, *q_n;          /* [tiles][dk8][16]  [tiles][16][dkp] */
     const real *dout_t, *dout_n;    /* [tiles][dv8][16]  [tiles][16][dvp] */
-    const float4 *terms; /* [BRANCHES][tiles][16]: most, over, gate, gate * dgate of each head */
+    const float4 *terms; /* [BRANCHES][tiles][16]: most, over, gate, dgate of each head */
     kv_blocks in[BRANCHES];
     real *dq; /* [R,Hq,dkp] */
 } grad_args;
@@ -51,8 +52,9 @@ typedef struct visit_args {
 
 /* What backward keeps beside the stage's own fields; on the host. */
 typedef struct scratch {
-    int dq_warps,
-        dkv_tiles; /* row tiles that a CUDA block takes at a time, for dq and for dk, dv */
+    int dq_warps;  /* row tiles that a CUDA block takes at a time, for dq */
+    int dq_pairs;  /* pairs of them where keys are a range */
+    int dkv_tiles; /* for dk and dv, at most STEP */
     float4 *terms;
     visit_args visits; /* its pointers; one branch after the other uses them */
     int32_t *list;
@@ -92,77 +94,156 @@ static __device__ __forceinline__ key_range seen_block(const dims *c, int j, int
     return {lo, lo + c->lb < t + 1 ? lo + c->lb : t + 1};
 }
 
-/* As product<1>(), with B_FAR rows of B on their way, and A_FAR of A, which may then come from far
- * too; A_FAR = 0: A is in shared memory. Counts are multiples of DIM, as dk8 and dv8 are. */
-template <int A_FAR, int B_FAR>
-static __device__ __forceinline__ void product_far(piece *acc, const float *a, int lda,
-                                                   const float *b, int ldb, int count) {
-    float4 r_a[DIM][2], r_b[DIM];
+/* The compiler moves nothing past this: loads stay where they are early enough and no earlier,
+ * which would take too many registers. All lanes of the warp are here. */
+static __device__ __forceinline__ void keep_order(void) {
+#ifdef __CUDA_ARCH__
+    __syncwarp();
+#endif
+}
+
+/* A wide tile: 32 rows and 64 columns of a warp, 8 by 8 of them a lane's. A step of k takes 64
+ * multiply-adds for four loads, where tile.cuh's 16 rows take 32 for three. Rows are
+ * wide_row()..+7, columns wide_col()..+3 and 32 more; lanes i and i^1 have the same columns, lanes
+ * i and i^2 the same rows, which is what shared memory is fast at. */
+typedef struct wide {
+    float at[LANE_ROWS][2 * LANE_COLS];
+} wide;
+
+static __device__ __forceinline__ int wide_row(void) {
+    const int lane = (int)threadIdx.x % WARP;
+    return (lane & 1) * LANE_ROWS + (lane >> 4) * ROWS;
+}
+
+static __device__ __forceinline__ int wide_col(void) {
+    return ((int)threadIdx.x >> 1 & 7) * LANE_COLS;
+}
+
+static __device__ __forceinline__ void zero_wide(wide *acc) {
 #pragma unroll
-    for (int u = 0; u < DIM; u++) {
-        if (u < A_FAR) {
-            r_a[u][0] = load4(a + u * lda);
-            r_a[u][1] = load4(a + u * lda + 4);
-        }
-        if (u < B_FAR)
-            r_b[u] = load4(b + u * ldb);
+    for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+        for (int j = 0; j < 2 * LANE_COLS; j++)
+            acc->at[i][j] = 0;
     }
+}
+
+/* acc += sum over k < count of A's row k times B's; HOLES: only of rows whose bit in `mask` is set.
+ * AHEAD rows at a time go through s_mine, SLOT floats of the warp's own: what is loaded in whole
+ * lines, and while the rows before are used, may come from far.
+ *   A_FAR: A^T is two row tiles [count][16], `a` is the one of the lane's half of the warp;
+ *          else it is in shared memory, `a` is the lane's address in row 0, and rows are lda apart.
+ *   B:     rows of 64, ldb apart, from b on; with s_tile, row k is row k % 16 of tile s_tile[k /
+ * 16]. */
+template <bool A_FAR, bool HOLES>
+static __device__ __forceinline__ void product_wide(wide *acc, const float *a, int lda,
+                                                    const float *b, int ldb, int count,
+                                                    const int64_t *s_tile, uint64_t mask,
+                                                    float *s_mine) {
+    const int lane = (int)threadIdx.x % WARP;
+    float4 r_a, r_b0, r_b1;
+    b += lane / 16 * ldb + lane % 16 * 4;
+    const float *from = s_tile ? b + s_tile[0] * ROWS * ldb : b;
+    if (A_FAR) {
+        a += lane % 16 * 4;
+        r_a = load4(a);
+    }
+    r_b0 = load4(from);
+    r_b1 = load4(from + 2 * ldb);
 #pragma unroll 1
-    for (int k = 0; k < count; k += DIM, a += DIM * lda, b += DIM * ldb) {
-        const bool more = k + DIM < count;
+    for (int k = 0; k < count; k += AHEAD) {
+        __syncwarp(); /* the rows before have been used */
+        *(float4 *)(s_mine + lane * 4) = r_b0;
+        *(float4 *)(s_mine + lane * 4 + 2 * STRIP) = r_b1;
+        if (A_FAR)
+            *(float4 *)(s_mine + lane * 4 + AHEAD * STRIP) = r_a;
+        __syncwarp();
+        if (k + AHEAD < count) { /* else load the last again, for nothing */
+            from = s_tile && (k + AHEAD) % ROWS == 0 ? b + s_tile[(k + AHEAD) / ROWS] * ROWS * ldb
+                                                     : from + AHEAD * ldb;
+            if (A_FAR)
+                a += AHEAD * ROWS;
+        }
+        if (A_FAR)
+            r_a = load4(a);
+        r_b0 = load4(from);
+        r_b1 = load4(from + 2 * ldb);
+        keep_order();
 #pragma unroll
-        for (int u = 0; u < DIM; u++) {
-            const int i = A_FAR ? u % (A_FAR ? A_FAR : 1) : u, j = u % B_FAR;
-            if (!A_FAR) {
-                r_a[i][0] = load4(a + u * lda);
-                r_a[i][1] = load4(a + u * lda + 4);
+        for (int u = 0; u < AHEAD; u++) {
+            const float *s_a = A_FAR ? s_mine + AHEAD * STRIP + wide_row() / ROWS * AHEAD * ROWS +
+                                           wide_row() % ROWS + u * ROWS
+                                     : a + u * lda;
+            const float *s_b = s_mine + wide_col() + u * STRIP;
+            const float4 lo = load4(s_a), hi = load4(s_a + 4);
+            float4 b0 = load4(s_b), b1 = load4(s_b + STRIP / 2);
+            if (HOLES && !(mask >> (k + u) & 1)) /* not by zeros of A: 0 * NaN is NaN */
+                b0 = b1 = make_float4(0, 0, 0, 0);
+            const float x[LANE_ROWS] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+            const float y[2 * LANE_COLS] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
+#pragma unroll
+            for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+                for (int j = 0; j < 2 * LANE_COLS; j++)
+                    acc->at[i][j] += x[i] * y[j];
             }
-            outer_product(acc, r_a[i][0], r_a[i][1], r_b[j]);
-            if (more || u + B_FAR < DIM)
-                r_b[j] = load4(b + (u + B_FAR) * ldb);
-            if (A_FAR && (more || u + A_FAR < DIM)) {
-                r_a[i][0] = load4(a + (u + A_FAR) * lda);
-                r_a[i][1] = load4(a + (u + A_FAR) * lda + 4);
-            }
+            if (u % 2)
+                keep_order();
+        }
+        if (!A_FAR)
+            a += AHEAD * lda;
+    }
+}
+
+/* gate P of two tiles from their S: 2^(scale2 S - most) over gate, 0 where a key is not seen,
+ * whatever lies there. `s_p` is the lane's address among the two tiles' rows [32][64]. */
+static __device__ __forceinline__ void store_p(const dims *c, const wide *s, const float4 *terms,
+                                               uint64_t mask, float *s_p) {
+    const unsigned seen = (unsigned)(mask >> wide_col()) & 15;
+    const unsigned seen_too = (unsigned)(mask >> (wide_col() + STRIP / 2)) & 15;
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float4 term = terms[i];
+        keep_order();
+        const float over = term.y * term.z;
+        float p[2 * LANE_COLS];
+#pragma unroll
+        for (int j = 0; j < 2 * LANE_COLS; j++)
+            p[j] = (j < LANE_COLS ? seen >> j : seen_too >> (j - LANE_COLS)) & 1
+                       ? exp2f(c->scale2 * s->at[i][j] - term.x) * over
+                       : 0;
+        store4(s_p + i * BLOCK, p[0], p[1], p[2], p[3]);
+        store4(s_p + i * BLOCK + STRIP / 2, p[4], p[5], p[6], p[7]);
+    }
+}
+
+/* From dP of two tiles and gate P to dS = scale gate P (dP - <dO,o>); 0 where P is, whatever a
+ * value that is not seen made of dP. `s_p` as for store_p(). */
+static __device__ __forceinline__ void make_ds(const dims *c, wide *dp, const float4 *terms,
+                                               const float *s_p) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float dgate = terms[i].w;
+        keep_order();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 p4 = load4(s_p + i * BLOCK + half * STRIP / 2);
+            const float p[LANE_COLS] = {p4.x, p4.y, p4.z, p4.w};
+            float *x = dp->at[i] + half * LANE_COLS;
+#pragma unroll
+            for (int j = 0; j < LANE_COLS; j++)
+                x[j] = p[j] != 0 ? c->scale * p[j] * (x[j] - dgate) : 0;
         }
     }
 }
 
-/* Which of the lane's four columns are seen. */
-static __device__ __forceinline__ unsigned lane_bits(uint64_t mask) {
-    return (unsigned)(mask >> first_col()) & ((1u << LANE_COLS) - 1);
-}
-
-/* One row tile against one block: P = 2^(scale2 Q K^T - most) over, and with dP = dO V^T
- *     dS = scale P (gate dP - delta),   delta = gate <dO,o> = gate sum_s P_s dP_s.
- * p becomes gate P, ds becomes dS; both are 0 where a key is not seen, whatever lies there. `q` and
- * `dout` are the lane's addresses in Q^T and dO^T, `terms` the tile's; FAR as for product_far(). */
-template <int A_FAR, int B_FAR>
-static __device__ __forceinline__ void differentiate(const dims *c, piece *p, piece *ds,
-                                                     const float *q, const float *dout,
-                                                     const float *kt, const float *vt,
-                                                     const float4 *terms, uint64_t mask) {
-    const unsigned seen = lane_bits(mask);
-    zero_piece(p);
-    product_far<A_FAR, B_FAR>(p, q, ROWS, kt + first_col(), BLOCK, c->dk8);
+/* A wide tile to its place: `to` is the lane's address there. */
+static __device__ __forceinline__ void store_rows(float *to, int ld, const wide *x) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = terms[first_row() + i];
-#pragma unroll
-        for (int j = 0; j < LANE_COLS; j++)
-            p->at[i][j] = seen >> j & 1 ? exp2f(c->scale2 * p->at[i][j] - term.x) * term.y : 0;
-    }
-    zero_piece(ds);
-    product_far<A_FAR, B_FAR>(ds, dout, ROWS, vt + first_col(), BLOCK, c->dv8);
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = terms[first_row() + i];
-#pragma unroll
-        for (int j = 0; j < LANE_COLS; j++) {
-            const float p_ij = p->at[i][j], dp = term.z * ds->at[i][j] - term.w;
-            ds->at[i][j] = seen >> j & 1 ? c->scale * p_ij * dp : 0;
-            p->at[i][j] = p_ij * term.z;
-        }
+        const float *row = x->at[i];
+        store4(to + i * ld, row[0], row[1], row[2], row[3]);
+        store4(to + i * ld + STRIP / 2, row[4], row[5], row[6], row[7]);
     }
 }
 
@@ -183,7 +264,12 @@ nsa_status list_visits(stage *st, const grad_args *args, int branch, visit_args 
 
 /* backward_attend.cu */
 nsa_status open_queries(scratch *s, const dims *c, size_t room);
+nsa_status backward_gate(stage *st, const grad_args *args);
 nsa_status backward_queries(stage *st, const grad_args *args);
+
+/* backward_range.cu */
+nsa_status open_range(scratch *s, const dims *c, size_t room);
+nsa_status backward_range(stage *st, const grad_args *args);
 
 /* backward_keys.cu */
 nsa_status open_keys(scratch *s, size_t room);

@@ -20,7 +20,7 @@ typedef struct phi_args {
     const real *raw; /* [T,Hkv,D] */
     const real *u;   /* [N,Hkv][hp] mlp: hidden units before silu */
     int hp;
-    const real *w, *b, *pe, *b1; /* weights */
+    const real *w, *b, *pe; /* weights */
     real *dy, *z, *silu, *du, *spread, *draw;
 } phi_args;
 
@@ -302,34 +302,30 @@ static nsa_status compress_backward(stage *st, const phi_args *p, int pair) {
 nsa_status compress_pack_backward(stage *st, int pair) {
     const dims *c = &st->c;
     const scratch *s = (const scratch *)st->scratch;
-    real *const *phi = st->phi[pair];
-    const real *dkv = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
-    phi_args p = {(int)width(st, pair),
-                  pair == KEYS ? c->dkp : c->dvp,
-                  c->l,
-                  c->d,
-                  c->Hkv,
-                  c->hidden,
-                  0,
-                  0,
-                  st->batch.B,
-                  st->seqs,
-                  st->places,
-                  st->in[CMP].stride,
-                  dkv,
-                  st->raw[pair],
-                  st->z[pair],
-                  c->hp,
-                  phi[W],
-                  phi[B],
-                  phi[PE],
-                  phi[B1],
-                  s->dy,
-                  s->z,
-                  s->silu,
-                  s->du,
-                  s->spread,
-                  st->draw[pair]};
+    phi_args p;
+    p.D = (int)width(st, pair);
+    p.Dp = pair == KEYS ? c->dkp : c->dvp;
+    p.l = c->l;
+    p.d = c->d;
+    p.Hkv = c->Hkv;
+    p.hidden = c->hidden;
+    p.B = st->batch.B;
+    p.seqs = st->seqs;
+    p.places = st->places;
+    p.stride = st->in[CMP].stride;
+    p.dkv = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
+    p.raw = st->raw[pair];
+    p.u = st->z[pair];
+    p.hp = c->hp;
+    p.w = st->phi[pair][W];
+    p.b = st->phi[pair][B];
+    p.pe = st->phi[pair][PE];
+    p.dy = s->dy;
+    p.z = s->z;
+    p.silu = s->silu;
+    p.du = s->du;
+    p.spread = s->spread;
+    p.draw = st->draw[pair];
     for (p.i0 = 0; p.i0 < st->batch.N; p.i0 += s->some) {
         p.count = st->batch.N - p.i0 < s->some ? st->batch.N - p.i0 : s->some;
         TRY(compress_backward(st, &p, pair));

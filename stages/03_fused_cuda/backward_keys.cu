@@ -1,54 +1,35 @@
 /** @file
- *  @brief Backward, seen from the keys: dk and dv of a block, from all rows that visit it. */
+ *  @brief Backward, seen from the keys: dk and dv of a block, from all rows that visit it.
+ *
+ *  All four products of a step take equally long, so a quarter of the warps has each, and works
+ *  on another step than the others: while some make P of step i, others make dS of step i-1, from
+ *  its P, and add P^T dO of i-1 to dv and dS^T Q of i-2 to dk. So multiply-adds of one product fill
+ *  the gaps of another, and the warps meet once a step. */
 #include "backward.cuh"
 
-/* The visit that a warp makes next: asked for early, for all of it comes from far. */
-typedef struct visitor {
-    int64_t tile; /* -1: none */
-    int t, own;   /* the row's position; the block's number in its sequence */
-    int entry;    /* selected: the lane's entry of the row's list, -1 if it has none */
-} visitor;
+/* The visits of a unit, in row tiles; of one block of one head. */
+typedef struct unit_args {
+    int64_t block;
+    int64_t begin; /* its first tile among those of all the block's visits */
+    int count;     /* its tiles */
+    int step;      /* tiles of a step */
+} unit_args;
 
-/* Visit `at` of those of `block`, -1 for none; its rows of Q and dO are on their way afterwards. */
-static __device__ __forceinline__ visitor ask_for(const grad_args *a, const visit_args *v,
-                                                  int64_t block, int64_t at) {
-    const dims *c = &a->c;
-    const int lane = (int)threadIdx.x % WARP;
-    visitor next = {-1, 0, 0, -1};
-    if (at < 0)
-        return next;
-    int64_t r = v->start[block] + at / c->GT;
-    if (v->list)
-        r = v->list[r];
-    const int64_t pair = r * c->Hkv + block / v->stride, tile = pair * c->GT + at % c->GT;
-    next.tile = tile;
-    next.t = a->row_t[r];
-    next.own = (int)(block % v->stride - a->seqs[a->row_seq[r]].first[v->branch]);
-    if (v->branch == SLC && lane < c->n)
-        next.entry = a->block_idx[pair * c->n + lane];
-    fetch_soon(a->q_t + tile * c->dk8 * ROWS, c->dk8 * ROWS);
-    fetch_soon(a->dout_t + tile * c->dv8 * ROWS, c->dv8 * ROWS);
-    fetch_soon(a->q_n + tile * ROWS * c->dkp, ROWS * c->dkp);
-    fetch_soon(a->dout_n + tile * ROWS * c->dvp, ROWS * c->dvp);
-    return next;
-}
+/* What the warps of a CUDA block tell each other, in shared memory: registers are
+ * scarce. */
+typedef struct step_info {
+    unit_args unit;
+    int64_t tile[RING][STEP];  /* row tiles of a step, in slot step % RING */
+    uint64_t mask[RING][STEP]; /* which keys of the block each sees */
+} step_info;
 
-/* The keys of the block that the visitor sees. Selected: its list's; the warp's lanes look through
- * the list together. */
-static __device__ uint64_t visitor_bits(const grad_args *a, const visit_args *v,
-                                        const visitor *who) {
-    const dims *c = &a->c;
-    if (v->branch != SLC) {
-        const key_range seen = seen_range(c, v->branch, who->t);
-        return key_bits(seen.lo, seen.hi, who->own * BLOCK);
-    }
+/* The keys of block `own` of its sequence that position t sees through the list idx [n]; the lanes
+ * look through the list together. */
+static __device__ uint64_t selected_bits(const dims *c, const int32_t *idx, int own, int t) {
     uint64_t mask = 0;
-    int j = who->entry;
-    for (int i = (int)threadIdx.x % WARP; j >= 0;) {
-        const key_range seen = seen_block(c, j, who->t);
-        mask |= key_bits(seen.lo, seen.hi, who->own * BLOCK);
-        i += WARP;
-        j = i < c->n ? a->block_idx[who->tile / c->GT * c->n + i] : -1;
+    for (int i = (int)threadIdx.x % WARP; i < c->n && idx[i] >= 0; i += WARP) {
+        const key_range seen = seen_block(c, idx[i], t);
+        mask |= key_bits(seen.lo, seen.hi, own * BLOCK);
     }
     __syncwarp();
     for (int other = 1; other < WARP; other *= 2)
@@ -56,53 +37,43 @@ static __device__ uint64_t visitor_bits(const grad_args *a, const visit_args *v,
     return mask;
 }
 
-/* acc [16 keys][64 * STRIPS] += sum over the rows of `tiles` tiles  X [row][key] Y [row][column].
- * s_x: the lane's address in row 0 of X [rows][64]; y + s_tile[i]: in row 0 of tile i of Y. */
-template <int STRIPS>
-static __device__ __forceinline__ void add_rows(piece *acc, const float *s_x, const float *y,
-                                                const int64_t *s_tile, int ldy, int tiles) {
-    const int groups = tiles * (ROWS / AHEAD);
-    const float *b = y + s_tile[0] * ROWS * ldy;
-    float4 r_b[AHEAD][STRIPS];
-#pragma unroll
-    for (int u = 0; u < AHEAD; u++) {
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++)
-            r_b[u][s] = load4(b + u * ldy + s * STRIP);
-    }
-#pragma unroll 1
-    for (int i = 1; i <= groups; i++) {
-        const bool more = i < groups;
-        b += AHEAD * ldy;
-        if (more && i % (ROWS / AHEAD) == 0)
-            b = y + s_tile[i / (ROWS / AHEAD)] * ROWS * ldy;
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const float4 lo = load4(s_x + u * BLOCK), hi = load4(s_x + u * BLOCK + 4);
-#pragma unroll
-            for (int s = 0; s < STRIPS; s++) {
-                outer_product(&acc[s], lo, hi, r_b[u][s]);
-                if (more)
-                    r_b[u][s] = load4(b + u * ldy + s * STRIP);
-            }
+/* Which tiles step i of the unit has, and what they see: warp `by` of `of` looks up its share of
+ * them. Those past the end see nothing, and have the last one's address. */
+static __device__ void look_up(const grad_args *a, const visit_args *v, int i, step_info *s_info,
+                               int by, int of) {
+    const dims *c = &a->c;
+    const unit_args *unit = &s_info->unit;
+    const int first = i * unit->step;
+    if (first >= unit->count)
+        return;
+    for (int k = by; k < unit->step; k += of) {
+        const bool is = first + k < unit->count;
+        const int64_t at = unit->begin + (is ? first + k : unit->count - 1);
+        int64_t r = v->start[unit->block] + at / c->GT;
+        if (v->list)
+            r = v->list[r];
+        const int64_t pair = r * c->Hkv + unit->block / v->stride;
+        const int t = a->row_t[r];
+        const int own = (int)(unit->block % v->stride - a->seqs[a->row_seq[r]].first[v->branch]);
+        uint64_t mask = 0;
+        if (v->branch == SLC) {
+            mask = selected_bits(c, a->block_idx + pair * c->n, own, t);
+        } else {
+            const key_range seen = seen_range(c, v->branch, t);
+            mask = key_bits(seen.lo, seen.hi, own * BLOCK);
         }
-        s_x += AHEAD * BLOCK;
+        if (threadIdx.x % WARP == 0) {
+            s_info->tile[i % RING][k] = pair * c->GT + at % c->GT;
+            s_info->mask[i % RING][k] = is ? mask : 0;
+        }
     }
 }
 
-/* The role of a warp has `strips` of the STRIPS accumulators that it has room for. */
-template <int STRIPS>
-static __device__ __forceinline__ void add_role(piece *acc, const float *s_x, const float *y,
-                                                const int64_t *s_tile, int ldy, int tiles,
-                                                int strips) {
-    if (strips == 1)
-        add_rows<1>(acc, s_x, y, s_tile, ldy, tiles);
-    else if (STRIPS >= 2 && strips == 2)
-        add_rows<STRIPS >= 2 ? 2 : 1>(acc, s_x, y, s_tile, ldy, tiles);
-    else if (STRIPS >= 3 && strips == 3)
-        add_rows<STRIPS >= 3 ? 3 : 1>(acc, s_x, y, s_tile, ldy, tiles);
-    else
-        add_rows<STRIPS>(acc, s_x, y, s_tile, ldy, tiles);
+/* Tiles of step i; 0 if there is no such step. */
+static __device__ __forceinline__ int tiles_of(const step_info *s_info, int i) {
+    const unit_args *unit = &s_info->unit;
+    const int left = unit->count - i * unit->step;
+    return i < 0 || left <= 0 ? 0 : left < unit->step ? left : unit->step;
 }
 
 /* The last block whose units begin at or before `unit`. */
@@ -118,81 +89,96 @@ static __device__ int64_t block_of_unit(const visit_args *v, int64_t unit) {
     return lo;
 }
 
-/* P and dS of one visit, to 16 rows of s_p and s_ds [rows][64]. */
-template <int A_FAR>
-static __device__ __forceinline__ void visit(const grad_args *a, const visit_args *v, int64_t block,
-                                             const visitor *who, float *s_p, float *s_ds) {
+static __device__ void find_unit(const grad_args *a, const visit_args *v, int step,
+                                 unit_args *unit) {
+    unit->block = block_of_unit(v, blockIdx.x);
+    const int64_t before = (blockIdx.x - v->first_unit[unit->block]) * v->most;
+    const int64_t left = v->count[unit->block] - before;
+    unit->begin = before * a->c.GT;
+    unit->count = (int)(left < v->most ? left : v->most) * a->c.GT;
+    unit->step = step;
+}
+
+/* A warp that makes P (of step i) or dS (of i-1): of tiles 2 pair and 2 pair + 1. `acc` holds
+ * nothing before or after. */
+static __device__ __forceinline__ void make(const grad_args *a, const visit_args *v,
+                                            const step_info *s_info, wide *acc, int i, int pair,
+                                            bool scores, const float *s_p, float *s_to,
+                                            float *s_mine) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[v->branch];
-    const int64_t tiles = a->R * c->Hkv * c->GT;
-    piece p, ds;
-    differentiate<A_FAR, NEAR>(c, &p, &ds, a->q_t + who->tile * c->dk8 * ROWS + first_row(),
-                               a->dout_t + who->tile * c->dv8 * ROWS + first_row(),
-                               in->kt + block * c->dk8 * BLOCK, in->vt + block * c->dv8 * BLOCK,
-                               a->terms + (v->branch * tiles + who->tile) * ROWS,
-                               visitor_bits(a, v, who));
-    s_p += first_row() * BLOCK + first_col();
-    s_ds += first_row() * BLOCK + first_col();
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const float *p_i = p.at[i], *ds_i = ds.at[i];
-        store4(s_p + i * BLOCK, p_i[0], p_i[1], p_i[2], p_i[3]);
-        store4(s_ds + i * BLOCK, ds_i[0], ds_i[1], ds_i[2], ds_i[3]);
+    const int d8 = scores ? c->dk8 : c->dv8;
+    const real *x = scores ? a->q_t : a->dout_t, *y = scores ? in->kt : in->vt;
+    if (2 * pair >= tiles_of(s_info, i))
+        return;
+    const int slot = 2 * pair + wide_row() / ROWS, row = wide_row() % ROWS;
+    const int64_t tile = s_info->tile[i % RING][slot];
+    const int at = (slot * ROWS + row) * BLOCK + wide_col();
+    zero_wide(acc);
+    product_wide<true, false>(acc, x + tile * d8 * ROWS, 0, y + s_info->unit.block * d8 * BLOCK,
+                              BLOCK, d8, NULL, 0, s_mine);
+    const float4 *terms = a->terms + (v->branch * a->R * c->Hkv * c->GT + tile) * ROWS + row;
+    if (scores) {
+        store_p(c, acc, terms, s_info->mask[i % RING][slot], s_to + at);
+    } else {
+        make_ds(c, acc, terms, s_p + at);
+        store_rows(s_to + at, BLOCK, acc);
     }
 }
 
-/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. First each warp makes
- * P and dS of one tile; then warps 0..3 add P^T dO to 16 keys of dv each, and warps 4..7 dS^T Q to
- * dk. Grid: as many units as there may be. Shared memory: P and dS [16 step][64]. */
-template <int STRIPS>
-static __global__ void __launch_bounds__(DKV_WARPS *WARP, 1)
+/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. step / 2 warps make P
+ * of two tiles each, as many their dS; each of the others sums 32 keys and 64 columns of dv or dk.
+ * Grid: as many units as there may be; 2 if one CUDA block sums dv and another dk, where one has no
+ * warps for both. Shared memory: step_bytes(). */
+static __global__ void __launch_bounds__((STEP + MOST_SUMS) * WARP, 1)
     key_gradients(const grad_args a, const visit_args v, int step) {
-    NSA_DYNAMIC_SHARED(float, s_p);
-    __shared__ int64_t s_tile[DKV_WARPS];
+    NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
-    const int warp = (int)threadIdx.x / WARP, keys = warp % KEY_GROUPS * ROWS;
-    const bool values = warp < KEY_GROUPS;
-    const int ld = values ? c->dvp : c->dkp, strips = ld / STRIP;
-    float *s_ds = s_p + step * ROWS * BLOCK;
-    const int64_t unit = blockIdx.x;
-    if (unit >= v.first_unit[v.blocks])
+    const int warp = (int)threadIdx.x / WARP, size = step * ROWS * BLOCK, makers = step / 2;
+    const int sum = warp - 2 * makers; /* negative: this warp sums nothing */
+    const int value_parts = blockIdx.y ? 0 : 2 * c->dvp / STRIP;
+    const int key_parts = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / STRIP;
+    const bool values = sum < value_parts, busy = sum >= 0 && sum < value_parts + key_parts;
+    const int of_part = values ? sum : sum - value_parts; /* half of the keys, strip */
+    const int keys = of_part % 2 * PAIR_ROWS + wide_row(),
+              column = of_part / 2 * STRIP + wide_col();
+    const int ld = values ? c->dvp : c->dkp;
+    float *s_p = s_all, *s_ds = s_all + 2 * size; /* of two steps each */
+    float *s_mine = s_all + 4 * size + warp * SLOT;
+    step_info *s_info = (step_info *)(s_all + 4 * size + (step + MOST_SUMS) * SLOT);
+    if ((int)blockIdx.x >= v.first_unit[v.blocks])
         return;
-    const int64_t block = block_of_unit(&v, unit);
-    const int64_t begin = (unit - v.first_unit[block]) * v.most, visits = v.count[block];
-    const int64_t end = (begin + v.most < visits ? begin + v.most : visits) * c->GT;
-    int64_t at = begin * c->GT + warp; /* this warp's visit; those past `step` have none */
-    visitor who = ask_for(&a, &v, block, warp < step && at < end ? at : -1);
-    piece acc[STRIPS];
-#pragma unroll
-    for (int s = 0; s < STRIPS; s++)
-        zero_piece(&acc[s]);
+    if (threadIdx.x == 0)
+        find_unit(&a, &v, step, &s_info->unit);
+    __syncthreads();
+    wide acc;
+    zero_wide(&acc);
+    const int steps = (s_info->unit.count + step - 1) / step;
 #pragma unroll 1
-    for (int64_t i = begin * c->GT; i < end; i += step) {
-        __syncthreads(); /* the step before is done with P, dS and the tiles */
-        if (who.tile >= 0) {
-            if (threadIdx.x % WARP == 0)
-                s_tile[warp] = who.tile;
-            visit<(STRIPS > 2 ? NEAR : FAR)>(&a, &v, block, &who, s_p + warp * ROWS * BLOCK,
-                                             s_ds + warp * ROWS * BLOCK);
+    for (int i = -2; i < steps + 2; i++) { /* two rounds to look up, two to empty the pipeline */
+        if (warp < 2 * makers) {
+            const bool scores = warp < makers;
+            const int mine = scores ? i : i - 1;
+            if (!scores)
+                look_up(&a, &v, i + 2, s_info, warp % makers, makers);
+            if (scores || key_parts)
+                make(&a, &v, s_info, &acc, mine, warp % makers, scores, s_p + (mine & 1) * size,
+                     (scores ? s_p : s_ds) + (mine & 1) * size, s_mine);
+        } else if (busy) {
+            const int mine = values ? i - 1 : i - 2, tiles = tiles_of(s_info, mine);
+            const real *y = values ? a.dout_n : a.q_n;
+            if (tiles)
+                product_wide<false, false>(&acc, (values ? s_p : s_ds) + (mine & 1) * size + keys,
+                                           BLOCK, y + of_part / 2 * STRIP, ld, tiles * ROWS,
+                                           s_info->tile[mine % RING], 0, s_mine);
         }
-        at += step;
-        who = ask_for(&a, &v, block, warp < step && at < end ? at : -1);
         __syncthreads();
-        add_role<STRIPS>(acc, (values ? s_p : s_ds) + keys + first_row(),
-                         (values ? a.dout_n : a.q_n) + first_col(), s_tile, ld,
-                         end - i < step ? (int)(end - i) : step, strips);
     }
-    real *to = v.partial + unit * BLOCK * (c->dvp + c->dkp) + (values ? 0 : BLOCK * c->dvp) +
-               (keys + first_row()) * ld + first_col();
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++) {
-            const float *x = acc[s].at[i];
-            if (s < strips)
-                store4(to + i * ld + s * STRIP, x[0], x[1], x[2], x[3]);
-        }
-    }
+    if (!busy)
+        return;
+    real *to = v.partial + blockIdx.x * (int64_t)BLOCK * (c->dvp + c->dkp) +
+               (values ? 0 : BLOCK * c->dvp) + keys * ld + column;
+    store_rows(to, ld, &acc);
 }
 
 /* dv and dk of a block: its units' sums, added in the units' order. Grid (blocks), 256 threads. */
@@ -213,47 +199,33 @@ static __global__ void __launch_bounds__(256) add_units(const grad_args a, const
 
 /* ----------------------------------------------------------------- host */
 
+/* P and dS, of two steps each; what is staged; the tiles' numbers and masks. */
 static size_t step_bytes(int tiles) {
-    return (size_t)tiles * 2 * ROWS * BLOCK * sizeof(float);
+    return (size_t)(tiles * 4 * ROWS * BLOCK + (tiles + MOST_SUMS) * SLOT) * sizeof(float) +
+           sizeof(step_info);
 }
 
 /* As many tiles a step as `room` bytes of shared memory hold. */
 nsa_status open_keys(scratch *s, size_t room) {
-    s->dkv_tiles = DKV_WARPS;
-    while (s->dkv_tiles > 1 && step_bytes(s->dkv_tiles) + 256 > room)
-        s->dkv_tiles /= 2;
-    return NSA_OK;
-}
-
-template <int STRIPS>
-static nsa_status launch_keys(stage *st, const grad_args *args, const visit_args *v,
-                              int64_t units) {
-    const int step = ((const scratch *)st->scratch)->dkv_tiles;
-    NSA_CUDA(cudaFuncSetAttribute(
-        key_gradients<STRIPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)step_bytes(step)));
-    NSA_LAUNCH((key_gradients<STRIPS>), (unsigned)units, DKV_WARPS * WARP, step_bytes(step),
-               st->stream, *args, *v, step);
-    NSA_LAUNCHED("key_gradients");
+    s->dkv_tiles = STEP;
+    while (s->dkv_tiles > 2 && step_bytes(s->dkv_tiles) > room)
+        s->dkv_tiles -= 2;
+    NSA_CUDA(cudaFuncSetAttribute(key_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)step_bytes(s->dkv_tiles)));
     return NSA_OK;
 }
 
 /* dk and dv of one branch, from the visits that list_visits() found. */
 nsa_status backward_keys(stage *st, const grad_args *args, const visit_args *v) {
     const dims *c = &args->c;
-    const int64_t units = v->blocks + v->most_units;
-    switch ((c->dkp > c->dvp ? c->dkp : c->dvp) / STRIP) {
-    case 1:
-        TRY(launch_keys<1>(st, args, v, units));
-        break;
-    case 2:
-        TRY(launch_keys<2>(st, args, v, units));
-        break;
-    case 3:
-        TRY(launch_keys<3>(st, args, v, units));
-        break;
-    default:
-        TRY(launch_keys<4>(st, args, v, units));
-    }
+    const int step = ((const scratch *)st->scratch)->dkv_tiles;
+    const int values = 2 * c->dvp / STRIP, keys = 2 * c->dkp / STRIP;
+    const bool both = values + keys <= MOST_SUMS;
+    const int sums = both ? values + keys : values > keys ? values : keys;
+    const dim3 grid((unsigned)(v->blocks + v->most_units), both ? 1 : 2);
+    NSA_LAUNCH(key_gradients, grid, (step + sums) * WARP, step_bytes(step), st->stream, *args, *v,
+               step);
+    NSA_LAUNCHED("key_gradients");
     NSA_LAUNCH(add_units, (unsigned)v->blocks, 256, 0, st->stream, *args, *v);
     NSA_LAUNCHED("add_units");
     return NSA_OK;

@@ -105,8 +105,19 @@ typedef struct buffer {
     nsa_memory_kind kind;
 } buffer;
 
-/* What the lap events tell apart; the first three have the branches' numbers. */
-enum { LAP_CMP, LAP_SLC_WIN, LAP_COMPRESS, LAP_DQ, LAP_LISTS, LAP_DKV, LAP_PHI, PHASES };
+/* What the lap events tell apart. */
+enum {
+    LAP_CMP,
+    LAP_SLC_WIN,
+    LAP_COMPRESS,
+    LAP_GATE,
+    LAP_DQ,
+    LAP_DQ_SLC,
+    LAP_LISTS,
+    LAP_DKV, /* of each branch */
+    LAP_PHI = LAP_DKV + BRANCHES,
+    PHASES
+};
 enum { MOST_LAPS = 16 };
 
 typedef struct stage {
