@@ -120,8 +120,8 @@ demo: all ## the main job on real text: nsa-demo/block_map.svg
 
 diff: ## the lesson between two stages: make diff A=00 B=01
 	@diff -u -r stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
-	@for f in stages/$(B)_*/*.cu; do o=$$(echo stages/$(A)_*/$$(basename $$f .cu).c); \
-	    [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
+	@for f in stages/$(B)_*/*.cu*; do o=stages/$(A)_*/$$(basename $$f | sed 's/\.cuh$$/.h/; s/\.cu$$/.c/'); \
+	    o=$$(echo $$o); [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
 
 # How much of each stage already stands in the one before: unchanged lines of files of the same
 # name, where attend.cu counts as attend.c.

@@ -4,7 +4,7 @@
 #ifndef DECODE_CUH
 #define DECODE_CUH
 
-#include "stage.cuh"
+#include "attend.cuh"
 
 enum { MOST_PARTS = 64, CHOOSERS = 8 /* warps that choose blocks for one row */ };
 
@@ -28,11 +28,39 @@ typedef struct decode_args {
     int forced;
 } decode_args;
 
+static __device__ __forceinline__ int all_parts(const decode_args *a) {
+    return a->parts[CMP] + a->parts[SLC] + a->parts[WIN];
+}
+
+/* Parts come in this order: compressed and window first, for they wait for no choice. */
+static __device__ __forceinline__ int first_part(const decode_args *a, int branch) {
+    return branch == CMP ? 0 : branch == WIN ? a->parts[CMP] : a->parts[CMP] + a->parts[WIN];
+}
+
+/* Largest score and sum of one head over a branch's parts: most, and 1/sum. */
+static __device__ __forceinline__ row_stats stats_of(const decode_args *a, int64_t unit, int branch,
+                                                     int head) {
+    const row_stats *g_part =
+        a->part_stats + (unit * all_parts(a) + first_part(a, branch)) * ROWS + head;
+    float most = -INFINITY, sum = 0;
+    for (int i = 0; i < a->parts[branch]; i++) /* a part without keys has 0, 0 */
+        most = g_part[i * ROWS].over != 0 ? fmaxf(most, g_part[i * ROWS].most) : most;
+    most = most == -INFINITY ? 0 : most;
+    for (int i = 0; i < a->parts[branch]; i++)
+        sum += g_part[i * ROWS].over != 0
+                   ? g_part[i * ROWS].over * exp2f(g_part[i * ROWS].most - most)
+                   : 0;
+    return row_stats{most, sum != 0 ? 1 / sum : 0};
+}
+
 /* decode_attend.cu */
 nsa_status open_decode_attend(stage *st, const decode_args *a);
 /* Parts `from`..`to`-1 of every unit; the parts of the branches follow each other. */
 nsa_status decode_parts(stage *st, const decode_args *a, int from, int to);
-nsa_status decode_choose(stage *st, const decode_args *a);
 nsa_status decode_combine(stage *st, const decode_args *a);
+
+/* select.cu */
+nsa_status open_choose(stage *st, const decode_args *a);
+nsa_status decode_choose(stage *st, const decode_args *a);
 
 #endif

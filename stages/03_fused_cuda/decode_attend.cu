@@ -2,7 +2,7 @@
  *  @brief One row a slot against its caches. Keys are read once: compressed scores are kept, for
  * the choice of blocks needs their probabilities, and those the sum over all parts. */
 #include "decode.cuh"
-#include "select.cuh"
+#include "attend.cuh"
 
 /* What a CUDA block works on. */
 typedef struct unit_of {
@@ -20,15 +20,6 @@ static __device__ __forceinline__ unit_of unit_at(const decode_args *a, int unit
     u.t = a->t[u.row];
     u.slot = a->slot[u.row];
     return u;
-}
-
-static __device__ __forceinline__ int all_parts(const decode_args *a) {
-    return a->parts[CMP] + a->parts[SLC] + a->parts[WIN];
-}
-
-/* Parts come in this order: compressed and window first, for they wait for no choice. */
-static __device__ __forceinline__ int first_part(const decode_args *a, int branch) {
-    return branch == CMP ? 0 : branch == WIN ? a->parts[CMP] : a->parts[CMP] + a->parts[WIN];
 }
 
 /* ------------------------------------------------------------- attend parts */
@@ -134,83 +125,6 @@ static __global__ void __launch_bounds__(MOST_WARPS *WARP, STRIPS < 3 ? 3 : 2)
                        a.part_stats + place * ROWS);
 }
 
-/* Largest score and sum of one head over a branch's parts: most, and 1/sum. */
-static __device__ __forceinline__ row_stats stats_of(const decode_args *a, int64_t unit, int branch,
-                                                     int head) {
-    const row_stats *g_part =
-        a->part_stats + (unit * all_parts(a) + first_part(a, branch)) * ROWS + head;
-    float most = -INFINITY, sum = 0;
-    for (int i = 0; i < a->parts[branch]; i++) /* a part without keys has 0, 0 */
-        most = g_part[i * ROWS].over != 0 ? fmaxf(most, g_part[i * ROWS].most) : most;
-    most = most == -INFINITY ? 0 : most;
-    for (int i = 0; i < a->parts[branch]; i++)
-        sum += g_part[i * ROWS].over != 0
-                   ? g_part[i * ROWS].over * exp2f(g_part[i * ROWS].most - most)
-                   : 0;
-    return row_stats{most, sum != 0 ? 1 / sum : 0};
-}
-
-/* ------------------------------------------------------------------- choose */
-
-/* Importance and choice of one row and kv head, out of the scores. Every warp ranks its share of
- * the blocks, then the first ranks the warps' best. Grid: rows * Hkv. Block: CHOOSERS warps.
- * Shared: statistics [GT*16], a ring and a list a warp. */
-static __global__ void decode_choose_kernel(decode_args a, int ring) {
-    __shared__ rank s_best[CHOOSERS][LIST_LANE * WARP];
-    __shared__ int s_list[LIST_LANE * WARP];
-    NSA_DYNAMIC_SHARED(float, s_rings);
-    const dims *c = &a.c;
-    float *s_ring = s_rings + this_warp() * ring;
-    row_stats *s_stats = (row_stats *)(s_rings + CHOOSERS * ring);
-    const int group = (int)blockIdx.x, t = a.t[group / c->Hkv];
-    if (t < 0)
-        return;
-    const int own = t / c->lb, per_block = c->lb / c->d, n_visible = visible(c, t);
-    const int share = (own + CHOOSERS) / CHOOSERS; /* selection blocks to a warp */
-    const int from = min(this_warp() * share, own + 1), to = min(from + share, own + 1);
-    for (int i = (int)threadIdx.x; i < c->GT * ROWS; i += CHOOSERS * WARP)
-        s_stats[i] = stats_of(&a, (int64_t)group * c->GT + i / ROWS, CMP, i % ROWS);
-    __syncthreads();
-    picks best;
-    int n0, local, done = from;
-    const bool rank_them = own + 1 > c->n; /* else all are chosen */
-    begin_picks(&best, c->n - forced_blocks(c, own, &n0, &local));
-    const int first = max(per_block * from - c->l / c->d + 1, 0),
-              last = min(per_block * to, n_visible);
-    for (int b = first / BLOCK; rank_them && from < to && b * BLOCK < last; b++) {
-        for (int g16 = 0; g16 < c->GT; g16++) {
-            const int64_t unit = (int64_t)group * c->GT + g16;
-            const real *g_s = a.scores + (unit * a.first[CMP] + b) * ROWS * BLOCK;
-            piece s;
-#pragma unroll
-            for (int i = 0; i < LANE_ROWS; i++) {
-                const float4 four = load4(g_s + (first_row() + i) * BLOCK + first_col());
-                s.at[i][0] = four.x;
-                s.at[i][1] = four.y;
-                s.at[i][2] = four.z;
-                s.at[i][3] = four.w;
-            }
-            add_to_ring(&s, s_stats + g16 * ROWS, c->scale2, c->G - g16 * ROWS, b * BLOCK, g16 > 0,
-                        s_ring, ring);
-        }
-        const int end = max(done, min(to, (b + 1) * BLOCK / per_block));
-        add_importance(c, s_ring, ring, n_visible, own, done, end, true, &best, NULL);
-        done = end;
-    }
-    add_importance(c, s_ring, ring, rank_them ? n_visible : 0, own, done, to, true, &best, NULL);
-#pragma unroll
-    for (int i = 0; i < LIST_LANE; i++)
-        s_best[this_warp()][i * WARP + this_lane()] = best.key[i] == ~(rank)0 ? 0 : best.key[i];
-    __syncthreads();
-    if (this_warp() > 0)
-        return;
-    for (int i = 1; i < CHOOSERS; i++) {
-        for (int k = 0; k < LIST_LANE; k++)
-            offer(&best, s_best[i][k * WARP + this_lane()]);
-    }
-    emit(&best, c, own, s_list, a.block_idx + (int64_t)group * c->n);
-}
-
 /* ------------------------------------------------------------------ combine */
 
 /* One unit's parts into branch outputs, and those by their gates into out (Eq. 5).
@@ -253,10 +167,6 @@ static size_t parts_bytes(const dims *c) {
            sizeof(float);
 }
 
-static size_t choose_bytes(const dims *c) {
-    return (size_t)(CHOOSERS * ring_size(c) + c->GT * ROWS * 2) * sizeof(float);
-}
-
 template <class kernel> static nsa_status allow(kernel which, size_t bytes) {
     NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     return NSA_OK;
@@ -264,8 +174,7 @@ template <class kernel> static nsa_status allow(kernel which, size_t bytes) {
 
 nsa_status open_decode_attend(stage *st, const decode_args *a) {
     const size_t bytes = parts_bytes(&a->c);
-    (void)st;
-    TRY(allow(decode_choose_kernel, choose_bytes(&a->c)));
+    TRY(open_choose(st, a));
     switch (a->c.dvp / STRIP) {
     case 1:
         return allow(decode_parts_kernel<1>, bytes);
@@ -295,13 +204,6 @@ nsa_status decode_parts(stage *st, const decode_args *a, int from, int to) {
         NSA_LAUNCH(decode_parts_kernel<4>, grid, block, bytes, st->stream, *a, from, to - from);
     }
     NSA_LAUNCHED("decode_parts");
-    return NSA_OK;
-}
-
-nsa_status decode_choose(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_choose_kernel, (unsigned)(a->units / a->c.GT), CHOOSERS * WARP,
-               choose_bytes(&a->c), st->stream, *a, ring_size(&a->c));
-    NSA_LAUNCHED("decode_choose");
     return NSA_OK;
 }
 
