@@ -4,8 +4,14 @@
 #include "attend.cuh"
 #include "select.cuh"
 
-/* CUDA blocks of MOST_WARPS warps on a multiprocessor, by what outputs leave of its registers. */
-#define OCCUPANCY(STRIPS) ((STRIPS) <= 2 ? 3 : 2)
+#ifndef AW
+#define AW 6
+#define AO 2
+#endif
+/* Neighbouring query rows of a CUDA block, a warp each, and CUDA blocks on a multiprocessor: by
+ * what outputs leave of its registers. */
+#define TOGETHER(STRIPS)  ((STRIPS) <= 2 ? AW : 4)
+#define OCCUPANCY(STRIPS) ((STRIPS) <= 2 ? AO : 2)
 
 /* What a warp works on. */
 typedef struct place {
@@ -125,7 +131,7 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
  * block for each kv head and tile of rows, the last rows first: they see most. Block: a warp for
  * each query row of the tile. Shared: see shared_plan. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
     attend_cmp_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -218,7 +224,7 @@ static __device__ __forceinline__ void attend_window(attention<STRIPS> *x, const
  * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
  * stay in the second-level cache. Block and shared memory as above. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
     attend_slc_win_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -247,7 +253,7 @@ static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
 
 /* Plain causal attention: a window without an end. Grid and block as above, the last rows first. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS *WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
     attend_causal_kernel(rows_args a, shared_plan plan, int branch, real *g_out) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -306,9 +312,9 @@ nsa_status open_attend(stage *st) {
     int device, most;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    st->warps = MOST_WARPS;
+    st->warps = TOGETHER(st->c.dvp / STRIP);
     while (st->warps > 1 && plan_bytes(plan_shared(st, st->warps, 1), st->warps) > (size_t)most)
-        st->warps /= 2;
+        st->warps--;
     switch (st->c.dvp / STRIP) {
     case 1:
         return allow_strips<1>(st);

@@ -94,56 +94,95 @@ static __global__ void phi_gated_kernel(compressor x) {
     }
 }
 
-enum { MLP_WARPS = 4, MLP_ROWS = MLP_WARPS * ROWS, MLP_K = 32, MLP_LD = MLP_ROWS + 4 };
+enum {
+    MLP_WARPS = 4,
+    MLP_ROWS = MLP_WARPS * ROWS,
+    MLP_K = 32,                      /* of the long dimension at a time: a thread's k is its lane */
+    MLP_LD = MLP_ROWS + 4,           /* banks */
+    MLP_LEFT = MLP_ROWS / MLP_WARPS, /* numbers of the left matrix a thread loads */
+    MLP_RIGHT = MLP_K * STRIP / (4 * MLP_WARPS * WARP) /* four of the right one, so many times */
+};
 
-/* Element (row, k) of the left matrix: vec(x + pe), or silu of the hidden units. The windows of
- * neighbouring rows overlap in memory, and are never written out. */
+/* What a thread has on its way from global memory: the next step's operands. */
+typedef struct mlp_ahead {
+    float left[MLP_LEFT];
+    float4 right[MLP_RIGHT];
+} mlp_ahead;
+
+/* Column k of the left matrix: vec(x + pe), or silu of the hidden units, for every MLP_WARPS-th row
+ * from this warp's first on. s_from [MLP_ROWS]: where a row's numbers begin, -1 if it has none. The
+ * windows of neighbouring rows overlap in memory, and are never written out. */
 template <int SECOND>
-static __device__ __forceinline__ float mlp_left(const compressor *x, int64_t row, int k) {
-    if (row >= x->count * x->c.Hkv)
-        return 0;
-    if (SECOND) {
-        const float z = k < x->c.hidden ? x->z[row * x->c.hp + k] : 0;
-        return z / (1 + expf(-z));
+static __device__ __forceinline__ void mlp_load_left(const compressor *x, const int64_t *s_from,
+                                                     int k, float *left) {
+    const bool inside = k < (SECOND ? x->c.hidden : x->c.l * x->D);
+    const int64_t at = SECOND || !inside ? k : (int64_t)(k / x->D) * x->c.Hkv * x->D + k % x->D;
+    const float pe = SECOND || !inside ? 0 : x->pe[k];
+    const real *g_x = SECOND ? x->z : x->raw;
+#pragma unroll
+    for (int i = 0; i < MLP_LEFT; i++) {
+        const int64_t from = s_from[(int)threadIdx.x / WARP + i * MLP_WARPS];
+        left[i] = inside && from >= 0 ? g_x[from + at] + pe : 0;
     }
-    const int64_t token = x->places[row / x->c.Hkv].token, r = k / x->D;
-    if (token < 0 || k >= x->c.l * x->D)
-        return 0;
-    return x->raw[((token + r) * x->c.Hkv + row % x->c.Hkv) * x->D + k % x->D] + x->pe[k];
+}
+
+/* Rows k.. of the right matrix, 64 columns of them. */
+static __device__ __forceinline__ void mlp_load_right(const float *g_right, int columns, int k,
+                                                      int K, float4 *right) {
+#pragma unroll
+    for (int i = 0; i < MLP_RIGHT; i++) {
+        const int at = 4 * (int)threadIdx.x + i * 4 * MLP_WARPS * WARP, row = k + at / STRIP;
+        right[i] = row < K ? load4(g_right + (int64_t)row * columns + at % STRIP)
+                           : make_float4(0, 0, 0, 0);
+    }
 }
 
 /* A layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as one matrix product, rows = compressed tokens
  * times kv heads: z [rows,hp] = vec(x + pe) W1^T + b1, or with SECOND y [rows,Dp] = silu(z) W2^T +
  * b2. Grid: (rows / 64, columns / 64). Block: 4 warps, 16 rows each; 32 of the long dimension at a
- * time in shared memory: the left matrix transposed, the right one as it is. */
+ * time in shared memory, the left matrix transposed, while the next 32 are on their way. */
 template <int SECOND>
 static __global__ void __launch_bounds__(MLP_WARPS *WARP) phi_mlp_kernel(compressor x) {
     __shared__ __align__(16) float s_left[MLP_K * MLP_LD];
     __shared__ __align__(16) float s_right[MLP_K * STRIP];
+    __shared__ int64_t s_from[MLP_ROWS];
     const int K = SECOND ? (x.c.hidden + DIM - 1) / DIM * DIM : (x.c.l * x.D + DIM - 1) / DIM * DIM;
     const int columns = SECOND ? x.Dp : x.c.hp, first = (int)blockIdx.y * STRIP;
     const float *g_right = (SECOND ? x.w2t : x.w1t) + first;
-    const int64_t row0 = (int64_t)blockIdx.x * MLP_ROWS;
-    const int mine = (int)threadIdx.x / WARP * ROWS + first_row();
-    const int64_t my_row = row0 + (int)threadIdx.x;
+    const int64_t row0 = (int64_t)blockIdx.x * MLP_ROWS, rows = x.count * x.c.Hkv;
+    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    const int mine = warp * ROWS + first_row();
+    mlp_ahead next;
     piece acc;
     zero_piece(&acc);
-    if (!__syncthreads_or((int)threadIdx.x < MLP_ROWS && my_row < x.count * x.c.Hkv &&
-                          x.places[my_row / x.c.Hkv].token >= 0))
-        return; /* a decode step that completes none */
+    bool any = false; /* no row: a decode step that completes no compressed token */
+    if ((int)threadIdx.x < MLP_ROWS) {
+        const int64_t row = row0 + (int)threadIdx.x;
+        const int64_t token = row < rows ? x.places[row / x.c.Hkv].token : -1;
+        any = token >= 0;
+        s_from[threadIdx.x] = !any     ? -1
+                              : SECOND ? row * x.c.hp
+                                       : (token * x.c.Hkv + row % x.c.Hkv) * x.D;
+    }
+    if (!__syncthreads_or(any))
+        return;
+    mlp_load_left<SECOND>(&x, s_from, lane, next.left);
+    mlp_load_right(g_right, columns, 0, K, next.right);
     for (int k = 0; k < K; k += MLP_K) {
-        const int some = min(MLP_K, K - k);
-        for (int i = (int)threadIdx.x; i < MLP_ROWS * MLP_K; i += MLP_WARPS * WARP) {
-            if (i % MLP_K < some)
-                s_left[i % MLP_K * MLP_LD + i / MLP_K] =
-                    mlp_left<SECOND>(&x, row0 + i / MLP_K, k + i % MLP_K);
+        __syncthreads(); /* the last step's operands have been used */
+#pragma unroll
+        for (int i = 0; i < MLP_LEFT; i++)
+            s_left[lane * MLP_LD + warp + i * MLP_WARPS] =
+                SECOND ? next.left[i] / (1 + expf(-next.left[i])) : next.left[i];
+#pragma unroll
+        for (int i = 0; i < MLP_RIGHT; i++)
+            *(float4 *)(s_right + 4 * (int)threadIdx.x + i * 4 * MLP_WARPS * WARP) = next.right[i];
+        __syncthreads();
+        if (k + MLP_K < K) {
+            mlp_load_left<SECOND>(&x, s_from, k + MLP_K + lane, next.left);
+            mlp_load_right(g_right, columns, k + MLP_K, K, next.right);
         }
-        for (int i = 4 * (int)threadIdx.x; i < some * STRIP; i += 4 * MLP_WARPS * WARP)
-            *(float4 *)(s_right + i) =
-                load4(g_right + (int64_t)(k + i / STRIP) * columns + i % STRIP);
-        __syncthreads();
-        product<1>(&acc, s_left + mine, MLP_LD, s_right + first_col(), STRIP, some);
-        __syncthreads();
+        product<1>(&acc, s_left + mine, MLP_LD, s_right + first_col(), STRIP, MLP_K);
     }
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -151,7 +190,7 @@ static __global__ void __launch_bounds__(MLP_WARPS *WARP) phi_mlp_kernel(compres
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++) {
             const int col = first + first_col() + j;
-            if (row >= x.count * x.c.Hkv)
+            if (row >= rows)
                 continue;
             if (!SECOND)
                 x.z[row * x.c.hp + col] = col < x.c.hidden ? acc.at[i][j] + x.b1[col] : 0;

@@ -267,9 +267,9 @@ nsa_status lap(stage *st, int phase) {
 }
 
 static int phases(void *self, nsa_phase *list, int room) {
-    static const char *const names[PHASES] = {"cmp",     "slc+win", "compress", "gate",
-                                              "dq",      "slc dq",  "lists",    "cmp dkv",
-                                              "slc dkv", "win dkv", "phi"};
+    static const char *const names[PHASES] = {"cmp",        "slc+win", "compress", "gate",
+                                              "cmp+win dq", "slc dq",  "lists",    "cmp dkv",
+                                              "slc dkv",    "win dkv", "phi"};
     const stage *st = (const stage *)self;
     double seconds[PHASES] = {0};
     int n = 0;

@@ -305,13 +305,20 @@ static nsa_status run_again(const subject *s, const test_case *c, const nsa_tens
     return status;
 }
 
+/* On a GPU threads meet in another order every time, and a race shows only sometimes. */
+static int times_again(const subject *s) {
+    const char *device = s->stage->device ? s->stage->device() : NULL;
+    return device && strcmp(device, "simulator") != 0 ? 19 : 1;
+}
+
 /* The same values give the same bits: in a new context, in one that has more room and has run other
  * values before, with nothing asked for beside out, and given as float64. */
 nsa_status judge_repeat(const subject *s, const test_case *c) {
     nsa_tensors in, once = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &once);
-    status = status ? status : run_again(s, c, &in, 0, &once, "between two runs");
+    for (int i = times_again(s); i > 0 && !status; i--)
+        status = run_again(s, c, &in, 0, &once, "between two runs");
     status = status ? status
                     : run_again(s, c, &in, RUN_TWICE, &once, "after a longer run of other values");
     status =
