@@ -90,6 +90,21 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
     p->bytes = numbers * size;
 }
 
+/* dgate = <dout, out of each branch>: four tensors in, and for each branch a gradient and the four
+ * numbers that later kernels want of a row. */
+static void count_gate(const workload *w, double size, bench_phase *p) {
+    const double heads = (double)w->B * (double)w->T * (double)w->cfg.q_heads;
+    const double dv = (double)w->cfg.v_dim;
+    p->flops = 2 * BRANCHES * heads * dv;
+    p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
+}
+
+/* From each row's blocks to each block's rows: n numbers a row in, as many out. */
+static void count_lists(const workload *w, bench_phase *p) {
+    const double rows = (double)w->B * (double)w->T * (double)w->cfg.kv_heads;
+    p->bytes = 2 * rows * (double)w->cfg.slc_count * (double)sizeof(int32_t);
+}
+
 static int is_attention(const workload *w, const char *name) {
     static const char *const own[] = {"cmp", "slc", "win"}, *const gradients[] = {"dq", "dk", "dv"};
     int known = 0;
@@ -105,6 +120,10 @@ void kernels_count(const workload *w, int causal, nsa_arith arith, bench_phase *
         return; /* its row says it all */
     if (strstr(phase->name, "compress") || strstr(phase->name, "phi"))
         count_phi(w, size, phase);
+    else if (strstr(phase->name, "gate"))
+        count_gate(w, size, phase);
+    else if (strstr(phase->name, "lists"))
+        count_lists(w, phase);
     else if (is_attention(w, phase->name))
         count_attention(w, size, phase);
 }

@@ -4,8 +4,8 @@
  *
  * A phase is known by its name. "cmp", "slc" and "win" in it say which branches it is about (none:
  * all three); "compress" and "phi" are the compressor; in a backward "dq" is the queries' pass and
- * "dk" or "dv" the keys', each of which has to make scores and dP again. Any other name has no
- * floor.
+ * "dk" or "dv" the keys', each of which has to make scores and dP again; "gate" is dgate, "lists"
+ * turns rows' blocks into blocks' rows. Any other name has no floor.
  *
  * Operations of one query head and one key that it sees, dk = dv = D: forward 4 D, and for
  * importance, where a row has more blocks than it may choose, 2 D of the compressed keys once more;

@@ -4,14 +4,9 @@
 #include "attend.cuh"
 #include "select.cuh"
 
-#ifndef AW
-#define AW 6
-#define AO 2
-#endif
-/* Neighbouring query rows of a CUDA block, a warp each, and CUDA blocks on a multiprocessor: by
- * what outputs leave of its registers. */
-#define TOGETHER(STRIPS)  ((STRIPS) <= 2 ? AW : 4)
-#define OCCUPANCY(STRIPS) ((STRIPS) <= 2 ? AO : 2)
+/* Query rows of a CUDA block, at most: a warp each, and registers for one CUDA block a
+ * multiprocessor. Wide outputs take more of them. */
+#define ROWS_TOGETHER(STRIPS) ((STRIPS) <= 2 ? (int)MOST_ROWS : (int)MOST_ROWS * 2 / 3)
 
 /* What a warp works on. */
 typedef struct place {
@@ -131,7 +126,7 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
  * block for each kv head and tile of rows, the last rows first: they see most. Block: a warp for
  * each query row of the tile. Shared: see shared_plan. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     attend_cmp_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -224,7 +219,7 @@ static __device__ __forceinline__ void attend_window(attention<STRIPS> *x, const
  * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
  * stay in the second-level cache. Block and shared memory as above. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     attend_slc_win_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -253,7 +248,7 @@ static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRI
 
 /* Plain causal attention: a window without an end. Grid and block as above, the last rows first. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(TOGETHER(STRIPS) * WARP, OCCUPANCY(STRIPS))
+static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     attend_causal_kernel(rows_args a, shared_plan plan, int branch, real *g_out) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -307,12 +302,12 @@ template <int STRIPS> static nsa_status allow_strips(const stage *st) {
     return allow(attend_causal_kernel<STRIPS>, rest);
 }
 
-/* As many rows to a CUDA block as its shared memory has room for, and a multiprocessor for two. */
+/* As many rows to a CUDA block as its registers and shared memory have room for. */
 nsa_status open_attend(stage *st) {
     int device, most;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    st->warps = TOGETHER(st->c.dvp / STRIP);
+    st->warps = ROWS_TOGETHER(st->c.dvp / STRIP);
     while (st->warps > 1 && plan_bytes(plan_shared(st, st->warps, 1), st->warps) > (size_t)most)
         st->warps--;
     switch (st->c.dvp / STRIP) {

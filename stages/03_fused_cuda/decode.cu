@@ -47,9 +47,9 @@ nsa_status open_decode(stage *st) {
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
     /* A warp a memory block where there are few of them, two where there are many. */
-    a->parts[CMP] = parts_for(st->cache_first[CMP], 2 * MOST_WARPS);
-    a->parts[WIN] = parts_for(window / BLOCK + 1, MOST_WARPS);
-    a->parts[SLC] = parts_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, MOST_WARPS);
+    a->parts[CMP] = parts_for(st->cache_first[CMP], 2 * PART_WARPS);
+    a->parts[WIN] = parts_for(window / BLOCK + 1, PART_WARPS);
+    a->parts[SLC] = parts_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, PART_WARPS);
     const int64_t parts = a->units * (int64_t)(a->parts[CMP] + a->parts[WIN] + a->parts[SLC]);
     for (int x = 0; x < BRANCHES; x++) {
         a->in[x] = st->cache[x];

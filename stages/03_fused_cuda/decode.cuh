@@ -6,7 +6,11 @@
 
 #include "attend.cuh"
 
-enum { MOST_PARTS = 64, CHOOSERS = 8 /* warps that choose blocks for one row */ };
+enum {
+    MOST_PARTS = 64,
+    PART_WARPS = 4, /* of a CUDA block that attends a part of the keys */
+    CHOOSERS = 8    /* warps that choose blocks for one row */
+};
 
 /* What the kernels of a step read and write. Row a of max_seqs is a slot's next token; a unit is
  * (a*Hkv + h)*GT + g16. Nothing here depends on how many slots are active, or how long they are. */

@@ -97,16 +97,16 @@ static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, in
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
-/* Grid: `count` parts from `from` on of every unit. Block: MOST_WARPS warps. Shared: Q^T [dk8][16],
+/* Grid: `count` parts from `from` on of every unit. Block: PART_WARPS warps. Shared: Q^T [dk8][16],
  * P^T [64][16] of each warp, the statistics of each warp, outputs [16][dvp]. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(MOST_WARPS *WARP, STRIPS < 3 ? 3 : 2)
+static __global__ void __launch_bounds__(PART_WARPS *WARP, STRIPS < 3 ? 3 : 2)
     decode_parts_kernel(decode_args a, int from, int count) {
     NSA_DYNAMIC_SHARED(float, s_q);
     const dims *c = &a.c;
     float *s_p = s_q + c->dk8 * ROWS + this_warp() * BLOCK * ROWS;
-    row_stats *s_stats = (row_stats *)(s_q + c->dk8 * ROWS + MOST_WARPS * BLOCK * ROWS);
-    float *s_o = (float *)(s_stats + MOST_WARPS * ROWS);
+    row_stats *s_stats = (row_stats *)(s_q + c->dk8 * ROWS + PART_WARPS * BLOCK * ROWS);
+    float *s_o = (float *)(s_stats + PART_WARPS * ROWS);
     const unit_of u = unit_at(&a, (int)blockIdx.x / count);
     const int part = from + (int)blockIdx.x % count;
     const int branch = part >= first_part(&a, SLC) ? SLC : part >= first_part(&a, WIN) ? WIN : CMP;
@@ -114,13 +114,13 @@ static __global__ void __launch_bounds__(MOST_WARPS *WARP, STRIPS < 3 ? 3 : 2)
     attention<STRIPS> x;
     if (u.t < 0)
         return;
-    for (int i = 4 * (int)threadIdx.x; i < c->dk8 * ROWS; i += 4 * MOST_WARPS * WARP)
+    for (int i = 4 * (int)threadIdx.x; i < c->dk8 * ROWS; i += 4 * PART_WARPS * WARP)
         *(float4 *)(s_q + i) = load4(a.q_t + (int64_t)u.unit * c->dk8 * ROWS + i);
     __syncthreads();
     begin(&x);
     attend_share<STRIPS>(&x, &a, &u, branch,
-                         (part - first_part(&a, branch)) * MOST_WARPS + this_warp(),
-                         a.parts[branch] * MOST_WARPS, s_q, s_p);
+                         (part - first_part(&a, branch)) * PART_WARPS + this_warp(),
+                         a.parts[branch] * PART_WARPS, s_q, s_p);
     write_part<STRIPS>(&x, c->dvp, s_o, s_stats, a.part_o + place * ROWS * c->dvp,
                        a.part_stats + place * ROWS);
 }
@@ -163,7 +163,7 @@ static __global__ void decode_combine_kernel(decode_args a) {
 /* ----------------------------------------------------------------- launches */
 
 static size_t parts_bytes(const dims *c) {
-    return (size_t)(c->dk8 * ROWS + MOST_WARPS * (BLOCK * ROWS + 2 * ROWS) + ROWS * c->dvp) *
+    return (size_t)(c->dk8 * ROWS + PART_WARPS * (BLOCK * ROWS + 2 * ROWS) + ROWS * c->dvp) *
            sizeof(float);
 }
 
@@ -188,7 +188,7 @@ nsa_status open_decode_attend(stage *st, const decode_args *a) {
 }
 
 nsa_status decode_parts(stage *st, const decode_args *a, int from, int to) {
-    const unsigned grid = (unsigned)(a->units * (to - from)), block = MOST_WARPS * WARP;
+    const unsigned grid = (unsigned)(a->units * (to - from)), block = PART_WARPS * WARP;
     const size_t bytes = parts_bytes(&a->c);
     switch (a->c.dvp / STRIP) {
     case 1:

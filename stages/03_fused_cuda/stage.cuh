@@ -25,7 +25,7 @@ enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id
 
 enum {
     BLOCK = 64,       /* keys of a block in memory, whatever l' is */
-    MOST_WARPS = 4,   /* neighbouring query rows of a CUDA block, a warp each */
+    MOST_ROWS = 12,   /* neighbouring query rows of a CUDA block, a warp each, at most */
     DIM = 8,          /* rows of K^T and Q^T are made whole multiples of this, with zeros */
     MOST_BUFFERS = 96 /* device buffers of a context */
 };
