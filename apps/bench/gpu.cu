@@ -128,7 +128,9 @@ static void describe(char *text, size_t room) {
     char line[256];
     if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
         const char *at = strstr(line, "Module");
-        at = at ? at + strcspn(at, "0123456789") : "";
+        while (at && *at && (at[0] != ' ' || at[1] < '0' || at[1] > '9')) /* not x86_64 */
+            at++;
+        at = at && *at ? at + 1 : "";
         snprintf(module, sizeof module, "%.*s", (int)strspn(at, "0123456789."), at);
     }
     if (f)
