@@ -20,17 +20,17 @@ static const bool TIMED = true;
 static const int DEFAULT_T = 16384;
 #endif
 
-/* How often a key or a block goes to a multiprocessor: for each row that sees it alone, or once
- * for the rows that share it. */
-enum { A_KEY_A_ROW, A_BLOCK_A_ROW, A_BLOCK_A_QUERY, A_BLOCK_FOR_FOUR };
+/* How often a key or a block goes to a multiprocessor: for each row that sees it, or once for the
+ * rows that share it. */
+enum { A_KEY_A_ROW, A_KEY_A_WARP, A_BLOCK_A_ROW, A_BLOCK_A_QUERY, A_BLOCK_FOR_FOUR };
 
 static const struct {
     const char *name, *change;
     nsa_status (*run)(const problem *pb);
-    int slc, win; /* counted: one of the four above */
+    int slc, win; /* counted: one of the above */
     bool fused;   /* no outputs between launches */
 } steps[STEPS] = {
-    {"0_thread_row", "a thread a row", step_0_thread_row, A_KEY_A_ROW, A_KEY_A_ROW, false},
+    {"0_thread_row", "a thread a row", step_0_thread_row, A_KEY_A_ROW, A_KEY_A_WARP, false},
     {"1_shared_block", "a CUDA block a row, K/V block shared", step_1_shared_block, A_BLOCK_A_ROW,
      A_BLOCK_A_ROW, false},
     {"2_group", "a K/V block to all 16 heads", step_2_group, A_BLOCK_A_QUERY, A_BLOCK_A_QUERY,
@@ -54,12 +54,13 @@ static bool passed(const result *r) {
 
 /* ---------------------------------------------------------------- bytes */
 
-/* Keys and values that one branch sends to multiprocessors, in bytes. */
+/* Keys and values that one branch sends to multiprocessors, in bytes. Lanes of a warp that read the
+ * same address at the same time are one request. */
 static double kv_bytes(const counts *n, int branch, int how) {
     const double key = 2 * D * sizeof(float); /* and its value */
     const double blocks = how == A_BLOCK_FOR_FOUR ? n->shared : n->visits[branch];
-    if (how == A_KEY_A_ROW)
-        return key * G * n->keys[branch];
+    if (how == A_KEY_A_ROW || how == A_KEY_A_WARP)
+        return key * G * (how == A_KEY_A_ROW ? n->keys[branch] : n->of_warps);
     return key * BLOCK * (how == A_BLOCK_A_ROW ? G : 1) * blocks;
 }
 

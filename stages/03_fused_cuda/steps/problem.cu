@@ -162,17 +162,18 @@ double from_float64(const problem *pb, const host *h, const float *out) {
 
 counts count(const problem *pb, const host *h) {
     counts n = {};
-    for (int64_t t = 0; t < pb->T; t++) {
-        const int64_t first = t - pb->w + 1 > 0 ? t - pb->w + 1 : 0;
+    const int T = pb->T;
+    for (int t = 0; t < T; t++) {
+        const int32_t *idx = h->idx + (int64_t)t * pb->n;
+        const int first = max(t - pb->w + 1, 0);
         n.keys[WIN] += (double)(t + 1 - first);
         n.visits[WIN] += (double)(t / BLOCK - first / BLOCK + 1);
-        if (t % QUERIES == 0) {
-            const int64_t last = t + QUERIES < pb->T ? t + QUERIES - 1 : pb->T - 1;
-            n.shared += (double)(last / BLOCK - first / BLOCK + 1);
-        }
-        for (int i = 0; i < pb->n && h->idx[t * pb->n + i] >= 0; i++) {
-            const int64_t left = t + 1 - (int64_t)h->idx[t * pb->n + i] * BLOCK;
-            n.keys[SLC] += (double)(left < BLOCK ? left : (int64_t)BLOCK);
+        if (t % QUERIES == 0)
+            n.shared += (double)(min(t + QUERIES - 1, T - 1) / BLOCK - first / BLOCK + 1);
+        if (t % WARP == 0)
+            n.of_warps += (double)(min(t + WARP, T) - first);
+        for (int i = 0; i < pb->n && idx[i] >= 0; i++) {
+            n.keys[SLC] += (double)min(t + 1 - idx[i] * BLOCK, BLOCK);
             n.visits[SLC]++;
         }
     }

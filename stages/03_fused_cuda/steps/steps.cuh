@@ -78,7 +78,7 @@ static __device__ __forceinline__ const float *values_of(const problem *pb, int 
     return pb->v[branch] + (int64_t)block * BLOCK * D;
 }
 
-static __device__ __forceinline__ int64_t row_of(int t, int g) {
+static __host__ __device__ __forceinline__ int64_t row_of(int t, int g) {
     return (int64_t)t * G + g;
 }
 
@@ -94,7 +94,8 @@ typedef struct host {
 typedef struct counts {
     double keys[BRANCHES];   /* keys seen, of all queries */
     double visits[BRANCHES]; /* blocks seen, of all queries */
-    double shared;           /* window blocks seen by QUERIES neighbouring queries, once for all */
+    double shared;           /* window blocks that QUERIES neighbours see, once for all of them */
+    double of_warps;         /* window keys that 32 neighbours see, once for all of them */
 } counts;
 
 /* Zeroed memory of the host; ends the program if there is none. */
