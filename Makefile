@@ -124,19 +124,19 @@ diff: ## the lesson between two stages: make diff A=00 B=01
 	    o=$$(echo $$o); [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
 
 # The moves of a stage one by one, in its folder steps, whose steps.mk builds $(BUILD)/steps/NN_name.
-# With a shorter T nothing takes long; on the simulator threads run in three orders.
-STEPPED    := $(patsubst stages/%/steps/steps.mk,%,$(wildcard stages/[0-9][0-9]_*/steps/steps.mk))
-STEPS_OF   := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
-STEPS_ORDERS := forward $(if $(filter sim,$(CUDA)),reverse random:1)
+STEPPED  := $(patsubst stages/%/steps/steps.mk,%,$(wildcard stages/[0-9][0-9]_*/steps/steps.mk))
+STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
+# In the simulator threads run in three orders.
+STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
 
 steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## attend's moves within a stage, each checked and timed: STAGE=02 or 03, T=2048
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
 	$(if $(STEPS_OF),$(abspath $<) $(T))
 
-test-steps: $(STEPPED:%=$(BUILD)/steps/%) ## the same of all stages on short problems: each step must agree with the first
-	@set -e; for order in $(STEPS_ORDERS); do for of in $(STEPPED); do for T in 1 201; do \
-	    echo "$$of, order $$order"; NSA_SIMT_ORDER=$$order $(abspath $(BUILD))/steps/$$of $$T; \
-	done; done; done
+test-steps: $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages on short problems: each must agree with the first
+	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
+	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
+	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
 
 # How much of each stage already stands in the one before: unchanged lines of files of the same
 # name, where attend.cu counts as attend.c.
