@@ -21,7 +21,7 @@ static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) 
     }
 }
 
-template <bool SHARED> static __device__ __forceinline__ void wait(void) {
+template <bool SHARED> static __device__ __forceinline__ void barrier(void) {
     if (SHARED)
         __syncthreads();
     else
@@ -32,11 +32,11 @@ template <bool SHARED> static __device__ __forceinline__ void wait(void) {
 template <bool SHARED>
 static __device__ __forceinline__ void fetch_chunk(float *s_chunk, const float *g_from) {
     const int threads = SHARED ? QUERIES * WARP : WARP, floats = FLOATS / WARP * threads;
-    wait<SHARED>(); /* the last chunk has been used */
+    barrier<SHARED>(); /* the last chunk has been used */
 #pragma unroll
     for (int i = 4 * ((int)threadIdx.x % threads); i < floats; i += 4 * threads)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
-    wait<SHARED>();
+    barrier<SHARED>();
 }
 
 /* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: of
