@@ -35,7 +35,7 @@ INCLUDES := -Istages -Iapps -Itests
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 
-.PHONY: all help demo test test-all lint docs diff similar format install clean
+.PHONY: all help demo test test-all lint docs diff similar steps test-steps format install clean
 .DEFAULT_GOAL := all
 
 all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
@@ -119,9 +119,24 @@ demo: all ## the main job on real text: nsa-demo/block_map.svg
 # ----------------------------------------------------------------- reading
 
 diff: ## the lesson between two stages: make diff A=00 B=01
-	@diff -u -r stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
+	@diff -u -r -x steps stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
 	@for f in stages/$(B)_*/*.cu*; do o=stages/$(A)_*/$$(basename $$f | sed 's/\.cuh$$/.h/; s/\.cu$$/.c/'); \
 	    o=$$(echo $$o); [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
+
+# The moves of a stage one by one, in its folder steps, whose steps.mk builds $(BUILD)/steps/NN_name.
+STEPPED  := $(patsubst stages/%/steps/steps.mk,%,$(wildcard stages/[0-9][0-9]_*/steps/steps.mk))
+STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
+# In the simulator threads run in three orders.
+STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
+
+steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## attend's moves within a stage, each checked and timed: STAGE=02 or 03, T=2048
+	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
+	$(if $(STEPS_OF),$(abspath $<) $(T))
+
+test-steps: $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages on short problems: each must agree with the first
+	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
+	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
+	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
 
 # How much of each stage already stands in the one before: unchanged lines of files of the same
 # name, where attend.cu counts as attend.c.
@@ -141,9 +156,10 @@ clean: ## remove build/
 
 # ------------------------------------------------------------ looking after it
 
+STEPS_FILES := $(wildcard stages/*/steps/*.c stages/*/steps/*.h stages/*/steps/*.cu)
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
-C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS)
+C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)
 CLANG_TIDY   ?= clang-tidy
 CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)

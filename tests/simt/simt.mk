@@ -29,7 +29,7 @@ CUDA_STAGES := $(sort $(notdir $(patsubst %/,%,$(dir $(CUDA_FILES)))))
 CUDA_STAMP  := $(BUILD)/obj/cuda.$(CUDA)
 SIMT_FILES  := $(wildcard tests/simt/*.cpp)
 SIMT_TESTS  := $(wildcard tests/simt/test/*.cu)
-CUDA_HEADERS := $(wildcard stages/*/*.cuh tests/simt/*.h tests/simt/test/*.cuh)
+CUDA_HEADERS := $(wildcard stages/*/*.cuh stages/*/steps/*.cuh tests/simt/*.h tests/simt/test/*.cuh)
 
 # For the simulator. -fsanitize=alignment makes a misaligned access call the simulator, which
 # reports it. Optimised without debug checks of the C++ library: a kernel is a fiber of 400 KiB.
@@ -70,7 +70,8 @@ $(BUILD)/obj/tests/simt/%.o: tests/simt/%.cpp $(CUDA_HEADERS) $(HEADERS) Makefil
 	@echo "  CXX $@"
 	$(Q)$(CXX) $(SIMT_BASE) -U_FORTIFY_SOURCE $(or $(OPT),-O2) $(CFLAGS) -c $< -o $@
 
-# A stage with .cu files: those, its .c files, and the simulator where it is asked for.
+# A stage with .cu files: those, its .c files, and the simulator where it is asked for. The first
+# rule also compiles what stands in its folder steps, which is no part of the stage.
 define cuda_stage_rules
 $(BUILD)/obj/$(CUDA)/stages/$(1)/%.o: stages/$(1)/%.cu $$(CUDA_HEADERS) $$(HEADERS) Makefile \
     tests/simt/simt.mk $$(wildcard stages/$(1)/stage.mk)

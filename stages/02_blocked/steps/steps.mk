@@ -1,10 +1,6 @@
 # The steps of stage 02: every file with the same flags, those of the stage (stage.mk names this
-# program beside the stage, so STAGE_CFLAGS are the stage's). Arguments: make steps T=4096.
+# program beside the stage, so STAGE_CFLAGS are the stage's). `make steps STAGE=02 T=4096`.
 STEPS_02 := stages/02_blocked/steps
-
-.PHONY: steps
-steps: $(BUILD)/steps/02_blocked ## stage 02's moves one by one, each checked and timed: T=2048
-	$(abspath $<) $(T)
 
 $(BUILD)/steps/02_blocked: $(wildcard $(STEPS_02)/*.c) stages/02_blocked/tile.c \
     $(wildcard $(STEPS_02)/*.h $(STEPS_02)/*.mk stages/02_blocked/*.mk) stages/02_blocked/tile.h \

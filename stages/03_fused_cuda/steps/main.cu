@@ -1,0 +1,274 @@
+/** @file
+ *  @brief Checks each step against step 0, and step 0 against float64; times those that agree, and
+ *  prints one table, with the bytes that each step is counted to move.
+ */
+#include "steps.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RUNS = 11, STEPS = 5, CELLS = 9, MOST_TOKENS = 1 << 20 };
+
+static const double TOLERANCE = 1e-5; /* float32 sums of 1024 terms in another order: ~1e-6 */
+
+#ifdef NSA_SIMT
+static const bool TIMED = false; /* its times say nothing about a GPU */
+static const int DEFAULT_T = 201;
+#else
+static const bool TIMED = true;
+static const int DEFAULT_T = 16384;
+#endif
+
+/* How often a key or a block goes to a multiprocessor: for each row that sees it, or once for the
+ * rows that share it. */
+enum { A_KEY_A_ROW, A_KEY_A_WARP, A_BLOCK_A_ROW, A_BLOCK_A_QUERY, A_BLOCK_FOR_FOUR };
+
+static const struct {
+    const char *name, *change;
+    nsa_status (*run)(const problem *pb);
+    int slc, win; /* counted: one of the above */
+    bool fused;   /* no outputs between launches */
+} steps[STEPS] = {
+    {"0_thread_row", "a thread a row", step_0_thread_row, A_KEY_A_ROW, A_KEY_A_WARP, false},
+    {"1_shared_block", "a CUDA block a row, K/V block shared", step_1_shared_block, A_BLOCK_A_ROW,
+     A_BLOCK_A_ROW, false},
+    {"2_group", "a K/V block to all 16 heads", step_2_group, A_BLOCK_A_QUERY, A_BLOCK_A_QUERY,
+     false},
+    {"3_neighbours", "a window's block to 4 queries", step_3_neighbours, A_BLOCK_A_QUERY,
+     A_BLOCK_FOR_FOUR, false},
+    {"4_fused", "both branches and gate in one launch", step_4_fused, A_BLOCK_A_QUERY,
+     A_BLOCK_FOR_FOUR, true},
+};
+
+/* What a step came to. */
+typedef struct result {
+    double apart;    /* from step 0, as a share of the rms; step 0's own is from float64 */
+    double ms;       /* median; 0 if not timed */
+    char error[512]; /* if a call failed */
+} result;
+
+static bool passed(const result *r) {
+    return !*r->error && r->apart <= TOLERANCE; /* false for NaN */
+}
+
+/* ---------------------------------------------------------------- bytes */
+
+/* Keys and values that one branch sends to multiprocessors, in bytes. Lanes of a warp that read the
+ * same address at the same time are one request. */
+static double kv_bytes(const counts *n, int branch, int how) {
+    const double key = 2 * D * sizeof(float); /* and its value */
+    const double blocks = how == A_BLOCK_FOR_FOUR ? n->shared : n->visits[branch];
+    if (how == A_KEY_A_ROW || how == A_KEY_A_WARP)
+        return key * G * (how == A_KEY_A_ROW ? n->keys[branch] : n->of_warps);
+    return key * BLOCK * (how == A_BLOCK_A_ROW ? G : 1) * blocks;
+}
+
+/* All that moves between second-level cache and multiprocessors. With X the bytes of q, as many as
+ * of an output: q, output and, of two launches and a third that combines them, 2 q, 2 o written, 2
+ * o read, out: 7 X. Fused: q, out written, read and written: 4 X. Lists and gates are below 1%. */
+static double bytes_to_cores(const problem *pb, const counts *n, int step) {
+    const double X = (double)pb->T * G * D * sizeof(float);
+    return kv_bytes(n, SLC, steps[step].slc) + kv_bytes(n, WIN, steps[step].win) +
+           (steps[step].fused ? 4 : 7) * X;
+}
+
+/* The same to and from device memory, if second-level cache keeps keys and values for as long as a
+ * launch, and nothing from launch to launch: what out reads back, a fused launch has just written.
+ */
+static double bytes_of_memory(const problem *pb, int step) {
+    const double X = (double)pb->T * G * D * sizeof(float);
+    return 4.0 * (double)pb->T * D * sizeof(float) + (steps[step].fused ? 2 : 7) * X;
+}
+
+/* Useful work: 4 D flops (a multiply and an add each for q.k and p v) a head and visible key. */
+static double useful_flops(const counts *n) {
+    return 4.0 * D * G * (n->keys[SLC] + n->keys[WIN]);
+}
+
+/* -------------------------------------------------------- check and measure */
+
+/* NaN into all that a step may write. On a GPU this also leaves little else in its caches. */
+static nsa_status poison(const problem *pb) {
+    const size_t bytes = (size_t)pb->T * G * D * sizeof(float);
+    NSA_CUDA(cudaMemsetAsync(pb->o[SLC], 0xff, bytes, 0));
+    NSA_CUDA(cudaMemsetAsync(pb->o[WIN], 0xff, bytes, 0));
+    NSA_CUDA(cudaMemsetAsync(pb->out, 0xff, bytes, 0));
+    return NSA_OK;
+}
+
+/* One run of a step, its outputs on the host. */
+static nsa_status run(const problem *pb, int step, float *out) {
+    TRY(poison(pb));
+    TRY(steps[step].run(pb));
+    NSA_CUDA(cudaDeviceSynchronize());
+    NSA_CUDA(
+        cudaMemcpy(out, pb->out, (size_t)pb->T * G * D * sizeof(float), cudaMemcpyDeviceToHost));
+    return NSA_OK;
+}
+
+/* One run of a step between two events. */
+static nsa_status run_timed(const problem *pb, int step, const cudaEvent_t *event, double *ms) {
+    float passed_ms = 0;
+    TRY(poison(pb));
+    NSA_CUDA(cudaEventRecord(event[0], 0));
+    TRY(steps[step].run(pb));
+    NSA_CUDA(cudaEventRecord(event[1], 0));
+    NSA_CUDA(cudaEventSynchronize(event[1]));
+    NSA_CUDA(cudaEventElapsedTime(&passed_ms, event[0], event[1]));
+    *ms = (double)passed_ms;
+    return NSA_OK;
+}
+
+/* rms(x - reference) / rms(reference), in float64. NaN where either holds one. */
+static double difference(const float *x, const float *reference, int64_t n) {
+    double apart = 0, all = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double d = (double)x[i] - (double)reference[i];
+        apart += d * d;
+        all += (double)reference[i] * (double)reference[i];
+    }
+    return sqrt(apart / all);
+}
+
+static void keep_error(result *r, nsa_status status) {
+    if (status)
+        snprintf(r->error, sizeof r->error, "%s", nsa_last_error());
+}
+
+/* Each step once: this is the check, and the warm-up. */
+static void check(const problem *pb, const host *h, result *results) {
+    const int64_t n = (int64_t)pb->T * G * D;
+    float *out = (float *)allocate(n, sizeof *out), *first = (float *)allocate(n, sizeof *first);
+    for (int step = 0; step < STEPS; step++) {
+        result *r = &results[step];
+        keep_error(r, run(pb, step, step ? out : first));
+        if (!*r->error)
+            r->apart = step ? difference(out, first, n) : from_float64(pb, h, first);
+    }
+    free(out);
+    free(first);
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Medians of the steps that passed. Round after round, each step once a round: what else the
+ * machine does then slows all of them alike. */
+static nsa_status measure(const problem *pb, result *results) {
+    double runs[STEPS][RUNS] = {};
+    cudaEvent_t event[2];
+    NSA_CUDA(cudaEventCreate(&event[0]));
+    NSA_CUDA(cudaEventCreate(&event[1]));
+    for (int round = 0; round < RUNS; round++) {
+        for (int step = 0; step < STEPS; step++) {
+            if (passed(&results[step]))
+                keep_error(&results[step], run_timed(pb, step, event, &runs[step][round]));
+        }
+    }
+    for (int step = 0; step < STEPS; step++) {
+        qsort(runs[step], RUNS, sizeof runs[step][0], by_size);
+        results[step].ms = runs[step][RUNS / 2];
+    }
+    return NSA_OK;
+}
+
+/* --------------------------------------------------------------------- table */
+
+typedef char cell[48];
+
+static void put(cell to, int digits, double x) {
+    snprintf(to, sizeof(cell), x > 0 ? "%.*f" : "-", digits, x);
+}
+
+/* Aligned for a terminal, or a row of Markdown. Words stand left, numbers right. */
+static void print_row(const cell *cells, bool markdown) {
+    static const int widths[CELLS] = {-14, -36, 8, 8, 8, 8, 8, 7, 7};
+    for (int i = 0; i < CELLS; i++)
+        printf(markdown ? "| %*s " : "%*s ", markdown ? 0 : widths[i], cells[i]);
+    printf(markdown ? "|\n" : "\n");
+}
+
+static void print_result(const problem *pb, const counts *n, const result *results, int step,
+                         bool markdown) {
+    const result *r = &results[step];
+    const double ms = r->ms;
+    cell cells[CELLS] = {};
+    snprintf(cells[0], sizeof(cell), "%s", steps[step].name);
+    snprintf(cells[1], sizeof(cell), "%s", steps[step].change);
+    snprintf(cells[2], sizeof(cell), "%.1e", r->apart);
+    put(cells[3], 3, ms);
+    put(cells[4], 0, ms > 0 ? 1e-6 * useful_flops(n) / ms : 0);
+    put(cells[5], 3, 1e-9 * bytes_of_memory(pb, step));
+    put(cells[6], 3, 1e-9 * bytes_to_cores(pb, n, step));
+    put(cells[7], 2, step && ms > 0 && passed(r - 1) ? results[step - 1].ms / ms : 0);
+    put(cells[8], 2, step && ms > 0 && passed(results) ? results[0].ms / ms : 0);
+    print_row(cells, markdown);
+}
+
+/* The table; returns how many steps were refused. */
+static int print_table(const problem *pb, const counts *n, const result *results, bool markdown) {
+    const cell head[CELLS] = {"step",   "what changed", "apart",  "ms",    "GFLOP/s",
+                              "memory", "cores",        "before", "step 0"};
+    int refused = 0;
+    print_row(head, markdown);
+    if (markdown)
+        printf("|---|---|---|---|---|---|---|---|---|\n");
+    for (int step = 0; step < STEPS; step++) {
+        if (passed(&results[step]))
+            print_result(pb, n, results, step, markdown);
+    }
+    printf("\napart: rms from step 0, step 0's from float64. GFLOP/s: 4 D a head and visible key.\n"
+           "memory, cores: GB counted to and from device memory, and multiprocessors.\n"
+           "before, step 0: times faster than that step.\n");
+    if (!TIMED)
+        printf("Not timed: the simulator's times say nothing about a GPU.\n");
+    for (int step = 0; step < STEPS; step++) {
+        const result *r = &results[step];
+        refused += !passed(r);
+        if (*r->error)
+            printf("%s REFUSED: %s\n", steps[step].name, r->error);
+        else if (!passed(r))
+            printf("%s REFUSED: %.1e of the rms away from %s, %.0e at most\n", steps[step].name,
+                   r->apart, step ? "step 0" : "float64", TOLERANCE);
+    }
+    return refused;
+}
+
+int main(int argc, char **argv) {
+    static result results[STEPS];
+    problem pb;
+    host h;
+    char *end = NULL;
+    long T = DEFAULT_T;
+    bool markdown = false, wrong = false;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--markdown") == 0)
+            markdown = true;
+        else
+            T = strtol(argv[i], &end, 10);
+        wrong |= end && (*end || T < 1 || T > MOST_TOKENS);
+    }
+    if (wrong) {
+        fprintf(stderr, "usage: %s [T] [--markdown]   tokens, 1 to %d; %d if not given\n", argv[0],
+                MOST_TOKENS, DEFAULT_T);
+        return 2;
+    }
+    if (make_problem((int)T, &h, &pb)) {
+        fprintf(stderr, "steps: %s\n", nsa_last_error());
+        return 2;
+    }
+    const counts n = count(&pb, &h);
+    printf("%s: T=%ld G=%d D=%d n=%d w=%d", nsa_device_name(), T, G, D, pb.n, pb.w);
+    if (TIMED)
+        printf(", median of %d runs", RUNS);
+    printf("\n\n");
+    check(&pb, &h, results);
+    if (TIMED && measure(&pb, results)) {
+        fprintf(stderr, "steps: %s\n", nsa_last_error());
+        return 2;
+    }
+    return print_table(&pb, &n, results, markdown) ? 1 : 0;
+}

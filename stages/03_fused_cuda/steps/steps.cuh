@@ -1,0 +1,110 @@
+/** @file
+ *  @brief From a thread for each row to the stage's fused kernel in four moves: what the steps
+ *  share. Read them in order: `diff -u 0_thread_row.cu 1_shared_block.cu`, and so on; each changes
+ *  one thing.
+ *
+ *  The problem of every step is one KV head whose query at position t has G heads. All of them see
+ *  the tokens s <= t of the same n selected blocks, and the tokens t-w < s <= t of a window, each
+ *  branch with keys and values of its own (Eq. 5, 12):
+ *
+ *      out_tg = g_slc o_slc + g_win o_win,   o = sum_s p_s v_s,   p = softmax_s(scale q_tg.k_s)
+ *
+ *  Steps 2 to 4 use the stage's own warp tile (tile.cuh) and online softmax (attend.cuh).
+ */
+#ifndef STEPS_CUH
+#define STEPS_CUH
+
+#include "attend.cuh"
+
+enum {
+    G = ROWS,   /* heads of the group: the 16 rows of a tile */
+    D = STRIP,  /* dimension of a head, keys and values: one strip of 64 columns */
+    QUERIES = 4 /* neighbouring queries that share a window's blocks (steps 3 and 4) */
+};
+
+/* What a step reads and writes; all pointers are the device's. Of the arrays over branches the
+ * entry CMP is not used. Keys and values lie in blocks, as `load` leaves them in the stage: laying
+ * them out is paid once and is no part of a step's time. */
+typedef struct problem {
+    int T, n, w;               /* tokens; blocks selected; window, in tokens */
+    float scale2;              /* of scores, in units of log2: log2(e)/sqrt(D) */
+    const float *q;            /* [T,G,D] */
+    const float *gate;         /* [T,G,BRANCHES] */
+    const float *kt[BRANCHES]; /* [ceil(T/BLOCK)][D,BLOCK] blocks of keys, transposed */
+    const float *v[BRANCHES];  /* [ceil(T/BLOCK)][BLOCK,D] blocks of values */
+    const int32_t *idx;        /* [T,n] the blocks of each query, ascending; -1 after the last */
+    float *o[BRANCHES];        /* [T,G,D] outputs before the gate (step 4 has none) */
+    float *out;                /* [T,G,D] */
+} problem;
+
+/* Each queues its launches on the default stream. */
+nsa_status step_0_thread_row(const problem *pb);
+nsa_status step_1_shared_block(const problem *pb);
+nsa_status step_2_group(const problem *pb);
+nsa_status step_3_neighbours(const problem *pb);
+nsa_status step_4_fused(const problem *pb);
+
+/* The keys lo..hi-1 of one block; hi = 0 says that there are no more blocks. */
+typedef struct span {
+    int block, lo, hi;
+} span;
+
+/* The keys of one block that query t's window holds; none (hi <= lo) outside of it. */
+static __device__ __forceinline__ span span_win(const problem *pb, int t, int block) {
+    const span sp = {block, max(t - pb->w + 1 - block * BLOCK, 0),
+                     min(t + 1 - block * BLOCK, BLOCK)};
+    return sp;
+}
+
+/* Span i of query t in one branch, blocks ascending. */
+static __device__ __forceinline__ span span_of(const problem *pb, int branch, int t, int i) {
+    span sp = {-1, 0, 0};
+    if (branch == WIN) {
+        const int block = max(t - pb->w + 1, 0) / BLOCK + i;
+        return block <= t / BLOCK ? span_win(pb, t, block) : sp;
+    }
+    if (i < pb->n)
+        sp.block = pb->idx[(int64_t)t * pb->n + i];
+    if (sp.block >= 0)
+        sp.hi = min(t + 1 - sp.block * BLOCK, BLOCK);
+    return sp;
+}
+
+static __device__ __forceinline__ const float *keys_of(const problem *pb, int branch, int block) {
+    return pb->kt[branch] + (int64_t)block * D * BLOCK;
+}
+
+static __device__ __forceinline__ const float *values_of(const problem *pb, int branch, int block) {
+    return pb->v[branch] + (int64_t)block * BLOCK * D;
+}
+
+static __host__ __device__ __forceinline__ int64_t row_of(int t, int g) {
+    return (int64_t)t * G + g;
+}
+
+/* ---------------------------------------------------------- of the host: problem.cu */
+
+/* The inputs as the host keeps them: keys and values natural, [T,D]. */
+typedef struct host {
+    float *q, *gate, *k[BRANCHES], *v[BRANCHES];
+    int32_t *idx;
+} host;
+
+/* What a problem's size and lists come to. */
+typedef struct counts {
+    double keys[BRANCHES];   /* keys seen, of all queries */
+    double visits[BRANCHES]; /* blocks seen, of all queries */
+    double shared;           /* window blocks that QUERIES neighbours see, once for all of them */
+    double of_warps;         /* window keys that 32 neighbours see, once for all of them */
+} counts;
+
+/* Zeroed memory of the host; ends the program if there is none. */
+void *allocate(int64_t count, size_t size);
+/* Random inputs, the same on every machine, on the host and the device. */
+nsa_status make_problem(int T, host *h, problem *pb);
+/* rms(out - answer)/rms(answer) over some queries, with the answer in float64; NaN if out has one.
+ */
+double from_float64(const problem *pb, const host *h, const float *out);
+counts count(const problem *pb, const host *h);
+
+#endif
