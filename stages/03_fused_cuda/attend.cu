@@ -101,23 +101,35 @@ static __device__ __forceinline__ void write_out(const rows_args *a, const atten
 
 /* -------------------------------------------------------- compressed branch */
 
-/* Compressed attention of one tile of heads: all visible blocks, online softmax. */
+/* Compressed attention of one tile of heads: all visible blocks, online softmax. n_visible: keys
+ * that the warp's query sees, n_last: those that the CUDA block's last query does. s_stats [16] */
 template <int STRIPS>
 static __device__ __forceinline__ void attend_visible(const rows_args *a, const place *at, int g16,
-                                                      int n_visible, int most, shared_plan plan,
+                                                      int n_visible, int n_last, shared_plan plan,
                                                       float *s_chunk, float *s_q, float *s_p,
                                                       row_stats *s_stats) {
     const kv_blocks *in = &a->in[CMP];
+    const int heads = at->t < 0 ? 0 : a->c.G - g16 * ROWS;
+    const int64_t head = at->row * a->c.Hq + at->head * a->c.G + g16 * ROWS;
+    real *g_o = a->out_x[CMP] + head * a->c.dvp;
     attention<STRIPS> x;
     begin(&x);
-    for (int b = 0; b * BLOCK < most; b++)
+    for (int b = 0; b * BLOCK < n_last; b++) {
+        if (b > 0 && b % ASIDE == 0) {
+            if (b > ASIDE)
+                take_back(&x, g_o, a->c.dvp, heads, s_stats);
+            set_aside(&x, g_o, a->c.dvp, heads, s_stats);
+        }
         shared_block<STRIPS>(&x, &a->c, keys_at(in, &a->c, at, CMP, b),
                              values_at(in, &a->c, at, CMP, b), s_chunk, plan.chunk, s_q, s_p,
-                             bits(0, n_visible - b * BLOCK), bits(0, most - b * BLOCK));
+                             bits(0, n_visible - b * BLOCK), bits(0, n_last - b * BLOCK));
+    }
+    if (n_last > ASIDE * BLOCK)
+        take_back(&x, g_o, a->c.dvp, heads, s_stats);
     finish(&x);
     if (at->t < 0)
         return;
-    keep_stats(&x, s_stats + g16 * ROWS, 1, ROWS);
+    keep_stats(&x, s_stats, 1, ROWS);
     write_out<STRIPS>(a, &x, at, g16, CMP, -1, false);
 }
 
@@ -140,7 +152,8 @@ static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     for (int g16 = 0; g16 < c->GT; g16++) {
         if (live)
             load_query(&a, &at, g16, s_q);
-        attend_visible<STRIPS>(&a, &at, g16, n_visible, most, plan, s_chunk, s_q, s_p, s_stats);
+        attend_visible<STRIPS>(&a, &at, g16, n_visible, most, plan, s_chunk, s_q, s_p,
+                               s_stats + g16 * ROWS);
     }
     __syncwarp();
     if (!a.importance && a.forced)
@@ -288,18 +301,10 @@ size_t plan_bytes(shared_plan plan, int warps) {
     return (size_t)(plan.chunk + warps * plan.warp) * sizeof(float);
 }
 
-/* Let a kernel have so much dynamic shared memory. */
-template <class kernel> static nsa_status allow(kernel which, size_t bytes) {
-    NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    return NSA_OK;
-}
-
-template <int STRIPS> static nsa_status allow_strips(const stage *st) {
-    const size_t cmp = plan_bytes(plan_shared(st, st->warps, 1), st->warps);
-    const size_t rest = plan_bytes(plan_shared(st, st->warps, 0), st->warps);
-    TRY(allow(attend_cmp_kernel<STRIPS>, cmp));
-    TRY(allow(attend_slc_win_kernel<STRIPS>, rest));
-    return allow(attend_causal_kernel<STRIPS>, rest);
+template <int STRIPS> static nsa_status allow_strips(void) {
+    TRY(nsa_allow_shared(attend_cmp_kernel<STRIPS>));
+    TRY(nsa_allow_shared(attend_slc_win_kernel<STRIPS>));
+    return nsa_allow_shared(attend_causal_kernel<STRIPS>);
 }
 
 /* As many rows to a CUDA block as its registers and shared memory have room for. */
@@ -312,13 +317,13 @@ nsa_status open_attend(stage *st) {
         st->warps--;
     switch (st->c.dvp / STRIP) {
     case 1:
-        return allow_strips<1>(st);
+        return allow_strips<1>();
     case 2:
-        return allow_strips<2>(st);
+        return allow_strips<2>();
     case 3:
-        return allow_strips<3>(st);
+        return allow_strips<3>();
     default:
-        return allow_strips<4>(st);
+        return allow_strips<4>();
     }
 }
 

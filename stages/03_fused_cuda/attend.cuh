@@ -122,6 +122,56 @@ template <int STRIPS> static __device__ __forceinline__ void finish(attention<ST
     }
 }
 
+/* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at
+ * the size of the whole sum. So every ASIDE blocks the outputs so far are set aside in g_o, the
+ * rows of the tile's `heads` heads, dvp apart, and the registers begin again from zero: far fewer
+ * roundings at full size. Gradients hang on these digits: the dS of a row add up to zero only as
+ * far as o is exact, and what is left over stands against sums that shrink as keys grow in number.
+ */
+enum { ASIDE = 32 };
+
+/* What was set aside, at the largest score of then (s_stats [16]), joins the outputs at that of
+ * now. */
+template <int STRIPS>
+static __device__ __forceinline__ void take_back(attention<STRIPS> *a, const float *g_o, int dvp,
+                                                 int heads, const row_stats *s_stats) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const float base = a->most[i] == -INFINITY ? 0 : a->most[i];
+        const float shrink = exp2f(s_stats[first_row() + i].most - base);
+#pragma unroll
+        for (int s = 0; s < STRIPS && first_row() + i < heads; s++) {
+            const float4 o = load4(g_o + (first_row() + i) * dvp + s * STRIP + first_col());
+            a->o[s].at[i][0] += shrink * o.x;
+            a->o[s].at[i][1] += shrink * o.y;
+            a->o[s].at[i][2] += shrink * o.z;
+            a->o[s].at[i][3] += shrink * o.w;
+        }
+    }
+    __syncwarp();
+}
+
+template <int STRIPS>
+static __device__ __forceinline__ void set_aside(attention<STRIPS> *a, float *g_o, int dvp,
+                                                 int heads, row_stats *s_stats) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        if (this_lane() < 2)
+            s_stats[first_row() + i].most = a->most[i];
+#pragma unroll
+        for (int s = 0; s < STRIPS; s++) {
+            const float *o = a->o[s].at[i];
+            if (first_row() + i < heads)
+                store4(g_o + (first_row() + i) * dvp + s * STRIP + first_col(), o[0], o[1], o[2],
+                       o[3]);
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++)
+        zero_piece(&a->o[s]);
+}
+
 /* ------------------------------------------- a block that all warps walk over */
 
 /* `floats` (a multiple of 4) from global to the chunk, by all threads of the CUDA block. */

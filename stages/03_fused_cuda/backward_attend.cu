@@ -193,8 +193,7 @@ static nsa_status launch_queries(stage *st, const grad_args *args, int warps) {
     const dims *c = &args->c;
     const dim3 grid((unsigned)((args->R + warps - 1) / warps), (unsigned)(c->Hkv * c->GT));
     const size_t bytes = (size_t)warps * warp_bytes(c);
-    NSA_CUDA(cudaFuncSetAttribute(query_gradients<STRIPS>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    TRY(nsa_allow_shared(query_gradients<STRIPS>));
     NSA_LAUNCH((query_gradients<STRIPS>), grid, warps * WARP, bytes, st->stream, *args, warps);
     NSA_LAUNCHED("query_gradients");
     return NSA_OK;

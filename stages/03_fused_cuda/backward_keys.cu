@@ -210,9 +210,7 @@ nsa_status open_keys(scratch *s, size_t room) {
     s->dkv_tiles = STEP;
     while (s->dkv_tiles > 2 && step_bytes(s->dkv_tiles) > room)
         s->dkv_tiles -= 2;
-    NSA_CUDA(cudaFuncSetAttribute(key_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)step_bytes(s->dkv_tiles)));
-    return NSA_OK;
+    return nsa_allow_shared(key_gradients);
 }
 
 /* dk and dv of one branch, from the visits that list_visits() found. */

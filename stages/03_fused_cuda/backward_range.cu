@@ -154,9 +154,7 @@ nsa_status open_range(scratch *s, const dims *c, size_t room) {
     s->dq_pairs = s->dq_pairs < MOST_PAIRS ? s->dq_pairs : (int)MOST_PAIRS;
     while (s->dq_pairs > 1 && range_bytes(c, s->dq_pairs) + 256 > room)
         s->dq_pairs--;
-    NSA_CUDA(cudaFuncSetAttribute(range_gradients, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)range_bytes(c, s->dq_pairs)));
-    return NSA_OK;
+    return nsa_allow_shared(range_gradients);
 }
 
 /* dq of all rows, as far as compressed and window keys make it. */

@@ -64,7 +64,7 @@ nsa_status decode_parts(stage *st, const decode_args *a, int from, int to);
 nsa_status decode_combine(stage *st, const decode_args *a);
 
 /* select.cu */
-nsa_status open_choose(stage *st, const decode_args *a);
+nsa_status open_choose(void);
 nsa_status decode_choose(stage *st, const decode_args *a);
 
 #endif

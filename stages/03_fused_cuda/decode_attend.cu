@@ -167,23 +167,18 @@ static size_t parts_bytes(const dims *c) {
            sizeof(float);
 }
 
-template <class kernel> static nsa_status allow(kernel which, size_t bytes) {
-    NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    return NSA_OK;
-}
-
 nsa_status open_decode_attend(stage *st, const decode_args *a) {
-    const size_t bytes = parts_bytes(&a->c);
-    TRY(open_choose(st, a));
+    (void)st;
+    TRY(open_choose());
     switch (a->c.dvp / STRIP) {
     case 1:
-        return allow(decode_parts_kernel<1>, bytes);
+        return nsa_allow_shared(decode_parts_kernel<1>);
     case 2:
-        return allow(decode_parts_kernel<2>, bytes);
+        return nsa_allow_shared(decode_parts_kernel<2>);
     case 3:
-        return allow(decode_parts_kernel<3>, bytes);
+        return nsa_allow_shared(decode_parts_kernel<3>);
     default:
-        return allow(decode_parts_kernel<4>, bytes);
+        return nsa_allow_shared(decode_parts_kernel<4>);
     }
 }
 

@@ -67,11 +67,8 @@ static size_t choose_bytes(const dims *c) {
     return (size_t)(CHOOSERS * ring_size(c) + c->GT * ROWS * 2) * sizeof(float);
 }
 
-nsa_status open_choose(stage *st, const decode_args *a) {
-    (void)st;
-    NSA_CUDA(cudaFuncSetAttribute(decode_choose_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)choose_bytes(&a->c)));
-    return NSA_OK;
+nsa_status open_choose(void) {
+    return nsa_allow_shared(decode_choose_kernel);
 }
 
 nsa_status decode_choose(stage *st, const decode_args *a) {

@@ -24,10 +24,10 @@ enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 enum {
-    BLOCK = 64,       /* keys of a block in memory, whatever l' is */
-    MOST_ROWS = 12,   /* neighbouring query rows of a CUDA block, a warp each, at most */
-    DIM = 8,          /* rows of K^T and Q^T are made whole multiples of this, with zeros */
-    MOST_BUFFERS = 96 /* device buffers of a context */
+    BLOCK = 64,        /* keys of a block in memory, whatever l' is */
+    MOST_ROWS = 12,    /* neighbouring query rows of a CUDA block, a warp each, at most */
+    DIM = 8,           /* rows of K^T and Q^T are made whole multiples of this, with zeros */
+    MOST_BUFFERS = 160 /* device buffers of a context: all kinds together take 110 */
 };
 
 /* The numbers that kernels need, by value in their parameters. */

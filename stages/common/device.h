@@ -72,6 +72,20 @@ static inline const char *nsa_device_error(cudaError_t error) {
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
 
+/** Let a kernel have as much dynamic shared memory as the device gives to a block. The limit is the
+ * kernel's, not a context's: what one context asked for, the next would take away from the first.
+ *  @return NSA_ERR_DEVICE if the device refuses */
+template <class kernel> static inline nsa_status nsa_allow_shared(kernel *which) {
+    cudaFuncAttributes own;
+    int device = 0, most = 0;
+    NSA_CUDA(cudaGetDevice(&device));
+    NSA_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    NSA_CUDA(cudaFuncGetAttributes(&own, which));
+    NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  most - (int)own.sharedSizeBytes));
+    return NSA_OK;
+}
+
 /** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in use.
  */
 static inline const char *nsa_device_name(void) {

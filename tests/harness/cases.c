@@ -93,6 +93,8 @@ const listed_case cases[] = {
     {"seqs=20+0+24,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2,phi=mlp,hidden=4", 0},
     /* the paper's shape, on sampled rows */
     {"T=1200,Hq=16,Hkv=1,dk=192,dv=128,l=32,d=16,l2=64,n=16,w=512,phi=mlp,hidden=384,rows=12", 0},
+    /* as many compressed keys as 70000 tokens have with the paper's l and d */
+    {"T=4300,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=9", 0},
     {"T=1200,Hq=16,Hkv=1,dk=64,dv=64,l=32,d=16,l2=64,n=16,w=512,phi=gated,rows=24", 0},
     /* an independent program's expectations */
     {"vector=all_ties", 1},

@@ -312,7 +312,7 @@ static int times_again(const subject *s) {
 }
 
 /* The same values give the same bits: in a new context, in one that has more room and has run other
- * values before, with nothing asked for beside out, and given as float64. */
+ * values before, beside another one, with nothing asked for beside out, and given as float64. */
 nsa_status judge_repeat(const subject *s, const test_case *c) {
     nsa_tensors in, once = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
@@ -321,6 +321,7 @@ nsa_status judge_repeat(const subject *s, const test_case *c) {
         status = run_again(s, c, &in, 0, &once, "between two runs");
     status = status ? status
                     : run_again(s, c, &in, RUN_TWICE, &once, "after a longer run of other values");
+    status = status ? status : run_again(s, c, &in, RUN_BESIDE, &once, "beside another context");
     status =
         status ? status : run_again(s, c, &in, RUN_LEAN, &once, "if nothing more is asked for");
     status = status ? status : tensors_widen(&in);

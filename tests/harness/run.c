@@ -105,6 +105,14 @@ static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before
     return NSA_OK;
 }
 
+/* A context of one token and the smallest heads, that asks for all that there is. */
+static nsa_status open_beside(const nsa_stage *stage, nsa_context **ctx) {
+    nsa_config tiny = nsa_config_defaults();
+    const nsa_setup setup = {.flags = NSA_BACKWARD | NSA_DECODE | NSA_WANT_CAUSAL};
+    tiny.seq_len = tiny.q_heads = tiny.kv_heads = tiny.qk_dim = tiny.v_dim = 1;
+    return nsa_open(stage, &tiny, &setup, ctx);
+}
+
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
                      nsa_tensors *results) {
     const int backward = (how & RUN_BACKWARD) != 0;
@@ -116,7 +124,7 @@ nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_te
                        .threads = how / RUN_THREADS};
     nsa_config room = *cfg;
     nsa_tensors used, before;
-    nsa_context *ctx = NULL;
+    nsa_context *ctx = NULL, *beside = NULL;
     room.seq_len += more;
     memset(results, 0, sizeof *results);
     nsa_status status = tensors_copy(&before, in);
@@ -124,6 +132,8 @@ nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_te
     if (!status && !backward)
         tensor_free(&used.at[NSA_DOUT]);
     status = status ? status : nsa_open(stage, &room, &setup, &ctx);
+    if (!status && (how & RUN_BESIDE))
+        status = open_beside(stage, &beside);
     if (!status && (how & RUN_TWICE))
         status = run_others(ctx, &used, more, backward);
     status = status ? status : run_once(ctx, &used, backward);
@@ -131,6 +141,7 @@ nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_te
     status = status ? status : nsa_check_memory(ctx);
     status = status ? status : inputs_fenced(&used, &before);
     nsa_close(ctx);
+    nsa_close(beside);
     tensors_free(&used);
     tensors_free(&before);
     return status;

@@ -16,11 +16,19 @@ typedef struct subject {
 } subject;
 
 /** Which results a run is to give, and how; n * RUN_THREADS allows n threads. */
-enum { RUN_FORWARD = 0, RUN_BACKWARD = 1, RUN_TWICE = 2, RUN_LEAN = 4, RUN_THREADS = 8 };
+enum {
+    RUN_FORWARD = 0,
+    RUN_BACKWARD = 1,
+    RUN_TWICE = 2,
+    RUN_LEAN = 4,
+    RUN_BESIDE = 8,
+    RUN_THREADS = 16
+};
 
 /** Open the stage, load, run forward (and backward), read every result, check all fences.
  *  RUN_TWICE first loads and runs other values, and more of them, through the same context, which
  *  must leave no trace. RUN_LEAN asks for no branch outputs and no importance.
+ *  RUN_BESIDE opens a second, tiny context in between, which must not matter to the first.
  *  @param[out] results  present where they exist; free with tensors_free() */
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
                      nsa_tensors *results);
