@@ -10,6 +10,9 @@
 # A stage is judged against stage 00 as it is; a mutant of stage 00 is its own oracle, so it can
 # only be caught by what pins the oracle: vectors, limits, differences, causality, and so on.
 #
+# A header "Case: ..." has the property judged on that case of the list alone, where it would come
+# to it late.
+#
 # What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
 # Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
 # seconds that a property may take to notice (10).
@@ -51,6 +54,9 @@ trouble() {
 one() {
     patch=tests/mutants/$1.patch name=$1 copy=$work/$1
     stage=$(header "$patch" Stage) property=$(header "$patch" Property)
+    case_text=$(header "$patch" Case)
+    [ -z "$case_text" ] || grep -qF "{\"$case_text\"," tests/harness/cases.c ||
+        trouble "no case of tests/harness/cases.c: $case_text"
     cp -Rp "$work/clean" "$copy" || trouble "cannot be copied"
     patch -p1 -d "$copy" --forward --fuzz=0 --batch --no-backup-if-mismatch -s \
         <"$patch" >"$copy/patch.log" 2>&1 ||
@@ -60,7 +66,7 @@ one() {
     cmp -s "$work/clean/build/stages/$stage.so" "$copy/build/stages/$stage.so" &&
         trouble "changes nothing: the same shared object"
     begin=$(date +%s%N)
-    check "$copy" "$stage" "$property" --stop >"$copy/check.log"
+    check "$copy" "$stage" "$property" --stop ${case_text:+--case "$case_text"} >"$copy/check.log"
     code=$?
     seconds=$(awk "BEGIN {printf \"%.1f\", ($(date +%s%N) - $begin) / 1e9}")
     [ $code -eq 124 ] && trouble "$property: not caught within $LIMIT s"

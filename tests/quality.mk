@@ -2,7 +2,7 @@
 # target builds in a folder of its own below build/ by calling this Makefile again, and ends with
 # a line of counts.
 
-.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-sanitizer \
+.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders test-sanitizer \
         test-aarch64 test-matrix coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
@@ -108,23 +108,33 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 	    $(FIND) $(VALGRIND) build/valgrind/nsa check --case "$$text"; done
 	MAKE='$(AGAIN)' $(FIND) VALGRIND='$(VALGRIND)' sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
 
-# NVIDIA's compute-sanitizer on the CUDA stages, where there is a GPU: every property on these cases.
-COMPUTE_SANITIZER ?= compute-sanitizer
-SANITIZER_TOOLS   ?= memcheck racecheck initcheck synccheck
-SANITIZER_CASES   ?= T=66,phi=mlp,hidden=5 T=70,phi=gated seqs=15+0+55
 .PHONY: cuda-checkable
 cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
+
+# The CUDA stages on the simulator, in every order of threads; built apart where there is a GPU.
+ORDERS_BUILD := $(if $(filter sim,$(CUDA)),$(BUILD),build/sim)
+
+test-orders: ## the CUDA stages in the simulator's three orders, on cases that launch every kernel
+	$(AGAIN) BUILD=$(ORDERS_BUILD) CUDA=sim cuda-checkable
+	$(FIND) BUILD=$(ORDERS_BUILD) JOBS=$(JOBS) STAGES='$(CUDA_STAGES)' sh tests/orders.sh
+	MAKE='$(AGAIN)' $(FIND) JOBS=$(JOBS) TARGET=cuda-checkable \
+	    sh tests/teeth.sh orders $(ORDERS_BUILD) CUDA=sim
+
+# NVIDIA's compute-sanitizer on the CUDA stages, where there is a GPU: every property, on the small
+# cases of tests/sanitizer.sh or on SANITIZER_CASES='PROPERTY:CASE ...'.
+COMPUTE_SANITIZER ?= compute-sanitizer
+SANITIZER_TOOLS   ?= memcheck racecheck initcheck synccheck
+SANITIZER_CASES   ?=
 
 test-sanitizer: ## on a GPU: the CUDA stages under compute-sanitizer's four tools
 ifneq ($(CUDA),gpu)
 	@echo "test-sanitizer: no GPU here; the simulator is checked by test-simt" >&2; exit 1
 else
 	$(AGAIN) BUILD=$(BUILD) cuda-checkable
-	set -e; for tool in $(SANITIZER_TOOLS); do for stage in $(CUDA_STAGES); do \
-	    for text in $(SANITIZER_CASES); do echo "$$tool: $$stage $$text"; \
-	    $(FIND) $(COMPUTE_SANITIZER) --tool $$tool --error-exitcode 9 \
-	        $(BUILD)/nsa check --stage $$stage --case "$$text"; done; done; done
-	MAKE='$(AGAIN)' $(FIND) TARGET=cuda-checkable sh tests/teeth.sh gpu $(BUILD) CUDA=gpu
+	$(FIND) BUILD=$(BUILD) JOBS=$(JOBS) STAGES='$(CUDA_STAGES)' TOOLS='$(SANITIZER_TOOLS)' \
+	    COMPUTE_SANITIZER='$(COMPUTE_SANITIZER)' sh tests/sanitizer.sh $(SANITIZER_CASES)
+	MAKE='$(AGAIN)' $(FIND) COMPUTE_SANITIZER='$(COMPUTE_SANITIZER)' TARGET=cuda-checkable \
+	    sh tests/teeth.sh gpu $(BUILD) CUDA=gpu
 endif
 
 # ---------------------------------------------------------------- other machines

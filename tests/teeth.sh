@@ -5,8 +5,8 @@
 #
 #   sh tests/teeth.sh KIND BUILD [MAKE VARIABLE...]
 #
-# KIND is asan, tsan, valgrind or gpu; BUILD a folder that is built already, so that little is compiled
-# again. Lines of a patch's header: "Run: check ..." or "Run: threads ...", "Expect: text", and
+# KIND is asan, tsan, valgrind, orders or gpu; BUILD a folder that is built already, so that little is compiled
+# again. Lines of a patch's header: "Run: check ...", "Run: threads ..." or "Run: sh ...", "Expect: text", and
 # "Flags: ..." for further compiler flags, "Tool: ..." for the tool of compute-sanitizer to run under.
 set -eu
 cd "$(dirname "$0")/.."
@@ -51,12 +51,14 @@ plant() {
 run() {
     words=$(line_of Run "$1")
     case $words in
-    check*) words="nsa $words" ;;
+    check*) words="$build/nsa $words" ;;
+    sh*) ;;
+    *) words="$build/$words" ;;
     esac
     tool=$(line_of Tool "$1")
     [ -z "$tool" ] || start="${COMPUTE_SANITIZER:-compute-sanitizer} --error-exitcode 9 --tool $tool"
     # shellcheck disable=SC2086 # words
-    (cd "$copy" && $start "$build"/$words)
+    (cd "$copy" && BUILD=$build $start $words)
 }
 
 for fault in tests/faults/"$kind"-*.patch; do

@@ -27,7 +27,7 @@ enum {
     BLOCK = 64,        /* keys of a block in memory, whatever l' is */
     MOST_ROWS = 12,    /* neighbouring query rows of a CUDA block, a warp each, at most */
     DIM = 8,           /* rows of K^T and Q^T are made whole multiples of this, with zeros */
-    MOST_BUFFERS = 160 /* device buffers of a context: all kinds together take 110 */
+    MOST_BUFFERS = 160 /* device buffers of a context that is asked for everything, and more */
 };
 
 /* The numbers that kernels need, by value in their parameters. */

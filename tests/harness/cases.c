@@ -25,6 +25,8 @@ const listed_case cases[] = {
     {"T=100,phi=gated", 1},
     {"T=130,phi=gated,n=5", 0},
     {"T=161,phi=mlp,hidden=16", 0},
+    /* more rows than one part of a sum over a block's visitors may have: 1024 in stage 03 */
+    {"T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1,rows=1080", 0},
     /* groups */
     {"T=90,Hq=2,Hkv=2", 0},
     {"T=90,Hq=6,Hkv=3,phi=gated", 0},

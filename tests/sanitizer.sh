@@ -1,0 +1,118 @@
+#!/bin/sh
+# The CUDA stages under compute-sanitizer: `make test-sanitizer`. Every property of the suite on a
+# small case or a few, each trial a process of its own, several side by side: racecheck makes a
+# kernel a hundred times slower.
+#
+#   sh tests/sanitizer.sh                   the trials below
+#   sh tests/sanitizer.sh PROPERTY:CASE...  others; `PROPERTY:CASE` as nsa check takes them
+#
+# A trial passes if the tool found nothing and the property held. A tool fails, too, if a property
+# that CUDA stages have was reached by no trial. What each run said stays in build/sanitizer.
+# Environment: BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have .cu files);
+# COMPUTE_SANITIZER.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+BUILD=${BUILD:-build} JOBS=${JOBS:-2} COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-compute-sanitizer}
+TOOLS=${TOOLS:-memcheck racecheck initcheck synccheck}
+NSA_VECTORS=${NSA_VECTORS:-tests/vectors}
+work=$BUILD/sanitizer
+export BUILD COMPUTE_SANITIZER NSA_VECTORS work
+
+# No trial can reach these: central differences are for float64 stages, and a launch allocates
+# where the stage cannot see it.
+beyond='differences no_malloc'
+
+# The longest first. Blocks of keys are of 64, so 66 tokens are two; more than 64 give blocks to
+# choose and to reject; a group of 20 heads is two tiles.
+trials() {
+    cat <<'END'
+threads:T=97
+decode:T=66
+decode:T=20,phi=mlp,hidden=5
+decode:seqs=15+0+9,phi=gated
+vector:vector=mean_small
+repeat:T=66,phi=mlp,hidden=5
+nan:T=24,l=4,d=2,l2=4,n=3,w=5,phi=gated
+reads:T=24,l=4,d=2,l2=4,n=3,w=5
+causality:T=24,l=4,d=2,l2=4,n=3,w=5
+limits:T=66
+packing:seqs=15+0+55
+backward:T=66,phi=mlp,hidden=5
+backward:T=70,phi=gated
+backward:seqs=15+0+55
+backward:T=66,Hq=20,Hkv=1,dk=5,dv=3
+backward:T=20,Hq=2,Hkv=1,dk=192,dv=128,phi=mlp,hidden=5
+forward:T=66,phi=mlp,hidden=5
+forward:T=70,phi=gated
+forward:seqs=15+0+55
+forward:T=66,Hq=20,Hkv=1,dk=5,dv=3
+forward:T=20,Hq=2,Hkv=1,dk=192,dv=128,phi=mlp,hidden=5
+branches:T=66
+forced:T=70,phi=gated
+rows:T=66
+nan_order:T=66
+vector:vector=shorter_than_block
+bad_input:T=100,phi=gated
+bad_config:T=100
+END
+}
+
+# one "TOOL STAGE PROPERTY:CASE": a line that says how it went, and what was wrong. A property that
+# is about bad configs never comes to use the GPU, which is not an error.
+one() {
+    # shellcheck disable=SC2086 # words
+    set -- $1
+    tool=$1 stage=$2 property=${3%%:*} text=${3#*:} code=0
+    log=$(mktemp "$work/$tool.$property.XXXXXX")
+    begin=$(date +%s)
+    # shellcheck disable=SC2086 # words
+    $COMPUTE_SANITIZER --tool "$tool" --error-exitcode 9 --require-cuda-init no "$BUILD/nsa" check \
+        --stage "$stage" --property "$property" --case "$text" --verbose >"$log" 2>&1 || code=$?
+    seconds=$(($(date +%s) - begin))
+    if [ $code -eq 0 ] && grep -qF "pass $stage $property " "$log" &&
+        ! grep -q 'SUMMARY: [1-9]' "$log"; then
+        echo "ok   $tool $stage $property $text ${seconds} s"
+    else
+        echo "FAIL $tool $stage $property $text ${seconds} s: exit status $code, see $log"
+        grep -v '^=========  *Host Frame\|^=========  *in ' "$log" | head -n 20 | sed 's/^/  /'
+    fi
+}
+
+if [ "${1:-}" = --one ]; then
+    one "$2"
+    exit 0
+fi
+
+rm -rf "$work" && mkdir -p "$work" || exit 2
+if [ $# -gt 0 ]; then printf '%s\n' "$@"; else trials; fi >"$work/trials"
+[ -n "${STAGES:-}" ] || STAGES=$(for f in stages/[0-9][0-9]_*/*.cu; do dirname "$f"; done |
+    sort -u | sed 's,.*/,,')
+"$BUILD/nsa" check --list | awk '{print $1}' >"$work/properties"
+[ -s "$work/properties" ] || exit 2
+
+passed=0 all=0 missed=0
+for tool in $TOOLS; do
+    for stage in $STAGES; do
+        lines=$work/$tool.$stage.lines
+        sed "s/^/$tool $stage /" "$work/trials" >"$work/todo"
+        xargs -P "$JOBS" -I{} sh tests/sanitizer.sh --one {} <"$work/todo" >"$lines"
+        grep -v '^ok' "$lines"
+        some=$(grep -c '^ok' "$lines") reached='' unreached=''
+        while read -r property; do
+            if grep -q "^ok   $tool $stage $property " "$lines"; then
+                reached="$reached $property"
+            elif ! echo " $beyond " | grep -q " $property "; then
+                unreached="$unreached $property"
+            fi
+        done <"$work/properties"
+        of=$(wc -l <"$work/todo" | tr -d ' ')
+        passed=$((passed + some)) all=$((all + of))
+        echo "$tool: $stage: $some of $of trials passed; properties:$reached"
+        if [ -n "$unreached" ]; then
+            echo "FAIL $tool: $stage: no trial passed of:$unreached"
+            missed=$((missed + 1))
+        fi
+    done
+done
+echo "$passed passed, $((all - passed + missed)) failed"
+[ "$all" -gt 0 ] && [ "$passed" -eq "$all" ] && [ "$missed" -eq 0 ]
