@@ -119,9 +119,10 @@ demo: all ## the main job on real text: nsa-demo/block_map.svg
 # ----------------------------------------------------------------- reading
 
 diff: ## the lesson between two stages: make diff A=00 B=01
-	@diff -u -r -x steps stages/$(A)_* stages/$(B)_* || [ $$? -eq 1 ]
-	@for f in stages/$(B)_*/*.cu*; do o=stages/$(A)_*/$$(basename $$f | sed 's/\.cuh$$/.h/; s/\.cu$$/.c/'); \
-	    o=$$(echo $$o); [ ! -f $$f ] || [ ! -f $$o ] || diff -u $$o $$f || [ $$? -eq 1 ]; done
+	@diff -u -r -x steps stages/$(A)_* stages/$(B)_* | grep -v '^Only in .*: .*\.\(cuh*\|[ch]\)$$' || [ $$? -eq 1 ]
+	@for f in stages/$(B)_*/*.cu*; do n=$$(basename $$f | sed 's/\.cuh*$$//'); c=.c; \
+	    [ $${f%.cuh} = $$f ] || c=.h; o=$$(echo stages/$(A)_*/$$n$$c); [ -f $$o ] || o=$$(echo stages/$(A)_*/$$n.c); \
+	    [ ! -f $$f ] || { [ -f $$o ] && diff -u $$o $$f; } || [ $$? -eq 1 ]; done
 
 # The moves of a stage one by one, in its folder steps, whose steps.mk builds $(BUILD)/steps/NN_name.
 STEPPED  := $(patsubst stages/%/steps/steps.mk,%,$(wildcard stages/[0-9][0-9]_*/steps/steps.mk))

@@ -4,9 +4,9 @@
 #include "attend.cuh"
 #include "select.cuh"
 
-/* Query rows of a CUDA block, at most: a warp each, and registers for one CUDA block a
- * multiprocessor. Wide outputs take more of them. */
-#define ROWS_TOGETHER(STRIPS) ((STRIPS) <= 2 ? (int)MOST_ROWS : (int)MOST_ROWS * 2 / 3)
+/* Queries of a CUDA block, at most: a warp each, and registers for one CUDA block a multiprocessor.
+ * Wide outputs take more of them. STRIPS = dvp/64, a constant, so that outputs are registers. */
+#define QUERIES_OF(STRIPS) ((STRIPS) <= 2 ? (int)QUERIES : (int)QUERIES * 2 / 3)
 
 /* What a warp works on. */
 typedef struct place {
@@ -136,9 +136,9 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
 /* Compressed attention, importance and choice (Eq. 8-11), in two passes over the keys: the first
  * finds each row's largest score and sum, the second has the probabilities themselves. Grid: a CUDA
  * block for each kv head and tile of rows, the last rows first: they see most. Block: a warp for
- * each query row of the tile. Shared: see shared_plan. */
+ * each query row of the tile, which owns its G heads. Shared: shared_plan, 205 KiB at 128/128. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
+static __global__ void __launch_bounds__(QUERIES_OF(STRIPS) * WARP, 1)
     attend_cmp_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -148,11 +148,11 @@ static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     const place at = place_of(&a, a.n_tiles - 1 - blockIdx.x / c->Hkv, (int)(blockIdx.x % c->Hkv));
     const bool live = at.t >= 0;
     const int n_visible = live ? visible(c, at.t) : 0, last = last_position(&a, &at);
-    const int most = visible(c, last), own = at.t / c->lb;
+    const int n_last = visible(c, last), own = at.t / c->lb;
     for (int g16 = 0; g16 < c->GT; g16++) {
         if (live)
             load_query(&a, &at, g16, s_q);
-        attend_visible<STRIPS>(&a, &at, g16, n_visible, most, plan, s_chunk, s_q, s_p,
+        attend_visible<STRIPS>(&a, &at, g16, n_visible, n_last, plan, s_chunk, s_q, s_p,
                                s_stats + g16 * ROWS);
     }
     __syncwarp();
@@ -165,8 +165,8 @@ static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     picks best;
     int n0, local, done = 0;
     begin_picks(&best, live ? c->n - forced_blocks(c, own, &n0, &local) : 0);
-    for (int b = 0; rank_them && b * BLOCK < most; b += 2) {
-        const int64_t apart = (b + 1) * BLOCK < most ? (int64_t)c->dk8 * BLOCK : 0;
+    for (int b = 0; rank_them && b * BLOCK < n_last; b += 2) {
+        const int64_t apart = (b + 1) * BLOCK < n_last ? (int64_t)c->dk8 * BLOCK : 0;
         for (int g16 = 0; g16 < c->GT; g16++) {
             piece s[2]; /* two blocks at a time: no outputs need registers. The last may be alone */
             if (live && c->GT > 1)
@@ -230,14 +230,15 @@ static __device__ __forceinline__ void attend_window(attention<STRIPS> *x, const
 /* Window and selected attention and the gated sum (Eq. 5, 12) of one tile of heads. Window blocks
  * are shared by the CUDA block's rows; selected ones a warp reads for itself. Grid: a CUDA block
  * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
- * stay in the second-level cache. Block and shared memory as above. */
+ * stay in the second-level cache. Block: a warp for each query row, which owns 16 of its heads.
+ * Shared: shared_plan without rings, 192 KiB at 128/128. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
+static __global__ void __launch_bounds__(QUERIES_OF(STRIPS) * WARP, 1)
     attend_slc_win_kernel(rows_args a, shared_plan plan) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
     float *s_q = s_chunk + plan.chunk + this_warp() * plan.warp, *s_p = s_q + c->dk8 * ROWS;
-    const int64_t unit = blockIdx.x / c->GT;
+    const int64_t unit = blockIdx.x / c->GT; /* stage 02's loop over units has become the grid */
     const int g16 = (int)(blockIdx.x % c->GT);
     const place at = place_of(&a, unit % a.n_tiles, (int)(unit / a.n_tiles));
     attention<STRIPS> x;
@@ -259,9 +260,10 @@ static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
     write_out<STRIPS>(&a, &x, &at, g16, SLC, -1, true);
 }
 
-/* Plain causal attention: a window without an end. Grid and block as above, the last rows first. */
+/* Plain causal attention: a window without an end. Grid as above, the last rows first; block and
+ * shared memory as above. */
 template <int STRIPS>
-static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
+static __global__ void __launch_bounds__(QUERIES_OF(STRIPS) * WARP, 1)
     attend_causal_kernel(rows_args a, shared_plan plan, int branch, real *g_out) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
@@ -291,6 +293,7 @@ static __global__ void __launch_bounds__(ROWS_TOGETHER(STRIPS) * WARP, 1)
 shared_plan plan_shared(const stage *st, int warps, int with_ring) {
     const dims *c = &st->c;
     shared_plan plan;
+    /* 4 KiB a warp, so that each has four loads to make; at least four rows of values */
     plan.chunk = warps * 1024 > LANE_COLS * c->dvp ? warps * 1024 : LANE_COLS * c->dvp;
     plan.ring = with_ring ? ring_size(c) : 0;
     plan.warp = c->dk8 * ROWS + BLOCK * ROWS + plan.ring + (with_ring ? c->GT * ROWS * 2 : 0);
@@ -312,7 +315,7 @@ nsa_status open_attend(stage *st) {
     int device, most;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    st->warps = ROWS_TOGETHER(st->c.dvp / STRIP);
+    st->warps = QUERIES_OF(st->c.dvp / STRIP);
     while (st->warps > 1 && plan_bytes(plan_shared(st, st->warps, 1), st->warps) > (size_t)most)
         st->warps--;
     switch (st->c.dvp / STRIP) {

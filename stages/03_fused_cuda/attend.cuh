@@ -1,6 +1,7 @@
 /** @file
  *  @brief What a warp does to attend: its row's 16 heads against block after block, softmax and
- * outputs in registers. Kernels of attend.cu, decode.cu walk with these. */
+ * outputs in registers. Kernels of attend.cu and
+ *  decode_attend.cu walk with these. */
 #ifndef ATTEND_CUH
 #define ATTEND_CUH
 

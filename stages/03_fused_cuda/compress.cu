@@ -27,7 +27,8 @@ static __device__ __forceinline__ void put(const compressor *x, int h, int64_t p
         x->nat[(block * BLOCK + at) * x->Dp + col] = y;
 }
 
-/* y = mean_r x_r. An element of y a thread. */
+/* y = mean_r x_r. Grid: elements of y / 256, or as many as fill the device. Block: 256 threads, an
+ * element of y each. */
 static __global__ void phi_mean_kernel(compressor x) {
     const int64_t all = x.count * x.c.Hkv * x.D, threads = (int64_t)gridDim.x * blockDim.x;
     const int64_t apart = (int64_t)x.c.Hkv * x.D;
@@ -57,8 +58,8 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Block: a warp for one y; a [l] in
- * shared memory. */
+/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Grid: compressed tokens times
+ * kv heads. Block: a warp, which owns one y. Shared: a [l], 1 KiB. */
 static __global__ void phi_gated_kernel(compressor x) {
     __shared__ float s_a[256]; /* l <= 256: a bound of the specification */
     const int64_t apart = (int64_t)x.c.Hkv * x.D;
@@ -139,8 +140,9 @@ static __device__ __forceinline__ void mlp_load_right(const float *g_right, int 
 
 /* A layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as one matrix product, rows = compressed tokens
  * times kv heads: z [rows,hp] = vec(x + pe) W1^T + b1, or with SECOND y [rows,Dp] = silu(z) W2^T +
- * b2. Grid: (rows / 64, columns / 64). Block: 4 warps, 16 rows each; 32 of the long dimension at a
- * time in shared memory, the left matrix transposed, while the next 32 are on their way. */
+ * b2. Grid: (rows / 64, columns / 64). Block: 4 warps, which own 16 rows each. Shared: 17 KiB,
+ * 32 of the long dimension at a time, the left matrix transposed, while the next 32 are on their
+ * way. */
 template <int SECOND>
 static __global__ void __launch_bounds__(MLP_WARPS *WARP) phi_mlp_kernel(compressor x) {
     __shared__ __align__(16) float s_left[MLP_K * MLP_LD];

@@ -97,8 +97,9 @@ static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, in
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
-/* Grid: `count` parts from `from` on of every unit. Block: PART_WARPS warps. Shared: Q^T [dk8][16],
- * P^T [64][16] of each warp, the statistics of each warp, outputs [16][dvp]. */
+/* Grid: `count` parts from `from` on of every unit. Block: PART_WARPS warps, with blocks of keys
+ * of their own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of each warp,
+ * outputs [16][dvp]. */
 template <int STRIPS>
 static __global__ void __launch_bounds__(PART_WARPS *WARP, STRIPS < 3 ? 3 : 2)
     decode_parts_kernel(decode_args a, int from, int count) {

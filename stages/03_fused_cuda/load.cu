@@ -5,7 +5,8 @@
 
 enum { THREADS = 256 };
 
-/* CUDA blocks of THREADS for `count` elements, within what a grid may have. */
+/* The grid of all kernels here: CUDA blocks of THREADS for `count` elements, within what a grid may
+ * have. A thread owns an element, and every grid-th after it; none has shared memory. */
 static unsigned blocks_for(int64_t count) {
     const int64_t blocks = (count + THREADS - 1) / THREADS;
     return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);

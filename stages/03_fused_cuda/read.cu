@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { THREADS = 256 };
+enum { THREADS = 256 }; /* of a CUDA block; grid_for() covers the elements, a thread each */
 
 /* g_dst [rows,D] = g_src [rows,padded] without the padding. An element a thread. */
 static __global__ void unpad_kernel(const real *g_src, int64_t rows, int D, int padded,

@@ -15,7 +15,7 @@ extern "C" { /* the contract is C */
 
 typedef float real; /* what this stage computes in */
 #define ARITH NSA_FLOAT32
-#define IDEA  "each block once into shared memory, all that follows stays on chip: count bytes"
+#define IDEA  "each block once for a whole group, all that follows stays on chip: count bytes"
 
 enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
 /* k_cmp and v_cmp laid out too, for plain attention over them */
@@ -25,7 +25,7 @@ enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id
 
 enum {
     BLOCK = 64,        /* keys of a block in memory, whatever l' is */
-    MOST_ROWS = 12,    /* neighbouring query rows of a CUDA block, a warp each, at most */
+    QUERIES = 12,      /* neighbouring queries of a CUDA block, a warp each, at most */
     DIM = 8,           /* rows of K^T and Q^T are made whole multiples of this, with zeros */
     MOST_BUFFERS = 160 /* device buffers of a context that is asked for everything, and more */
 };
