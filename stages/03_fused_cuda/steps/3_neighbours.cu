@@ -31,7 +31,7 @@ template <bool SHARED> static __device__ __forceinline__ void barrier(void) {
 /* A chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all. */
 template <bool SHARED>
 static __device__ __forceinline__ void fetch_chunk(float *s_chunk, const float *g_from) {
-    const int threads = SHARED ? QUERIES * WARP : WARP, floats = FLOATS / WARP * threads;
+    const int threads = SHARED ? NEIGHBOURS * WARP : WARP, floats = FLOATS / WARP * threads;
     barrier<SHARED>(); /* the last chunk has been used */
 #pragma unroll
     for (int i = 4 * ((int)threadIdx.x % threads); i < floats; i += 4 * threads)
@@ -47,7 +47,7 @@ static __device__ __forceinline__ void attend_span(attention<1> *x, const proble
                                                    float *s_p) {
     const float *g_kt = keys_of(pb, branch, sp.block), *g_v = values_of(pb, branch, sp.block);
     const uint64_t mask = bits(sp.lo, sp.hi);
-    const int rows = SHARED ? QUERIES * CHUNK : CHUNK;
+    const int rows = SHARED ? NEIGHBOURS * CHUNK : CHUNK;
     piece s;
     zero_piece(&s);
     for (int k = 0; k < D; k += rows) {
@@ -76,7 +76,7 @@ static __device__ __forceinline__ void write_tile(float *g_o, const piece *o) {
 /* The window of the CUDA block's queries t0..t0+3: all blocks that some of them see. */
 static __device__ __forceinline__ void attend_win(attention<1> *x, const problem *pb, int t0, int t,
                                                   float *s_chunks, const float *s_q, float *s_p) {
-    const int last = min(t0 + QUERIES, pb->T) - 1;
+    const int last = min(t0 + NEIGHBOURS, pb->T) - 1;
     begin(x);
     for (int b = max(t0 - pb->w + 1, 0) / BLOCK; b <= last / BLOCK; b++) {
         const span none = {b, 0, 0};
@@ -99,11 +99,11 @@ static __device__ __forceinline__ void attend_slc(attention<1> *x, const problem
  * 8 heads x 4 keys, then 8 heads x 4 columns (tile.cuh). Shared: 48 KiB, for each warp a chunk of a
  * block, Q^T and P^T. */
 template <int BRANCH>
-static __global__ void __launch_bounds__(QUERIES *WARP, 3) attend_kernel(problem pb) {
-    __shared__ __align__(16) float s_chunks[QUERIES * FLOATS], s_qs[QUERIES * D * G],
-        s_ps[QUERIES * BLOCK * G];
+static __global__ void __launch_bounds__(NEIGHBOURS *WARP, 3) attend_kernel(problem pb) {
+    __shared__ __align__(16) float s_chunks[NEIGHBOURS * FLOATS], s_qs[NEIGHBOURS * D * G],
+        s_ps[NEIGHBOURS * BLOCK * G];
     float *s_q = s_qs + this_warp() * D * G, *s_p = s_ps + this_warp() * BLOCK * G;
-    const int t0 = (int)blockIdx.x * QUERIES, t = t0 + this_warp();
+    const int t0 = (int)blockIdx.x * NEIGHBOURS, t = t0 + this_warp();
     const bool live = t < pb.T;
     attention<1> x;
     if (live)
@@ -127,10 +127,10 @@ static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
 }
 
 nsa_status step_3_neighbours(const problem *pb) {
-    const dim3 grid((unsigned)((pb->T + QUERIES - 1) / QUERIES));
-    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(QUERIES * WARP), 0, 0, *pb);
+    const dim3 grid((unsigned)((pb->T + NEIGHBOURS - 1) / NEIGHBOURS));
+    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(NEIGHBOURS * WARP), 0, 0, *pb);
     NSA_LAUNCHED("selected");
-    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(QUERIES * WARP), 0, 0, *pb);
+    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(NEIGHBOURS * WARP), 0, 0, *pb);
     NSA_LAUNCHED("window");
     NSA_LAUNCH(combine_kernel, dim3((unsigned)pb->T), dim3(G * D / 4), 0, 0, *pb);
     NSA_LAUNCHED("combine");

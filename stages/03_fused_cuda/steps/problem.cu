@@ -168,8 +168,8 @@ counts count(const problem *pb, const host *h) {
         const int first = max(t - pb->w + 1, 0);
         n.keys[WIN] += (double)(t + 1 - first);
         n.visits[WIN] += (double)(t / BLOCK - first / BLOCK + 1);
-        if (t % QUERIES == 0)
-            n.shared += (double)(min(t + QUERIES - 1, T - 1) / BLOCK - first / BLOCK + 1);
+        if (t % NEIGHBOURS == 0)
+            n.shared += (double)(min(t + NEIGHBOURS - 1, T - 1) / BLOCK - first / BLOCK + 1);
         if (t % WARP == 0)
             n.of_warps += (double)(min(t + WARP, T) - first);
         for (int i = 0; i < pb->n && idx[i] >= 0; i++) {

@@ -17,9 +17,9 @@
 #include "attend.cuh"
 
 enum {
-    G = ROWS,   /* heads of the group: the 16 rows of a tile */
-    D = STRIP,  /* dimension of a head, keys and values: one strip of 64 columns */
-    QUERIES = 4 /* neighbouring queries that share a window's blocks (steps 3 and 4) */
+    G = ROWS,      /* heads of the group: the 16 rows of a tile */
+    D = STRIP,     /* dimension of a head, keys and values: one strip of 64 columns */
+    NEIGHBOURS = 4 /* neighbouring queries that share a window's blocks (steps 3 and 4) */
 };
 
 /* What a step reads and writes; all pointers are the device's. Of the arrays over branches the
@@ -94,8 +94,8 @@ typedef struct host {
 typedef struct counts {
     double keys[BRANCHES];   /* keys seen, of all queries */
     double visits[BRANCHES]; /* blocks seen, of all queries */
-    double shared;           /* window blocks that QUERIES neighbours see, once for all of them */
-    double of_warps;         /* window keys that 32 neighbours see, once for all of them */
+    double shared;   /* window blocks that NEIGHBOURS neighbours see, once for all of them */
+    double of_warps; /* window keys that 32 neighbours see, once for all of them */
 } counts;
 
 /* Zeroed memory of the host; ends the program if there is none. */
