@@ -66,6 +66,15 @@ static inline real largest(const real *row, int64_t n0, int64_t n1, real scale) 
     return scale * top;
 }
 
+/* top [LANES] = max(top, row[0..n)) in every lane */
+static inline void raise(const real *row, int64_t n, real *top) {
+    for (int64_t j = 0; j < n; j += LANES) {
+#pragma omp simd
+        for (int i = 0; i < LANES; i++)
+            top[i] = row[j + i] > top[i] ? row[j + i] : top[i];
+    }
+}
+
 /* Whether some scale * row[n0..n1) is above `limit`; only this is asked of most spans. */
 static inline int above(const real *row, int64_t n0, int64_t n1, real scale, real limit) {
     const int64_t n = (n1 - n0) / LANES * LANES;
@@ -150,6 +159,14 @@ int next_block(work *w, int64_t count, int64_t *block) {
     return *block != INT64_MAX;
 }
 
+/* The softmax's sums, each from its lanes; outputs stay unnormalised until they are taken. */
+static void end_sums(const real *lanes, real *over, int64_t heads) {
+    for (int64_t i = 0; i < heads; i++) {
+        const real sum = add_lanes(lanes + i * LANES);
+        over[i] = sum != 0 ? 1 / sum : 0; /* nothing kept: o = 0 */
+    }
+}
+
 /* One branch of `count` neighbouring queries from result row `row` on, whose spans are listed:
  * block after block in the outer loop, so that a block is fetched once for all the queries that
  * want it. */
@@ -166,76 +183,99 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
                 attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]]);
         }
     }
-    for (int64_t i = 0; i < count * G; i++) {
-        const real sum = add_lanes(w->sum + i * LANES);
-        w->over[i] = sum != 0 ? 1 / sum : 0; /* nothing kept: o = 0 */
-        for (int64_t c = 0; c < dvp; c++)
-            w->o[i * dvp + c] *= w->over[i];
-    }
+    end_sums(w->sum, w->over, count * G);
 }
 
-/* The group's branch outputs go, times their gates, into the sum of Eq. 5. */
+/* The group's branch outputs, times 1/sum, go, times their gates, into the sum of Eq. 5, which the
+ * first branch begins. */
 static void add_branch(stage *st, const work *w, int branch, int64_t row, int64_t count,
                        int64_t kvh) {
     const int64_t G = st->plan->group, dv = st->cfg.v_dim;
     for (int64_t i = 0; i < count * G; i++) {
         const int64_t head = (row + i / G) * st->cfg.q_heads + kvh * G + i % G;
-        const real *o = w->o + i * st->dvp;
-        add_scaled(st->out + head * dv, st->gate[head * BRANCHES + branch], o, dv);
-        if (st->out_x[branch])
-            memcpy(st->out_x[branch] + head * dv, o, (size_t)dv * sizeof *o);
+        const real *o = w->o + i * st->dvp, over = w->over[i];
+        const real gate = st->gate[head * BRANCHES + branch];
+        real *out = st->out + head * dv, *out_x = st->out_x[branch];
+        for (int64_t c = 0; c < dv; c++)
+            out[c] = (branch == CMP ? 0 : out[c]) + gate * (over * o[c]);
+        for (int64_t c = 0; c < dv && out_x; c++)
+            out_x[head * dv + c] = over * o[c];
         if (st->stats) {
             st->stats[(head * BRANCHES + branch) * 2] = w->most[i];
-            st->stats[(head * BRANCHES + branch) * 2 + 1] = w->over[i];
+            st->stats[(head * BRANCHES + branch) * 2 + 1] = over;
         }
     }
 }
 
-/* Compressed branch of query i of the tile, in two passes: all scores first, for importance needs
- * the probabilities themselves and an online softmax would only have them up to a factor (Eq.
- * 8-10). */
-static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
-                       int64_t kvh, int64_t visible) {
-    const int64_t G = st->plan->group, dvp = st->dvp, apart = round_up(visible, BLOCK);
-    const int64_t padded = round_up(visible, LANES);
-    const kv_blocks *in = sq->in[CMP];
-    const int64_t first = kvh * in->stride + sq->first[CMP];
-    const real *q = st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp;
-    real *o = w->o + i * G * dvp;
-    memset(o, 0, (size_t)(G * dvp) * sizeof *o);
-    memset(w->p_sum, 0, (size_t)padded * sizeof *w->p_sum);
-    for (int64_t k = 0; k < visible; k += BLOCK)
-        score(st, q, in->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0,
-              visible - k < BLOCK ? visible - k : BLOCK, w->scores + k, apart);
-    for (int64_t g = 0; g < G && visible; g++) {
-        real *p = w->scores + g * apart, sum[LANES] = {0};
-        const real most = largest(p, 0, padded, log2_scale(st));
-        exponentiate(p, 0, padded, log2_scale(st), most, sum);
-        const real over = 1 / add_lanes(sum);
-        for (int64_t k = 0; k < padded; k++)
-            w->p_sum[k] += p[k] * over;
-        w->most[i * G + g] = most;
-        w->over[i * G + g] = over;
+/* First pass of the compressed branch: all scores, block after block as attend_spans() would have
+ * them, and the largest of each head. */
+static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
+                      int64_t n, int64_t kvh, const int64_t *visible) {
+    const int64_t G = st->plan->group, first = kvh * sq->in[CMP]->stride + sq->first[CMP];
+    const int64_t query = st->cfg.q_heads * st->dkp;
+    for (int64_t j = 0; j < n * G * LANES; j++)
+        w->top[j] = -INFINITY;
+    for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
+        for (int64_t x = 0; x < n; x++) {
+            real *s = w->scores + x * w->apart + k * G;
+            const int64_t hi = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
+            if (hi <= 0)
+                continue;
+            score(st, st->q + (row + x) * query + kvh * G * st->dkp,
+                  sq->in[CMP]->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0, hi, s, BLOCK);
+            for (int64_t g = 0; g < G; g++)
+                raise(s + g * BLOCK, round_up(hi, LANES), w->top + (x * G + g) * LANES);
+        }
     }
-    /* blocks of values follow each other, so they are one matrix of N rows */
-    matmul(G, dvp, visible, (operand){w->scores, apart, 1}, in->v + first * BLOCK * dvp, dvp, o,
-           dvp, 1);
-    for (int64_t g = 0; g < G && visible; g++) {
-        for (int64_t c = 0; c < dvp; c++)
-            o[g * dvp + c] *= w->over[i * G + g];
-    }
+    for (int64_t g = 0; g < n * G; g++)
+        w->most[i * G + g] = largest(w->top + g * LANES, 0, LANES, log2_scale(st));
 }
 
-/* From the group's probabilities to its blocks, for row r: importance (summed over the heads
- * first), then the choice, or the forced list. */
-static void choose(stage *st, work *w, int64_t r, int64_t kvh, int64_t t, const int32_t *forced) {
+/* Compressed branch of queries i..i+n-1 of the tile, in two passes: all scores first, for
+ * importance needs the probabilities themselves and an online softmax would only have them up to a
+ * factor (Eq. 8-10). n queries share each block. */
+static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
+                       int64_t n, int64_t kvh, const int64_t *visible) {
+    const int64_t G = st->plan->group, dvp = st->dvp;
+    const int64_t first = kvh * sq->in[CMP]->stride + sq->first[CMP];
+    real *o = w->o + i * G * dvp, *sum = w->sum + i * G * LANES;
+    memset(o, 0, (size_t)(n * G * dvp) * sizeof *o);
+    memset(sum, 0, (size_t)(n * G * LANES) * sizeof *sum);
+    score_cmp(st, w, sq, row, i, n, kvh, visible);
+    for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
+        for (int64_t x = 0; x < n; x++) {
+            real *p = w->scores + x * w->apart + k * G;
+            const int64_t keys = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
+            for (int64_t g = 0; g < G && keys > 0; g++)
+                exponentiate(p + g * BLOCK, 0, round_up(keys, LANES), log2_scale(st),
+                             w->most[(i + x) * G + g], sum + (x * G + g) * LANES);
+            if (keys > 0)
+                matmul(G, dvp, keys, (operand){p, BLOCK, 1},
+                       sq->in[CMP]->v + (first * BLOCK + k) * dvp, dvp, o + x * G * dvp, dvp, 1);
+        }
+    }
+}
+/* From the group's probabilities to its blocks, for row r, which is query i of its tile and x of
+ * those whose scores are kept: importance (summed over the heads first), then the choice, or the
+ * forced list. */
+static void choose(stage *st, work *w, int64_t r, int64_t i, int64_t x, int64_t kvh, int64_t t,
+                   const int32_t *forced) {
     const nsa_config *c = &st->cfg;
-    const int64_t group = r * c->kv_heads + kvh, n = c->slc_count;
+    const int64_t group = r * c->kv_heads + kvh, n = c->slc_count, G = st->plan->group;
+    const int64_t blocks = t / c->slc_block + 1, visible = nsa_cmp_visible(c, t);
     int32_t *idx = st->block_idx + group * n;
-    int64_t J = st->keep_importance ? st->batch.J : t / c->slc_block + 1;
+    int64_t J = st->keep_importance ? st->batch.J : blocks;
     real *imp = st->keep_importance ? st->importance + group * J : w->importance;
+    real *p = w->p_sum + OUTSIDE;
+    for (int64_t k = 0; k < visible; k += BLOCK)
+        matmul(1, visible - k < BLOCK ? round_up(visible - k, LANES) : BLOCK, G,
+               (operand){w->over + i * G, 0, 1}, w->scores + x * w->apart + k * G, BLOCK, p + k,
+               BLOCK, 0);
+    for (int64_t k = visible; k < blocks * (c->slc_block / c->cmp_stride); k++)
+        p[k] = 0;
+    memset(p - OUTSIDE, 0, OUTSIDE * sizeof *p);
     memset(imp, 0, (size_t)J * sizeof *imp);
-    add_importance(c, w->p_sum, nsa_cmp_visible(c, t), t / c->slc_block + 1, imp);
+    add_importance(c, p, w->strides, blocks, imp);
     if (forced)
         memcpy(idx, forced + group * n, (size_t)n * sizeof *idx);
     else
@@ -248,12 +288,15 @@ void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *row
                  const int64_t *t, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, row = rows->first, count = rows->count;
-    for (int64_t i = 0; i < count; i++) {
-        memset(st->out + ((row + i) * c->q_heads + kvh * G) * c->v_dim, 0,
-               (size_t)(G * c->v_dim) * sizeof *st->out);
-        attend_cmp(st, w, sq, row + i, i, kvh, nsa_cmp_visible(c, t[i]));
+    for (int64_t i = 0, n = 0; i < count; i += n) {
+        int64_t visible[TOGETHER];
+        for (n = 0; n < TOGETHER && i + n < count; n++)
+            visible[n] = nsa_cmp_visible(c, t[i + n]);
+        attend_cmp(st, w, sq, row + i, i, n, kvh, visible);
+        end_sums(w->sum + i * G * LANES, w->over + i * G, n * G);
         nsa_lap(&w->laps, CMP);
-        choose(st, w, row + i, kvh, t[i], forced);
+        for (int64_t x = 0; x < n; x++)
+            choose(st, w, row + i + x, i + x, x, kvh, t[i + x], forced);
         nsa_lap(&w->laps, SELECT);
     }
     add_branch(st, w, CMP, row, count, kvh);
