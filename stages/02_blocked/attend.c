@@ -43,16 +43,18 @@ int64_t keep_all(const stage *st, int64_t t, span *spans) {
 }
 
 /* Scores q_g.k_j of a group's G queries against columns [lo,hi) of one block; -inf in the lanes
- * around them. Whole vectors are computed always: there is no other code for a tail. */
+ * around them. Whole vectors are computed always: there is no other code for a tail. `next` is the
+ * block that is wanted next. */
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
-           int64_t apart) {
+           const real *next) {
     const int64_t G = st->plan->group, n0 = lo / LANES * LANES, n1 = round_up(hi, LANES);
-    matmul(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0, apart, 0);
+    matmul_ahead(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0,
+                 BLOCK, 0, next + n0);
     for (int64_t g = 0; g < G && (n0 < lo || hi < n1); g++) {
         for (int64_t j = n0; j < lo; j++)
-            s[g * apart + j] = -INFINITY;
+            s[g * BLOCK + j] = -INFINITY;
         for (int64_t j = hi; j < n1; j++)
-            s[g * apart + j] = -INFINITY;
+            s[g * BLOCK + j] = -INFINITY;
     }
 }
 
@@ -114,6 +116,12 @@ real log2_scale(const stage *st) {
     return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
+/* The block that query i of the tile walks after the one it is at; that one itself if none. */
+int64_t block_after(const work *w, int64_t i) {
+    const int64_t at = w->at[i] + 1 < w->n[i] ? w->at[i] + 1 : w->at[i];
+    return w->spans[at].block;
+}
+
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
  * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
@@ -124,10 +132,11 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
     const kv_blocks *in = sq->in[branch];
     const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
+    const int64_t next = block + block_after(w, i) - sp.block, dk = st->cfg.qk_dim;
     const real scale = log2_scale(st);
     real *o = w->o + i * G * dvp;
-    score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp,
-          in->kt + block * st->cfg.qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
+    score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp, in->kt + block * dk * BLOCK,
+          sp.lo, sp.hi, w->s, in->kt + next * dk * BLOCK);
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
@@ -143,8 +152,9 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
         exponentiate(s, n0, n1, scale, *most, sum);
     }
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
-    matmul(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
-           in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1);
+    matmul_ahead(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
+                 in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1,
+                 in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
 /* The next block that some query of the tile has not walked yet; 0 when all are done. */
@@ -212,7 +222,8 @@ static void add_branch(stage *st, const work *w, int branch, int64_t row, int64_
 static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
                       int64_t n, int64_t kvh, const int64_t *visible) {
     const int64_t G = st->plan->group, first = kvh * sq->in[CMP]->stride + sq->first[CMP];
-    const int64_t query = st->cfg.q_heads * st->dkp;
+    const int64_t query = st->cfg.q_heads * st->dkp, dk = st->cfg.qk_dim;
+    const real *kt = sq->in[CMP]->kt + first * dk * BLOCK;
     for (int64_t j = 0; j < n * G * LANES; j++)
         w->top[j] = -INFINITY;
     for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
@@ -221,8 +232,8 @@ static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row,
             const int64_t hi = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
             if (hi <= 0)
                 continue;
-            score(st, st->q + (row + x) * query + kvh * G * st->dkp,
-                  sq->in[CMP]->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0, hi, s, BLOCK);
+            score(st, st->q + (row + x) * query + kvh * G * st->dkp, kt + k * dk, 0, hi, s,
+                  kt + (k + BLOCK < visible[x] ? k + BLOCK : k) * dk);
             for (int64_t g = 0; g < G; g++)
                 raise(s + g * BLOCK, round_up(hi, LANES), w->top + (x * G + g) * LANES);
         }
@@ -238,6 +249,7 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
                        int64_t n, int64_t kvh, const int64_t *visible) {
     const int64_t G = st->plan->group, dvp = st->dvp;
     const int64_t first = kvh * sq->in[CMP]->stride + sq->first[CMP];
+    const real *v = sq->in[CMP]->v + first * BLOCK * dvp;
     real *o = w->o + i * G * dvp, *sum = w->sum + i * G * LANES;
     memset(o, 0, (size_t)(n * G * dvp) * sizeof *o);
     memset(sum, 0, (size_t)(n * G * LANES) * sizeof *sum);
@@ -250,8 +262,9 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
                 exponentiate(p + g * BLOCK, 0, round_up(keys, LANES), log2_scale(st),
                              w->most[(i + x) * G + g], sum + (x * G + g) * LANES);
             if (keys > 0)
-                matmul(G, dvp, keys, (operand){p, BLOCK, 1},
-                       sq->in[CMP]->v + (first * BLOCK + k) * dvp, dvp, o + x * G * dvp, dvp, 1);
+                matmul_ahead(G, dvp, keys, (operand){p, BLOCK, 1}, v + k * dvp, dvp,
+                             o + x * G * dvp, dvp, 1,
+                             v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
         }
     }
 }
