@@ -292,7 +292,7 @@ static void choose(stage *st, work *w, int64_t r, int64_t i, int64_t x, int64_t 
     if (forced)
         memcpy(idx, forced + group * n, (size_t)n * sizeof *idx);
     else
-        select_blocks(c, imp, t, idx);
+        select_blocks(c, imp, t, w->strides, idx);
 }
 
 /* The rows of a tile, for one group of heads: compress, select, then attend (Eq. 5, 8-12). t

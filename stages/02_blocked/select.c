@@ -2,7 +2,6 @@
  *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11). */
 #include "stage.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 /* Add one head's share to its group's importance (Eq. 9, and 10 by being called for each head):
@@ -22,21 +21,24 @@ void add_importance(const nsa_config *c, const real *p, real *strides, int64_t b
     }
 }
 
-/* The order of choice: importance descending; NaN sorts below every number. Blocks come in
- * ascending order, so of two that are equal the one that is there already stays before. */
-static bool ranks_before(real imp_a, real imp_b) {
-    return imp_a > imp_b || (isnan(imp_b) && !isnan(imp_a));
-}
+/* The order of choice: importance descending, index ascending; NaN sorts below every number. The
+ * importance is never negative, so rest [n] says NaN as -1 and what has been taken as -2. Two loops
+ * without a branch find the first of the largest, where a sorted list would be guessed wrong. */
+enum { NOT_A_NUMBER = -1, TAKEN = -2 };
 
-/* Insert block j where it belongs in the list of the best `most`; returns the length. */
-static int64_t insert(const real *imp, int32_t *list, int64_t length, int64_t most, int64_t j) {
-    if (length == most && !ranks_before(imp[j], imp[list[most - 1]]))
-        return length; /* most blocks stop here */
-    int64_t at = length < most ? length : most - 1;
-    for (; at > 0 && ranks_before(imp[j], imp[list[at - 1]]); at--)
-        list[at] = list[at - 1];
-    list[at] = (int32_t)j;
-    return length < most ? length + 1 : most;
+static int32_t take_first(real *rest, int32_t n) {
+    real top = TAKEN;
+    int32_t first = n;
+#pragma omp simd reduction(max : top)
+    for (int32_t j = 0; j < n; j++)
+        top = rest[j] > top ? rest[j] : top;
+#pragma omp simd reduction(min : first)
+    for (int32_t j = 0; j < n; j++) {
+        const int32_t at = rest[j] == top ? j : n;
+        first = at < first ? at : first;
+    }
+    rest[first] = TAKEN;
+    return first;
 }
 
 /* Insert block j into an ascending list; returns the length. */
@@ -51,18 +53,19 @@ static int64_t insert_ascending(int32_t *list, int64_t length, int32_t j) {
 /* idx [n]: the blocks of query position t, ascending, padded with -1. Forced are the first slc_init
  * and the slc_local that end with the query's own block b; the rest of the n go to the best others,
  * which lie in between. */
-void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx) {
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *rest, int32_t *idx) {
     const int64_t own = t / c->slc_block, init = c->slc_init < own + 1 ? c->slc_init : own + 1;
     const int64_t local = own - c->slc_local + 1 > init ? own - c->slc_local + 1 : init;
-    const int64_t most = c->slc_count - init - (own + 1 - local);
-    int64_t n_free = 0, used = 0;
-    int32_t free_list[128]; /* n <= 128: a bound of the specification */
-    for (int64_t j = init; j < local && most > 0; j++)
-        n_free = insert(imp, free_list, n_free, most, j);
+    const int64_t left = c->slc_count - init - (own + 1 - local);
+    const int64_t n_free = left < local - init ? left : local - init;
+    int64_t used = 0;
+    for (int64_t j = init; j < local; j++)
+        rest[j - init] = isnan(imp[j]) ? NOT_A_NUMBER : imp[j];
     for (int64_t j = 0; j < init; j++)
         idx[used++] = (int32_t)j;
     for (int64_t i = 0; i < n_free; i++)
-        used = insert_ascending(idx, used, free_list[i]);
+        used =
+            insert_ascending(idx, used, (int32_t)init + take_first(rest, (int32_t)(local - init)));
     for (int64_t j = local; j <= own; j++)
         idx[used++] = (int32_t)j;
     for (; used < c->slc_count; used++)

@@ -187,7 +187,7 @@ void gated_weights(const stage *st, int pair, const real *x, real *a);
 
 /* select.c */
 void add_importance(const nsa_config *c, const real *p, real *strides, int64_t blocks, real *imp);
-void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *rest, int32_t *idx);
 
 /* attend.c */
 int64_t keep_cmp(const stage *st, int64_t t, span *spans);
