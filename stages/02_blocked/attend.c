@@ -44,12 +44,12 @@ int64_t keep_all(const stage *st, int64_t t, span *spans) {
 
 /* Scores q_g.k_j of a group's G queries against columns [lo,hi) of one block; -inf in the lanes
  * around them. Whole vectors are computed always: there is no other code for a tail. `next` is the
- * block that is wanted next. */
+ * block that is wanted next, or NULL. */
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            const real *next) {
     const int64_t G = st->plan->group, n0 = lo / LANES * LANES, n1 = round_up(hi, LANES);
     matmul_ahead(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0,
-                 BLOCK, 0, next + n0);
+                 BLOCK, 0, next ? next + n0 : NULL);
     for (int64_t g = 0; g < G && (n0 < lo || hi < n1); g++) {
         for (int64_t j = n0; j < lo; j++)
             s[g * BLOCK + j] = -INFINITY;
@@ -116,8 +116,9 @@ real log2_scale(const stage *st) {
     return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
-/* The block that query i of the tile walks after the one it is at; that one itself if none. */
-int64_t block_after(const work *w, int64_t i) {
+/* The block that query i of the tile walks after the one it is at; that one itself if none. A query
+ * that walks alone, as in decode, asks for it ahead; neighbours find most of theirs near. */
+static int64_t block_after(const work *w, int64_t i) {
     const int64_t at = w->at[i] + 1 < w->n[i] ? w->at[i] + 1 : w->at[i];
     return w->spans[at].block;
 }
@@ -127,16 +128,16 @@ int64_t block_after(const work *w, int64_t i) {
  * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
  * exponentials then wait for no maximum. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
-                        int64_t row, int64_t i, span sp) {
+                        int64_t row, int64_t i, span sp, int64_t after) {
     const int64_t G = st->plan->group, dvp = st->dvp;
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
     const kv_blocks *in = sq->in[branch];
     const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
-    const int64_t next = block + block_after(w, i) - sp.block, dk = st->cfg.qk_dim;
+    const int64_t next = block + after - sp.block, dk = st->cfg.qk_dim;
     const real scale = log2_scale(st);
     real *o = w->o + i * G * dvp;
     score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp, in->kt + block * dk * BLOCK,
-          sp.lo, sp.hi, w->s, in->kt + next * dk * BLOCK);
+          sp.lo, sp.hi, w->s, after < 0 ? NULL : in->kt + next * dk * BLOCK);
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
@@ -154,7 +155,7 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
     matmul_ahead(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
                  in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1,
-                 in->v + (next * BLOCK + sp.lo) * dvp);
+                 after < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
 /* The next block that some query of the tile has not walked yet; 0 when all are done. */
@@ -190,7 +191,8 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
     for (int64_t block; next_block(w, count, &block);) {
         for (int64_t i = 0; i < count; i++) {
             for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++)
-                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]]);
+                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]],
+                            count == 1 ? block_after(w, i) : -1);
         }
     }
     end_sums(w->sum, w->over, count * G);
@@ -233,7 +235,7 @@ static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row,
             if (hi <= 0)
                 continue;
             score(st, st->q + (row + x) * query + kvh * G * st->dkp, kt + k * dk, 0, hi, s,
-                  kt + (k + BLOCK < visible[x] ? k + BLOCK : k) * dk);
+                  n > 1 ? NULL : kt + (k + BLOCK < visible[x] ? k + BLOCK : k) * dk);
             for (int64_t g = 0; g < G; g++)
                 raise(s + g * BLOCK, round_up(hi, LANES), w->top + (x * G + g) * LANES);
         }
@@ -264,7 +266,7 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
             if (keys > 0)
                 matmul_ahead(G, dvp, keys, (operand){p, BLOCK, 1}, v + k * dvp, dvp,
                              o + x * G * dvp, dvp, 1,
-                             v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
+                             n > 1 ? NULL : v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
         }
     }
 }

@@ -196,7 +196,6 @@ int64_t keep_win(const stage *st, int64_t t, span *spans);
 int64_t keep_all(const stage *st, int64_t t, span *spans);
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            const real *next);
-int64_t block_after(const work *w, int64_t i);
 real log2_scale(const stage *st);
 int next_block(work *w, int64_t count, int64_t *block);
 void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,

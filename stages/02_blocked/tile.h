@@ -97,7 +97,8 @@ static inline __attribute__((always_inline)) void column(int NV, int64_t M, int6
 void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
             int64_t ldc, int add);
 
-/* The same, and asks for `next`, a matrix like B that a product soon reads, to come nearer. */
+/* The same, and asks for `next`, a matrix like B that a product soon reads, to come nearer; NULL
+ * for none: near ones cost more to ask for than to read. */
 void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
                   int64_t ldc, int add, const float *next);
 
