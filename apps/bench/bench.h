@@ -119,7 +119,9 @@ typedef struct bench_row {
     int phases;                      /**< how many; 0 if the stage does not time them */
 } bench_row;
 
-/** Time as a T + b T^2, for a whole pass ("all") or a phase of it; and where it crosses dense. */
+/** Time as a T + b T^2, for a whole pass ("all") or a phase of it; and where it crosses dense. A
+ * branch that sees no more than so many keys a query sees fewer at the start: its T is the number
+ * of all its keys over that. */
 typedef struct bench_fit {
     char name[64];    /**< the row's name */
     char pass[12];    /**< the row's pass */
@@ -133,7 +135,9 @@ typedef struct bench_fit {
     double a;         /**< seconds a token */
     double b;         /**< seconds a token squared */
     double residual;  /**< largest |fit - time| / time */
-    double crosses;   /**< length at which both fits are equal; 0 if they never are */
+    double curved;    /**< share of b T^2 in the time at the longest length */
+    double by_flops; /**< b over what its FLOPs would have at the whole pass's rate; 0 unless cmp */
+    double crosses;  /**< length at which both fits are equal; 0 if they never are */
 } bench_fit;
 
 /** Everything that one run found, and where. */

@@ -1,6 +1,7 @@
 /** @file growth.c
  *  @brief Shares, ratios, growth, crossings, noise. */
 #include "bench/growth.h"
+#include "common/counts.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -184,13 +185,41 @@ static double seconds_of(const bench_row *r, const char *phase) {
     return 0;
 }
 
+/* The config of a run, out of the text that its file keeps. */
+static nsa_config config_of(const bench_run *run) {
+    nsa_config c = nsa_config_defaults();
+    long long v[9] = {16, 1, 64, 64, 32, 16, 64, 16, 512};
+    const char *at = strstr(run->workload, "Hq=");
+    if (at) /* NOLINTNEXTLINE(cert-err34-c): ours */
+        (void)sscanf(at, "Hq=%lld,Hkv=%lld,dk=%lld,dv=%lld,l=%lld,d=%lld,l2=%lld,n=%lld,w=%lld",
+                     &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7], &v[8]);
+    c.q_heads = v[0], c.kv_heads = v[1], c.qk_dim = v[2], c.v_dim = v[3], c.cmp_block = v[4];
+    c.cmp_stride = v[5], c.slc_block = v[6], c.slc_count = v[7], c.window = v[8];
+    return c;
+}
+
+/* What a phase grows with: T; or where a query sees at most `most` keys, all keys over `most`. */
+static double length_of(const nsa_config *c, const char *phase, int64_t T) {
+    const int selected = !strcmp(phase, "slc"), window = !strcmp(phase, "win");
+    double keys = 0;
+    for (int64_t t = 0; t < T && (selected || window); t++) {
+        const nsa_reads r = nsa_reads_at(c, t);
+        keys += (double)(selected ? r.slc : r.win);
+    }
+    const int64_t most = selected ? c->slc_count * c->slc_block : c->window;
+    return selected || window ? keys / (double)most : (double)T;
+}
+
 /* Times of one name, pass and phase, by length. */
 typedef struct curve {
     double T[BENCH_SIZES], seconds[BENCH_SIZES];
+    int64_t from, to; /* tokens */
+    double rate;      /* seconds a FLOP of the whole pass, at the longest */
     int count;
 } curve;
 
 static curve collect(const bench_run *run, const bench_row *of, const char *phase, int64_t from) {
+    const nsa_config config = config_of(run);
     curve c = {.count = 0};
     for (int i = 0; i < run->rows && c.count < BENCH_SIZES; i++) {
         const bench_row *r = &run->row[i];
@@ -198,7 +227,10 @@ static curve collect(const bench_run *run, const bench_row *of, const char *phas
             continue;
         double seconds = seconds_of(r, phase);
         if (seconds > 0) {
-            c.T[c.count] = (double)r->T;
+            c.from = c.count ? c.from : r->T;
+            c.to = r->T;
+            c.rate = r->median / r->flops;
+            c.T[c.count] = length_of(&config, phase, r->T);
             c.seconds[c.count++] = seconds;
         }
     }
@@ -231,6 +263,17 @@ static void solve(const curve *c, bench_fit *f) {
         double off = fabs((f->a + f->b * c->T[i]) * c->T[i] / c->seconds[i] - 1);
         f->residual = off > f->residual ? off : f->residual;
     }
+    const double T = c->T[c->count - 1];
+    f->curved = f->b * T / (f->a + f->b * T);
+}
+
+/* FLOPs of the compressed branch for each T^2: T / 2d keys a query in the mean, forward two
+ * products, backward five. */
+static double cmp_flops(const bench_run *run, const char *pass) {
+    const nsa_config c = config_of(run);
+    const double dk = (double)c.qk_dim, dv = (double)c.v_dim, keys = 0.5 / (double)c.cmp_stride;
+    return (double)run->batch * keys * (double)c.q_heads *
+           (strcmp(pass, "backward") != 0 ? 2 * dk + 2 * dv : 6 * dk + 4 * dv);
 }
 
 /* Below n l' tokens the selected branch is dense attention, and only beyond does it grow as it
@@ -242,11 +285,13 @@ static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase
     if (c.count < 3 || run->fits == BENCH_FITS)
         return NULL;
     bench_fit *f = &run->fit[run->fits++];
-    *f = (bench_fit){.from = (int64_t)c.T[0], .to = (int64_t)c.T[c.count - 1], .points = c.count};
+    *f = (bench_fit){.from = c.from, .to = c.to, .points = c.count};
     snprintf(f->name, sizeof f->name, "%s", of->name);
     snprintf(f->pass, sizeof f->pass, "%s", of->pass);
     snprintf(f->phase, sizeof f->phase, "%s", phase);
     solve(&c, f);
+    if (!strcmp(phase, "cmp") && c.rate > 0)
+        f->by_flops = f->b / (cmp_flops(run, of->pass) * c.rate);
     return f;
 }
 
@@ -285,17 +330,15 @@ static int fitted(const bench_run *run, const bench_row *r) {
 }
 
 static void set_fits(bench_run *run) {
-    long long n = 16, l2 = 64;
-    const char *at = strstr(run->workload, "l2=");
-    if (at && sscanf(at, "l2=%lld,n=%lld", &l2, &n) != 2) /* NOLINT(cert-err34-c): ours */
-        n = 0;
+    const nsa_config c = config_of(run);
+    const int64_t settled = c.slc_count * c.slc_block;
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         if (r->status[0] || fitted(run, r) || !strcmp(r->pass, "decode"))
             continue;
-        add_fit(run, r, "all", n * l2);
+        add_fit(run, r, "all", settled);
         for (int p = 0; p < r->phases; p++)
-            add_fit(run, r, r->phase[p].name, n * l2);
+            add_fit(run, r, r->phase[p].name, settled);
     }
     for (int i = 0, own = run->fits; i < own; i++) {
         bench_fit *f = &run->fit[i];

@@ -27,13 +27,18 @@ static void time_row(grid *g, const bench_row *r) {
     grid_ratio(g, r->below, r->below_low, r->below_high);
     grid_ratio(g, r->dense, r->dense_low, r->dense_high);
     grid_number(g, (double)r->memory / 1e6);
+    if (strcmp(r->pass, "decode") != 0) /* beyond one copy of what is read and written */
+        grid_number(g, ((double)r->memory - r->bytes) / 1e6);
+    else
+        grid_cell(g, "-");
     grid_cell(g, "%s", r->checked);
 }
 
 static void print_times(const bench_run *run, const char *pass, const char *stage) {
     static const char *const texts[] = {
-        "T",        "program",          "ms",      "quartiles", "runs", "GFLOP/s",         "GB/s",
-        "tokens/s", "share of ceiling", "x below", "x dense",   "MB",   "checked against", NULL};
+        "T",       "program", "ms",        "quartiles",        "runs",
+        "GFLOP/s", "GB/s",    "tokens/s",  "share of ceiling", "x below",
+        "x dense", "MB",      "MB beyond", "checked against",  NULL};
     grid g = {0};
     grid_heading(&g, texts);
     for (int i = 0; i < run->rows; i++) {
@@ -115,7 +120,8 @@ static void print_growth(const bench_run *run, const char *stage) {
     grid g = {0};
     grid_heading(&g, (const char *const[]){"pass", "program", "part", "a, us a token",
                                            "b, ns a token squared", "fitted to T", "off by up to",
-                                           "dense", "overtaken, measured", "by the fits", NULL});
+                                           "b at the longest T", "b by its FLOPs", "dense",
+                                           "overtaken, measured", "by the fits", NULL});
     for (int i = 0; i < run->fits; i++) {
         const bench_fit *f = &run->fit[i];
         if (!report_wanted(f->name, stage))
@@ -128,6 +134,14 @@ static void print_growth(const bench_run *run, const char *stage) {
         grid_cell(&g, "%.3g", 1e9 * f->b);
         grid_cell(&g, "%" PRId64 "..%" PRId64 " (%" PRId64 ")", f->from, f->to, f->points);
         grid_cell(&g, "%.0f %%", 100 * f->residual);
+        if (f->curved > 0 || !(f->b > 0))
+            grid_cell(&g, "%.0f %%", 100 * f->curved);
+        else
+            grid_cell(&g, "-");
+        if (f->by_flops > 0)
+            grid_cell(&g, "%.2fx%s", f->by_flops, f->by_flops > 1.3 ? ", above 1.3x" : "");
+        else
+            grid_cell(&g, "-");
         grid_cell(&g, "%s", f->against[0] ? f->against : "-");
         cell_crossing(&g, f);
     }

@@ -89,6 +89,8 @@ static const field fit_fields[] = {FIT_TEXT(name),
                                    FIT_REAL(a),
                                    FIT_REAL(b),
                                    FIT_REAL(residual),
+                                   FIT_REAL(curved),
+                                   FIT_REAL(by_flops),
                                    FIT_REAL(crosses),
                                    {0}};
 

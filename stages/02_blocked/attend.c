@@ -43,16 +43,18 @@ int64_t keep_all(const stage *st, int64_t t, span *spans) {
 }
 
 /* Scores q_g.k_j of a group's G queries against columns [lo,hi) of one block; -inf in the lanes
- * around them. Whole vectors are computed always: there is no other code for a tail. */
+ * around them. Whole vectors are computed always: there is no other code for a tail. `next` is the
+ * block that is wanted next, or NULL. */
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
-           int64_t apart) {
+           const real *next) {
     const int64_t G = st->plan->group, n0 = lo / LANES * LANES, n1 = round_up(hi, LANES);
-    matmul(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0, apart, 0);
+    matmul_ahead(G, n1 - n0, st->cfg.qk_dim, (operand){q, st->dkp, 1}, kt + n0, BLOCK, s + n0,
+                 BLOCK, 0, next ? next + n0 : NULL);
     for (int64_t g = 0; g < G && (n0 < lo || hi < n1); g++) {
         for (int64_t j = n0; j < lo; j++)
-            s[g * apart + j] = -INFINITY;
+            s[g * BLOCK + j] = -INFINITY;
         for (int64_t j = hi; j < n1; j++)
-            s[g * apart + j] = -INFINITY;
+            s[g * BLOCK + j] = -INFINITY;
     }
 }
 
@@ -64,6 +66,15 @@ static inline real largest(const real *row, int64_t n0, int64_t n1, real scale) 
     for (int64_t j = 0; j < n; j++)
         top = row[n0 + j] > top ? row[n0 + j] : top;
     return scale * top;
+}
+
+/* top [LANES] = max(top, row[0..n)) in every lane */
+static inline void raise(const real *row, int64_t n, real *top) {
+    for (int64_t j = 0; j < n; j += LANES) {
+#pragma omp simd
+        for (int i = 0; i < LANES; i++)
+            top[i] = row[j + i] > top[i] ? row[j + i] : top[i];
+    }
 }
 
 /* Whether some scale * row[n0..n1) is above `limit`; only this is asked of most spans. */
@@ -105,20 +116,28 @@ real log2_scale(const stage *st) {
     return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
+/* The block that query i of the tile walks after the one it is at; that one itself if none. A query
+ * that walks alone, as in decode, asks for it ahead; neighbours find most of theirs near. */
+static int64_t block_after(const work *w, int64_t i) {
+    const int64_t at = w->at[i] + 1 < w->n[i] ? w->at[i] + 1 : w->at[i];
+    return w->spans[at].block;
+}
+
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
  * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
  * exponentials then wait for no maximum. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
-                        int64_t row, int64_t i, span sp) {
+                        int64_t row, int64_t i, span sp, int64_t after) {
     const int64_t G = st->plan->group, dvp = st->dvp;
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
     const kv_blocks *in = sq->in[branch];
     const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
+    const int64_t next = block + after - sp.block, dk = st->cfg.qk_dim;
     const real scale = log2_scale(st);
     real *o = w->o + i * G * dvp;
-    score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp,
-          in->kt + block * st->cfg.qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
+    score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp, in->kt + block * dk * BLOCK,
+          sp.lo, sp.hi, w->s, after < 0 ? NULL : in->kt + next * dk * BLOCK);
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
@@ -134,8 +153,9 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
         exponentiate(s, n0, n1, scale, *most, sum);
     }
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
-    matmul(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
-           in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1);
+    matmul_ahead(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
+                 in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1,
+                 after < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
 /* The next block that some query of the tile has not walked yet; 0 when all are done. */
@@ -148,6 +168,14 @@ int next_block(work *w, int64_t count, int64_t *block) {
         *block = next < *block ? next : *block;
     }
     return *block != INT64_MAX;
+}
+
+/* The softmax's sums, each from its lanes; outputs stay unnormalised until they are taken. */
+static void end_sums(const real *lanes, real *over, int64_t heads) {
+    for (int64_t i = 0; i < heads; i++) {
+        const real sum = add_lanes(lanes + i * LANES);
+        over[i] = sum != 0 ? 1 / sum : 0; /* nothing kept: o = 0 */
+    }
 }
 
 /* One branch of `count` neighbouring queries from result row `row` on, whose spans are listed:
@@ -163,83 +191,110 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
     for (int64_t block; next_block(w, count, &block);) {
         for (int64_t i = 0; i < count; i++) {
             for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++)
-                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]]);
+                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]],
+                            count == 1 ? block_after(w, i) : -1);
         }
     }
-    for (int64_t i = 0; i < count * G; i++) {
-        const real sum = add_lanes(w->sum + i * LANES);
-        w->over[i] = sum != 0 ? 1 / sum : 0; /* nothing kept: o = 0 */
-        for (int64_t c = 0; c < dvp; c++)
-            w->o[i * dvp + c] *= w->over[i];
-    }
+    end_sums(w->sum, w->over, count * G);
 }
 
-/* The group's branch outputs go, times their gates, into the sum of Eq. 5. */
+/* The group's branch outputs, times 1/sum, go, times their gates, into the sum of Eq. 5, which the
+ * first branch begins. */
 static void add_branch(stage *st, const work *w, int branch, int64_t row, int64_t count,
                        int64_t kvh) {
     const int64_t G = st->plan->group, dv = st->cfg.v_dim;
     for (int64_t i = 0; i < count * G; i++) {
         const int64_t head = (row + i / G) * st->cfg.q_heads + kvh * G + i % G;
-        const real *o = w->o + i * st->dvp;
-        add_scaled(st->out + head * dv, st->gate[head * BRANCHES + branch], o, dv);
-        if (st->out_x[branch])
-            memcpy(st->out_x[branch] + head * dv, o, (size_t)dv * sizeof *o);
+        const real *o = w->o + i * st->dvp, over = w->over[i];
+        const real gate = st->gate[head * BRANCHES + branch];
+        real *out = st->out + head * dv, *out_x = st->out_x[branch];
+        for (int64_t c = 0; c < dv; c++)
+            out[c] = (branch == CMP ? 0 : out[c]) + gate * (over * o[c]);
+        for (int64_t c = 0; c < dv && out_x; c++)
+            out_x[head * dv + c] = over * o[c];
         if (st->stats) {
             st->stats[(head * BRANCHES + branch) * 2] = w->most[i];
-            st->stats[(head * BRANCHES + branch) * 2 + 1] = w->over[i];
+            st->stats[(head * BRANCHES + branch) * 2 + 1] = over;
         }
     }
 }
 
-/* Compressed branch of query i of the tile, in two passes: all scores first, for importance needs
- * the probabilities themselves and an online softmax would only have them up to a factor (Eq.
- * 8-10). */
-static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
-                       int64_t kvh, int64_t visible) {
-    const int64_t G = st->plan->group, dvp = st->dvp, apart = round_up(visible, BLOCK);
-    const int64_t padded = round_up(visible, LANES);
-    const kv_blocks *in = sq->in[CMP];
-    const int64_t first = kvh * in->stride + sq->first[CMP];
-    const real *q = st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp;
-    real *o = w->o + i * G * dvp;
-    memset(o, 0, (size_t)(G * dvp) * sizeof *o);
-    memset(w->p_sum, 0, (size_t)padded * sizeof *w->p_sum);
-    for (int64_t k = 0; k < visible; k += BLOCK)
-        score(st, q, in->kt + (first + k / BLOCK) * st->cfg.qk_dim * BLOCK, 0,
-              visible - k < BLOCK ? visible - k : BLOCK, w->scores + k, apart);
-    for (int64_t g = 0; g < G && visible; g++) {
-        real *p = w->scores + g * apart, sum[LANES] = {0};
-        const real most = largest(p, 0, padded, log2_scale(st));
-        exponentiate(p, 0, padded, log2_scale(st), most, sum);
-        const real over = 1 / add_lanes(sum);
-        for (int64_t k = 0; k < padded; k++)
-            w->p_sum[k] += p[k] * over;
-        w->most[i * G + g] = most;
-        w->over[i * G + g] = over;
+/* First pass of the compressed branch: all scores, block after block as attend_spans() would have
+ * them, and the largest of each head. */
+static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
+                      int64_t n, int64_t kvh, const int64_t *visible) {
+    const int64_t G = st->plan->group, first = kvh * sq->in[CMP]->stride + sq->first[CMP];
+    const int64_t query = st->cfg.q_heads * st->dkp, dk = st->cfg.qk_dim;
+    const real *kt = sq->in[CMP]->kt + first * dk * BLOCK;
+    for (int64_t j = 0; j < n * G * LANES; j++)
+        w->top[j] = -INFINITY;
+    for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
+        for (int64_t x = 0; x < n; x++) {
+            real *s = w->scores + x * w->apart + k * G;
+            const int64_t hi = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
+            if (hi <= 0)
+                continue;
+            score(st, st->q + (row + x) * query + kvh * G * st->dkp, kt + k * dk, 0, hi, s,
+                  n > 1 ? NULL : kt + (k + BLOCK < visible[x] ? k + BLOCK : k) * dk);
+            for (int64_t g = 0; g < G; g++)
+                raise(s + g * BLOCK, round_up(hi, LANES), w->top + (x * G + g) * LANES);
+        }
     }
-    /* blocks of values follow each other, so they are one matrix of N rows */
-    matmul(G, dvp, visible, (operand){w->scores, apart, 1}, in->v + first * BLOCK * dvp, dvp, o,
-           dvp, 1);
-    for (int64_t g = 0; g < G && visible; g++) {
-        for (int64_t c = 0; c < dvp; c++)
-            o[g * dvp + c] *= w->over[i * G + g];
-    }
+    for (int64_t g = 0; g < n * G; g++)
+        w->most[i * G + g] = largest(w->top + g * LANES, 0, LANES, log2_scale(st));
 }
 
-/* From the group's probabilities to its blocks, for row r: importance (summed over the heads
- * first), then the choice, or the forced list. */
-static void choose(stage *st, work *w, int64_t r, int64_t kvh, int64_t t, const int32_t *forced) {
+/* Compressed branch of queries i..i+n-1 of the tile, in two passes: all scores first, for
+ * importance needs the probabilities themselves and an online softmax would only have them up to a
+ * factor (Eq. 8-10). n queries share each block. */
+static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row, int64_t i,
+                       int64_t n, int64_t kvh, const int64_t *visible) {
+    const int64_t G = st->plan->group, dvp = st->dvp;
+    const int64_t first = kvh * sq->in[CMP]->stride + sq->first[CMP];
+    const real *v = sq->in[CMP]->v + first * BLOCK * dvp;
+    real *o = w->o + i * G * dvp, *sum = w->sum + i * G * LANES;
+    memset(o, 0, (size_t)(n * G * dvp) * sizeof *o);
+    memset(sum, 0, (size_t)(n * G * LANES) * sizeof *sum);
+    score_cmp(st, w, sq, row, i, n, kvh, visible);
+    for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
+        for (int64_t x = 0; x < n; x++) {
+            real *p = w->scores + x * w->apart + k * G;
+            const int64_t keys = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
+            for (int64_t g = 0; g < G && keys > 0; g++)
+                exponentiate(p + g * BLOCK, 0, round_up(keys, LANES), log2_scale(st),
+                             w->most[(i + x) * G + g], sum + (x * G + g) * LANES);
+            if (keys > 0)
+                matmul_ahead(G, dvp, keys, (operand){p, BLOCK, 1}, v + k * dvp, dvp,
+                             o + x * G * dvp, dvp, 1,
+                             n > 1 ? NULL : v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
+        }
+    }
+}
+/* From the group's probabilities to its blocks, for row r, which is query i of its tile and x of
+ * those whose scores are kept: importance (summed over the heads first), then the choice, or the
+ * forced list. */
+static void choose(stage *st, work *w, int64_t r, int64_t i, int64_t x, int64_t kvh, int64_t t,
+                   const int32_t *forced) {
     const nsa_config *c = &st->cfg;
-    const int64_t group = r * c->kv_heads + kvh, n = c->slc_count;
+    const int64_t group = r * c->kv_heads + kvh, n = c->slc_count, G = st->plan->group;
+    const int64_t blocks = t / c->slc_block + 1, visible = nsa_cmp_visible(c, t);
     int32_t *idx = st->block_idx + group * n;
-    int64_t J = st->keep_importance ? st->batch.J : t / c->slc_block + 1;
+    int64_t J = st->keep_importance ? st->batch.J : blocks;
     real *imp = st->keep_importance ? st->importance + group * J : w->importance;
+    real *p = w->p_sum + OUTSIDE;
+    for (int64_t k = 0; k < visible; k += BLOCK)
+        matmul(1, visible - k < BLOCK ? round_up(visible - k, LANES) : BLOCK, G,
+               (operand){w->over + i * G, 0, 1}, w->scores + x * w->apart + k * G, BLOCK, p + k,
+               BLOCK, 0);
+    for (int64_t k = visible; k < blocks * (c->slc_block / c->cmp_stride); k++)
+        p[k] = 0;
+    memset(p - OUTSIDE, 0, OUTSIDE * sizeof *p);
     memset(imp, 0, (size_t)J * sizeof *imp);
-    add_importance(c, w->p_sum, nsa_cmp_visible(c, t), t / c->slc_block + 1, imp);
+    add_importance(c, p, w->strides, blocks, imp);
     if (forced)
         memcpy(idx, forced + group * n, (size_t)n * sizeof *idx);
     else
-        select_blocks(c, imp, t, idx);
+        select_blocks(c, imp, t, w->strides, idx);
 }
 
 /* The rows of a tile, for one group of heads: compress, select, then attend (Eq. 5, 8-12). t
@@ -248,12 +303,15 @@ void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *row
                  const int64_t *t, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, row = rows->first, count = rows->count;
-    for (int64_t i = 0; i < count; i++) {
-        memset(st->out + ((row + i) * c->q_heads + kvh * G) * c->v_dim, 0,
-               (size_t)(G * c->v_dim) * sizeof *st->out);
-        attend_cmp(st, w, sq, row + i, i, kvh, nsa_cmp_visible(c, t[i]));
+    for (int64_t i = 0, n = 0; i < count; i += n) {
+        int64_t visible[TOGETHER];
+        for (n = 0; n < TOGETHER && i + n < count; n++)
+            visible[n] = nsa_cmp_visible(c, t[i + n]);
+        attend_cmp(st, w, sq, row + i, i, n, kvh, visible);
+        end_sums(w->sum + i * G * LANES, w->over + i * G, n * G);
         nsa_lap(&w->laps, CMP);
-        choose(st, w, row + i, kvh, t[i], forced);
+        for (int64_t x = 0; x < n; x++)
+            choose(st, w, row + i + x, i + x, x, kvh, t[i + x], forced);
         nsa_lap(&w->laps, SELECT);
     }
     add_branch(st, w, CMP, row, count, kvh);

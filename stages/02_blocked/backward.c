@@ -18,7 +18,7 @@ static void zero_gradients(stage *st) {
         zero(st->draw[pair], st->batch.T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
-                zero(st->dphi[pair][w], weight_count(st, pair, w));
+                zero(st->dphi[pair][w], gradient_count(st, pair, w));
         }
     }
 }
@@ -42,15 +42,17 @@ static void compress_pack_backward(stage *st, work *w, int pair) {
     const int64_t padded = pair == KEYS ? st->dkp : st->dvp;
     const real *d = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
     for (int64_t b = 0; b < batch->B; b++) {
-        for (int64_t i = 0; i < batch->cmp[b + 1] - batch->cmp[b]; i++) {
-            int64_t token = batch->seq[b] + i * st->cfg.cmp_stride;
-            for (int64_t h = 0; h < Hkv; h++) {
-                int64_t key = (h * st->in[CMP].stride + st->first[CMP][b]) * BLOCK + i;
-                compress_backward(st, w, pair, st->raw[pair] + (token * Hkv + h) * D,
-                                  d + key * padded, st->draw[pair] + (token * Hkv + h) * D);
-            }
+        const int64_t N = batch->cmp[b + 1] - batch->cmp[b], step = st->cfg.cmp_stride * Hkv * D;
+        for (int64_t unit = 0, i = 0; i < N; i = ++unit / Hkv * COMPRESSED) {
+            const int64_t h = unit % Hkv, left = N - i;
+            const int64_t key = (h * st->in[CMP].stride + st->first[CMP][b]) * BLOCK + i;
+            const int64_t at = (batch->seq[b] * Hkv + h) * D + i * step;
+            compress_backward(st, w, pair, st->raw[pair] + at, step,
+                              left < COMPRESSED ? left : COMPRESSED, d + key * padded,
+                              st->draw[pair] + at);
         }
     }
+    compress_end_backward(st, pair);
 }
 
 nsa_status backward(void *self) {

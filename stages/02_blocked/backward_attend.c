@@ -18,7 +18,7 @@ static void backward_span(const stage *st, work *w, const sequence *sq, int bran
     const int64_t head = row * c->q_heads + kvh * G;
     const real *q = st->q + head * dkp, *dout = st->dout + head * dvp, scale = (real)c->scale;
     const real log2e_scale = log2_scale(st);
-    score(st, q, in->kt + block * c->qk_dim * BLOCK, sp.lo, sp.hi, w->s, BLOCK);
+    score(st, q, in->kt + block * c->qk_dim * BLOCK, sp.lo, sp.hi, w->s, NULL);
     matmul(G, n1 - n0, c->v_dim, (operand){dout, dvp, 1}, in->vt + block * c->v_dim * BLOCK + n0,
            BLOCK, w->dp + n0, BLOCK, 0);
     for (int64_t g = 0; g < G; g++) {

@@ -34,62 +34,67 @@ static void phi_gated_backward(stage *st, work *w, int pair, const real *x, cons
     }
 }
 
-/* z = vec(x + pe), u [hidden] = W1 z + b1 */
-static void mlp_hidden(const stage *st, work *w, int pair, const real *x, real *u) {
-    int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
-    real *const *phi = st->phi[pair];
-    for (int64_t r = 0; r < l; r++) {
-        for (int64_t c = 0; c < D; c++)
-            w->z[r * D + c] = x[r * stride + c] + phi[PE][r * D + c];
-    }
-    for (int64_t m = 0; m < st->cfg.phi_hidden; m++)
-        u[m] = phi[B1][m] + dot(phi[W1] + m * l * D, w->z, l * D);
-}
-
-/* y = W2 h + b2, h = silu(u), u = W1 z + b1, z = vec(x + pe):
+/* y = W2 h + b2, h = silu(u), u = W1 vec(x) + W1 pe + b1, of `count` blocks at once:
  *   db2 += dy,  dW2 += dy h^T,  dh = W2^T dy,  du = dh silu'(u),  silu'(u) = sg (1 + u (1 - sg)),
- *   db1 += du,  dW1 += du z^T,  dz = W1^T du,  dx += dz,  dpe += dz;   sg = 1/(1 + e^-u). */
-static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, const real *dy,
-                             real *dx) {
-    int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
-    int64_t hidden = st->cfg.phi_hidden;
-    real *const *phi = st->phi[pair], *const *dphi = st->dphi[pair];
-    real *u = w->hidden, *dh = w->dhidden;
-    mlp_hidden(st, w, pair, x, u);
-    for (int64_t m = 0; m < hidden; m++)
-        dh[m] = 0;
-    for (int64_t c = 0; c < D; c++) {
-        dphi[B2][c] += dy[c];
-        add_scaled(dh, dy[c], phi[W2] + c * hidden, hidden);
-        for (int64_t m = 0; m < hidden; m++)
-            dphi[W2][c * hidden + m] += dy[c] * (u[m] / (1 + real_exp(-u[m])));
+ *   db1 += du,  dW1 += du vec(x)^T,  dx += W1^T du;   sg = 1/(1 + e^-u).
+ * What pe has to do with it follows from db1 alone, once for all blocks: mlp_end_backward(). */
+static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, int64_t apart,
+                             int64_t count, const real *dy, real *dx) {
+    const int64_t D = width(st, pair), Dp = round_up(D, LANES), stride = st->cfg.kv_heads * D;
+    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
+    real *const *dphi = st->dphi[pair], *h = w->hidden, *du = w->dhidden;
+    mlp_hidden(st, pair, x, apart, count, h);
+    matmul(count, padded, D, (operand){dy, Dp, 1}, st->w2[pair], padded, du, padded, 0);
+    for (int64_t i = 0; i < count * padded; i++) {
+        const real u = h[i], sg = 1 / (1 + real_exp(-u));
+        du[i] *= sg * (1 + u * (1 - sg));
+        h[i] = u * sg;
     }
-    for (int64_t i = 0; i < l * D; i++)
-        w->dz[i] = 0;
-    for (int64_t m = 0; m < hidden; m++) {
-        const real sg = 1 / (1 + real_exp(-u[m])), du = dh[m] * sg * (1 + u[m] * (1 - sg));
-        dphi[B1][m] += du;
-        add_scaled(dphi[W1] + m * l * D, du, w->z, l * D);
-        add_scaled(w->dz, du, phi[W1] + m * l * D, l * D);
+    for (int64_t i = 0; i < count; i++) {
+        add_scaled(dphi[B2], 1, dy + i * Dp, D);
+        add_scaled(dphi[B1], 1, du + i * padded, padded);
     }
-    for (int64_t r = 0; r < l; r++) {
-        add_scaled(dx + r * stride, 1, w->dz + r * D, D);
-        add_scaled(dphi[PE] + r * D, 1, w->dz + r * D, D);
+    matmul(D, padded, count, (operand){dy, 1, Dp}, h, padded, dphi[W2], padded, 1);
+    for (int64_t r = 0; r < st->cfg.cmp_block; r++) {
+        matmul(D, padded, count, (operand){x + r * stride, 1, apart}, du, padded,
+               dphi[W1] + r * D * padded, padded, 1);
+        matmul(count, Dp, hidden, (operand){du, padded, 1}, st->w1[pair] + r * hidden * Dp, Dp,
+               w->dz, Dp, 0);
+        for (int64_t i = 0; i < count; i++)
+            add_scaled(dx + i * apart + r * stride, 1, w->dz + i * Dp, D);
     }
 }
 
-/* One block of one head: x its first row, dy [D] the gradient of its compressed token, dx that of
- * x. */
-void compress_backward(stage *st, work *w, int pair, const real *x, const real *dy, real *dx) {
-    switch (st->cfg.phi) {
-    case NSA_PHI_MEAN:
-        phi_mean_backward(st, pair, dy, dx);
-        break;
-    case NSA_PHI_GATED:
-        phi_gated_backward(st, w, pair, x, dy, dx);
-        break;
-    case NSA_PHI_MLP:
-        phi_mlp_backward(st, w, pair, x, dy, dx);
-        break;
+/* z = vec(x) + pe in every block, so dpe = W1^T db1 and dW1 += db1 pe^T. */
+static void mlp_end_backward(stage *st, int pair) {
+    const int64_t z = st->cfg.cmp_block * width(st, pair), hidden = st->cfg.phi_hidden;
+    const int64_t padded = round_up(hidden, LANES);
+    real *const *phi = st->phi[pair], *const *dphi = st->dphi[pair];
+    for (int64_t m = 0; m < hidden; m++)
+        add_scaled(dphi[PE], dphi[B1][m], phi[W1] + m * z, z);
+    for (int64_t k = 0; k < z; k++)
+        add_scaled(dphi[W1] + k * padded, phi[PE][k], dphi[B1], padded);
+}
+
+/* `count` blocks of one head: x the first row of the first, `apart` reals to the next block's; dy
+ * [count,D up to LANES] the gradients of their compressed tokens, dx that of x. */
+void compress_backward(stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
+                       const real *dy, real *dx) {
+    const int64_t Dp = round_up(width(st, pair), LANES);
+    if (st->cfg.phi == NSA_PHI_MLP) {
+        phi_mlp_backward(st, w, pair, x, apart, count, dy, dx);
+        return;
     }
+    for (int64_t i = 0; i < count; i++) {
+        if (st->cfg.phi == NSA_PHI_MEAN)
+            phi_mean_backward(st, pair, dy + i * Dp, dx + i * apart);
+        else
+            phi_gated_backward(st, w, pair, x + i * apart, dy + i * Dp, dx + i * apart);
+    }
+}
+
+/* What is left once all blocks are done. */
+void compress_end_backward(stage *st, int pair) {
+    if (st->cfg.phi == NSA_PHI_MLP)
+        mlp_end_backward(st, pair);
 }

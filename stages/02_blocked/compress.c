@@ -44,46 +44,45 @@ static void phi_gated(const stage *st, work *w, int pair, const real *x, real *y
         add_scaled(y, a[r], x + r * stride, D);
 }
 
-/* y = W2 silu(W1 vec(x + pe) + b1) + b2 of `count` blocks at once, so that W1 is read once for all:
- * z [count,l*D] = vec(x + pe), hidden [count,hidden up to LANES] = z W1^T. */
+/* u [count,hidden up to LANES] = W1 vec(x) of `count` blocks at once, so that W1 is read once for
+ * all: position after position, rows of x where they lie times D rows of W1 transposed. */
+void mlp_hidden(const stage *st, int pair, const real *x, int64_t apart, int64_t count, real *u) {
+    const int64_t D = width(st, pair), stride = st->cfg.kv_heads * D;
+    const int64_t padded = round_up(st->cfg.phi_hidden, LANES);
+    for (int64_t r = 0; r < st->cfg.cmp_block; r++)
+        matmul(count, padded, D, (operand){x + r * stride, apart, 1},
+               st->w1t[pair] + r * D * padded, padded, u, padded, r > 0);
+    for (int64_t i = 0; i < count; i++)
+        add_scaled(u + i * padded, 1, st->bias[pair], padded); /* W1 pe + b1 */
+}
+
+/* y = W2 silu(W1 vec(x + pe) + b1) + b2 */
 static void phi_mlp(const stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
                     real *y) {
-    int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
-    int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
-    real *const *phi = st->phi[pair];
-    for (int64_t i = 0; i < count; i++) {
-        for (int64_t r = 0; r < l; r++) {
-            for (int64_t c = 0; c < D; c++)
-                w->z[(i * l + r) * D + c] = x[i * apart + r * stride + c] + phi[PE][r * D + c];
-        }
-    }
-    matmul(count, padded, l * D, (operand){w->z, l * D, 1}, st->w1t[pair], padded, w->hidden,
-           padded, 0);
-    for (int64_t i = 0; i < count; i++) {
-        real *h = w->hidden + i * padded;
-        for (int64_t m = 0; m < hidden; m++) {
-            h[m] += phi[B1][m];
-            h[m] = h[m] / (1 + real_exp(-h[m]));
-        }
-        for (int64_t c = 0; c < D; c++)
-            y[i * D + c] = phi[B2][c] + dot(phi[W2] + c * hidden, h, hidden);
-    }
+    const int64_t D = width(st, pair), Dp = round_up(D, LANES);
+    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
+    mlp_hidden(st, pair, x, apart, count, w->hidden);
+    for (int64_t i = 0; i < count * padded; i++)
+        w->hidden[i] = w->hidden[i] / (1 + real_exp(-w->hidden[i]));
+    matmul(count, Dp, hidden, (operand){w->hidden, padded, 1}, st->w2t[pair], Dp, y, Dp, 0);
+    for (int64_t i = 0; i < count; i++)
+        add_scaled(y + i * Dp, 1, st->phi[pair][B2], D);
 }
 
 /* `count` blocks of one head: x the first row of the first, `apart` reals to the next block's; y
- * [count,D] their compressed tokens. */
+ * [count,D up to LANES] their compressed tokens. */
 void compress(const stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
               real *y) {
-    int64_t D = width(st, pair);
+    const int64_t Dp = round_up(width(st, pair), LANES);
     if (st->cfg.phi == NSA_PHI_MLP) {
         phi_mlp(st, w, pair, x, apart, count, y);
         return;
     }
     for (int64_t i = 0; i < count; i++) {
         if (st->cfg.phi == NSA_PHI_MEAN)
-            phi_mean(st, pair, x + i * apart, y + i * D);
+            phi_mean(st, pair, x + i * apart, y + i * Dp);
         else
-            phi_gated(st, w, pair, x + i * apart, y + i * D);
+            phi_gated(st, w, pair, x + i * apart, y + i * Dp);
     }
 }
 
@@ -91,14 +90,15 @@ void compress(const stage *st, work *w, int pair, const real *x, int64_t apart, 
 static void compress_some(const stage *st, work *w, int pair, int64_t b, int64_t h, int64_t i,
                           int64_t count) {
     int64_t D = width(st, pair), Hkv = st->cfg.kv_heads, d = st->cfg.cmp_stride;
+    int64_t Dp = round_up(D, LANES);
     int64_t token = st->batch.seq[b] + i * d;
     compress(st, w, pair, st->raw[pair] + (token * Hkv + h) * D, d * Hkv * D, count, w->dz);
     for (int64_t k = i; k < i + count; k++) {
         int64_t block = st->first[CMP][b] + k / BLOCK;
         if (pair == KEYS)
-            put_key(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * D);
+            put_key(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * Dp);
         else
-            put_value(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * D);
+            put_value(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * Dp);
     }
 }
 

@@ -3,8 +3,6 @@
  * attention. */
 #include "stage.h"
 
-#include <string.h>
-
 /* A call begins on every thread's clock, and ends as the mean of all of them. */
 void start_laps(stage *st) {
     for (int i = 0; i < st->threads; i++)
@@ -62,9 +60,11 @@ static void causal_tile(stage *st, work *w, int branch, const tile_of_rows *rows
         w->n[i] = w->at[i] + keep_all(st, t[i], w->spans + w->at[i]);
     }
     attend_spans(st, w, &sq, branch, rows->first, rows->count, kvh);
-    for (int64_t i = 0; i < rows->count * G; i++)
-        memcpy(st->out_causal + ((rows->first + i / G) * c->q_heads + kvh * G + i % G) * c->v_dim,
-               w->o + i * st->dvp, (size_t)c->v_dim * sizeof *w->o);
+    for (int64_t i = 0; i < rows->count * G; i++) {
+        const int64_t head = (rows->first + i / G) * c->q_heads + kvh * G + i % G;
+        for (int64_t k = 0; k < c->v_dim; k++)
+            st->out_causal[head * c->v_dim + k] = w->over[i] * w->o[i * st->dvp + k];
+    }
 }
 
 nsa_status causal(void *self, int pair) {

@@ -40,11 +40,25 @@ static void untranspose(const stage *st, real *dst) {
     }
 }
 
+/* A compressor's gradient, out of padded rows of hidden units; W1's is transposed as well. */
+static void read_weight(const stage *st, int pair, int w, real *dst) {
+    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
+    const int64_t z = st->cfg.cmp_block * width(st, pair), count = weight_count(st, pair, w);
+    const real *d = st->dphi[pair][w];
+    if (w == W1) {
+        for (int64_t i = 0; i < count; i++)
+            dst[i] = d[i % z * padded + i / z];
+    } else if (w == W2) {
+        unpad(dst, d, width(st, pair), hidden, padded);
+    } else {
+        memcpy(dst, d, (size_t)count * sizeof *dst);
+    }
+}
+
 static void read_gradient(const stage *st, nsa_id id, real *dst) {
     const nsa_config *c = &st->cfg;
     if (id >= NSA_DPHI_K_PE) {
-        int pair = (id - NSA_DPHI_K_PE) / WEIGHTS, w = (id - NSA_DPHI_K_PE) % WEIGHTS;
-        memcpy(dst, st->dphi[pair][w], (size_t)weight_count(st, pair, w) * sizeof *dst);
+        read_weight(st, (id - NSA_DPHI_K_PE) / WEIGHTS, (id - NSA_DPHI_K_PE) % WEIGHTS, dst);
     } else if (id == NSA_DQ) {
         unpad(dst, st->dq, st->rows * c->q_heads, c->qk_dim, st->dkp);
     } else if (id == NSA_DGATE) {

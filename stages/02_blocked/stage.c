@@ -22,6 +22,13 @@ int64_t weight_count(const stage *st, int pair, int weight) {
     return nsa_count(&shape);
 }
 
+/* Elements of its gradient: the hidden units of an mlp are padded to whole vectors. */
+int64_t gradient_count(const stage *st, int pair, int weight) {
+    const int64_t hidden = st->cfg.phi_hidden, count = weight_count(st, pair, weight);
+    const int pads = weight == W1 || weight == B1 || weight == W2;
+    return pads && st->cfg.phi == NSA_PHI_MLP ? count / hidden * round_up(hidden, LANES) : count;
+}
+
 /* Room for `stride` blocks a head; with `backward` the other way round too, and gradients. */
 static void open_blocks(const stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t stride,
                         int backward) {
@@ -59,9 +66,15 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
             st->phi[i / WEIGHTS][i % WEIGHTS] =
                 take(st, NSA_KEEP, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
-    for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++)
-        st->w1t[pair] =
-            take(st, NSA_KEEP, c->cmp_block * width(st, pair) * round_up(c->phi_hidden, LANES));
+    for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
+        const int64_t hidden = c->phi_hidden, P = round_up(hidden, LANES), D = width(st, pair);
+        st->w1t[pair] = take(st, NSA_KEEP, c->cmp_block * D * P);
+        st->w2t[pair] = take(st, NSA_KEEP, hidden * round_up(D, LANES));
+        st->bias[pair] = take(st, NSA_KEEP, P);
+        st->w1[pair] =
+            backward ? take(st, NSA_KEEP, c->cmp_block * hidden * round_up(D, LANES)) : NULL;
+        st->w2[pair] = backward ? take(st, NSA_KEEP, D * P) : NULL;
+    }
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {
@@ -91,7 +104,7 @@ static void open_gradients(stage *st, int64_t T, int64_t R) {
         st->draw[pair] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
-                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, weight_count(st, pair, w));
+                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, gradient_count(st, pair, w));
         }
     }
 }
@@ -112,7 +125,8 @@ static void open_caches(stage *st) {
 static void open_work(const stage *st, work *w, int64_t longest) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, N = round_up(nsa_cmp_tokens(c, longest), BLOCK);
-    const int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
+    const int64_t Dp = st->dkp > st->dvp ? st->dkp : st->dvp;
+    const int64_t all = st->plan->max_blocks * (c->slc_block / c->cmp_stride); /* strides */
     const int64_t units =
         round_up(c->phi_hidden > c->cmp_block ? c->phi_hidden : c->cmp_block, LANES);
     w->spans = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES * st->max_spans, sizeof *w->spans);
@@ -120,17 +134,19 @@ static void open_work(const stage *st, work *w, int64_t longest) {
     w->n = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->n);
     w->s = take(st, NSA_OF_ONE_CALL, G * BLOCK);
     w->dp = take(st, NSA_OF_ONE_CALL, G * BLOCK);
-    w->scores = take(st, NSA_OF_ONE_CALL, G * N);
-    w->p_sum = take(st, NSA_OF_ONE_CALL, N);
+    w->apart = G * N;
+    w->scores = take(st, NSA_OF_ONE_CALL, TOGETHER * w->apart);
+    w->top = take(st, NSA_OF_ONE_CALL, TOGETHER * G * LANES);
+    w->p_sum = take(st, NSA_OF_ONE_CALL, OUTSIDE + N + all);
+    w->strides = take(st, NSA_OF_ONE_CALL, all);
     w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);
     w->o = take(st, NSA_OF_ONE_CALL, QUERIES * G * st->dvp);
     w->most = take(st, NSA_OF_ONE_CALL, QUERIES * G);
     w->sum = take(st, NSA_OF_ONE_CALL, QUERIES * G * LANES);
     w->over = take(st, NSA_OF_ONE_CALL, QUERIES * G);
-    w->z = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
-    w->dz = take(st, NSA_OF_ONE_CALL, COMPRESSED * c->cmp_block * D);
+    w->dz = take(st, NSA_OF_ONE_CALL, COMPRESSED * Dp);
     w->hidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
-    w->dhidden = take(st, NSA_OF_ONE_CALL, units);
+    w->dhidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
 }
 
 /* Spans of one query at the most: the branch that sees the most blocks. */
@@ -250,19 +266,39 @@ static void lay_out(stage *st) {
     }
 }
 
+/* y [to,padded] = x [rows,cols], or its transpose; zeros around. */
+static void lay_matrix(real *y, int64_t padded, const real *x, int64_t rows, int64_t cols,
+                       int64_t apart, int transposed) {
+    const int64_t to = transposed ? cols : rows, n = transposed ? rows : cols;
+    for (int64_t i = 0; i < to * padded; i++) {
+        const int64_t r = i / padded, c = i % padded;
+        y[i] = c >= n ? 0 : transposed ? x[c * apart + r] : x[r * apart + c];
+    }
+}
+
+/* The mlp's two matrices, each as its products want it: what they sum over goes down. */
+static void load_mlp(stage *st, int pair) {
+    const int64_t hidden = st->cfg.phi_hidden, P = round_up(hidden, LANES), D = width(st, pair);
+    const int64_t z = st->cfg.cmp_block * D, Dp = round_up(D, LANES);
+    real *const *phi = st->phi[pair], *bias = st->bias[pair];
+    lay_matrix(st->w1t[pair], P, phi[W1], hidden, z, z, 1);
+    lay_matrix(st->w2t[pair], Dp, phi[W2], D, hidden, hidden, 1);
+    for (int64_t m = 0; m < P; m++)
+        bias[m] = m < hidden ? phi[B1][m] + dot(phi[W1] + m * z, phi[PE], z) : 0;
+    for (int64_t r = 0; r < st->cfg.cmp_block && st->w1[pair]; r++)
+        lay_matrix(st->w1[pair] + r * hidden * Dp, Dp, phi[W1] + r * D, hidden, D, z, 0);
+    if (st->w2[pair])
+        lay_matrix(st->w2[pair], P, phi[W2], D, hidden, hidden, 0);
+}
+
 static void load_weights(stage *st, const nsa_tensors *in) {
-    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(&st->cfg, NSA_PHI_FIRST + i))
             copy(st->phi[i / WEIGHTS][i % WEIGHTS], &in->at[NSA_PHI_FIRST + i], 0,
                  weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
-    for (int pair = 0; pair < PAIR && st->cfg.phi == NSA_PHI_MLP; pair++) {
-        const int64_t row = st->cfg.cmp_block * width(st, pair);
-        for (int64_t i = 0; i < row * padded; i++)
-            st->w1t[pair][i] =
-                i % padded < hidden ? st->phi[pair][W1][i % padded * row + i / padded] : 0;
-    }
+    for (int pair = 0; pair < PAIR && st->cfg.phi == NSA_PHI_MLP; pair++)
+        load_mlp(st, pair);
 }
 
 static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {

@@ -29,9 +29,11 @@ enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id
 enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 enum {
-    BLOCK = 64,   /* keys of a block in memory, whatever l' is */
-    QUERIES = 32, /* neighbouring queries that walk the blocks together */
-    LAZY = 8      /* a score may be this far above the online softmax's maximum, in units of log2 */
+    BLOCK = 64,    /* keys of a block in memory, whatever l' is */
+    QUERIES = 32,  /* neighbouring queries that walk the blocks together */
+    TOGETHER = 4,  /* of them, those whose compressed scores are kept at the same time */
+    OUTSIDE = 256, /* zeros before a row of probabilities: l/d, at the most */
+    LAZY = 8 /* a score may be this far above the online softmax's maximum, in units of log2 */
 };
 
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
@@ -67,16 +69,19 @@ typedef struct tile_of_rows {
 
 /* One thread's scratch. */
 typedef struct work {
-    span *spans;      /* [QUERIES*max_spans] what each query sees, query after query */
-    int64_t *at, *n;  /* [QUERIES] its next span, and the end of its spans */
-    real *s, *dp;     /* [G,BLOCK] scores, then probabilities; and their gradients */
-    real *scores;     /* [G,all compressed keys] */
-    real *p_sum;      /* [all compressed keys] probabilities summed over the group */
+    span *spans;     /* [QUERIES*max_spans] what each query sees, query after query */
+    int64_t *at, *n; /* [QUERIES] its next span, and the end of its spans */
+    real *s, *dp;    /* [G,BLOCK] scores, then probabilities; and their gradients */
+    real *scores;    /* [TOGETHER][blocks of compressed keys][G,BLOCK] */
+    int64_t apart;   /* from one query's scores to the next one's */
+    real *top;       /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
+    real *p_sum;     /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
+    real *strides;   /* [compressed keys] and those summed over the blocks that share a stride */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
     real *most;       /* [QUERIES,G] lazy maximum of the online softmax, in units of log2 */
     real *sum, *over; /* [QUERIES,G,LANES] running sums; [QUERIES,G] 1/sum */
-    real *z, *hidden, *dz, *dhidden; /* compressors: COMPRESSED blocks at a time */
+    real *hidden, *dhidden, *dz; /* compressors: COMPRESSED blocks at a time */
     nsa_laps laps;
 } work;
 
@@ -94,12 +99,14 @@ typedef struct stage {
     int64_t n_tiles;
     int64_t max_spans;
 
-    real *q, *gate, *dout;    /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
-    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAID];       /* compressed, selected and window keys and values */
-    int64_t *first[LAID];     /* [B+1] each sequence's first block */
-    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
-    real *w1t[PAIR];          /* [l*D,hidden up to LANES] W1 transposed */
+    real *q, *gate, *dout;      /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
+    real *raw[PAIR];            /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
+    kv_blocks in[LAID];         /* compressed, selected and window keys and values */
+    int64_t *first[LAID];       /* [B+1] each sequence's first block */
+    real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL where phi has none */
+    real *w1t[PAIR], *w2[PAIR]; /* [l*D,P] W1 transposed, [D,P] W2; P is hidden up to LANES */
+    real *w1[PAIR], *w2t[PAIR]; /* [l,hidden,Dp] W1, [hidden,Dp] W2 transposed; Dp is dkp or dvp */
+    real *bias[PAIR];           /* [P] W1 pe + b1 */
 
     real *out, *out_x[BRANCHES]; /* [R,Hq,dv]; out_x NULL if not wanted */
     real *out_causal;            /* [R,Hq,dv] */
@@ -108,9 +115,9 @@ typedef struct stage {
     int keep_importance;         /* after forward, not after decode */
     real *stats;                 /* [R,Hq,3,2] maximum and 1/sum of each softmax, for backward */
 
-    real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
-    real *draw[PAIR]; /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
-    real *dphi[PAIR][WEIGHTS];
+    real *dq, *dgate;          /* [R,Hq,dkp] [R,Hq,3] */
+    real *draw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
+    real *dphi[PAIR][WEIGHTS]; /* those of W1, B1 and W2 as w1t and w2 are */
 
     kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of a full length each */
     real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
@@ -162,6 +169,7 @@ static inline real dot(const real *a, const real *b, int64_t n) {
 
 /* stage.c */
 int64_t weight_count(const stage *st, int pair, int weight);
+int64_t gradient_count(const stage *st, int pair, int weight);
 sequence pack_sequence(const stage *st, int64_t b);
 void put_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
              const real *k);
@@ -169,16 +177,17 @@ void put_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, i
                const real *v);
 
 /* compress.c */
-enum { COMPRESSED = 16 }; /* blocks that an mlp compressor takes at a time */
+enum { COMPRESSED = 48 }; /* blocks that an mlp compressor takes at a time */
 int64_t width(const stage *st, int pair);
 void compress(const stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
               real *y);
+void mlp_hidden(const stage *st, int pair, const real *x, int64_t apart, int64_t count, real *u);
 void compress_pack(stage *st);
 void gated_weights(const stage *st, int pair, const real *x, real *a);
 
 /* select.c */
-void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp);
-void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
+void add_importance(const nsa_config *c, const real *p, real *strides, int64_t blocks, real *imp);
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *rest, int32_t *idx);
 
 /* attend.c */
 int64_t keep_cmp(const stage *st, int64_t t, span *spans);
@@ -186,7 +195,7 @@ int64_t keep_slc(const stage *st, int64_t t, const int32_t *idx, span *spans);
 int64_t keep_win(const stage *st, int64_t t, span *spans);
 int64_t keep_all(const stage *st, int64_t t, span *spans);
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
-           int64_t apart);
+           const real *next);
 real log2_scale(const stage *st);
 int next_block(work *w, int64_t count, int64_t *block);
 void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
@@ -208,6 +217,8 @@ nsa_status decode(void *self);
 nsa_status backward(void *self);
 void backward_tile(stage *st, work *w, int thread, const sequence *sq, const tile_of_rows *rows,
                    int64_t kvh);
-void compress_backward(stage *st, work *w, int pair, const real *x, const real *dy, real *dx);
+void compress_backward(stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
+                       const real *dy, real *dx);
+void compress_end_backward(stage *st, int pair);
 
 #endif

@@ -8,10 +8,15 @@
  *        m    +----------+----+----+----+       broadcast A[m,k] to all lanes, MR times,
  *     MR rows |   acc    |    |    |    |       MR * NV multiply-adds on NV + MR loads.
  *             +----------+----+----+----+
+ *
+ *  A block that comes from far takes as long as its product, and the processor does not look beyond
+ * a block's end. So with each step of k the first tiles ask for what the next product will read
+ * there: two lines a tile, for more at a time than can be under way would make the loads wait.
  */
 #ifndef TILE_H
 #define TILE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
@@ -36,7 +41,7 @@ typedef struct operand {
 /* One tile of MR rows and NV vectors; both are constants at every call, so acc is registers. */
 static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K, operand a,
                                                        const float *b, int64_t ldb, float *c,
-                                                       int64_t ldc, int add) {
+                                                       int64_t ldc, int add, const float *next) {
     vec acc[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < MR; m++) {
@@ -46,6 +51,10 @@ static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K
     }
     for (int64_t k = 0; k < K; k++) {
         vec row[TILE_VECS];
+        if (next)
+            __builtin_prefetch(next + k * ldb, 0, 2);
+        if (next && NV > 1)
+            __builtin_prefetch(next + k * ldb + LANES, 0, 2);
 #pragma GCC unroll 4
         for (int n = 0; n < NV; n++)
             row[n] = *(const vec *)(b + k * ldb + n * LANES);
@@ -69,20 +78,29 @@ static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K
  * same sum over k in the same order, whichever tile it falls into: equal rows give equal bits. */
 static inline __attribute__((always_inline)) void column(int NV, int64_t M, int64_t K, operand a,
                                                          const float *b, int64_t ldb, float *c,
-                                                         int64_t ldc, int add) {
-    for (; M >= TILE_ROWS; M -= TILE_ROWS, a.at += TILE_ROWS * a.row, c += TILE_ROWS * ldc)
-        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add);
+                                                         int64_t ldc, int add, const float *next) {
+    int64_t asked = 0; /* vectors of next's columns */
+    for (; M >= TILE_ROWS; M -= TILE_ROWS, a.at += TILE_ROWS * a.row, c += TILE_ROWS * ldc) {
+        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add,
+             next && asked < NV ? next + asked * LANES : NULL);
+        asked += 2;
+    }
     if (M >= 4) {
-        tile(4, NV, K, a, b, ldb, c, ldc, add);
+        tile(4, NV, K, a, b, ldb, c, ldc, add, next && asked < NV ? next + asked * LANES : NULL);
         M -= 4, a.at += 4 * a.row, c += 4 * ldc;
     }
     for (; M > 0; M--, a.at += a.row, c += ldc)
-        tile(1, NV, K, a, b, ldb, c, ldc, add);
+        tile(1, NV, K, a, b, ldb, c, ldc, add, NULL);
 }
 
 /* C [M,N] = A B, or += with `add`. */
 void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
             int64_t ldc, int add);
+
+/* The same, and asks for `next`, a matrix like B that a product soon reads, to come nearer; NULL
+ * for none: near ones cost more to ask for than to read. */
+void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
+                  int64_t ldc, int add, const float *next);
 
 /* 2^x for x <= 64: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
  * error 7.5e-8). n is added to the exponent's bits: shifted holds n in its low bits, and 23 places
