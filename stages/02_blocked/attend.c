@@ -244,6 +244,17 @@ static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row,
         w->most[i * G + g] = largest(w->top + g * LANES, 0, LANES, log2_scale(st));
 }
 
+/* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at
+ * the size of the whole sum. So every ASIDE blocks what there is goes aside and o begins again from
+ * zero. Gradients hang on these digits: the dS of a row add up to zero only as far as o is exact,
+ * and what is left over stands against sums that shrink as keys grow in number. */
+static void set_aside(real *aside, real *o, int64_t count, int first) {
+    for (int64_t c = 0; c < count; c++) {
+        aside[c] = first ? o[c] : aside[c] + o[c];
+        o[c] = 0;
+    }
+}
+
 /* Compressed branch of queries i..i+n-1 of the tile, in two passes: all scores first, for
  * importance needs the probabilities themselves and an online softmax would only have them up to a
  * factor (Eq. 8-10). n queries share each block. */
@@ -257,6 +268,8 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
     memset(sum, 0, (size_t)(n * G * LANES) * sizeof *sum);
     score_cmp(st, w, sq, row, i, n, kvh, visible);
     for (int64_t k = 0; k < visible[n - 1]; k += BLOCK) {
+        if (k && k % (ASIDE * BLOCK) == 0)
+            set_aside(w->aside, o, n * G * dvp, k == ASIDE * BLOCK);
         for (int64_t x = 0; x < n; x++) {
             real *p = w->scores + x * w->apart + k * G;
             const int64_t keys = visible[x] - k < BLOCK ? visible[x] - k : BLOCK;
@@ -269,7 +282,10 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
                              n > 1 ? NULL : v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
         }
     }
+    for (int64_t c = 0; c < n * G * dvp && visible[n - 1] > ASIDE * BLOCK; c++)
+        o[c] += w->aside[c];
 }
+
 /* From the group's probabilities to its blocks, for row r, which is query i of its tile and x of
  * those whose scores are kept: importance (summed over the heads first), then the choice, or the
  * forced list. */

@@ -137,6 +137,7 @@ static void open_work(const stage *st, work *w, int64_t longest) {
     w->apart = G * N;
     w->scores = take(st, NSA_OF_ONE_CALL, TOGETHER * w->apart);
     w->top = take(st, NSA_OF_ONE_CALL, TOGETHER * G * LANES);
+    w->aside = take(st, NSA_OF_ONE_CALL, TOGETHER * G * st->dvp);
     w->p_sum = take(st, NSA_OF_ONE_CALL, OUTSIDE + N + all);
     w->strides = take(st, NSA_OF_ONE_CALL, all);
     w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);

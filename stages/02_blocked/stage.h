@@ -32,6 +32,7 @@ enum {
     BLOCK = 64,    /* keys of a block in memory, whatever l' is */
     QUERIES = 32,  /* neighbouring queries that walk the blocks together */
     TOGETHER = 4,  /* of them, those whose compressed scores are kept at the same time */
+    ASIDE = 32,    /* blocks after which a long sum is set aside */
     OUTSIDE = 256, /* zeros before a row of probabilities: l/d, at the most */
     LAZY = 8 /* a score may be this far above the online softmax's maximum, in units of log2 */
 };
@@ -75,6 +76,7 @@ typedef struct work {
     real *scores;    /* [TOGETHER][blocks of compressed keys][G,BLOCK] */
     int64_t apart;   /* from one query's scores to the next one's */
     real *top;       /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
+    real *aside;     /* [TOGETHER,G,dvp] long sums of the compressed branch */
     real *p_sum;     /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
     real *strides;   /* [compressed keys] and those summed over the blocks that share a stride */
     real *importance; /* [max_blocks] */
