@@ -26,13 +26,13 @@ beyond='differences no_malloc'
 # choose and to reject; a group of 20 heads is two tiles.
 trials() {
     cat <<'END'
+repeat:T=20,l=4,d=2,l2=4,n=3,w=5,phi=mlp,hidden=5
+nan:T=12,l=4,d=2,l2=4,n=3,w=5,phi=gated
 threads:T=97
 decode:T=66
 decode:T=20,phi=mlp,hidden=5
 decode:seqs=15+0+9,phi=gated
 vector:vector=mean_small
-repeat:T=66,phi=mlp,hidden=5
-nan:T=24,l=4,d=2,l2=4,n=3,w=5,phi=gated
 reads:T=24,l=4,d=2,l2=4,n=3,w=5
 causality:T=24,l=4,d=2,l2=4,n=3,w=5
 limits:T=66
