@@ -8,7 +8,7 @@
 #
 # A trial passes if the tool found nothing and the property held. A tool fails, too, if a property
 # that CUDA stages have was reached by no trial. What each run said stays in build/sanitizer.
-# Environment: BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have .cu files);
+# Environment: NSA_REPEATS (2); BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have .cu files);
 # COMPUTE_SANITIZER.
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -16,7 +16,8 @@ BUILD=${BUILD:-build} JOBS=${JOBS:-2} COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-com
 TOOLS=${TOOLS:-memcheck racecheck initcheck synccheck}
 NSA_VECTORS=${NSA_VECTORS:-tests/vectors}
 work=$BUILD/sanitizer
-export BUILD COMPUTE_SANITIZER NSA_VECTORS work
+NSA_REPEATS=${NSA_REPEATS:-2} # not the 20 runs of a GPU
+export BUILD COMPUTE_SANITIZER NSA_VECTORS NSA_REPEATS work
 
 # No trial can reach these: central differences are for float64 stages, and a launch allocates
 # where the stage cannot see it.
