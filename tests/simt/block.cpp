@@ -5,11 +5,8 @@
 // reverse run a warp until all its lanes wait, random goes where it likes at every wait.
 #include "engine.h"
 
-#include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string>
-#include <vector>
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -332,23 +329,6 @@ static bool run_block() {
     else if (!shared_check())
         abandoned = true;
     return !abandoned;
-}
-
-// With NSA_SIMT_KERNELS=FILE, every kernel that runs adds its name there, once in a process; a
-// template's arguments are left out. What a set of cases does not reach can be seen from it.
-static void note_kernel(const char *name) {
-    static std::vector<std::string> noted;
-    const char *file = setting("NSA_SIMT_KERNELS", nullptr);
-    if (!file)
-        return;
-    name += *name == '(';
-    std::string plain(name, strcspn(name, "<)"));
-    if (std::find(noted.begin(), noted.end(), plain) != noted.end())
-        return;
-    noted.push_back(plain);
-    FILE *to = fopen(file, "a"); // in one write, so that processes may share the file
-    if (!to || fprintf(to, "%s\n", plain.c_str()) < 0 || fclose(to))
-        report(cudaErrorInvalidValue, "NSA_SIMT_KERNELS: cannot write to %s", file);
 }
 
 static void place_block(size_t number, dim3 grid) {

@@ -95,6 +95,7 @@ cudaError_t report(cudaError_t error, const char *format, ...)
     __attribute__((format(printf, 2, 3))); // keep the text and the error; returns the error
 void report_text(const char *format, va_list args); // with kernel, block and thread in front
 const char *setting(const char *name, const char *otherwise); // an environment variable
+void note_kernel(const char *name); // that it runs, to the file NSA_SIMT_KERNELS
 
 // ------------------------------------------------------------------ faults.cpp
 

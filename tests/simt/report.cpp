@@ -1,8 +1,11 @@
 // What went wrong, in words, and as CUDA's error codes.
 #include "engine.h"
 
+#include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string>
+#include <vector>
 
 static char last_report[512];
 static cudaError_t pending = cudaSuccess;
@@ -46,6 +49,23 @@ void report_text(const char *format, va_list args) {
     if (n > 0 && (size_t)n < sizeof text)
         vsnprintf(text + n, sizeof text - (size_t)n, format, args);
     keep(cudaErrorLaunchFailure, text);
+}
+
+// With NSA_SIMT_KERNELS=FILE, every kernel that runs adds its name there, once in a process; a
+// template's arguments are left out. What a set of cases does not reach can be seen from it.
+void note_kernel(const char *name) {
+    static std::vector<std::string> noted;
+    const char *file = setting("NSA_SIMT_KERNELS", nullptr);
+    if (!file)
+        return;
+    name += *name == '(';
+    std::string plain(name, strcspn(name, "<)"));
+    if (std::find(noted.begin(), noted.end(), plain) != noted.end())
+        return;
+    noted.push_back(plain);
+    FILE *to = fopen(file, "a"); // in one write, so that processes may share the file
+    if (!to || fprintf(to, "%s\n", plain.c_str()) < 0 || fclose(to))
+        report(cudaErrorInvalidValue, "NSA_SIMT_KERNELS: cannot write to %s", file);
 }
 
 } // namespace simt
