@@ -310,8 +310,8 @@ static nsa_status run_again(const subject *s, const test_case *c, const nsa_tens
 static int times_again(const subject *s) {
     const char *device = s->stage->device ? s->stage->device() : NULL;
     const char *fewer = getenv("NSA_REPEATS");
-    const int wanted = fewer ? atoi(fewer) : 20;
-    return device && strcmp(device, "simulator") != 0 && wanted > 2 ? wanted - 1 : 1;
+    const long wanted = fewer ? strtol(fewer, NULL, 10) : 20;
+    return device && strcmp(device, "simulator") != 0 && wanted > 2 ? (int)wanted - 1 : 1;
 }
 
 /* The same values give the same bits: in a new context, in one that has more room and has run other
