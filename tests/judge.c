@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECONDS = 120 };
+enum { SECONDS = 400 };
 
 /* What a test child needs to find its trial again; plain bytes, for Criterion copies them. */
 typedef struct parameter {
