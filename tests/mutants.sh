@@ -15,10 +15,10 @@
 #
 # What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
 # Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
-# seconds that a property may take to notice (10).
+# seconds that a property may take to notice (30).
 set -u
 cd "$(dirname "$0")/.." || exit 2
-BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-10}
+BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-30}
 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # mutants side by side: waiting threads must sleep
 export BUILD JOBS LIMIT OMP_WAIT_POLICY
 work=$BUILD/mutants
@@ -33,7 +33,7 @@ header() {
 # that two shared objects differ exactly if their code does
 build() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-} -g0" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} "build/stages/$2.so" >"$1/build.log" 2>&1
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} SIMT_UNROLL= "build/stages/$2.so" >"$1/build.log" 2>&1
 }
 
 # check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built

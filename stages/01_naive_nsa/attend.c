@@ -42,6 +42,16 @@ int64_t keep_all(const stage *st, int64_t t) {
     return n;
 }
 
+/* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at
+ * the size of the whole sum. So every ASIDE keys a part begins from zero, and the parts are added.
+ * Gradients hang on these digits: the dS of a row add up to zero only as far as o is exact, and
+ * what is left over stands against sums that shrink as keys grow in number. */
+enum { ASIDE = 2048 };
+
+static int64_t part_end(int64_t first, int64_t n) {
+    return first + ASIDE < n ? first + ASIDE : n;
+}
+
 /* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys of st->list. Their
  * probabilities stay in st->p, in the list's order. With nothing listed o = 0. */
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o) {
@@ -52,14 +62,22 @@ void attend(const stage *st, const real *q, const real *k, const real *v, int64_
         p[i] = scale * dot(q, k + st->list[i] * Hkv * dk, dk);
         most = p[i] > most ? p[i] : most;
     }
-    for (int64_t i = 0; i < n; i++) {
-        p[i] = real_exp(p[i] - most);
-        sum += p[i];
+    for (int64_t first = 0; first < n; first += ASIDE) {
+        real part = 0;
+        for (int64_t i = first; i < part_end(first, n); i++) {
+            p[i] = real_exp(p[i] - most);
+            part += p[i];
+        }
+        sum += part;
     }
     memset(o, 0, (size_t)dv * sizeof *o);
-    for (int64_t i = 0; i < n; i++) {
-        p[i] /= sum;
-        add_scaled(o, p[i], v + st->list[i] * Hkv * dv, dv);
+    for (int64_t first = 0; first < n; first += ASIDE) {
+        memset(st->part, 0, (size_t)dv * sizeof *o);
+        for (int64_t i = first; i < part_end(first, n); i++) {
+            p[i] /= sum;
+            add_scaled(st->part, p[i], v + st->list[i] * Hkv * dv, dv);
+        }
+        add_scaled(o, 1, st->part, dv);
     }
 }
 
@@ -105,7 +123,7 @@ void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32
         for (int64_t row = first; row < first + G; row++) {
             const int64_t visible = keep_cmp(st, sq, t);
             attend_branch(st, sq, CMP, row, visible);
-            /* st->p still holds this head\'s p_cmp */
+            /* st->p still holds this head's p_cmp */
             add_importance(c, st->p, visible, t / c->slc_block + 1, imp);
         }
         nsa_lap(&st->laps, CMP);

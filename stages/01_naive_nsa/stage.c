@@ -95,6 +95,7 @@ static void open_scratch(stage *st, int64_t keys) {
     st->p = take(st, NSA_OF_ONE_CALL, keys);
     st->o = take(st, NSA_OF_ONE_CALL, c->v_dim);
     st->d_o = take(st, NSA_OF_ONE_CALL, c->v_dim);
+    st->part = take(st, NSA_OF_ONE_CALL, c->v_dim);
     st->hidden = take(st, NSA_OF_ONE_CALL, units);
     st->dhidden = take(st, NSA_OF_ONE_CALL, units);
     st->z = take(st, NSA_OF_ONE_CALL, c->cmp_block * D);

@@ -68,6 +68,7 @@ typedef struct stage {
     int32_t *list;          /* scratch [keys]: the keys that the query sees, ascending */
     real *p;                /* scratch [keys]: the listed keys' probabilities */
     real *o, *d_o;          /* scratch [dv]: one head's branch output and its gradient */
+    real *part;             /* scratch [dv]: a part of the sum that makes o */
     real *hidden, *dhidden; /* scratch [phi_hidden] of the mlp, [l] of the gated compressor */
     real *z, *dz;           /* scratch [l*D]: vec(x + pe) and its gradient */
 } stage;
