@@ -24,6 +24,7 @@ typedef struct work {
     nsa_tensors alone, decoded; /* results of the same calls before there were threads */
     const char *broken_key;     /* a key that this thread breaks, and the other does not */
     char why[256];              /* what was wrong; "" if nothing was */
+    pthread_barrier_t *start;   /* of a round, in all threads */
 } work;
 
 static nsa_status same_results(const nsa_tensors *a, const nsa_tensors *b) {
@@ -62,10 +63,13 @@ static nsa_status one_round(const work *w) {
     return status;
 }
 
+/* Each round begins in all threads at once: what they do in it is then in no order, and a race
+ * shows even if one thread was late. */
 static void *run_rounds(void *argument) {
     work *w = argument;
-    for (int i = 0; i < ROUNDS && !w->why[0]; i++) {
-        if (one_round(w))
+    for (int i = 0; i < ROUNDS; i++) {
+        pthread_barrier_wait(w->start);
+        if (!w->why[0] && one_round(w))
             snprintf(w->why, sizeof w->why, "%s", nsa_last_error());
     }
     return NULL;
@@ -87,6 +91,7 @@ static nsa_status prepare(work *w, const nsa_stage *stage, int i) {
 /* @return 1 if all is well. */
 static int judge(const nsa_found *found) {
     work works[THREADS];
+    pthread_barrier_t start;
     pthread_t threads[THREADS];
     int started = 0, good = 1;
     for (int i = 0; i < THREADS; i++) {
@@ -95,11 +100,17 @@ static int judge(const nsa_found *found) {
             good = 0;
         }
     }
-    while (good && started < THREADS &&
-           !pthread_create(&threads[started], NULL, run_rounds, &works[started]))
-        started++;
+    pthread_barrier_init(&start, NULL, THREADS);
+    for (; good && started < THREADS; started++) {
+        works[started].start = &start;
+        if (pthread_create(&threads[started], NULL, run_rounds, &works[started])) {
+            fprintf(stderr, "threads: cannot start a thread\n");
+            exit(2); /* the others wait for it */
+        }
+    }
     for (int i = 0; i < started; i++)
         pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&start);
     for (int i = 0; i < THREADS; i++) {
         if (works[i].why[0])
             printf("FAIL %s in thread %d: %s\n", found->name, i, works[i].why);

@@ -103,7 +103,7 @@ void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32
         real *imp = importance_row(st, r, kvh);
         for (int64_t row = first; row < first + G; row++) {
             attend_branch(st, sq, CMP, row, keep_cmp(st, sq, t));
-            /* st->p still holds this head\'s p_cmp */
+            /* st->p still holds this head's p_cmp */
             add_importance(c, st->p, sq->n_cmp, (sq->len + c->slc_block - 1) / c->slc_block, imp);
         }
         nsa_lap(&st->laps, CMP);

@@ -43,13 +43,13 @@ int64_t keep_all(const stage *st, int64_t t) {
 }
 
 /* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at
- * the size of the whole sum. So every ASIDE keys a part begins from zero, and the parts are added.
+ * the size of the whole sum. So every PART keys a part begins from zero, and the parts are added.
  * Gradients hang on these digits: the dS of a row add up to zero only as far as o is exact, and
  * what is left over stands against sums that shrink as keys grow in number. */
-enum { ASIDE = 2048 };
+enum { PART = 2048 };
 
 static int64_t part_end(int64_t first, int64_t n) {
-    return first + ASIDE < n ? first + ASIDE : n;
+    return first + PART < n ? first + PART : n;
 }
 
 /* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys of st->list. Their
@@ -62,7 +62,7 @@ void attend(const stage *st, const real *q, const real *k, const real *v, int64_
         p[i] = scale * dot(q, k + st->list[i] * Hkv * dk, dk);
         most = p[i] > most ? p[i] : most;
     }
-    for (int64_t first = 0; first < n; first += ASIDE) {
+    for (int64_t first = 0; first < n; first += PART) {
         real part = 0;
         for (int64_t i = first; i < part_end(first, n); i++) {
             p[i] = real_exp(p[i] - most);
@@ -71,7 +71,7 @@ void attend(const stage *st, const real *q, const real *k, const real *v, int64_
         sum += part;
     }
     memset(o, 0, (size_t)dv * sizeof *o);
-    for (int64_t first = 0; first < n; first += ASIDE) {
+    for (int64_t first = 0; first < n; first += PART) {
         memset(st->part, 0, (size_t)dv * sizeof *o);
         for (int64_t i = first; i < part_end(first, n); i++) {
             p[i] /= sum;

@@ -180,14 +180,7 @@ nsa_status judge_packing(const subject *s, const test_case *c) {
     return status;
 }
 
-/* NaN or Inf in key and value of pair x at one token. */
-typedef struct poison {
-    int x;
-    int64_t token;
-    double value;
-} poison;
-
-/* May what was put at position `at` of pair x reach the result `id` of the row at position t? */
+/* May NaN at position `at`, of pair x, reach the result `id` of the row at position t? */
 static int may_reach(const nsa_config *cfg, int x, int64_t at, int64_t t, nsa_id id,
                      const int32_t *idx, int forced, int64_t len) {
     int64_t block = at / cfg->slc_block, low = t - cfg->window + 1;
@@ -204,52 +197,41 @@ static int may_reach(const nsa_config *cfg, int x, int64_t at, int64_t t, nsa_id
     return after && block >= (low < 0 ? 0 : low) / cfg->slc_block && (sum || id == NSA_OUT_WIN);
 }
 
-/* Rows whose results `id` none of the poisons may reach have kept them, bit for bit. */
-static nsa_status check_kept(const test_case *c, const nsa_tensors *clean, const nsa_tensors *after,
-                             const poison *list, int count, int forced, nsa_id id) {
-    const int64_t picks = c->cfg.kv_heads * c->cfg.slc_count;
-    nsa_status status = NSA_OK;
-    int64_t first = 0;
-    for (int b = 0; b < case_sequences(c); first += case_length(c, b++)) {
-        const int64_t len = case_length(c, b);
-        for (int64_t r = first; r < first + len && !status; r++) {
-            const int32_t *idx = tensor_ints(&clean->at[NSA_BLOCK_IDX]) + r * picks;
-            int may = 0;
-            for (int i = 0; i < count; i++) {
-                const int64_t at = list[i].token - first;
-                may |= at >= 0 && at < len &&
-                       may_reach(&c->cfg, list[i].x, at, r - first, id, idx, forced, len);
-            }
-            if (!may)
-                status = same_row(clean, after, id, r, "NaN or Inf at token", list[0].token);
-        }
-    }
-    return status;
-}
-
-/* One run, forward and backward, with all of the list. */
-static nsa_status run_poisoned(const subject *s, const test_case *c, const nsa_tensors *in,
-                               const nsa_tensors *clean, const poison *list, int count,
+/* NaN (or Inf) in key and value of one pair at one token, forward and backward. */
+static nsa_status poison_token(const subject *s, const test_case *c, const nsa_tensors *in,
+                               const nsa_tensors *clean, int x, int64_t token, double value,
                                int forced) {
     static const nsa_id ids[] = {NSA_OUT,        NSA_OUT_CMP,   NSA_OUT_SLC, NSA_OUT_WIN,
                                  NSA_IMPORTANCE, NSA_BLOCK_IDX, NSA_DQ};
+    static const char *const what[] = {"NaN or Inf of the compressed pair at token",
+                                       "NaN or Inf of the selected pair at token",
+                                       "NaN or Inf of the window pair at token"};
     nsa_tensors poisoned, after = {0};
+    int64_t picks = c->cfg.kv_heads * c->cfg.slc_count, first = 0;
+    int b = 0;
+    for (; token >= first + case_length(c, b); b++)
+        first += case_length(c, b);
     nsa_status status = tensors_copy(&poisoned, in);
-    for (int i = 0; i < count && !status; i++)
-        blot_row(&poisoned, NSA_K_CMP + 2 * (unsigned)list[i].x,
-                 NSA_V_CMP + 2 * (unsigned)list[i].x, list[i].token, list[i].value);
+    if (!status)
+        blot_row(&poisoned, NSA_K_CMP + 2 * (unsigned)x, NSA_V_CMP + 2 * (unsigned)x, token, value);
     status = status ? status : run_stage(s->stage, &c->cfg, &poisoned, RUN_BACKWARD, &after);
-    for (int i = 0; i < 7 && !status; i++)
-        status = check_kept(c, clean, &after, list, count, forced, ids[i]);
+    for (int64_t r = 0; r < c->cfg.seq_len && !status; r++) {
+        int own = r >= first && r < first + case_length(c, b);
+        const int32_t *idx = tensor_ints(&clean->at[NSA_BLOCK_IDX]) + r * picks;
+        for (int i = 0; i < 7 && !status; i++) {
+            if (!own || !may_reach(&c->cfg, x, token - first, r - first, ids[i], idx, forced,
+                                   case_length(c, b)))
+                status = same_row(clean, &after, ids[i], r, what[x], token);
+        }
+    }
     tensors_free(&poisoned);
     tensors_free(&after);
     return status;
 }
 
-/* NaN and Inf reach only rows whose branch may touch the token's block. A pair's poison shows in
- * its own branch's output, so pairs share runs: the selected one with the window; and with forced
- * lists, some of which leave out the own block, all three. Only where the compressed pair chooses
- * the blocks does it stand alone. */
+/* NaN and Inf reach only rows whose branch may touch the token's block. The selected pair is tried
+ * with forced lists, some of which leave out the own block; the others, whose branches know no
+ * lists, with the lists that they give. Every pair also the other way, at one token. */
 nsa_status judge_nan(const subject *s, const test_case *c) {
     nsa_tensors in, clean = {0};
     int64_t tokens[10], count = edge_tokens(c, tokens);
@@ -259,13 +241,11 @@ nsa_status judge_nan(const subject *s, const test_case *c) {
             status = draw_forced(c, &in);
         status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &clean);
         for (int64_t k = 0; k < count && !status; k++) {
-            const double one = k % 2 ? INFINITY : NAN, other = k % 2 ? NAN : INFINITY;
-            const poison list[] = {{0, tokens[k], one},
-                                   {1, tokens[(k + forced) % count], other},
-                                   {2, tokens[(k + 2) % count], one}};
-            status = run_poisoned(s, c, &in, &clean, list, forced ? 3 : 1, forced);
-            if (!forced && !status)
-                status = run_poisoned(s, c, &in, &clean, list + 1, 2, forced);
+            for (int x = 0; x < 3 && !status; x++) {
+                if (forced == (x == 1) || k == count / 2)
+                    status = poison_token(s, c, &in, &clean, x, tokens[k],
+                                          (k + x) % 2 ? INFINITY : NAN, forced);
+            }
         }
         tensors_free(&clean);
     }
