@@ -157,7 +157,7 @@ clean: ## remove build/
 
 # ------------------------------------------------------------ looking after it
 
-STEPS_FILES := $(wildcard stages/*/steps/*.c stages/*/steps/*.h stages/*/steps/*.cu)
+STEPS_FILES := $(wildcard stages/*/steps/*.c stages/*/steps/*/*.c stages/*/steps/*.h stages/*/steps/*.cu)
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
 C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)

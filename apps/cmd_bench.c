@@ -55,6 +55,8 @@ static void print_all(const bench_options *o, const bench_run *run) {
         printf("\n## peers\n\n");
         report_table(run, "peers", NULL);
     }
+    printf("\n## own: beside its own dense attention and its own single thread\n\n");
+    report_table(run, "own", NULL);
     if (run->fits) {
         printf("\n## growth: a T + b T^2\n\n");
         report_table(run, "growth", NULL);

@@ -26,6 +26,8 @@ enum {
 #define BENCH_DENSE "dense_openblas"
 /** In front of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN "causal by "
+/** In front of a stage's name: the same with one thread, in a run of several. */
+#define BENCH_ALONE "one thread of "
 
 /** Where a program runs. */
 typedef enum bench_device {
@@ -65,6 +67,7 @@ typedef struct bench_options {
     int64_t threads;                 /**< for stages, OpenBLAS and the ceilings alike */
     int64_t rows;                    /**< rows that the check samples */
     int64_t seed;                    /**< of the inputs */
+    int alone;                       /**< 1 to time stages with one thread, too */
     double budget;                   /**< seconds that one row may take */
     double deadline;                 /**< seconds that all may take */
     int device[3];                   /**< 1 where programs on that bench_device are wanted */

@@ -13,13 +13,13 @@
 
 /* -------------------------------------------------------------------- open */
 
-static nsa_status open_dense(contender *c, const workload *w, int threads) {
+static nsa_status open_dense(contender *c, const workload *w) {
     const int decodes = w->pass == BENCH_DECODE;
     const nsa_tensors *in = decodes ? &w->all : &w->in;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
     c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B,
-                          w->pass == BENCH_BACKWARD, threads);
+                          w->pass == BENCH_BACKWARD, c->threads);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : in->at[NSA_Q].data,
@@ -34,11 +34,11 @@ nsa_arith contender_arith(const contender *c) {
     return c->peer ? c->peer->arith : c->stage ? c->stage->arith : NSA_FLOAT32;
 }
 
-static nsa_status open_stage(contender *c, const workload *w, int threads) {
+static nsa_status open_stage(contender *c, const workload *w) {
     static const unsigned needs[] = {0, NSA_BACKWARD, NSA_DECODE};
     const int gradients = w->pass == BENCH_BACKWARD;
     nsa_setup setup = {.flags = c->causal && !gradients ? NSA_WANT_CAUSAL : needs[w->pass],
-                       .threads = threads};
+                       .threads = c->threads};
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
     nsa_config cfg = w->cfg;
@@ -58,13 +58,13 @@ static nsa_status open_stage(contender *c, const workload *w, int threads) {
     return status;
 }
 
-nsa_status contender_open(contender *c, const workload *w, int threads) {
+nsa_status contender_open(contender *c, const workload *w) {
     if (c->peer) {
         nsa_status status = peers_open(c->program, c->peer, w, c->row, &c->peer_id, &c->first);
         c->peer_id = status ? -1 : c->peer_id;
         return status;
     }
-    return c->stage ? open_stage(c, w, threads) : open_dense(c, w, threads);
+    return c->stage ? open_stage(c, w) : open_dense(c, w);
 }
 
 void contender_close(contender *c) {

@@ -23,6 +23,7 @@ typedef struct contender {
     peers *program;           /**< of a peer */
     const peer *peer;         /**< which, NULL for all others */
     int peer_id;              /**< of its inputs */
+    int threads;              /**< that it may use */
     const bench_clock *clock; /**< what its runs are timed by */
     nsa_context *ctx;         /**< of a stage */
     dense *dense;             /**< or the baseline */
@@ -41,7 +42,7 @@ nsa_arith contender_arith(const contender *c);
 
 /** Take memory and load inputs.
  *  @return NSA_ERR_DEVICE or NSA_ERR_UNSUPPORTED if it cannot run here */
-nsa_status contender_open(contender *c, const workload *w, int threads);
+nsa_status contender_open(contender *c, const workload *w);
 
 /** Run once, and judge the sampled rows; the run warms up, too.
  *  @param c       opened

@@ -123,6 +123,12 @@ static int is_stage(const bench_row *r) {
     return r->name[0] >= '0' && r->name[0] <= '9';
 }
 
+/* One thread of a run of several: its ceilings are not the run's, nor are dense attention's
+ * threads its own. It is there for its own stage to be compared with. */
+static int is_alone(const bench_row *r) {
+    return !strncmp(r->name, BENCH_ALONE, strlen(BENCH_ALONE));
+}
+
 /* What the ratio to dense attention is to: OpenBLAS's on the CPU; on a GPU the first float32
  * stage's own plain causal attention. */
 static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
@@ -156,7 +162,7 @@ static void set_below(bench_run *run, int at) {
 static void set_ratios(bench_run *run) {
     for (int i = 0; i < run->rows; i++) {
         bench_row *r = &run->row[i];
-        if (r->status[0])
+        if (r->status[0] || is_alone(r))
             continue;
         set_share(run, r);
         const bench_row *d = dense_of(run, r);
@@ -334,7 +340,7 @@ static void set_fits(bench_run *run) {
     const int64_t settled = c.slc_count * c.slc_block;
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || fitted(run, r) || !strcmp(r->pass, "decode"))
+        if (r->status[0] || fitted(run, r) || !strcmp(r->pass, "decode") || is_alone(r))
             continue;
         add_fit(run, r, "all", settled);
         for (int p = 0; p < r->phases; p++)

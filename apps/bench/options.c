@@ -25,7 +25,8 @@ enum {
     KEY_COMPARE,
     KEY_DEVICE,
     KEY_JUDGE,
-    KEY_PEERS
+    KEY_PEERS,
+    KEY_ALONE
 };
 
 const char *bench_pass_name(bench_pass pass) {
@@ -176,6 +177,9 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
     case KEY_PEERS:
         o->peers = arg;
         return 0;
+    case KEY_ALONE:
+        o->alone = 1;
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -233,6 +237,7 @@ static const struct argp_option known[] = {
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
     {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
+    {"alone", KEY_ALONE, NULL, 0, "each of the CPU's stages with one thread, too, in turn", 1},
     {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: what runs there; default: all", 1},
     {"peers", KEY_PEERS, "COMMAND", 0,
      "a program that times other people's attention in turn with ours: \"python3 apps/peers.py\"",
@@ -253,8 +258,8 @@ static const struct argp_option known[] = {
     {"table", KEY_TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 3},
     {"plot-data", KEY_PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 3},
     {"what", KEY_WHAT, "NAME", 0,
-     "machine, forward, backward, decode, phases, kernels, peers, growth or noise, and /STAGE for "
-     "one stage; for points: time, speedup, share or phases",
+     "machine, forward, backward, decode, phases, kernels, peers, own, growth or noise, and /STAGE "
+     "for one stage; for points: time, speedup, share or phases",
      3},
     {"compare", KEY_COMPARE, "A,B", 0, "whether the ratios of two run files agree", 3},
     {0}};

@@ -222,6 +222,8 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
         report_kernels(run, stage);
     else if (!strcmp(kind, "peers"))
         report_peers(run, stage);
+    else if (!strcmp(kind, "own"))
+        report_own(run, stage);
     else if (!strcmp(kind, "growth"))
         print_growth(run, stage);
     else if (!strcmp(kind, "machine"))
@@ -231,7 +233,7 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     else
         return nsa_fail(NSA_ERR_INPUT,
                         "no table \"%s\": expected machine, forward, backward, decode, phases, "
-                        "kernels, peers, growth or noise",
+                        "kernels, peers, own, growth or noise",
                         what);
     if (strcmp(kind, "machine") != 0 && strcmp(kind, "noise") != 0)
         print_source(run, file);

@@ -9,8 +9,8 @@
 
 /** Print one table of a run.
  *  @param run   the run
- *  @param what  "machine", "forward", "backward", "decode", "phases", "kernels", "peers", "growth"
- *               or "noise"; with "/STAGE" behind it, that stage's rows alone
+ *  @param what  "machine", "forward", "backward", "decode", "phases", "kernels", "peers", "own",
+ *               "growth" or "noise"; with "/STAGE" behind it, that stage's rows alone
  *  @param file  the run file's name, told below the table; NULL if there is none
  *  @return NSA_ERR_INPUT if there is no such table */
 nsa_status report_table(const bench_run *run, const char *what, const char *file);
@@ -23,6 +23,10 @@ void report_kernels(const bench_run *run, const char *stage);
 
 /** Print how many times faster than each peer every stage is. */
 void report_peers(const bench_run *run, const char *stage);
+
+/** Print each stage beside its own plain causal attention, with the ratio of their operations and
+ *  what part of it the times reach; and beside its own run with one thread, where there is one. */
+void report_own(const bench_run *run, const char *stage);
 
 /** Print points, a block for each curve: its name in quotes, then lines of numbers.
  *  @param run   the run

@@ -1,15 +1,21 @@
 /** @file report_kernels.c
- *  @brief Tables of phases beside their floors, and of ratios to peers. */
+ *  @brief Tables of phases beside their floors, and of ratios to peers and to the program itself.
+ */
 #include "bench/grid.h"
 #include "bench/growth.h"
 #include "bench/kernels.h"
 #include "bench/report.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 int report_wanted(const char *name, const char *stage) {
-    const char *own = strncmp(name, BENCH_OWN, strlen(BENCH_OWN)) ? name : name + strlen(BENCH_OWN);
+    const char *own = name;
+    if (!strncmp(name, BENCH_OWN, strlen(BENCH_OWN)))
+        own = name + strlen(BENCH_OWN);
+    else if (!strncmp(name, BENCH_ALONE, strlen(BENCH_ALONE)))
+        own = name + strlen(BENCH_ALONE);
     return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
 }
 
@@ -51,10 +57,15 @@ void report_kernels(const bench_run *run, const char *stage) {
 
 /* ------------------------------------------------------------------- peers */
 
-/* What we are compared with: whatever is neither a stage nor its own plain attention. */
+/* Names of stages begin with a digit. */
+static int is_stage(const bench_row *r) {
+    return r->name[0] >= '0' && r->name[0] <= '9';
+}
+
+/* What we are compared with: whatever is neither a stage nor one in another manner. */
 static int is_peer(const bench_row *r) {
-    return !(r->name[0] >= '0' && r->name[0] <= '9') &&
-           strncmp(r->name, BENCH_OWN, strlen(BENCH_OWN)) != 0;
+    return !is_stage(r) && strncmp(r->name, BENCH_OWN, strlen(BENCH_OWN)) != 0 &&
+           strncmp(r->name, BENCH_ALONE, strlen(BENCH_ALONE)) != 0;
 }
 
 /* Names of peers, each once. @return how many */
@@ -93,6 +104,54 @@ void report_peers(const bench_run *run, const char *stage) {
             else
                 grid_cell(&g, "-");
         }
+    }
+    grid_print(&g, stdout);
+}
+
+/* --------------------------------------------------------------------- own */
+
+/* The same stage in another manner, at the same pass and length; NULL if it was not timed. */
+static const bench_row *in_manner(const bench_run *run, const char *prefix, const bench_row *r) {
+    char name[96];
+    snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
+    return bench_find(run, name, r->pass, r->T);
+}
+
+static void own_row(grid *g, const bench_row *r, const bench_row *dense, const bench_row *alone) {
+    grid_row(g);
+    grid_cell(g, "%" PRId64, r->T);
+    grid_cell(g, "%s", r->pass);
+    grid_cell(g, "%s", r->name);
+    grid_number(g, 1e3 * r->median);
+    grid_number(g, dense ? 1e3 * dense->median : 0);
+    if (dense) {
+        const double flops = dense->flops / r->flops;
+        grid_ratio(g, dense->median / r->median, dense->q1 / r->q3, dense->q3 / r->q1);
+        grid_cell(g, "%.3gx", flops);
+        grid_cell(g, "%.2f (%.2f..%.2f)", dense->median / r->median / flops,
+                  dense->q1 / r->q3 / flops, dense->q3 / r->q1 / flops);
+    } else {
+        for (int i = 0; i < 3; i++)
+            grid_cell(g, "-");
+    }
+    grid_number(g, alone ? 1e3 * alone->median : 0);
+    if (alone)
+        grid_ratio(g, alone->median / r->median, alone->q1 / r->q3, alone->q3 / r->q1);
+    else
+        grid_cell(g, "-");
+}
+
+void report_own(const bench_run *run, const char *stage) {
+    grid g = {0};
+    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", "own dense, ms",
+                                           "x own dense", "by FLOPs", "of that", "one thread, ms",
+                                           "x one thread", NULL});
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        const bench_row *dense = in_manner(run, BENCH_OWN, r);
+        const bench_row *alone = in_manner(run, BENCH_ALONE, r);
+        if (!r->status[0] && is_stage(r) && report_wanted(r->name, stage) && (dense || alone))
+            own_row(&g, r, dense, alone);
     }
     grid_print(&g, stdout);
 }

@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTENDERS = 2 * BENCH_STAGES + 1 + PEERS_MOST };
+enum { CONTENDERS = 3 * BENCH_STAGES + 1 + PEERS_MOST };
 
 typedef struct sweep {
     const bench_options *o;
@@ -118,14 +118,14 @@ static bench_row *new_row(sweep *s, const workload *w, const char *prefix, const
         return NULL;
     bench_row *row = &s->run->row[s->run->rows++];
     *row = (bench_row){.T = w->T};
-    snprintf(row->name, sizeof row->name, "%s%.50s", prefix, name);
+    snprintf(row->name, sizeof row->name, "%s%.49s", prefix, name);
     snprintf(row->pass, sizeof row->pass, "%s", bench_pass_name(w->pass));
     return row;
 }
 
 static nsa_status check(sweep *s, contender *c, workload *w) {
     progress_phase(&s->bar, c->row->name);
-    nsa_status status = contender_open(c, w, (int)s->o->threads);
+    nsa_status status = contender_open(c, w);
     if (status || c->peer)
         return status;
     const nsa_found *judge = judge_of(&s->judge, w->pass, w->T);
@@ -234,7 +234,9 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     c.clock = bench_cpu_clock(); /* a device's stage has its own: its phases */
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
-    c.row = new_row(s, w, c.stage && c.causal ? BENCH_OWN : "", name);
+    const int alone = c.threads == 1 && s->o->threads > 1;
+    c.threads = alone ? 1 : (int)s->o->threads;
+    c.row = new_row(s, w, c.stage && c.causal ? BENCH_OWN : alone ? BENCH_ALONE : "", name);
     if (!c.row)
         return;
     snprintf(c.row->device, sizeof c.row->device, "%s", bench_device_name(c.device));
@@ -268,6 +270,8 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
         add(s, list, &count, &w, (contender){.stage = stage});
         if (has_causal(stage, pass))
             add(s, list, &count, &w, (contender){.stage = stage, .causal = 1});
+        if (s->o->alone && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
+            add(s, list, &count, &w, (contender){.stage = stage, .threads = 1});
     }
     if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU])
         add(s, list, &count, &w, (contender){.causal = 1});

@@ -5,7 +5,7 @@
 #
 # in README.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json. KIND is
 # what `nsa bench --table FILE --what KIND` takes: machine, forward, backward, decode, phases,
-# growth, noise, each with /STAGE behind it for one stage alone.
+# kernels, peers, own, growth, noise, each with /STAGE behind it for one stage alone.
 #
 #   sh apps/bench/tables.sh            rewrite
 #   sh apps/bench/tables.sh --check    only say what would change; exit status 1 if anything would

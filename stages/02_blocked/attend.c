@@ -116,28 +116,21 @@ real log2_scale(const stage *st) {
     return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
-/* The block that query i of the tile walks after the one it is at; that one itself if none. A query
- * that walks alone, as in decode, asks for it ahead; neighbours find most of theirs near. */
-static int64_t block_after(const work *w, int64_t i) {
-    const int64_t at = w->at[i] + 1 < w->n[i] ? w->at[i] + 1 : w->at[i];
-    return w->spans[at].block;
-}
-
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
  * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
  * exponentials then wait for no maximum. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
-                        int64_t row, int64_t i, span sp, int64_t after) {
+                        int64_t row, int64_t i, span sp, int64_t ask) {
     const int64_t G = st->plan->group, dvp = st->dvp;
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
     const kv_blocks *in = sq->in[branch];
     const int64_t block = kvh * in->stride + sq->first[branch] + sp.block;
-    const int64_t next = block + after - sp.block, dk = st->cfg.qk_dim;
+    const int64_t next = block + ask - sp.block, dk = st->cfg.qk_dim;
     const real scale = log2_scale(st);
     real *o = w->o + i * G * dvp;
     score(st, st->q + (row * st->cfg.q_heads + kvh * G) * st->dkp, in->kt + block * dk * BLOCK,
-          sp.lo, sp.hi, w->s, after < 0 ? NULL : in->kt + next * dk * BLOCK);
+          sp.lo, sp.hi, w->s, ask < 0 ? NULL : in->kt + next * dk * BLOCK);
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
@@ -155,7 +148,7 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     /* Masked columns are left out, not multiplied: 0 * NaN is NaN. */
     matmul_ahead(G, dvp, sp.hi - sp.lo, (operand){w->s + sp.lo, BLOCK, 1},
                  in->v + (block * BLOCK + sp.lo) * dvp, dvp, o, dvp, 1,
-                 after < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
+                 ask < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
 /* The next block that some query of the tile has not walked yet; 0 when all are done. */
@@ -170,6 +163,19 @@ int next_block(work *w, int64_t count, int64_t *block) {
     return *block != INT64_MAX;
 }
 
+/* The block that the tile walks after `block`, which it is at; -1 if there is none. */
+static int64_t block_after(const work *w, int64_t count, int64_t block) {
+    int64_t after = INT64_MAX;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = w->at[i];
+        while (at < w->n[i] && w->spans[at].block == block)
+            at++;
+        if (at < w->n[i] && w->spans[at].block < after)
+            after = w->spans[at].block;
+    }
+    return after == INT64_MAX ? -1 : after;
+}
+
 /* The softmax's sums, each from its lanes; outputs stay unnormalised until they are taken. */
 static void end_sums(const real *lanes, real *over, int64_t heads) {
     for (int64_t i = 0; i < heads; i++) {
@@ -180,7 +186,7 @@ static void end_sums(const real *lanes, real *over, int64_t heads) {
 
 /* One branch of `count` neighbouring queries from result row `row` on, whose spans are listed:
  * block after block in the outer loop, so that a block is fetched once for all the queries that
- * want it. */
+ * want it, and the first of them asks for the next one. */
 void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
                   int64_t count, int64_t kvh) {
     const int64_t G = st->plan->group, dvp = st->dvp;
@@ -189,10 +195,10 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
     for (int64_t i = 0; i < count * G; i++)
         w->most[i] = -INFINITY;
     for (int64_t block; next_block(w, count, &block);) {
+        int64_t ask = block_after(w, count, block);
         for (int64_t i = 0; i < count; i++) {
-            for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++)
-                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]],
-                            count == 1 ? block_after(w, i) : -1);
+            for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++, ask = -1)
+                attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]], ask);
         }
     }
     end_sums(w->sum, w->over, count * G);

@@ -22,11 +22,13 @@ void add_importance(const nsa_config *c, const real *p, real *strides, int64_t b
 }
 
 /* The order of choice: importance descending, index ascending; NaN sorts below every number. The
- * importance is never negative, so rest [n] says NaN as -1 and what has been taken as -2. Two loops
- * without a branch find the first of the largest, where a sorted list would be guessed wrong. */
+ * importance is never negative, so rest [n] says NaN as -1 and what has been taken as -2, as the
+ * elements are that fill up the last vector. Two loops without a branch find the first of the
+ * largest, where a sorted list would be guessed wrong. */
 enum { NOT_A_NUMBER = -1, TAKEN = -2 };
 
-static int32_t take_first(real *rest, int32_t n) {
+static int32_t take_first(real *rest, int32_t whole) {
+    const int32_t n = whole / LANES * LANES; /* tells the compiler that there is no tail */
     real top = TAKEN;
     int32_t first = n;
 #pragma omp simd reduction(max : top)
@@ -58,14 +60,16 @@ void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *rest, 
     const int64_t local = own - c->slc_local + 1 > init ? own - c->slc_local + 1 : init;
     const int64_t left = c->slc_count - init - (own + 1 - local);
     const int64_t n_free = left < local - init ? left : local - init;
+    const int64_t whole = round_up(local - init, LANES);
     int64_t used = 0;
     for (int64_t j = init; j < local; j++)
         rest[j - init] = isnan(imp[j]) ? NOT_A_NUMBER : imp[j];
+    for (int64_t j = local - init; j < whole; j++)
+        rest[j] = TAKEN;
     for (int64_t j = 0; j < init; j++)
         idx[used++] = (int32_t)j;
     for (int64_t i = 0; i < n_free; i++)
-        used =
-            insert_ascending(idx, used, (int32_t)init + take_first(rest, (int32_t)(local - init)));
+        used = insert_ascending(idx, used, (int32_t)init + take_first(rest, (int32_t)whole));
     for (int64_t j = local; j <= own; j++)
         idx[used++] = (int32_t)j;
     for (; used < c->slc_count; used++)

@@ -139,7 +139,7 @@ static void open_work(const stage *st, work *w, int64_t longest) {
     w->top = take(st, NSA_OF_ONE_CALL, TOGETHER * G * LANES);
     w->aside = take(st, NSA_OF_ONE_CALL, TOGETHER * G * st->dvp);
     w->p_sum = take(st, NSA_OF_ONE_CALL, OUTSIDE + N + all);
-    w->strides = take(st, NSA_OF_ONE_CALL, all);
+    w->strides = take(st, NSA_OF_ONE_CALL, round_up(all, LANES));
     w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);
     w->o = take(st, NSA_OF_ONE_CALL, QUERIES * G * st->dvp);
     w->most = take(st, NSA_OF_ONE_CALL, QUERIES * G);

@@ -11,7 +11,8 @@
  *
  *  A block that comes from far takes as long as its product, and the processor does not look beyond
  * a block's end. So with each step of k the first tiles ask for what the next product will read
- * there: two lines a tile, for more at a time than can be under way would make the loads wait.
+ * there: two lines a tile, for more at a time than can be under way would make the loads wait; all
+ * four where there is one tile.
  */
 #ifndef TILE_H
 #define TILE_H
@@ -41,7 +42,8 @@ typedef struct operand {
 /* One tile of MR rows and NV vectors; both are constants at every call, so acc is registers. */
 static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K, operand a,
                                                        const float *b, int64_t ldb, float *c,
-                                                       int64_t ldc, int add, const float *next) {
+                                                       int64_t ldc, int add, const float *next,
+                                                       int64_t lines) {
     vec acc[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < MR; m++) {
@@ -51,10 +53,8 @@ static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K
     }
     for (int64_t k = 0; k < K; k++) {
         vec row[TILE_VECS];
-        if (next)
-            __builtin_prefetch(next + k * ldb, 0, 2);
-        if (next && NV > 1)
-            __builtin_prefetch(next + k * ldb + LANES, 0, 2);
+        for (int64_t line = 0; line < lines; line++)
+            __builtin_prefetch(next + k * ldb + line * LANES, 0, 2);
 #pragma GCC unroll 4
         for (int n = 0; n < NV; n++)
             row[n] = *(const vec *)(b + k * ldb + n * LANES);
@@ -79,18 +79,20 @@ static inline __attribute__((always_inline)) void tile(int MR, int NV, int64_t K
 static inline __attribute__((always_inline)) void column(int NV, int64_t M, int64_t K, operand a,
                                                          const float *b, int64_t ldb, float *c,
                                                          int64_t ldc, int add, const float *next) {
-    int64_t asked = 0; /* vectors of next's columns */
+    const int64_t all = next ? NV : 0, each = M < TILE_ROWS + 4 ? NV : (NV + 1) / 2;
+    int64_t asked = 0; /* lines of next's rows, by the tiles so far */
     for (; M >= TILE_ROWS; M -= TILE_ROWS, a.at += TILE_ROWS * a.row, c += TILE_ROWS * ldc) {
-        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add,
-             next && asked < NV ? next + asked * LANES : NULL);
-        asked += 2;
+        const int64_t lines = all - asked < each ? all - asked : each;
+        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add, next ? next + asked * LANES : NULL, lines);
+        asked += lines;
     }
     if (M >= 4) {
-        tile(4, NV, K, a, b, ldb, c, ldc, add, next && asked < NV ? next + asked * LANES : NULL);
+        tile(4, NV, K, a, b, ldb, c, ldc, add, next ? next + asked * LANES : NULL,
+             all - asked < each ? all - asked : each);
         M -= 4, a.at += 4 * a.row, c += 4 * ldc;
     }
     for (; M > 0; M--, a.at += a.row, c += ldc)
-        tile(1, NV, K, a, b, ldb, c, ldc, add, NULL);
+        tile(1, NV, K, a, b, ldb, c, ldc, add, NULL, 0);
 }
 
 /* C [M,N] = A B, or += with `add`. */

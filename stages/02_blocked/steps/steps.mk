@@ -10,3 +10,15 @@ $(BUILD)/steps/02_blocked: $(wildcard $(STEPS_02)/*.c) stages/02_blocked/tile.c 
 	$(if $(STAGE_CFLAGS),,$(error stages/02_blocked/stage.mk gives $@ no STAGE_CFLAGS))
 	$(Q)$(CC) $(BASE) $(STAGE_CFLAGS) $(CFLAGS) -DSTEPS_FLAGS='"$(strip $(STAGE_CFLAGS) $(CFLAGS))"' \
 	    $(INCLUDES) -Istages/02_blocked $(LDFLAGS) $(filter %.c,$^) -o $@ -lm
+
+# What decode's blocks from far memory leave of a copy's bandwidth: `make far G=16`.
+$(BUILD)/steps/02_far: $(STEPS_02)/far/far.c stages/02_blocked/tile.c stages/02_blocked/tile.h \
+    stages/02_blocked/stage.mk $(STEPS_02)/steps.mk tests/harness/random.h Makefile
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(BASE) $(STAGE_CFLAGS) $(CFLAGS) $(INCLUDES) -Istages/02_blocked $(LDFLAGS) \
+	    $(filter %.c,$^) -o $@ -lm
+
+.PHONY: far
+far: $(BUILD)/steps/02_far ## decode's ceiling: bytes alone, products alone, both together; G=16 heads
+	$(abspath $<) $(G)
