@@ -37,6 +37,14 @@ static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
     return status;
 }
 
+static int has_own(const bench_run *run) {
+    int found = 0;
+    for (int i = 0; i < run->rows; i++)
+        found |= !strncmp(run->row[i].name, BENCH_OWN, strlen(BENCH_OWN)) ||
+                 !strncmp(run->row[i].name, BENCH_ALONE, strlen(BENCH_ALONE));
+    return found;
+}
+
 static void print_all(const bench_options *o, const bench_run *run) {
     report_table(run, "machine", o->json);
     for (int pass = 0; pass < BENCH_PASSES; pass++) {
@@ -55,8 +63,10 @@ static void print_all(const bench_options *o, const bench_run *run) {
         printf("\n## peers\n\n");
         report_table(run, "peers", NULL);
     }
-    printf("\n## own: beside its own dense attention and its own single thread\n\n");
-    report_table(run, "own", NULL);
+    if (has_own(run)) {
+        printf("\n## own: beside its own dense attention and its own single thread\n\n");
+        report_table(run, "own", NULL);
+    }
     if (run->fits) {
         printf("\n## growth: a T + b T^2\n\n");
         report_table(run, "growth", NULL);

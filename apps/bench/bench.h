@@ -26,7 +26,7 @@ enum {
 #define BENCH_DENSE "dense_openblas"
 /** In front of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN "causal by "
-/** In front of a stage's name: the same with one thread, in a run of several. */
+/** In front of a stage's name: that stage with one thread, in a run of several. */
 #define BENCH_ALONE "one thread of "
 
 /** Where a program runs. */

@@ -17,7 +17,7 @@ typedef struct bench_history {
 
 /** All programs of one pass. */
 typedef struct bench_budget {
-    bench_history past[3 * BENCH_STAGES]; /**< by name */
+    bench_history past[4 * BENCH_STAGES]; /**< by name */
     int count;                            /**< how many */
 } bench_budget;
 

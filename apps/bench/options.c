@@ -237,7 +237,8 @@ static const struct argp_option known[] = {
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
     {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
-    {"alone", KEY_ALONE, NULL, 0, "each of the CPU's stages with one thread, too, in turn", 1},
+    {"alone", KEY_ALONE, NULL, 0,
+     "beside --threads N: each of the CPU's stages with one thread, too, in turn", 1},
     {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: what runs there; default: all", 1},
     {"peers", KEY_PEERS, "COMMAND", 0,
      "a program that times other people's attention in turn with ours: \"python3 apps/peers.py\"",
@@ -261,7 +262,8 @@ static const struct argp_option known[] = {
      "machine, forward, backward, decode, phases, kernels, peers, own, growth or noise, and /STAGE "
      "for one stage; for points: time, speedup, share or phases",
      3},
-    {"compare", KEY_COMPARE, "A,B", 0, "whether the ratios of two run files agree", 3},
+    {"compare", KEY_COMPARE, "A,B", 0,
+     "whether two run files agree in the ratios to dense attention and to the stage below", 3},
     {0}};
 
 int bench_parse(int argc, char **argv, bench_options *o) {
@@ -288,6 +290,9 @@ int bench_parse(int argc, char **argv, bench_options *o) {
     int code = command_parse(&argp, 0, argc, argv, NULL, o);
     if (code)
         return code;
+    if (o->alone && o->threads == 1)
+        return command_error(EXIT_USAGE, argv[0],
+                             "--alone with 1 thread: --threads must be 2 or more");
     nsa_config cfg = o->cfg; /* the contract's rules, before anything is drawn */
     cfg.seq_len = o->T[o->sizes - 1] * o->batch;
     nsa_status status = nsa_config_resolve(&cfg);

@@ -62,10 +62,13 @@ static int is_stage(const bench_row *r) {
     return r->name[0] >= '0' && r->name[0] <= '9';
 }
 
+static int has_prefix(const bench_row *r, const char *prefix) {
+    return !strncmp(r->name, prefix, strlen(prefix));
+}
+
 /* What we are compared with: whatever is neither a stage nor one in another manner. */
 static int is_peer(const bench_row *r) {
-    return !is_stage(r) && strncmp(r->name, BENCH_OWN, strlen(BENCH_OWN)) != 0 &&
-           strncmp(r->name, BENCH_ALONE, strlen(BENCH_ALONE)) != 0;
+    return !is_stage(r) && !has_prefix(r, BENCH_OWN) && !has_prefix(r, BENCH_ALONE);
 }
 
 /* Names of peers, each once. @return how many */
@@ -90,7 +93,7 @@ void report_peers(const bench_run *run, const char *stage) {
         grid_cell(&g, "x %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || !report_wanted(r->name, stage))
+        if (r->status[0] || !report_wanted(r->name, stage) || has_prefix(r, BENCH_ALONE))
             continue;
         grid_row(&g);
         grid_cell(&g, "%" PRId64, r->T);

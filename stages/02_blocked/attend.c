@@ -119,7 +119,7 @@ real log2_scale(const stage *st) {
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
  * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
- * exponentials then wait for no maximum. */
+ * exponentials then wait for no maximum. `ask`: the block that is wanted next, -1 for none. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
                         int64_t row, int64_t i, span sp, int64_t ask) {
     const int64_t G = st->plan->group, dvp = st->dvp;
@@ -241,7 +241,7 @@ static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row,
             if (hi <= 0)
                 continue;
             score(st, st->q + (row + x) * query + kvh * G * st->dkp, kt + k * dk, 0, hi, s,
-                  n > 1 ? NULL : kt + (k + BLOCK < visible[x] ? k + BLOCK : k) * dk);
+                  n == 1 && k + BLOCK < visible[x] ? kt + (k + BLOCK) * dk : NULL);
             for (int64_t g = 0; g < G; g++)
                 raise(s + g * BLOCK, round_up(hi, LANES), w->top + (x * G + g) * LANES);
         }
@@ -285,7 +285,7 @@ static void attend_cmp(const stage *st, work *w, const sequence *sq, int64_t row
             if (keys > 0)
                 matmul_ahead(G, dvp, keys, (operand){p, BLOCK, 1}, v + k * dvp, dvp,
                              o + x * G * dvp, dvp, 1,
-                             n > 1 ? NULL : v + (k + BLOCK < visible[x] ? k + BLOCK : k) * dvp);
+                             n == 1 && k + BLOCK < visible[x] ? v + (k + BLOCK) * dvp : NULL);
         }
     }
     for (int64_t c = 0; c < n * G * dvp && visible[n - 1] > ASIDE * BLOCK; c++)

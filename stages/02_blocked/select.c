@@ -22,8 +22,8 @@ void add_importance(const nsa_config *c, const real *p, real *strides, int64_t b
 }
 
 /* The order of choice: importance descending, index ascending; NaN sorts below every number. The
- * importance is never negative, so rest [n] says NaN as -1 and what has been taken as -2, as the
- * elements are that fill up the last vector. Two loops without a branch find the first of the
+ * importance is never negative, so rest [whole] says NaN as -1 and what has been taken as -2, as
+ * the elements are that fill up the last vector. Two loops without a branch find the first of the
  * largest, where a sorted list would be guessed wrong. */
 enum { NOT_A_NUMBER = -1, TAKEN = -2 };
 

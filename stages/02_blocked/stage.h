@@ -78,7 +78,8 @@ typedef struct work {
     real *top;       /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
     real *aside;     /* [TOGETHER,G,dvp] long sums of the compressed branch */
     real *p_sum;     /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
-    real *strides;   /* [compressed keys] and those summed over the blocks that share a stride */
+    real *strides;   /* [strides] those summed over the blocks that share a stride; then what is
+                      * left to choose from */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
     real *most;       /* [QUERIES,G] lazy maximum of the online softmax, in units of log2 */

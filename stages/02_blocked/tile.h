@@ -11,8 +11,8 @@
  *
  *  A block that comes from far takes as long as its product, and the processor does not look beyond
  * a block's end. So with each step of k the first tiles ask for what the next product will read
- * there: two lines a tile, for more at a time than can be under way would make the loads wait; all
- * four where there is one tile.
+ * there: half of the row by each of two tiles, for more lines at a time than can be under way would
+ * make the loads wait; the whole row by a tile that is alone.
  */
 #ifndef TILE_H
 #define TILE_H
@@ -81,26 +81,26 @@ static inline __attribute__((always_inline)) void column(int NV, int64_t M, int6
                                                          int64_t ldc, int add, const float *next) {
     const int64_t all = next ? NV : 0, each = M < TILE_ROWS + 4 ? NV : (NV + 1) / 2;
     int64_t asked = 0; /* lines of next's rows, by the tiles so far */
-    for (; M >= TILE_ROWS; M -= TILE_ROWS, a.at += TILE_ROWS * a.row, c += TILE_ROWS * ldc) {
+    for (int64_t rows; M > 0; M -= rows, a.at += rows * a.row, c += rows * ldc) {
         const int64_t lines = all - asked < each ? all - asked : each;
-        tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add, next ? next + asked * LANES : NULL, lines);
+        const float *ask = next ? next + asked * LANES : NULL;
+        rows = M >= TILE_ROWS ? TILE_ROWS : M >= 4 ? 4 : 1;
+        if (rows == TILE_ROWS)
+            tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add, ask, lines);
+        else if (rows == 4)
+            tile(4, NV, K, a, b, ldb, c, ldc, add, ask, lines);
+        else
+            tile(1, NV, K, a, b, ldb, c, ldc, add, ask, lines);
         asked += lines;
     }
-    if (M >= 4) {
-        tile(4, NV, K, a, b, ldb, c, ldc, add, next ? next + asked * LANES : NULL,
-             all - asked < each ? all - asked : each);
-        M -= 4, a.at += 4 * a.row, c += 4 * ldc;
-    }
-    for (; M > 0; M--, a.at += a.row, c += ldc)
-        tile(1, NV, K, a, b, ldb, c, ldc, add, NULL, 0);
 }
 
 /* C [M,N] = A B, or += with `add`. */
 void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
             int64_t ldc, int add);
 
-/* The same, and asks for `next`, a matrix like B that a product soon reads, to come nearer; NULL
- * for none: near ones cost more to ask for than to read. */
+/* The same, and asks for the whole columns of `next`, a matrix like B that a product soon reads, to
+ * come nearer; NULL for none: near ones cost more to ask for than to read. */
 void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
                   int64_t ldc, int add, const float *next);
 

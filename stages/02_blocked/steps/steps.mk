@@ -16,9 +16,12 @@ $(BUILD)/steps/02_far: $(STEPS_02)/far/far.c stages/02_blocked/tile.c stages/02_
     stages/02_blocked/stage.mk $(STEPS_02)/steps.mk tests/harness/random.h Makefile
 	@mkdir -p $(@D)
 	@echo "  CC  $@"
+	$(if $(STAGE_CFLAGS),,$(error stages/02_blocked/stage.mk gives $@ no STAGE_CFLAGS))
 	$(Q)$(CC) $(BASE) $(STAGE_CFLAGS) $(CFLAGS) $(INCLUDES) -Istages/02_blocked $(LDFLAGS) \
 	    $(filter %.c,$^) -o $@ -lm
 
 .PHONY: far
 far: $(BUILD)/steps/02_far ## decode's ceiling: bytes alone, products alone, both together; G=16 heads
 	$(abspath $<) $(G)
+
+test-steps: $(BUILD)/steps/02_far # built and checked there, too; its recipe runs it

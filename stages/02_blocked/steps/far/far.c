@@ -1,15 +1,17 @@
 /** @file
  *  @brief What a decode step can reach: the stage's own product on blocks that come from memory.
  *
- *  One query reads every block once, so nothing is near. A block of 64 keys and D = 64 is 16 KiB
- *  and 2 * 64 * 64 * G FLOPs: this times its bytes alone, its arithmetic alone, and both together,
- *  in turn in one process, and so says how much of a copy's bandwidth the two leave.
+ *  One query reads every block once, so nothing is near. A block of 64 keys or values and D = 64 is
+ *  16 KiB and 2 * 64 * 64 * G FLOPs: this times its bytes alone, its arithmetic alone, and both
+ *  together, in turn in one process, and so says how much of a copy's bandwidth the two leave.
  *
- *      copied    memcpy() of far bytes, measured and counted as in `nsa bench`: read and written
+ *      copied    memcpy() of far bytes, counted as in `nsa bench`: read and written
  *      read      far blocks, only added up
  *      asked     far blocks, prefetched and not waited for
- *      near      products on blocks that the second-level cache holds
- *      far       products on far blocks
+ *      near      products on blocks that have just been read: 1 MiB, for the second-level cache
+ *      softmax   the same with the exponentials between keys and values: all of a step's arithmetic
+ *                but the choice
+ *      far       the same on far blocks
  *      ahead     the same, each asking for the block after its own: matmul_ahead(), as decode does
  */
 #include "tile.h"
@@ -24,14 +26,17 @@
 #include <time.h>
 
 enum { BLOCK = 64, D = 64, BLOCKS = 64, FLOATS = BLOCK * D, MOST_HEADS = 256, RUNS = 21 };
-enum { COPIED, READ, ASKED, NEAR, FAR, AHEAD, WAYS };
+enum { COPIED, READ, ASKED, NEAR, SOFTMAX, FAR, AHEAD, WAYS };
 
-static const char *const names[WAYS] = {"copied", "read", "asked", "near", "far", "ahead"};
-static const size_t HUGE_PAGE = (size_t)2 << 20, FLUSH = (size_t)512 << 20;
+static const char *const names[WAYS] = {"copied",  "read", "asked", "near",
+                                        "softmax", "far",  "ahead"};
+static const float SCALE = 0.125f * 1.4426950f; /* log2(e)/sqrt(D) */
+static const size_t HUGE_PAGE = (size_t)2 << 20, FLUSH = (size_t)768 << 20;
 
 typedef struct bench {
-    float *q, *blocks, *s; /* [G,D], [BLOCKS][D,BLOCK], [G,BLOCK] */
-    char *flush;           /* more than the caches hold */
+    float *q, *blocks; /* [G,D]; [BLOCKS]: keys [D,BLOCK] and values [BLOCK,D] in turn */
+    float *s, *o;      /* [G,BLOCK], [G,D] */
+    char *flush;       /* more than the caches hold */
     int64_t heads;
 } bench;
 
@@ -64,43 +69,54 @@ static void add_up(const float *block, float *sum) {
     *(vec *)sum = a + b;
 }
 
+/* One block of keys to probabilities up to a factor, or one of values to outputs. */
+static void attend(const bench *x, int exponentials, int64_t at, const float *next) {
+    const float *block = x->blocks + at * FLOATS;
+    if (at % 2) {
+        matmul_ahead(x->heads, D, BLOCK, (operand){x->s, BLOCK, 1}, block, D, x->o, D, 1, next);
+        return;
+    }
+    matmul_ahead(x->heads, BLOCK, D, (operand){x->q, D, 1}, block, BLOCK, x->s, BLOCK, 0, next);
+#pragma omp simd
+    for (int64_t i = 0; i < x->heads * BLOCK * exponentials; i++)
+        x->s[i] = exp2_bounded(SCALE * x->s[i] - 8);
+}
+
 static void visit(const bench *x, int way, int64_t at) {
     const float *block = x->blocks + at * FLOATS;
-    const float *next = block + (at + 1 < BLOCKS ? FLOATS : 0);
-    const operand q = {x->q, D, 1};
     if (way == READ)
         add_up(block, x->s);
-    else if (way == NEAR || way == FAR)
-        matmul(x->heads, BLOCK, D, q, block, BLOCK, x->s, BLOCK, 0);
-    else if (way == AHEAD)
-        matmul_ahead(x->heads, BLOCK, D, q, block, BLOCK, x->s, BLOCK, 0, next);
+    else if (way >= NEAR)
+        attend(x, way != NEAR, at, way == AHEAD && at + 2 < BLOCKS ? block + 2 * FLOATS : NULL);
     for (int i = 0; i < FLOATS && way == ASKED; i += LANES)
         __builtin_prefetch(block + i, 0, 2);
 }
 
 static double run(const bench *x, int way, int round) {
-    memset(x->flush, way + WAYS * round, FLUSH);
-    for (int64_t at = 0; at < BLOCKS && way == NEAR; at++)
+    if (way != COPIED) /* a copy is so long that it goes past the caches by itself */
+        memset(x->flush, way + WAYS * round, FLUSH / 2);
+    __asm__ volatile("" ::"r"(x->flush) : "memory"); /* or it could be left out */
+    for (int64_t at = 0; at < BLOCKS && (way == NEAR || way == SOFTMAX); at++)
         visit(x, READ, at);
     const double from = now();
     for (int64_t at = 0; at < BLOCKS && way != COPIED; at++)
         visit(x, way, at);
     if (way != COPIED)
         return now() - from;
-    memcpy(x->flush, x->flush + FLUSH / 2, FLUSH / 2); /* so long that it goes past the caches */
+    memcpy(x->flush, x->flush + FLUSH / 2, FLUSH / 2);
+    __asm__ volatile("" ::"r"(x->flush) : "memory");
     return (now() - from) * BLOCKS * FLOATS * sizeof(float) / (double)(FLUSH / 2);
 }
 
-/* Both products of the last block against sums in float64. */
+/* One block's scores, with and without asking, against sums in float64. */
 static int wrong(const bench *x) {
-    const float *block = x->blocks + (BLOCKS - 1) * FLOATS;
     int bad = 0;
-    for (int way = FAR; way <= AHEAD; way++) {
-        visit(x, way, BLOCKS - 1);
+    for (int ask = 0; ask < 2; ask++) {
+        attend(x, 0, 0, ask ? x->blocks + FLOATS : NULL);
         for (int64_t i = 0; i < x->heads * BLOCK; i++) {
             double sum = 0;
             for (int64_t c = 0; c < D; c++)
-                sum += (double)x->q[i / BLOCK * D + c] * (double)block[c * BLOCK + i % BLOCK];
+                sum += (double)x->q[i / BLOCK * D + c] * (double)x->blocks[c * BLOCK + i % BLOCK];
             bad += !(fabs((double)x->s[i] - sum) <= 1e-4);
         }
     }
@@ -138,10 +154,12 @@ int main(int argc, char **argv) {
     x.q = draw(heads * D, &random);
     x.blocks = draw(BLOCKS * FLOATS, &random);
     x.s = draw(heads * BLOCK, &random);
+    x.o = draw(heads * D, &random);
     if (!x.flush || wrong(&x)) {
         fprintf(stderr, "far: %s\n", x.flush ? "a product is wrong" : "no memory to flush with");
         return 1;
     }
+    memset(x.flush, 1, FLUSH); /* pages exist from here on */
     for (int round = 0; round < RUNS; round++) {
         for (int way = 0; way < WAYS; way++)
             seconds[way][round] = run(&x, way, round);
