@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `nsa bench --peers` does with a program that answers well, badly, or not at all.
+# What `nsa bench --peers` does with a program that answers well, badly, or not at all; and --alone.
 #
 #   sh tests/peers.sh            needs build/nsa; the program is this file, with the behaviour as $1
 set -eu
@@ -72,5 +72,12 @@ expect silent 0 "SKIP peers: the peers' program has ended" "02_blocked"
 expect garbage 0 "SKIP peers: the peers' program answered with something" "02_blocked"
 expect dies 0 "stub_dense at T = 64: SKIP: the peers' program has ended" \
     "stub_dense at T = 128: SKIP: the peers' program has ended" "02_blocked"
+# A stage beside itself: its row with one thread, and the table that has its own dense attention.
+"$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --threads 2 \
+    --alone --json "$work/run.json" >"$work/out" 2>&1
+"$nsa" bench --table "$work/run.json" --what own/02_blocked >"$work/table"
+grep -q '| one thread of 02_blocked' "$work/out" || { echo "peers: --alone has no row" && bad=1; }
+rows=$(grep -c '02_blocked .*x (.*x (' "$work/table") || true
+[ "$rows" -eq 2 ] || { echo "peers: the table own has $rows rows, not 2" && cat "$work/table" && bad=1; }
 [ $bad -ne 0 ] || echo "peers: six programs, good and bad, did what is expected"
 exit $bad

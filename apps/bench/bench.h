@@ -111,6 +111,8 @@ typedef struct bench_row {
     double flops;                    /**< what the config needs, see workload.h */
     double bytes;                    /**< what must be moved at least */
     double tokens;                   /**< tokens of one run */
+    double gflops;                   /**< ceilings in the same rounds; 0: the run's count */
+    double gbs;                      /**< the other one */
     double share;                    /**< of the ceiling that binds, 0..1 */
     double below;                    /**< ratio to the stage below */
     double below_low;                /**< its spread, from the quartiles of both */

@@ -23,6 +23,13 @@ typedef struct bench_ceilings {
  *  @param threads  for both */
 void ceilings_measure(bench_ceilings *c, const bench_arena *arena, int threads);
 
+/** Measure both by a single run each, in between the runs that they are to be held against.
+ *  @param arena        as above
+ *  @param threads      for both
+ *  @param[out] gflops  of sgemm, 0 if there is none
+ *  @param[out] gbs     of copying */
+void ceilings_sample(const bench_arena *arena, int threads, double *gflops, double *gbs);
+
 /** Measure those of the GPU once more; of no GPU, nothing. */
 void ceilings_measure_gpu(bench_ceilings *c);
 

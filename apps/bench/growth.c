@@ -108,8 +108,10 @@ static void judge_noise(bench_run *run) {
 /* The least time that the ceilings allow, over the time taken. */
 static void set_share(const bench_run *run, bench_row *r) {
     const int half = !strcmp(r->arith, "bfloat16");
-    const double gflops = !on_gpu(r) ? run->gflops : run->ceiling[half ? BENCH_BF16 : BENCH_FMA];
-    const double gbs = on_gpu(r) ? run->ceiling[BENCH_READ] : run->gbs;
+    const double gflops = on_gpu(r)       ? run->ceiling[half ? BENCH_BF16 : BENCH_FMA]
+                          : r->gflops > 0 ? r->gflops
+                                          : run->gflops;
+    const double gbs = on_gpu(r) ? run->ceiling[BENCH_READ] : r->gbs > 0 ? r->gbs : run->gbs;
     double flops = gflops > 0 ? r->flops / (1e9 * gflops) : 0;
     double bytes = gbs > 0 ? r->bytes / (1e9 * gbs) : 0;
     snprintf(r->bound, sizeof r->bound, "%s", flops >= bytes ? "flops" : "bytes");

@@ -184,9 +184,23 @@ static void sum_up(contender *c, const workload *w) {
 
 /* -------------------------------------------------------------- one length */
 
+/* The processor's ceilings, once a round: a machine that slows down slows them as it slows rows. */
+typedef struct rounds {
+    double gflops[BENCH_SAMPLES], gbs[BENCH_SAMPLES];
+    int count;
+} rounds;
+
+static void sample_ceilings(const sweep *s, rounds *r) {
+    if (!s->uses[BENCH_ON_CPU])
+        return;
+    ceilings_sample(&s->arena, (int)s->o->threads, &r->gflops[r->count], &r->gbs[r->count]);
+    r->count++;
+}
+
 /* Round by round; who needs fewer runs sits some rounds out, evenly spread. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
     int most = 0;
+    rounds sampled = {.count = 0};
     nsa_status status = NSA_OK;
     for (int i = 0; i < count; i++)
         most = c[i].wanted > most ? c[i].wanted : most;
@@ -194,6 +208,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
         gpu_warm(0.2); /* it has idled while results were checked */
     for (int round = 0; round < most && !status; round++) {
         progress_count(&s->bar, "round", round + 1, most);
+        sample_ceilings(s, &sampled);
         for (int i = 0; i < count && !status; i++) {
             if (round * c[i].wanted / most == (round + 1) * c[i].wanted / most)
                 continue;
@@ -209,8 +224,13 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
         }
     }
     for (int i = 0; i < count && !status; i++) {
-        if (!c[i].row->status[0])
-            sum_up(&c[i], w);
+        if (c[i].row->status[0])
+            continue;
+        sum_up(&c[i], w);
+        if (c[i].device == BENCH_ON_CPU && sampled.count) {
+            c[i].row->gflops = bench_quartiles(sampled.gflops, sampled.count).median;
+            c[i].row->gbs = bench_quartiles(sampled.gbs, sampled.count).median;
+        }
     }
     return status;
 }

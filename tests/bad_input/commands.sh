@@ -133,4 +133,5 @@ refuse "a pass that there is not" 'sideways' bench --pass sideways
 refuse "a compressor that there is not" 'median' bench --phi median
 refuse "a device that there is not" 'abacus' bench --device abacus
 refuse "threads of nothing" '--threads "0"' bench --threads 0
+refuse "one thread, and alone" "--alone" bench --alone --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
