@@ -138,7 +138,7 @@ test-steps: $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages on short pr
 	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
 	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
 	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
-	for more in $(filter %_far,$^); do $(abspath $(BUILD))/steps/$${more##*/} 3; done
+	for more in $(filter %_far,$^); do $(abspath $(BUILD))/steps/$${more##*/} 3 || exit 1; done
 
 # How much of each stage already stands in the one before: unchanged lines of files of the same
 # name, where attend.cu counts as attend.c.
