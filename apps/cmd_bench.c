@@ -1,6 +1,7 @@
 /** @file cmd_bench.c
  *  @brief `nsa bench`: check, then time; and tables and points of runs that were kept. */
 #include "bench/bench.h"
+#include "bench/growth.h"
 #include "bench/report.h"
 #include "bench/runfile.h"
 #include "commands.h"
@@ -40,8 +41,8 @@ static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
 static int has_own(const bench_run *run) {
     int found = 0;
     for (int i = 0; i < run->rows; i++)
-        found |= !strncmp(run->row[i].name, BENCH_OWN, strlen(BENCH_OWN)) ||
-                 !strncmp(run->row[i].name, BENCH_ALONE, strlen(BENCH_ALONE));
+        found |= bench_in_manner(run->row[i].name, BENCH_OWN) ||
+                 bench_in_manner(run->row[i].name, BENCH_ALONE);
     return found;
 }
 

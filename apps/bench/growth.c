@@ -120,15 +120,18 @@ static void set_share(const bench_run *run, bench_row *r) {
 
 /* ------------------------------------------------------------------ ratios */
 
-/* Names of stages begin with a digit. */
-static int is_stage(const bench_row *r) {
-    return r->name[0] >= '0' && r->name[0] <= '9';
+int bench_is_stage(const bench_row *row) {
+    return row->name[0] >= '0' && row->name[0] <= '9';
+}
+
+int bench_in_manner(const char *name, const char *manner) {
+    return !strncmp(name, manner, strlen(manner));
 }
 
 /* One thread of a run of several: its ceilings are not the run's, nor are dense attention's
  * threads its own. It is there for its own stage to be compared with. */
 static int is_alone(const bench_row *r) {
-    return !strncmp(r->name, BENCH_ALONE, strlen(BENCH_ALONE));
+    return bench_in_manner(r->name, BENCH_ALONE);
 }
 
 /* What the ratio to dense attention is to: OpenBLAS's on the CPU; on a GPU the first float32
@@ -139,7 +142,7 @@ static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
     for (int i = 0; i < run->rows; i++) {
         const bench_row *d = &run->row[i];
         if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&
-            !strcmp(d->device, r->device) && !strncmp(d->name, BENCH_OWN, strlen(BENCH_OWN)))
+            !strcmp(d->device, r->device) && bench_in_manner(d->name, BENCH_OWN))
             return d;
     }
     return NULL;
@@ -151,7 +154,7 @@ static void set_below(bench_run *run, int at) {
         const bench_row *b = &run->row[i];
         if (b->T != r->T || strcmp(b->pass, r->pass))
             break;
-        if (b->status[0] || !is_stage(b) || strcmp(b->device, r->device))
+        if (b->status[0] || !bench_is_stage(b) || strcmp(b->device, r->device))
             continue;
         memmove(r->below_name, b->name, sizeof r->below_name);
         r->below = b->median / r->median;
@@ -175,7 +178,7 @@ static void set_ratios(bench_run *run) {
             r->dense_low = d->q1 / r->q3;
             r->dense_high = d->q3 / r->q1;
         }
-        if (is_stage(r))
+        if (bench_is_stage(r))
             set_below(run, i);
     }
 }
@@ -352,7 +355,7 @@ static void set_fits(bench_run *run) {
         bench_fit *f = &run->fit[i];
         char causal[96];
         if (strcmp(f->phase, "all") || !strcmp(f->name, BENCH_DENSE) ||
-            !strncmp(f->name, BENCH_OWN, strlen(BENCH_OWN)))
+            bench_in_manner(f->name, BENCH_OWN))
             continue;
         snprintf(causal, sizeof causal, "%s%s", BENCH_OWN, f->name);
         if (run->fits < BENCH_FITS) { /* the same curve, against its own code's dense attention */

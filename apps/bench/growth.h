@@ -14,4 +14,10 @@ void growth_and_ratios(bench_run *run, const bench_ceilings *ceilings);
 /** @return the row of that name, pass and length if it was timed, else NULL. */
 const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T);
 
+/** @return 1 if the row's name is that of a stage: those begin with a digit. */
+int bench_is_stage(const bench_row *row);
+
+/** @return 1 if the name is a stage's in that manner: BENCH_OWN or BENCH_ALONE stands before it. */
+int bench_in_manner(const char *name, const char *manner);
+
 #endif

@@ -12,9 +12,9 @@
 
 int report_wanted(const char *name, const char *stage) {
     const char *own = name;
-    if (!strncmp(name, BENCH_OWN, strlen(BENCH_OWN)))
+    if (bench_in_manner(name, BENCH_OWN))
         own = name + strlen(BENCH_OWN);
-    else if (!strncmp(name, BENCH_ALONE, strlen(BENCH_ALONE)))
+    else if (bench_in_manner(name, BENCH_ALONE))
         own = name + strlen(BENCH_ALONE);
     return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
 }
@@ -57,18 +57,10 @@ void report_kernels(const bench_run *run, const char *stage) {
 
 /* ------------------------------------------------------------------- peers */
 
-/* Names of stages begin with a digit. */
-static int is_stage(const bench_row *r) {
-    return r->name[0] >= '0' && r->name[0] <= '9';
-}
-
-static int has_prefix(const bench_row *r, const char *prefix) {
-    return !strncmp(r->name, prefix, strlen(prefix));
-}
-
 /* What we are compared with: whatever is neither a stage nor one in another manner. */
 static int is_peer(const bench_row *r) {
-    return !is_stage(r) && !has_prefix(r, BENCH_OWN) && !has_prefix(r, BENCH_ALONE);
+    return !bench_is_stage(r) && !bench_in_manner(r->name, BENCH_OWN) &&
+           !bench_in_manner(r->name, BENCH_ALONE);
 }
 
 /* Names of peers, each once. @return how many */
@@ -93,7 +85,7 @@ void report_peers(const bench_run *run, const char *stage) {
         grid_cell(&g, "x %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || !report_wanted(r->name, stage) || has_prefix(r, BENCH_ALONE))
+        if (r->status[0] || !report_wanted(r->name, stage) || bench_in_manner(r->name, BENCH_ALONE))
             continue;
         grid_row(&g);
         grid_cell(&g, "%" PRId64, r->T);
@@ -114,7 +106,7 @@ void report_peers(const bench_run *run, const char *stage) {
 /* --------------------------------------------------------------------- own */
 
 /* The same stage in another manner, at the same pass and length; NULL if it was not timed. */
-static const bench_row *in_manner(const bench_run *run, const char *prefix, const bench_row *r) {
+static const bench_row *find_manner(const bench_run *run, const char *prefix, const bench_row *r) {
     char name[96];
     snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
     return bench_find(run, name, r->pass, r->T);
@@ -151,9 +143,9 @@ void report_own(const bench_run *run, const char *stage) {
                                            "x one thread", NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        const bench_row *dense = in_manner(run, BENCH_OWN, r);
-        const bench_row *alone = in_manner(run, BENCH_ALONE, r);
-        if (!r->status[0] && is_stage(r) && report_wanted(r->name, stage) && (dense || alone))
+        const bench_row *dense = find_manner(run, BENCH_OWN, r);
+        const bench_row *alone = find_manner(run, BENCH_ALONE, r);
+        if (!r->status[0] && bench_is_stage(r) && report_wanted(r->name, stage) && (dense || alone))
             own_row(&g, r, dense, alone);
     }
     grid_print(&g, stdout);
