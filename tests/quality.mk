@@ -34,6 +34,12 @@ $(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
 
 # ----------------------------------------------------------------------- fuzzing
 
+# The leak detector of GCC up to 13 and LLVM up to 16 takes a thread-local block of a shared library
+# that happens to lie 16 bytes into a page for one with the header that glibc had before 2.25,
+# follows what stands before it, and dies ("Tracer caught signal 11") where nothing leaks. Switched
+# off, what only such a block points to counts as a leak; ours hold no pointers.
+LEAKS := detect_leaks=1:intercept_tls_get_addr=0
+
 # Seconds for each target. A crash is kept in build/fuzz/found; replay it with the line it prints.
 SECONDS_EACH ?= 60
 FUZZ_TARGETS := npy config case $(PLAIN_STAGES:%=contract_%)
@@ -57,7 +63,7 @@ fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
 
 fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
 	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
-	OMP_WAIT_POLICY=passive SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
+	OMP_WAIT_POLICY=passive ASAN_OPTIONS=$(LEAKS) SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
 
 # -------------------------------------------------------------------- sanitizers
 
@@ -69,7 +75,7 @@ ASAN_FLAGS  := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-re
 ASAN_BUILD  := CC='$(CLANG)' OPT=-O1 CFLAGS='$(ASAN_FLAGS)' $(OPEN)
 # The harness catches signals itself; handle_*=2 keeps the sanitizer's report.
 ASAN_SEES   := LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
-               ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:detect_leaks=1 \
+               ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:$(LEAKS) \
                UBSAN_OPTIONS=print_stacktrace=1
 # OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders. It asks for
 # ignore_noninstrumented_modules=1, which would also blind it to what snprintf or memcpy do for us.

@@ -129,7 +129,7 @@ simt-nvcc: $(BUILD)/simt-test-gpu ## the same kernels compiled by nvcc: build/si
 test-simt-asan: ## test-simt under address and undefined-behaviour sanitizers
 	$(MAKE) --no-print-directory -s BUILD=build/simt-asan OPT=-O1 MARCH= \
 	    CFLAGS='-fsanitize=address -fno-omit-frame-pointer' build/simt-asan/simt-test
-	ASAN_OPTIONS=detect_leaks=1 ./build/simt-asan/simt-test
+	ASAN_OPTIONS=$(LEAKS) ./build/simt-asan/simt-test
 
 test-simt-valgrind: ## test-simt under valgrind
 	$(MAKE) --no-print-directory -s BUILD=build/simt-valgrind MARCH= CFLAGS=-DNSA_VALGRIND \
