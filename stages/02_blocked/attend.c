@@ -104,11 +104,24 @@ static inline void exponentiate(real *row, int64_t n0, int64_t n1, real scale, r
         sum[i] += lane[i];
 }
 
-static real add_lanes(const real *lane) {
-    real sum = 0;
-    for (int i = 0; i < LANES; i++)
-        sum += lane[i];
-    return sum;
+/* One head's sums and outputs so far, times 2^(m-m'). */
+static inline void shrink(real by, real *sum, real *o, int64_t dvp) {
+    for (int lane = 0; lane < LANES; lane++)
+        sum[lane] *= by;
+    for (int64_t c = 0; c < dvp; c++)
+        o[c] *= by;
+}
+
+/* Halves onto halves: fifteen additions one after another would each wait for the one before. */
+static inline real add_lanes(const real *lane) {
+    real half[LANES / 2];
+    for (int i = 0; i < LANES / 2; i++)
+        half[i] = lane[i] + lane[i + LANES / 2];
+    for (int n = LANES / 4; n > 0; n /= 2) {
+        for (int i = 0; i < n; i++)
+            half[i] += half[i + n];
+    }
+    return half[0];
 }
 
 /* Scores in units of log2: softmax over 2^x, x = scale log2(e) q.k. */
@@ -136,11 +149,8 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
              *sum = w->sum + (i * G + g) * LANES;
         if (above(s, n0, n1, scale, *most + LAZY)) { /* a first span, and seldom after */
             const real now = largest(s, n0, n1, scale);
-            const real shrink = exp2_bounded(*most - now);
-            for (int lane = 0; lane < LANES; lane++)
-                sum[lane] *= shrink;
-            for (int64_t c = 0; c < dvp; c++)
-                o[g * dvp + c] *= shrink;
+            if (*most > -INFINITY) /* before a first span there is nothing to shrink */
+                shrink(exp2_bounded(*most - now), sum, o + g * dvp, dvp);
             *most = now;
         }
         exponentiate(s, n0, n1, scale, *most, sum);
@@ -151,29 +161,35 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
                  ask < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
-/* The next block that some query of the tile has not walked yet; 0 when all are done. */
-int next_block(work *w, int64_t count, int64_t *block) {
-    *block = INT64_MAX;
+/* The walk of a tile's queries over the blocks of their spans. Far into a text few of them want the
+ * same block: so nobody asks every query at every block, but wanted[block] says which ones do, a
+ * bit for each, and the walk goes to the next word that is not zero. */
+walk start_walk(work *w, int64_t count) {
+    walk path = {.next = INT64_MAX};
     for (int64_t i = 0; i < count; i++) {
         if (w->at[i] == w->n[i])
             continue;
-        int64_t next = w->spans[w->at[i]].block;
-        *block = next < *block ? next : *block;
+        const int64_t first = w->spans[w->at[i]].block, end = w->spans[w->n[i] - 1].block + 1;
+        path.next = first < path.next ? first : path.next;
+        path.end = end > path.end ? end : path.end;
     }
-    return *block != INT64_MAX;
+    for (int64_t block = path.next; block < path.end; block++)
+        w->wanted[block] = 0;
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t at = w->at[i]; at < w->n[i]; at++)
+            w->wanted[w->spans[at].block] |= UINT32_C(1) << i;
+    }
+    return path;
 }
 
-/* The block that the tile walks after `block`, which it is at; -1 if there is none. */
-static int64_t block_after(const work *w, int64_t count, int64_t block) {
-    int64_t after = INT64_MAX;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t at = w->at[i];
-        while (at < w->n[i] && w->spans[at].block == block)
-            at++;
-        if (at < w->n[i] && w->spans[at].block < after)
-            after = w->spans[at].block;
-    }
-    return after == INT64_MAX ? -1 : after;
+/* On to the next block; 0 behind the last. */
+int next_block(const work *w, walk *path) {
+    if (path->next >= path->end)
+        return 0;
+    path->block = path->next++;
+    while (path->next < path->end && !w->wanted[path->next])
+        path->next++;
+    return 1;
 }
 
 /* The softmax's sums, each from its lanes; outputs stay unnormalised until they are taken. */
@@ -194,10 +210,11 @@ void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int6
     memset(w->sum, 0, (size_t)(count * G * LANES) * sizeof *w->sum);
     for (int64_t i = 0; i < count * G; i++)
         w->most[i] = -INFINITY;
-    for (int64_t block; next_block(w, count, &block);) {
-        int64_t ask = block_after(w, count, block);
-        for (int64_t i = 0; i < count; i++) {
-            for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++, ask = -1)
+    for (walk path = start_walk(w, count); next_block(w, &path);) {
+        int64_t ask = path.next < path.end ? path.next : -1;
+        for (uint32_t who = w->wanted[path.block]; who; who &= who - 1) {
+            const int64_t i = __builtin_ctz(who); /* the lowest bit */
+            for (; in_block(w, i, path.block); w->at[i]++, ask = -1)
                 attend_span(st, w, sq, branch, kvh, row + i, i, w->spans[w->at[i]], ask);
         }
     }

@@ -67,9 +67,10 @@ void backward_tile(stage *st, work *w, int thread, const sequence *sq, const til
                                   : branch == SLC ? keep_slc(st, t, idx, spans)
                                                   : keep_win(st, t, spans));
         }
-        for (int64_t block; next_block(w, rows->count, &block);) {
-            for (int64_t i = 0; i < rows->count; i++) {
-                for (; w->at[i] < w->n[i] && w->spans[w->at[i]].block == block; w->at[i]++)
+        for (walk path = start_walk(w, rows->count); next_block(w, &path);) {
+            for (uint32_t who = w->wanted[path.block]; who; who &= who - 1) {
+                const int64_t i = __builtin_ctz(who);
+                for (; in_block(w, i, path.block); w->at[i]++)
                     backward_span(st, w, sq, branch, thread, kvh, rows->first + i,
                                   w->spans[w->at[i]]);
             }

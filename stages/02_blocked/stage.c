@@ -132,6 +132,7 @@ static void open_work(const stage *st, work *w, int64_t longest) {
     w->spans = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES * st->max_spans, sizeof *w->spans);
     w->at = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->at);
     w->n = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->n);
+    w->wanted = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, longest / BLOCK + 1, sizeof *w->wanted);
     w->s = take(st, NSA_OF_ONE_CALL, G * BLOCK);
     w->dp = take(st, NSA_OF_ONE_CALL, G * BLOCK);
     w->apart = G * N;

@@ -30,7 +30,7 @@ enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 enum {
     BLOCK = 64,    /* keys of a block in memory, whatever l' is */
-    QUERIES = 32,  /* neighbouring queries that walk the blocks together */
+    QUERIES = 32,  /* neighbouring queries that walk the blocks together: a bit of a word each */
     TOGETHER = 4,  /* of them, those whose compressed scores are kept at the same time */
     ASIDE = 32,    /* blocks after which a long sum is set aside */
     OUTSIDE = 256, /* zeros before a row of probabilities: l/d, at the most */
@@ -68,18 +68,24 @@ typedef struct tile_of_rows {
     int64_t first, count, sequence;
 } tile_of_rows;
 
+/* A tile's walk: at `block`; `next` comes then, unless that is `end`. */
+typedef struct walk {
+    int64_t block, next, end;
+} walk;
+
 /* One thread's scratch. */
 typedef struct work {
-    span *spans;     /* [QUERIES*max_spans] what each query sees, query after query */
-    int64_t *at, *n; /* [QUERIES] its next span, and the end of its spans */
-    real *s, *dp;    /* [G,BLOCK] scores, then probabilities; and their gradients */
-    real *scores;    /* [TOGETHER][blocks of compressed keys][G,BLOCK] */
-    int64_t apart;   /* from one query's scores to the next one's */
-    real *top;       /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
-    real *aside;     /* [TOGETHER,G,dvp] long sums of the compressed branch */
-    real *p_sum;     /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
-    real *strides;   /* [strides] those summed over the blocks that share a stride; then what is
-                      * left to choose from */
+    span *spans;      /* [QUERIES*max_spans] what each query sees, query after query */
+    int64_t *at, *n;  /* [QUERIES] its next span, and the end of its spans */
+    uint32_t *wanted; /* [blocks of a sequence] which queries want it: bit i query i */
+    real *s, *dp;     /* [G,BLOCK] scores, then probabilities; and their gradients */
+    real *scores;     /* [TOGETHER][blocks of compressed keys][G,BLOCK] */
+    int64_t apart;    /* from one query's scores to the next one's */
+    real *top;        /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
+    real *aside;      /* [TOGETHER,G,dvp] long sums of the compressed branch */
+    real *p_sum;   /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
+    real *strides; /* [strides] those summed over the blocks that share a stride; then what is
+                    * left to choose from */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
     real *most;       /* [QUERIES,G] lazy maximum of the online softmax, in units of log2 */
@@ -170,6 +176,11 @@ static inline real dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
+/* Whether query i's next span lies in this block, which holds several where l' < BLOCK. */
+static inline int in_block(const work *w, int64_t i, int64_t block) {
+    return w->at[i] < w->n[i] && w->spans[w->at[i]].block == block;
+}
+
 /* stage.c */
 int64_t weight_count(const stage *st, int pair, int weight);
 int64_t gradient_count(const stage *st, int pair, int weight);
@@ -200,7 +211,8 @@ int64_t keep_all(const stage *st, int64_t t, span *spans);
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            const real *next);
 real log2_scale(const stage *st);
-int next_block(work *w, int64_t count, int64_t *block);
+walk start_walk(work *w, int64_t count);
+int next_block(const work *w, walk *path);
 void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
                  const int64_t *t, const int32_t *forced);
 void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
