@@ -16,7 +16,8 @@ enum {
     BENCH_ROWS = 1024,  /**< rows of one run */
     BENCH_FITS = 256,   /**< fitted curves of one run */
     BENCH_BATCH = 16,   /**< sequences of one pack */
-    BENCH_SAMPLES = 20, /**< most timed runs of one row */
+    BENCH_SAMPLES = 60, /**< most timed runs of one row */
+    BENCH_MANY = 20,    /**< timed runs of a row that is soon done, unless others are asked for */
     BENCH_LEAST = 10    /**< fewest, unless one takes more than BENCH_SLOW seconds */
 };
 
@@ -69,6 +70,7 @@ typedef struct bench_options {
     int64_t seed;                    /**< of the inputs */
     int alone;                       /**< 1 to time stages with one thread, too */
     double budget;                   /**< seconds that one row may take */
+    int64_t runs;                    /**< timed runs of a row; 0: by how long one takes */
     double deadline;                 /**< seconds that all may take */
     int device[3];                   /**< 1 where programs on that bench_device are wanted */
     const char *judge;               /**< stage that judges sampled rows, NULL for 00 */

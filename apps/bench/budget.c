@@ -6,9 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
-int budget_runs(double seconds) {
+int budget_runs(const bench_budget *b, double seconds) {
+    if (b->runs)
+        return b->runs;
     if (seconds <= 0.05)
-        return BENCH_SAMPLES;
+        return BENCH_MANY;
     if (seconds <= BENCH_SLOW)
         return BENCH_LEAST;
     int many = (int)(20 / seconds);
@@ -30,7 +32,7 @@ double budget_cost(const bench_budget *b, const char *name, int64_t T) {
         if (strcmp(h->name, name) != 0)
             continue;
         const double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
-        return cost + budget_runs(first) * first;
+        return cost + budget_runs(b, first) * first;
     }
     return 0;
 }

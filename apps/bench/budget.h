@@ -19,10 +19,11 @@ typedef struct bench_history {
 typedef struct bench_budget {
     bench_history past[4 * BENCH_STAGES]; /**< by name */
     int count;                            /**< how many */
+    int runs;                             /**< that were asked for, or 0 */
 } bench_budget;
 
 /** @return how often a run of so many seconds is timed. */
-int budget_runs(double seconds);
+int budget_runs(const bench_budget *b, double seconds);
 
 /** @return seconds that a row would take; 0 if nothing is known yet. */
 double budget_cost(const bench_budget *b, const char *name, int64_t T);

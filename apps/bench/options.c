@@ -15,6 +15,7 @@ enum {
     KEY_ROWS,
     KEY_SEED,
     KEY_BUDGET,
+    KEY_RUNS,
     KEY_DIR,
     KEY_JSON,
     KEY_CSV,
@@ -169,6 +170,8 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
         return number(state, "seed", arg, 0, 1000000000, &o->seed);
     case KEY_BUDGET:
         return budget(state, arg, o);
+    case KEY_RUNS:
+        return number(state, "runs", arg, 3, BENCH_SAMPLES, &o->runs);
     case KEY_DEVICE:
         return device(state, arg, o);
     case KEY_JUDGE:
@@ -250,6 +253,8 @@ static const struct argp_option known[] = {
     {"rows", KEY_ROWS, "R", 0, "rows that are checked before timing; default: 9", 1},
     {"seed", KEY_SEED, "N", 0, "of the inputs; default: 1", 1},
     {"budget", KEY_BUDGET, "S", 0, "a row that would take longer is not run; default: 120", 1},
+    {"runs", KEY_RUNS, "N", 0, "timed runs of each row; default: 3 to 20, by how long one takes",
+     1},
     {"quick", KEY_QUICK, NULL, 0, "within a minute: three short lengths", 1},
     {"stages", KEY_DIR, "DIR", 0, "folder of the stages' shared objects", 1},
     {NULL, 0, NULL, 0, "What is written:", 2},

@@ -152,7 +152,7 @@ static int admit(sweep *s, contender *c, workload *w) {
     nsa_status status = check(s, c, w);
     if (!status) {
         budget_note(&s->budget, c->row->name, w->T, c->cost, c->first);
-        c->wanted = budget_runs(c->first);
+        c->wanted = budget_runs(&s->budget, c->first);
         return 1;
     }
     contender_close(c);
@@ -327,6 +327,7 @@ static nsa_status keep(sweep *s) {
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
     s->budget.count = 0;
+    s->budget.runs = (int)s->o->runs;
     judge_begin(&s->judge);
     judge_small(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
