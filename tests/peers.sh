@@ -47,7 +47,7 @@ expect() {
     status=$2
     shift 2
     set +e
-    "$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 \
+    "$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 \
         --peers "sh $0 $how" --json "$work/run.json" >"$work/out" 2>&1
     got=$?
     set -e
@@ -73,7 +73,7 @@ expect garbage 0 "SKIP peers: the peers' program answered with something" "02_bl
 expect dies 0 "stub_dense at T = 64: SKIP: the peers' program has ended" \
     "stub_dense at T = 128: SKIP: the peers' program has ended" "02_blocked"
 # A stage beside itself: its row with one thread, and the table that has its own dense attention.
-"$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --threads 2 \
+"$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 --threads 2 \
     --alone --json "$work/run.json" >"$work/out" 2>&1
 "$nsa" bench --table "$work/run.json" --what own/02_blocked >"$work/table"
 grep -q '| one thread of 02_blocked' "$work/out" || { echo "peers: --alone has no row" && bad=1; }

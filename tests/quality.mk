@@ -63,7 +63,7 @@ fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
 
 fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
 	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
-	OMP_WAIT_POLICY=passive ASAN_OPTIONS=$(LEAKS) SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
+	OMP_WAIT_POLICY=passive ASAN_OPTIONS="$(LEAKS):$$ASAN_OPTIONS" SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
 
 # -------------------------------------------------------------------- sanitizers
 

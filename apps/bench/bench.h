@@ -17,8 +17,8 @@ enum {
     BENCH_FITS = 256,   /**< fitted curves of one run */
     BENCH_BATCH = 16,   /**< sequences of one pack */
     BENCH_SAMPLES = 60, /**< most timed runs of one row */
-    BENCH_MANY = 20,    /**< timed runs of a row that is soon done, unless others are asked for */
-    BENCH_LEAST = 10    /**< fewest, unless one takes more than BENCH_SLOW seconds */
+    BENCH_MANY = 20,    /**< of one that is soon done, unless others are asked for */
+    BENCH_LEAST = 10    /**< and of all others, unless one takes more than BENCH_SLOW seconds */
 };
 
 /** A run longer than this many seconds may be timed fewer than BENCH_LEAST times. */

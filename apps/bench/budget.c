@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-int budget_runs(const bench_budget *b, double seconds) {
+int budget_runs(const bench_budget *b, double seconds, double limit) {
+    if (b->runs && b->runs * seconds > limit)
+        return limit < 3 * seconds ? 3 : (int)(limit / seconds);
     if (b->runs)
         return b->runs;
     if (seconds <= 0.05)
@@ -26,13 +28,13 @@ static double foretell(const bench_history *h, const double seconds[2], int64_t 
     return seconds[1] * pow((double)T / (double)h->T[1], e);
 }
 
-double budget_cost(const bench_budget *b, const char *name, int64_t T) {
+double budget_cost(const bench_budget *b, const char *name, int64_t T, double limit) {
     for (int i = 0; i < b->count; i++) {
         const bench_history *h = &b->past[i];
         if (strcmp(h->name, name) != 0)
             continue;
         const double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
-        return cost + budget_runs(b, first) * first;
+        return cost + budget_runs(b, first, limit - cost) * first;
     }
     return 0;
 }

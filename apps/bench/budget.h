@@ -22,11 +22,12 @@ typedef struct bench_budget {
     int runs;                             /**< that were asked for, or 0 */
 } bench_budget;
 
-/** @return how often a run of so many seconds is timed. */
-int budget_runs(const bench_budget *b, double seconds);
+/** @return how often a run of so many seconds is timed: as often as was asked for within `limit`
+ *  seconds, but three times; or by its length. */
+int budget_runs(const bench_budget *b, double seconds, double limit);
 
 /** @return seconds that a row would take; 0 if nothing is known yet. */
-double budget_cost(const bench_budget *b, const char *name, int64_t T);
+double budget_cost(const bench_budget *b, const char *name, int64_t T, double limit);
 
 /** Note what a program took: `cost` before timing, `first` for one run. */
 void budget_note(bench_budget *b, const char *name, int64_t T, double cost, double first);

@@ -46,7 +46,7 @@ static void copy_part(void *arg, int thread) {
 static double measure_gbs(const bench_arena *arena, int threads, int runs) {
     double seconds[REPEATS];
     copying c = {arena, threads};
-    for (int i = 0; i < runs; i++) { /* far more than the caches hold: nothing to warm up */
+    for (int i = 0; i < runs; i++) { /* none warms up: rows run cold, too */
         double start = bench_now();
         bench_parallel(threads, copy_part, &c);
         seconds[i] = bench_now() - start;

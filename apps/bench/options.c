@@ -253,7 +253,9 @@ static const struct argp_option known[] = {
     {"rows", KEY_ROWS, "R", 0, "rows that are checked before timing; default: 9", 1},
     {"seed", KEY_SEED, "N", 0, "of the inputs; default: 1", 1},
     {"budget", KEY_BUDGET, "S", 0, "a row that would take longer is not run; default: 120", 1},
-    {"runs", KEY_RUNS, "N", 0, "timed runs of each row; default: 3 to 20, by how long one takes",
+    {"runs", KEY_RUNS, "N", 0,
+     "timed runs of each row within its budget, 3 to 60 (20 of decode); default: 3 to 20, by how "
+     "long one takes",
      1},
     {"quick", KEY_QUICK, NULL, 0, "within a minute: three short lengths", 1},
     {"stages", KEY_DIR, "DIR", 0, "folder of the stages' shared objects", 1},

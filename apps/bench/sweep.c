@@ -142,7 +142,7 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began);
     const double limit = s->o->budget < left ? s->o->budget : left;
-    const double cost = budget_cost(&s->budget, c->row->name, w->T);
+    const double cost = budget_cost(&s->budget, c->row->name, w->T, limit);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -152,7 +152,9 @@ static int admit(sweep *s, contender *c, workload *w) {
     nsa_status status = check(s, c, w);
     if (!status) {
         budget_note(&s->budget, c->row->name, w->T, c->cost, c->first);
-        c->wanted = budget_runs(&s->budget, c->first);
+        c->wanted = budget_runs(&s->budget, c->first, limit - c->cost);
+        if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
+            c->wanted = DECODE_RUNS;
         return 1;
     }
     contender_close(c);

@@ -10,8 +10,9 @@
 #include "harness/case.h"
 
 enum {
-    DECODE_WARM = 16,                              /**< steps that warm up; the check's, too */
-    DECODE_STEPS = DECODE_WARM + BENCH_SAMPLES + 1 /**< steps there are tokens for */
+    DECODE_WARM = 16,                            /**< steps that warm up; the check's, too */
+    DECODE_RUNS = 20,                            /**< steps that are timed, at the most */
+    DECODE_STEPS = DECODE_WARM + DECODE_RUNS + 1 /**< steps there are tokens for */
 };
 
 /** One pass at one length. */

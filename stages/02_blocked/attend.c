@@ -104,7 +104,7 @@ static inline void exponentiate(real *row, int64_t n0, int64_t n1, real scale, r
         sum[i] += lane[i];
 }
 
-/* One head's sums and outputs so far, times 2^(m-m'). */
+/* One head's sums and outputs so far, times `by`: its maximum has been raised. */
 static inline void shrink(real by, real *sum, real *o, int64_t dvp) {
     for (int lane = 0; lane < LANES; lane++)
         sum[lane] *= by;
@@ -112,7 +112,7 @@ static inline void shrink(real by, real *sum, real *o, int64_t dvp) {
         o[c] *= by;
 }
 
-/* Halves onto halves: fifteen additions one after another would each wait for the one before. */
+/* Halves onto halves: LANES - 1 additions in a row would each wait for the one before. */
 static inline real add_lanes(const real *lane) {
     real half[LANES / 2];
     for (int i = 0; i < LANES / 2; i++)
@@ -149,7 +149,7 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
              *sum = w->sum + (i * G + g) * LANES;
         if (above(s, n0, n1, scale, *most + LAZY)) { /* a first span, and seldom after */
             const real now = largest(s, n0, n1, scale);
-            if (*most > -INFINITY) /* before a first span there is nothing to shrink */
+            if (*most > -INFINITY) /* else o and sum are 0 still, or NaN for good */
                 shrink(exp2_bounded(*most - now), sum, o + g * dvp, dvp);
             *most = now;
         }
@@ -161,9 +161,10 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
                  ask < 0 ? NULL : in->v + (next * BLOCK + sp.lo) * dvp);
 }
 
-/* The walk of a tile's queries over the blocks of their spans. Far into a text few of them want the
- * same block: so nobody asks every query at every block, but wanted[block] says which ones do, a
- * bit for each, and the walk goes to the next word that is not zero. */
+/* Begin the walk of a tile's queries over the blocks of their spans, which ascend. Far into a text
+ * few queries want the same block, so to ask each of them at every block would mostly hear no.
+ * Instead wanted[block] has bit i set if query i has a span there, and the walk goes from one word
+ * that is not zero to the next. */
 walk start_walk(work *w, int64_t count) {
     walk path = {.next = INT64_MAX};
     for (int64_t i = 0; i < count; i++) {

@@ -69,7 +69,7 @@ void backward_tile(stage *st, work *w, int thread, const sequence *sq, const til
         }
         for (walk path = start_walk(w, rows->count); next_block(w, &path);) {
             for (uint32_t who = w->wanted[path.block]; who; who &= who - 1) {
-                const int64_t i = __builtin_ctz(who);
+                const int64_t i = __builtin_ctz(who); /* the lowest bit */
                 for (; in_block(w, i, path.block); w->at[i]++)
                     backward_span(st, w, sq, branch, thread, kvh, rows->first + i,
                                   w->spans[w->at[i]]);

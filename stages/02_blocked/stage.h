@@ -37,6 +37,8 @@ enum {
     LAZY = 8 /* a score may be this far above the online softmax's maximum, in units of log2 */
 };
 
+_Static_assert(QUERIES <= 32, "each has a bit of a word of `wanted`");
+
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
  *     kt + (h * stride + first + j) * dk * BLOCK      keys,   transposed: [dk,BLOCK]
  *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
@@ -68,7 +70,7 @@ typedef struct tile_of_rows {
     int64_t first, count, sequence;
 } tile_of_rows;
 
-/* A tile's walk: at `block`; `next` comes then, unless that is `end`. */
+/* A tile's walk: at `block`, then at `next`; `end` is one behind the last. */
 typedef struct walk {
     int64_t block, next, end;
 } walk;
@@ -176,7 +178,8 @@ static inline real dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
-/* Whether query i's next span lies in this block, which holds several where l' < BLOCK. */
+/* Whether query i's next span lies in this block; it may have several there where l' is no multiple
+ * of BLOCK. */
 static inline int in_block(const work *w, int64_t i, int64_t block) {
     return w->at[i] < w->n[i] && w->spans[w->at[i]].block == block;
 }

@@ -105,25 +105,25 @@ void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, in
                   int64_t ldc, int add, const float *next);
 
 /* 2^x for x <= 64: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
- * error 7.5e-8). n is added to the exponent's bits: shifted holds n in its low bits, and 23 places
- * further left nothing else is left of it. Below 2^-125 it stays there, small but normal; NaN stays
- * NaN. The same steps in every lane, so equal scores give equal bits. */
+ * error 7.5e-8). shifted holds n + 127 in its low bits: 23 places further left nothing else is left
+ * of it, and it has become the exponent of 2^n, which is exact to multiply by. Below 2^-125 it
+ * stays there, small but normal; NaN stays NaN, for no number makes one out of it. The same steps
+ * in every lane, so equal scores give equal bits. */
 static inline float exp2_bounded(float x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const float round = 12583039.0f; /* 1.5 * 2^23 + 127: adding it rounds to a whole number */
     x = -125.0f > x ? -125.0f : x;
     const float shifted = x + round, f = x - (shifted - round);
-    float p = 1.327647217e-3f;
+    float p = 1.327647217e-3f, power;
     p = p * f + 9.675541331e-3f;
     p = p * f + 5.550713273e-2f;
     p = p * f + 2.402211972e-1f;
     p = p * f + 6.931469671e-1f;
     p = p * f + 1.0f;
-    uint32_t bits, n;
-    __builtin_memcpy(&bits, &p, 4);
-    __builtin_memcpy(&n, &shifted, 4);
-    bits += n << 23;
-    __builtin_memcpy(&p, &bits, 4);
-    return p;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &shifted, 4);
+    bits <<= 23;
+    __builtin_memcpy(&power, &bits, 4);
+    return p * power;
 }
 
 #endif

@@ -133,5 +133,7 @@ refuse "a pass that there is not" 'sideways' bench --pass sideways
 refuse "a compressor that there is not" 'median' bench --phi median
 refuse "a device that there is not" 'abacus' bench --device abacus
 refuse "threads of nothing" '--threads "0"' bench --threads 0
+refuse "too few runs for quartiles" '--runs "2" is not a whole number in 3..60' bench --runs 2
+refuse "more runs than there is room for" '--runs "61"' bench --runs 61
 refuse "one thread, and alone" "--alone" bench --alone --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
