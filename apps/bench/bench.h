@@ -110,6 +110,8 @@ typedef struct bench_row {
     double median;                   /**< of the runs */
     double q1;                       /**< first quartile */
     double q3;                       /**< third quartile */
+    double round[BENCH_SAMPLES];     /**< seconds in each round; 0 where it sat out */
+    int rounds;                      /**< how many; 0 in older run files */
     double flops;                    /**< what the config needs, see workload.h */
     double bytes;                    /**< what must be moved at least */
     double tokens;                   /**< tokens of one run */
@@ -117,7 +119,7 @@ typedef struct bench_row {
     double gbs;                      /**< the other one */
     double share;                    /**< of the ceiling that binds, 0..1 */
     double below;                    /**< ratio to the stage below */
-    double below_low;                /**< its spread, from the quartiles of both */
+    double below_low;                /**< its spread: the quartiles, see ratio.h */
     double below_high;               /**< the other end */
     double dense;                    /**< ratio to dense attention */
     double dense_low;                /**< its spread */

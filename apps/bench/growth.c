@@ -1,6 +1,7 @@
 /** @file growth.c
  *  @brief Shares, ratios, growth, crossings, noise. */
 #include "bench/growth.h"
+#include "bench/ratio.h"
 #include "common/counts.h"
 
 #include <inttypes.h>
@@ -157,9 +158,10 @@ static void set_below(bench_run *run, int at) {
         if (b->status[0] || !bench_is_stage(b) || strcmp(b->device, r->device))
             continue;
         memmove(r->below_name, b->name, sizeof r->below_name);
-        r->below = b->median / r->median;
-        r->below_low = b->q1 / r->q3;
-        r->below_high = b->q3 / r->q1;
+        const bench_stats ratio = bench_ratio(r, b);
+        r->below = ratio.median;
+        r->below_low = ratio.q1;
+        r->below_high = ratio.q3;
         break;
     }
 }
@@ -174,9 +176,10 @@ static void set_ratios(bench_run *run) {
         if (d == r)
             continue;
         if (d) {
-            r->dense = d->median / r->median;
-            r->dense_low = d->q1 / r->q3;
-            r->dense_high = d->q3 / r->q1;
+            const bench_stats ratio = bench_ratio(r, d);
+            r->dense = ratio.median;
+            r->dense_low = ratio.q1;
+            r->dense_high = ratio.q3;
         }
         if (bench_is_stage(r))
             set_below(run, i);
@@ -321,7 +324,7 @@ static void cross(bench_run *run, bench_fit *f, const char *dense) {
         if (r->status[0] || strcmp(r->name, dense) || strcmp(r->pass, f->pass) || !s)
             continue;
         snprintf(f->against, sizeof f->against, "%s", dense);
-        if (s->median > r->median) {
+        if (bench_ratio(s, r).median < 1) {
             f->slower = r->T;
             f->faster = 0;
         } else if (!f->faster) {

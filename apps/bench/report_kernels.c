@@ -4,6 +4,7 @@
 #include "bench/grid.h"
 #include "bench/growth.h"
 #include "bench/kernels.h"
+#include "bench/ratio.h"
 #include "bench/report.h"
 
 #include <inttypes.h>
@@ -76,6 +77,10 @@ static int list_peers(const bench_run *run, const char **name, int room) {
     return names;
 }
 
+static void ratio_cell(grid *g, bench_stats ratio) {
+    grid_ratio(g, ratio.median, ratio.q1, ratio.q3);
+}
+
 void report_peers(const bench_run *run, const char *stage) {
     const char *name[GRID_COLUMNS - 4];
     const int names = list_peers(run, name, GRID_COLUMNS - 4);
@@ -95,7 +100,7 @@ void report_peers(const bench_run *run, const char *stage) {
         for (int n = 0; n < names; n++) {
             const bench_row *d = bench_find(run, name[n], r->pass, r->T);
             if (d && d != r)
-                grid_ratio(&g, d->median / r->median, d->q1 / r->q3, d->q3 / r->q1);
+                ratio_cell(&g, bench_ratio(r, d));
             else
                 grid_cell(&g, "-");
         }
@@ -121,17 +126,17 @@ static void own_row(grid *g, const bench_row *r, const bench_row *dense, const b
     grid_number(g, dense ? 1e3 * dense->median : 0);
     if (dense) {
         const double flops = dense->flops / r->flops;
-        grid_ratio(g, dense->median / r->median, dense->q1 / r->q3, dense->q3 / r->q1);
+        const bench_stats ratio = bench_ratio(r, dense);
+        ratio_cell(g, ratio);
         grid_cell(g, "%.3gx", flops);
-        grid_cell(g, "%.2f (%.2f..%.2f)", dense->median / r->median / flops,
-                  dense->q1 / r->q3 / flops, dense->q3 / r->q1 / flops);
+        grid_cell(g, "%.2f (%.2f..%.2f)", ratio.median / flops, ratio.q1 / flops, ratio.q3 / flops);
     } else {
         for (int i = 0; i < 3; i++)
             grid_cell(g, "-");
     }
     grid_number(g, alone ? 1e3 * alone->median : 0);
     if (alone)
-        grid_ratio(g, alone->median / r->median, alone->q1 / r->q3, alone->q3 / r->q1);
+        ratio_cell(g, bench_ratio(r, alone));
     else
         grid_cell(g, "-");
 }

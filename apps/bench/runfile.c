@@ -5,6 +5,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -153,6 +154,15 @@ static int put_phases(cJSON *item, const bench_row *r) {
     return ok;
 }
 
+/* Seconds, to the nanosecond. */
+static int put_rounds(cJSON *item, const bench_row *r) {
+    cJSON *list = item && r->rounds ? cJSON_AddArrayToObject(item, "rounds") : item;
+    int ok = list != NULL;
+    for (int i = 0; i < r->rounds && ok; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(round(1e9 * r->round[i]) / 1e9));
+    return ok;
+}
+
 /* The GPU's ceilings, each [median, least, most]. */
 static int put_ceilings(cJSON *root, const bench_run *run) {
     cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
@@ -170,7 +180,8 @@ static int put_rows(cJSON *root, const bench_run *run) {
     int ok = rows && fits;
     for (int i = 0; i < run->rows && ok; i++) {
         const bench_row *r = &run->row[i];
-        ok = put_phases(put_item(rows, row_fields, r), r);
+        cJSON *item = put_item(rows, row_fields, r);
+        ok = put_rounds(item, r) && put_phases(item, r);
     }
     for (int i = 0; i < run->fits && ok; i++)
         ok = put_item(fits, fit_fields, &run->fit[i]) != NULL;
@@ -260,6 +271,12 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
     bench_row *row = &run->row[run->rows++];
     nsa_status status = get(item, row_fields, row, path);
     const cJSON *phases = cJSON_GetObjectItemCaseSensitive(item, "phases"), *p;
+    const cJSON *rounds = cJSON_GetObjectItemCaseSensitive(item, "rounds");
+    cJSON_ArrayForEach(p, rounds) {
+        if (row->rounds == BENCH_SAMPLES || !cJSON_IsNumber(p))
+            return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad rounds", path, run->rows);
+        row->round[row->rounds++] = p->valuedouble;
+    }
     cJSON_ArrayForEach(p, phases) {
         if (row->phases == BENCH_PHASES || !cJSON_IsNumber(p))
             return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad phases", path, run->rows);

@@ -217,6 +217,8 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
             if (c[i].device == BENCH_ON_CPU)
                 bench_flush(&s->arena);
             status = contender_time(&c[i], w, c[i].clock);
+            if (!status)
+                c[i].row->round[round] = c[i].sample[c[i].runs - 1];
             if (status && c[i].peer) { /* another program's end is not ours */
                 snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
                          nsa_last_error());
@@ -228,6 +230,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
     for (int i = 0; i < count && !status; i++) {
         if (c[i].row->status[0])
             continue;
+        c[i].row->rounds = most;
         sum_up(&c[i], w);
         if (c[i].device == BENCH_ON_CPU && sampled.count) {
             c[i].row->gflops = bench_quartiles(sampled.gflops, sampled.count).median;
