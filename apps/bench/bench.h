@@ -111,7 +111,7 @@ typedef struct bench_row {
     double q1;                       /**< first quartile */
     double q3;                       /**< third quartile */
     double round[BENCH_SAMPLES];     /**< seconds in each round; 0 where it sat out */
-    int rounds;                      /**< how many; 0 in older run files */
+    int rounds;                      /**< how many; 0: not known, as in older run files */
     double flops;                    /**< what the config needs, see workload.h */
     double bytes;                    /**< what must be moved at least */
     double tokens;                   /**< tokens of one run */

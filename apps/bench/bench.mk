@@ -4,7 +4,7 @@
 #                      every stage with the same flags, in a folder of its own
 #   make tables        rewrite the tables between markers from the run files
 #   make figures       draw the run files: docs/figures/bench_*.svg
-#   make check-tables  fail if a table differs from its run file
+#   make check-tables  fail if a table differs from its run file, or ratios are taken wrongly
 #   make test-peers    the program that times other people's attention, played by a stub
 
 RUN         ?= cpu
@@ -77,7 +77,8 @@ bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 
 tables: $(BUILD)/nsa ## rewrite the tables of README and pages from notes/runs
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh
 
-check-tables: $(BUILD)/nsa ## fail if a table differs from its run file
+check-tables: $(BUILD)/nsa ## fail if a table differs from its run file, or ratios are taken wrongly
+	NSA=./$(BUILD)/nsa sh tests/ratios.sh
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh --check
 
 figures: $(BUILD)/nsa ## draw the runs FIGURES="cpu ..." with gnuplot: docs/figures/bench_*.svg

@@ -22,11 +22,13 @@ typedef struct bench_budget {
     int runs;                             /**< that were asked for, or 0 */
 } bench_budget;
 
-/** @return how often a run of so many seconds is timed: as often as was asked for within `limit`
- *  seconds, but three times; or by its length. */
+/** @return how often a run of so many seconds is timed: as often as was asked for, cut to what fits
+ *  into `limit` seconds, and three times at least; if nothing was asked for, by its length alone.
+ */
 int budget_runs(const bench_budget *b, double seconds, double limit);
 
-/** @return seconds that a row would take; 0 if nothing is known yet. */
+/** @param limit  seconds that it may take: for the runs that were asked for, see budget_runs()
+ *  @return seconds that a row would take; 0 if nothing is known yet. */
 double budget_cost(const bench_budget *b, const char *name, int64_t T, double limit);
 
 /** Note what a program took: `cost` before timing, `first` for one run. */

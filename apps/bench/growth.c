@@ -83,7 +83,8 @@ static double worst_drift(const bench_run *run, const char **what) {
     return worst;
 }
 
-/* A claim needs a machine that stands still: ceilings within 15 %, quartiles within 20 %. */
+/* A claim about times and shares needs a machine that stands still: ceilings within 15 %, quartiles
+ * within 20 %. Ratios have spreads of their own. */
 static void judge_noise(bench_run *run) {
     const bench_row *worst = NULL;
     const char *what = "";

@@ -35,7 +35,8 @@ void report_own(const bench_run *run, const char *stage);
  *  @return NSA_ERR_INPUT if there is no such figure */
 nsa_status report_points(const bench_run *run, const char *what);
 
-/** Say for every ratio that both runs have whether their spreads overlap.
+/** Say for every ratio that both runs have whether their spreads overlap: the quartiles of rounds,
+ *  or in a file without rounds the worst and the best of both quartiles.
  *  @return how many do not */
 int report_compare(const bench_run *a, const bench_run *b);
 

@@ -267,16 +267,31 @@ static nsa_status get(const cJSON *from, const field *f, void *to, const char *p
     return NSA_OK;
 }
 
+/* Older files have none. */
+static nsa_status get_rounds(const cJSON *item, bench_row *row, const char *path) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(item, "rounds"), *p;
+    const int fits = cJSON_IsArray(list) && cJSON_GetArraySize(list) <= BENCH_SAMPLES;
+    const cJSON *times = fits ? list : NULL;
+    int64_t runs = 0;
+    int bad = list && !fits;
+    cJSON_ArrayForEach(p, times) {
+        bad |= !cJSON_IsNumber(p) || !isfinite(p->valuedouble) || p->valuedouble < 0;
+        runs += p->valuedouble > 0;
+        row->round[row->rounds++] = p->valuedouble;
+    }
+    if (bad || (list && runs != row->runs))
+        return nsa_fail(NSA_ERR_INPUT,
+                        "%s: \"rounds\" of %s at T = %" PRId64
+                        " are not up to %d times in seconds, %" PRId64 " of them above 0",
+                        path, row->name, row->T, BENCH_SAMPLES, row->runs);
+    return NSA_OK;
+}
+
 static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
     bench_row *row = &run->row[run->rows++];
     nsa_status status = get(item, row_fields, row, path);
     const cJSON *phases = cJSON_GetObjectItemCaseSensitive(item, "phases"), *p;
-    const cJSON *rounds = cJSON_GetObjectItemCaseSensitive(item, "rounds");
-    cJSON_ArrayForEach(p, rounds) {
-        if (row->rounds == BENCH_SAMPLES || !cJSON_IsNumber(p))
-            return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad rounds", path, run->rows);
-        row->round[row->rounds++] = p->valuedouble;
-    }
+    status = status ? status : get_rounds(item, row, path);
     cJSON_ArrayForEach(p, phases) {
         if (row->phases == BENCH_PHASES || !cJSON_IsNumber(p))
             return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad phases", path, run->rows);

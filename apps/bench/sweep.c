@@ -33,6 +33,7 @@ typedef struct sweep {
     peers peers;
     char wrong[BENCH_STAGES][240]; /* of this pass: why a stage is refused at any length, or "" */
     bench_budget budget;           /* of this pass */
+    double promised;               /* seconds of runs at this length that are still to come */
     bench_ceilings ceilings;
     bench_arena arena;
     double began;
@@ -140,7 +141,7 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
 
 /* Open and check; the row says what came of it. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
-    const double left = s->o->deadline - (bench_now() - s->began);
+    const double left = s->o->deadline - (bench_now() - s->began) - s->promised;
     const double limit = s->o->budget < left ? s->o->budget : left;
     const double cost = budget_cost(&s->budget, c->row->name, w->T, limit);
     if (cost > limit) {
@@ -155,6 +156,7 @@ static int admit(sweep *s, contender *c, workload *w) {
         c->wanted = budget_runs(&s->budget, c->first, limit - c->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
+        s->promised += c->wanted * c->first;
         return 1;
     }
     contender_close(c);
@@ -199,7 +201,7 @@ static void sample_ceilings(const sweep *s, rounds *r) {
     r->count++;
 }
 
-/* Round by round; who needs fewer runs sits some rounds out, evenly spread. */
+/* Round by round; who needs fewer runs sits some rounds out. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
     int most = 0;
     rounds sampled = {.count = 0};
@@ -212,7 +214,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
         progress_count(&s->bar, "round", round + 1, most);
         sample_ceilings(s, &sampled);
         for (int i = 0; i < count && !status; i++) {
-            if (round * c[i].wanted / most == (round + 1) * c[i].wanted / most)
+            if (!bench_takes_part(round, most, c[i].wanted))
                 continue;
             if (c[i].device == BENCH_ON_CPU)
                 bench_flush(&s->arena);
@@ -307,6 +309,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
                 (contender){.program = &s->peers, .peer = p, .causal = !p->sparse});
     }
     status = status ? status : time_all(s, list, count, &w);
+    s->promised = 0;
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);

@@ -53,6 +53,19 @@ bench_stats bench_quartiles(double *samples, int count) {
                          quantile(samples, count, 0.75)};
 }
 
+/* The place of a round in the order in which rounds are given away: all even ones before the odd
+ * ones; of the even ones every other first; and so on. */
+static int place(int round, int most) {
+    const int even = (most + 1) / 2;
+    if (most < 2)
+        return 0;
+    return round % 2 ? even + place(round / 2, most / 2) : place(round / 2, even);
+}
+
+int bench_takes_part(int round, int most, int wanted) {
+    return place(round, most) < wanted;
+}
+
 /* ------------------------------------------------------------------- arena */
 
 int bench_arena_open(bench_arena *arena) {

@@ -107,7 +107,7 @@ void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, in
 /* 2^x for x <= 64: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
  * error 7.5e-8). shifted holds n + 127 in its low bits: 23 places further left nothing else is left
  * of it, and it has become the exponent of 2^n, which is exact to multiply by. Below 2^-125 it
- * stays there, small but normal; NaN stays NaN, for no number makes one out of it. The same steps
+ * stays there, small but normal; NaN stays NaN, as it does times any number. The same steps
  * in every lane, so equal scores give equal bits. */
 static inline float exp2_bounded(float x) {
     const float round = 12583039.0f; /* 1.5 * 2^23 + 127: adding it rounds to a whole number */
