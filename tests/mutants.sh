@@ -30,11 +30,12 @@ header() {
 }
 
 # build DIR STAGE: the stage's shared object in a copy of the tree, without debug information, so
-# that two shared objects differ exactly if their code does, and without unrolling for the simulator,
-# which takes longer to compile than these short runs would gain
+# that two shared objects differ exactly if their code does. CUDA stages for the simulator, also
+# beside a GPU, which may get away with a race or a wrong mask; and without unrolling for it, which
+# takes longer to compile than these short runs would gain
 build() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-} -g0" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} SIMT_UNROLL= "build/stages/$2.so" >"$1/build.log" 2>&1
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim SIMT_UNROLL= "build/stages/$2.so" >"$1/build.log" 2>&1
 }
 
 # check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built
