@@ -29,7 +29,7 @@ COMMON   := $(wildcard stages/common/*.c)
 HARNESS  := $(wildcard tests/harness/*.c)
 APPS     := $(wildcard apps/*.c apps/demo/*.c)
 IO       := $(wildcard apps/io/*.c)
-HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
+HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
 INCLUDES := -Istages -Iapps -Itests
 
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
@@ -93,15 +93,14 @@ $(BUILD)/nsa: $(call object,$(APPS) $(IO) $(HARNESS)) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
-$(BUILD)/judge: $(call object,tests/judge.c tests/allocations.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
+$(BUILD)/judge: $(call object,tests/judge.c tests/records.c tests/records_report.c tests/allocations.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) -lcriterion \
 	    $(CJSON_LIBS) -lm -pthread
 
 # ------------------------------------------------------------------- tests
 
-JUDGE = ./$(BUILD)/judge $(REPORT_FLAG)
-REPORT_FLAG = $(if $(REPORT),$(if $(filter %.xml,$(REPORT)),--xml=$(REPORT),--tap=$(REPORT)))
+JUDGE = NSA_JUDGE_REPORT='$(REPORT)' ./$(BUILD)/judge
 
 test: $(BUILD)/judge $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## the quick cases; STAGE=NN_name judges one stage on all
 ifeq ($(STAGE),)

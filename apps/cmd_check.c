@@ -1,7 +1,7 @@
 /** @file cmd_check.c
  *  @brief `nsa check`: the harness in one process, for one case or all of them. */
 #include "commands.h"
-#include "harness/suite.h"
+#include "harness/score.h"
 #include "nsa_find.h"
 
 #include <stdio.h>
@@ -11,7 +11,7 @@
 /** The command line. */
 typedef struct check_options {
     const char *stage, *property, *text, *stages;
-    int quick, list, verbose, stop;
+    int quick, list, verbose, stop, score;
 } check_options;
 
 /** What was counted. */
@@ -43,6 +43,9 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     case 'v':
         options->verbose = 1;
         return 0;
+    case 'o':
+        options->score = 1;
+        return 0;
     case 'x':
         options->stop = 1;
         return 0;
@@ -62,6 +65,7 @@ static const struct argp_option rows[] = {
     {"quick", 'q', NULL, 0, "leave out the long cases, as `make test` does", 0},
     {"list", 'l', NULL, 0, "list the properties and end", 0},
     {"verbose", 'v', NULL, 0, "a line for each trial", 0},
+    {"score", 'o', NULL, 0, "how far the stage has come, by part: compress, select, dq, ...", 0},
     {"stop", 'x', NULL, 0, "end a stage's trials at the first that fails", 0},
     {"stages", 'S', "DIR", 0, "folder of the stages' shared objects", 0},
     {0}};
@@ -72,39 +76,64 @@ static int list_properties(void) {
     return EXIT_DONE;
 }
 
-/* Judge one stage on all trials that were asked for. */
-static nsa_status check_stage(const check_options *o, const nsa_found *found,
-                              const nsa_stage *oracle, tally *sum) {
-    if (!found->stage || found->stage->available()) {
-        printf("SKIP %s: %s\n", found->name, found->stage ? nsa_last_error() : found->problem);
-        sum->skipped++;
-        return NSA_OK;
+/* A line for a trial that failed, or for each. */
+static void print_trial(const check_options *o, const char *stage, const trial *t,
+                        const outcome *end) {
+    static const char *const words[] = {[PASSED] = "pass", [FAILED] = "FAIL", [SKIPPED] = "skip"};
+    if (end->verdict != FAILED && !o->verbose)
+        return;
+    printf("%s %s %s \"%s\"\n", words[end->verdict], stage, t->property->name, t->text);
+    for (const char *line = end->why; *line;) {
+        const size_t length = strcspn(line, "\n");
+        printf("  %.*s\n", (int)length, line);
+        line += length + (line[length] == '\n');
     }
-    subject s = {found->stage, oracle, found->name};
-    tally own = {0};
+}
+
+/* All trials of one stage that were asked for, one after the other. */
+static nsa_status run_trials(const check_options *o, const subject *s, tally *own, score *parts) {
     trial *trials;
     size_t count;
-    nsa_status status = suite_list(&s, o->quick, o->property, o->text, &trials, &count);
+    nsa_status status = suite_list(s, o->quick, o->property, o->text, &trials, &count);
     if (status)
         return status;
-    for (size_t i = 0; i < count && !(o->stop && own.failed); i++) {
-        char why[1400];
-        verdict v = suite_run(&s, &trials[i], 600, why, sizeof why);
-        *(v == PASSED ? &own.passed : v == FAILED ? &own.failed : &own.skipped) += 1;
-        if (v == FAILED || o->verbose)
-            printf("%s %s %s \"%s\"\n",
-                   v == PASSED   ? "pass"
-                   : v == FAILED ? "FAIL"
-                                 : "skip",
-                   s.name, trials[i].property->name, trials[i].text);
-        if (v == FAILED || (v == SKIPPED && o->verbose))
-            printf("  %s", why);
+    for (size_t i = 0; i < count && !(o->stop && own->failed); i++) {
+        outcome end;
+        suite_run(s, &trials[i], 600, &end);
+        *(end.verdict == PASSED   ? &own->passed
+          : end.verdict == FAILED ? &own->failed
+                                  : &own->skipped) += 1;
+        score_add(parts, trials[i].property, trials[i].text, &end);
+        print_trial(o, s->name, &trials[i], &end);
         fflush(stdout);
     }
     free(trials);
+    return NSA_OK;
+}
+
+/* Judge one stage, or say why that cannot be done here. */
+static nsa_status check_stage(const check_options *o, const nsa_found *found,
+                              const nsa_stage *oracle, tally *sum) {
+    static score parts; /* large */
+    tally own = {0};
+    if (!found->stage || found->stage->available()) {
+        printf("%s %s: %s\n", found->stage ? "SKIP" : "FAIL", found->name,
+               found->stage ? nsa_last_error() : found->problem);
+        *(found->stage ? &sum->skipped : &sum->failed) += 1;
+        return NSA_OK;
+    }
+    subject s = {found->stage, oracle, found->name};
+    memset(&parts, 0, sizeof parts);
+    nsa_status status = run_trials(o, &s, &own, &parts);
+    if (status)
+        return status;
+    if (o->score)
+        score_print(stdout, s.name, &parts);
     const char *device = found->stage->device ? found->stage->device() : NULL;
-    printf("%s%s%s: %zu passed, %zu failed, %zu skipped\n", s.name, device ? " on " : "",
-           device ? device : "", own.passed, own.failed, own.skipped);
+    const char *missing = suite_missing(found->stage);
+    printf("%s%s%s: %zu passed, %zu failed, %zu skipped%s%s\n", s.name, device ? " on " : "",
+           device ? device : "", own.passed, own.failed, own.skipped,
+           *missing ? "; it has no " : "", missing);
     sum->passed += own.passed;
     sum->failed += own.failed;
     sum->skipped += own.skipped;

@@ -1,132 +1,243 @@
 /** @file judge.c
- *  @brief The harness under Criterion: one test a stage, property and case.
+ *  @brief The harness under Criterion.
+ *
+ *  A trial is a stage, a property and a case. Criterion runs groups of them, a process a group:
+ *
+ *      Criterion -> test (a group) -> fork: worker: trial, trial, trial, crash
+ *                                     fork: worker: trial, trial, ...      (from the next one on)
+ *
+ *  A worker that crashes or hangs fails the trial that it was at, and the next worker goes on
+ *  behind it. What became of each trial stands in a file of records, from which the score, the
+ *  closing line and the report are made.
  *
  *  $NSA_JUDGE_STAGE names the one stage to judge (default: all), $NSA_JUDGE_QUICK=1 leaves out the
- * long cases. A stage that cannot run here is one skipped test, with the reason.
+ *  long cases, $NSA_JUDGE_REPORT is a file for TAP, or for JUnit's XML if its name ends in .xml. A
+ *  stage that cannot run here is skipped, with the reason.
  */
 #include "harness/suite.h"
 #include "nsa_find.h"
+#include "records.h"
 
 #include <criterion/criterion.h>
 #include <criterion/hooks.h>
 #include <criterion/parameterized.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-enum { SECONDS = 400 };
+enum { SECONDS = 400, GROUP = 16 };
 
-/* What a test child needs to find its trial again; plain bytes, for Criterion copies them. */
-typedef struct parameter {
-    char stage[64];
-    char oracle[64];
-    char why_not[256]; /* not empty: the stage cannot run here */
-    char property[32];
-    char text[320];
-} parameter;
+/* Trials first to end-1 of one stage; plain bytes, for Criterion copies them. */
+typedef struct group {
+    size_t first, end;
+} group;
 
-static parameter *list;
-static size_t count, room;
+/* ------------------------------------------------------------------ listing */
 
-static parameter *add(const nsa_found *found) {
-    if (count == room) {
-        size_t more = room ? 2 * room : 1024;
-        parameter *grown = realloc(list, more * sizeof *list);
-        if (!grown)
-            abort();
-        list = grown;
-        room = more;
-    }
-    parameter *p = &list[count++];
-    memset(p, 0, sizeof *p);
-    snprintf(p->stage, sizeof p->stage, "%s", found->name);
-    return p;
-}
+static record *list;
+static size_t count, capacity;
+static char missing[512]; /* what stages leave out: "99_mine has no backward" */
+static FILE *report;
+static int one_stage;
 
-static void fail_setup(const char *what) {
-    fprintf(stderr, "judge: %s: %s\n", what, nsa_last_error());
+static void fail_setup(const char *what, const char *why) {
+    fprintf(stderr, "judge: %s: %s\n", what, why);
     exit(2);
 }
 
-/* All trials of one stage, or the reason why there are none. */
+static record *add(const nsa_found *found) {
+    if (count == capacity) {
+        capacity = capacity ? 2 * capacity : 1024;
+        list = realloc(list, capacity * sizeof *list);
+        if (!list)
+            fail_setup("no memory", "for the list of trials");
+    }
+    record *r = &list[count++];
+    memset(r, 0, sizeof *r);
+    snprintf(r->stage, sizeof r->stage, "%s", found->name);
+    return r;
+}
+
+/* All trials of one stage, or the reason why there are none: it cannot run on this machine, or is
+ * no stage at all, which is a failure. */
 static void add_stage(const nsa_found *found, const nsa_found *oracle) {
     if (!found->stage || found->stage->available()) {
-        parameter *p = add(found);
-        snprintf(p->why_not, sizeof p->why_not, "%s",
+        record *r = add(found);
+        r->state = ENDED;
+        r->outcome.verdict = found->stage ? SKIPPED : FAILED;
+        snprintf(r->outcome.why, sizeof r->outcome.why, "%s",
                  found->stage ? nsa_last_error() : found->problem);
         return;
     }
     if (found->stage->device)
         printf("%s runs on: %s\n", found->name, found->stage->device());
+    const char *quick = getenv("NSA_JUDGE_QUICK"), *lacks = suite_missing(found->stage);
+    const size_t used = strlen(missing);
+    if (*lacks)
+        snprintf(missing + used, sizeof missing - used, "%s%s has no %s", used ? ", " : "",
+                 found->name, lacks);
     subject s = {found->stage, oracle->stage, found->name};
-    const char *quick = getenv("NSA_JUDGE_QUICK");
     trial *trials;
     size_t n;
     if (suite_list(&s, quick && *quick == '1', NULL, NULL, &trials, &n))
-        fail_setup("cannot list the trials");
+        fail_setup("cannot list the trials", nsa_last_error());
     for (size_t i = 0; i < n; i++) {
-        parameter *p = add(found);
-        snprintf(p->oracle, sizeof p->oracle, "%s", oracle->name);
-        snprintf(p->property, sizeof p->property, "%s", trials[i].property->name);
-        snprintf(p->text, sizeof p->text, "%s", trials[i].text);
+        record *r = add(found);
+        snprintf(r->property, sizeof r->property, "%s", trials[i].property->name);
+        snprintf(r->text, sizeof r->text, "%s", trials[i].text);
     }
     free(trials);
 }
 
-ParameterizedTestParameters(nsa, stage_property_case) {
+/* A stage that is asked for by its name or number. */
+static int is_asked_for(const char *name, const char *only) {
+    return !only || !*only || !strcmp(only, name) || (strlen(only) == 2 && !strncmp(only, name, 2));
+}
+
+static void list_trials(void) {
     const char *only = getenv("NSA_JUDGE_STAGE");
     nsa_found *found, oracle;
     size_t stages, judged = 0;
     if (nsa_find_stages(NULL, &found, &stages) || nsa_find_stage(NULL, "00", &oracle))
-        fail_setup("cannot find the stages");
+        fail_setup("cannot find the stages", nsa_last_error());
     for (size_t i = 0; i < stages; i++) {
-        if (only && *only && strcmp(only, found[i].name) != 0 && strncmp(only, found[i].name, 2))
-            continue;
-        if (only && *only && strlen(only) != 2 && strcmp(only, found[i].name) != 0)
-            continue;
-        add_stage(&found[i], &oracle);
-        judged++;
+        if (is_asked_for(found[i].name, only)) {
+            add_stage(&found[i], &oracle);
+            judged++;
+        }
     }
-    if (!judged) {
-        fprintf(stderr, "judge: no stage \"%s\"\n", only);
-        exit(2);
-    }
+    if (!judged)
+        fail_setup("no such stage", only);
+    one_stage = only && *only;
     nsa_free_stages(found, stages);
     nsa_free_stage(&oracle);
-    parameter *shared = cr_malloc(count * sizeof *list); /* where the test children see it */
-    if (!shared)
-        fail_setup("no memory for the list");
-    memcpy(shared, list, count * sizeof *list);
-    free(list);
-    return cr_make_param_array(parameter, shared, count);
 }
 
-ParameterizedTest(parameter *p, nsa, stage_property_case) {
-    setenv("OMP_WAIT_POLICY", "passive",
-           0); /* tests run side by side: waiting threads must sleep */
-    nsa_found found, oracle;
-    char why[1400];
-    if (p->why_not[0])
-        cr_skip("SKIP %s: %s", p->stage, p->why_not);
-    if (nsa_find_stage(NULL, p->stage, &found) || nsa_find_stage(NULL, p->oracle, &oracle))
-        cr_assert(0, "FAIL %s", nsa_last_error());
-    subject s = {found.stage, oracle.stage, found.name};
-    trial t = {NULL, p->text};
-    for (int i = 0; i < property_count; i++) {
-        if (!strcmp(properties[i].name, p->property))
-            t.property = &properties[i];
+static void open_report(void) {
+    const char *path = getenv("NSA_JUDGE_REPORT");
+    if (path && *path && !(report = fopen(path, "w")))
+        fail_setup(path, strerror(errno));
+}
+
+ParameterizedTestParameters(nsa, trials) {
+    open_report();
+    list_trials();
+    if (records_create(list, count))
+        fail_setup("cannot write the records", strerror(errno));
+    /* A group has trials of one stage alone. */
+    group *groups = cr_malloc(count * sizeof *groups); /* where the test children see it */
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!n || groups[n - 1].end - groups[n - 1].first == GROUP ||
+            strcmp(list[i].stage, list[groups[n - 1].first].stage) != 0)
+            groups[n++] = (group){i, i};
+        groups[n - 1].end++;
     }
-    verdict v = suite_run(&s, &t, SECONDS, why, sizeof why);
-    nsa_free_stage(&found);
-    nsa_free_stage(&oracle);
-    if (v == SKIPPED)
-        cr_skip("SKIP %s", why);
-    cr_assert(v == PASSED, "FAIL %s", why);
+    free(list);
+    return cr_make_param_array(group, groups, n);
 }
 
-/* Criterion's own closing line leaves out what was skipped. */
+/* ------------------------------------------------------------------ judging */
+
+static const property *property_named(const char *name) {
+    for (int i = 0; i < property_count; i++) {
+        if (!strcmp(properties[i].name, name))
+            return &properties[i];
+    }
+    return NULL;
+}
+
+/* In a process of its own: trials first to end-1, each one's record before and after. */
+static int work(size_t first, size_t end) {
+    nsa_found found, oracle;
+    record r;
+    if (records_get(first, &r))
+        return 2;
+    if (nsa_find_stage(NULL, r.stage, &found) || nsa_find_stage(NULL, "00", &oracle)) {
+        fprintf(stderr, "judge: %s\n", nsa_last_error());
+        return 2;
+    }
+    subject s = {found.stage, oracle.stage, r.stage};
+    for (size_t i = first; i < end; i++) {
+        if (records_get(i, &r))
+            return 2;
+        const trial t = {property_named(r.property), r.text};
+        r.state = RUNNING;
+        r.outcome.failed = suite_parts(s.stage, t.property); /* so it stays if this trial ends us */
+        if (records_put(i, &r))
+            return 2;
+        suite_run(&s, &t, SECONDS, &r.outcome);
+        r.state = ENDED;
+        if (records_put(i, &r))
+            return 2;
+    }
+    return 0;
+}
+
+/* The trial that a worker was at when it ended has failed.
+ * @return the trial after it */
+static size_t blame(size_t first, size_t end, int status) {
+    for (size_t i = first; i < end; i++) {
+        char line[640];
+        record r;
+        if (records_get(i, &r) || r.state == ENDED)
+            continue;
+        suite_replay(r.stage, r.property, r.text, line, sizeof line);
+        r.state = ENDED;
+        r.outcome.verdict = FAILED;
+        snprintf(r.outcome.why, sizeof r.outcome.why,
+                 "its process ended with %s %d: a crash, or a hang of %d s\n%s",
+                 WIFSIGNALED(status) ? "signal" : "exit status",
+                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), SECONDS, line);
+        records_put(i, &r);
+        return i + 1;
+    }
+    return end;
+}
+
+/* All trials of a group, by as many workers as it takes. */
+static void run_group(const group *g) {
+    for (size_t i = g->first; i < g->end;) {
+        int status = 0;
+        fflush(NULL);
+        const pid_t worker = fork();
+        if (!worker)
+            _exit(work(i, g->end));
+        if (worker < 0 || waitpid(worker, &status, 0) != worker)
+            cr_assert(0, "cannot start a process: %s", strerror(errno));
+        i = blame(i, g->end, status);
+    }
+}
+
+/* Every record of the group is looked at again: one that no worker came to would have failed. */
+ParameterizedTest(group *g, nsa, trials) {
+    setenv("OMP_WAIT_POLICY", "passive", 0); /* side by side: threads that wait must sleep */
+    size_t failed = 0;
+    record r;
+    cr_assert(!records_get(g->first, &r), "no records");
+    if (!r.property[0] && r.outcome.verdict == SKIPPED)
+        cr_skip("SKIP %s: %s", r.stage, r.outcome.why);
+    cr_assert(r.property[0], "FAIL %s: %s", r.stage, r.outcome.why);
+    run_group(g);
+    for (size_t i = g->first; i < g->end; i++) {
+        if (records_get(i, &r) || r.state != ENDED || r.outcome.verdict == FAILED) {
+            fprintf(stderr, "FAIL %s %s \"%s\"\n%s", r.stage, r.property, r.text, r.outcome.why);
+            failed++;
+        }
+    }
+    cr_assert(!failed, "%zu of %zu trials of %s failed", failed, g->end - g->first, r.stage);
+}
+
+/* Criterion counts groups; these lines count trials. */
 ReportHook(POST_ALL)(struct criterion_global_stats *stats) {
-    printf("%zu passed, %zu failed, %zu skipped\n", stats->tests_passed,
-           stats->tests_failed + stats->tests_crashed, stats->tests_skipped);
-    fflush(stdout);
+    const char *path = getenv("NSA_JUDGE_REPORT");
+    const size_t n = path ? strlen(path) : 0;
+    (void)stats;
+    records_report(one_stage, missing, report, n > 4 && !strcmp(path + n - 4, ".xml"));
+    records_remove();
+    if (report && fclose(report))
+        fprintf(stderr, "judge: %s: %s\n", path, strerror(errno));
 }

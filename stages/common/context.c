@@ -56,6 +56,15 @@ static nsa_status take_own_memory(nsa_context *ctx) {
     return status;
 }
 
+/* A stage that is half written leaves out backward, or decode, or prefill too. */
+static nsa_status check_offer(const nsa_stage *stage, const nsa_setup *setup) {
+    if ((setup->flags & NSA_BACKWARD) && !stage->backward)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no backward");
+    if ((setup->flags & NSA_DECODE) && !stage->prefill)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no prefill");
+    return NSA_OK;
+}
+
 nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_setup *setup,
                     nsa_context **context) {
     *context = NULL;
@@ -64,6 +73,7 @@ nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_
         return nsa_fail(NSA_ERR_MEMORY, "cannot make a context");
     ctx->stage = stage;
     nsa_status status = make_plan(ctx, config, setup);
+    status = status ? status : check_offer(stage, setup);
     status = status ? status : stage->available();
     status = status ? status : take_own_memory(ctx);
     status = status ? status : stage->open(&ctx->plan, &ctx->self);
@@ -185,6 +195,8 @@ nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     const nsa_config *c = &ctx->plan.cfg;
     nsa_step step = {0};
     nsa_status status = opened_for(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
+    if (!status && !ctx->stage->decode)
+        status = nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no decode");
     status = status ? status : need(ctx, WEIGHTS, "load_step", "a load (for the phi weights)");
     status = status ? status : nsa_check_step(ctx, in, &step);
     const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;

@@ -48,6 +48,22 @@ static int is_stage_file(const char *file) {
            file[2] == '_' && !strcmp(file + n - 3, ".so");
 }
 
+/* The function that a table lacks, NULL if none: backward, prefill, decode and causal may be left
+ * out, by a stage half written, but not half of what one of them needs. */
+static const char *missing(const nsa_stage *s) {
+    return !s->idea                       ? "idea"
+           : !s->available                ? "available"
+           : !s->open                     ? "open"
+           : !s->load                     ? "load"
+           : !s->forward                  ? "forward"
+           : !s->read                     ? "read"
+           : !s->close                    ? "close"
+           : s->backward && !s->load_dout ? "load_dout, which backward needs"
+           : s->decode && !s->load_step   ? "load_step, which decode needs"
+           : s->decode && !s->prefill     ? "prefill, which decode needs"
+                                          : NULL;
+}
+
 /* Open one shared object; whatever is wrong with it becomes its `problem`. */
 static void open_stage(const char *path, nsa_found *found) {
     memset(found, 0, sizeof *found);
@@ -70,10 +86,9 @@ static void open_stage(const char *path, nsa_found *found) {
     else if (stage->abi != NSA_ABI)
         snprintf(found->problem, sizeof found->problem, "was built for contract %u, this is %u",
                  stage->abi, NSA_ABI);
-    else if (!stage->idea || !stage->available || !stage->open || !stage->load ||
-             !stage->load_dout || !stage->load_step || !stage->forward || !stage->backward ||
-             !stage->prefill || !stage->decode || !stage->read || !stage->close)
-        snprintf(found->problem, sizeof found->problem, "leaves a function of its table empty");
+    else if (missing(stage))
+        snprintf(found->problem, sizeof found->problem, "leaves %s empty in its table",
+                 missing(stage));
     else
         found->stage = stage;
 }

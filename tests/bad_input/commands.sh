@@ -50,7 +50,7 @@ if [ -n "$BAD_STAGES" ]; then
 90_nothing|exports no nsa_stage_get()
 91_null|exports no nsa_stage_get()
 92_abi|was built for contract 4242
-93_empty|leaves a function of its table empty
+93_empty|leaves forward empty in its table
 94_elsewhere|no such machine
 95_open|open fails on purpose
 STAGES

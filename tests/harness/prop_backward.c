@@ -32,19 +32,32 @@ static nsa_status check_gate_gradient(const subject *s, const nsa_tensors *in,
     return status;
 }
 
+nsa_status note_gradient(const subject *s, nsa_id id, const nsa_tensors *in, const nsa_tensors *a,
+                         const nsa_tensors *b) {
+    if (!s->stage->backward)
+        return NSA_OK;
+    return parts_note(part_of(id), compare_gradient(tolerance_of(s->stage->arith), id, &a->at[id],
+                                                    &b->at[id], &in->at[NSA_DOUT]));
+}
+
+nsa_status note_gradients(const subject *s, const test_case *c, const nsa_tensors *in,
+                          const nsa_tensors *a, const nsa_tensors *b) {
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST; id++) {
+        if (nsa_has(&c->cfg, (nsa_id)id))
+            note_gradient(s, (nsa_id)id, in, a, b);
+    }
+    return NSA_OK;
+}
+
 nsa_status judge_backward(const subject *s, const test_case *c) {
-    const tolerance *tol = tolerance_of(s->stage->arith);
     nsa_tensors in, mine = {0}, oracle = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
-        if (nsa_has(&c->cfg, (nsa_id)id))
-            status =
-                compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &in.at[NSA_DOUT]);
-    }
-    status = status ? status : check_gate_gradient(s, &in, &mine);
+    status = status ? status : note_gradients(s, c, &in, &mine, &oracle);
+    if (!status)
+        parts_note(PART_DGATE, check_gate_gradient(s, &in, &mine));
     tensors_free(&in);
     tensors_free(&mine);
     tensors_free(&oracle);

@@ -24,6 +24,11 @@ nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_ten
     return status;
 }
 
+nsa_status note_output(const subject *s, nsa_id id, const nsa_tensors *a, const nsa_tensors *b) {
+    return parts_note(part_of(id),
+                      compare_output(tolerance_of(s->stage->arith), id, &a->at[id], &b->at[id]));
+}
+
 nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
                           const nsa_tensor *mine, const nsa_tensors *oracle) {
     int64_t T = c->cfg.seq_len, *position = calloc((size_t)T + 1, sizeof *position);
@@ -52,28 +57,6 @@ static nsa_status check_claims(const test_case *c, const nsa_tensor *idx) {
     if (choosing && (!chosen || !rejected))
         return nsa_fail(NSA_ERR_CONFIG, "the case claims to reject blocks, and rejects none");
     return NSA_OK;
-}
-
-nsa_status judge_forward(const subject *s, const test_case *c) {
-    const tolerance *tol = tolerance_of(s->stage->arith);
-    nsa_tensors in, mine = {0}, oracle = {0}, forced = {0};
-    nsa_status status = case_inputs(c, s->stage->arith, &in);
-    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &mine);
-    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
-    status = status ? status : check_claims(c, &oracle.at[NSA_BLOCK_IDX]);
-    for (int id = NSA_IMPORTANCE; id <= NSA_V_PHI && !status; id++)
-        status = compare_output(tol, (nsa_id)id, &mine.at[id], &oracle.at[id]);
-    if (!status && !in.at[NSA_BLOCK_IDX].dtype)
-        status = compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &oracle);
-    /* Outputs with the candidate's blocks forced on the oracle: a flipped near-tie is no error. */
-    status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
-    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &forced);
-    status = status ? status : compare_outputs(s, &mine, &forced);
-    tensors_free(&in);
-    tensors_free(&mine);
-    tensors_free(&oracle);
-    tensors_free(&forced);
-    return status;
 }
 
 /* Gates (1,0,0), (0,1,0), (0,0,1): out is that branch's output, and nothing else. */
@@ -154,23 +137,58 @@ static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const
     return NSA_OK;
 }
 
+/* Outputs with the candidate's blocks forced on the oracle: a flipped near-tie is no error. A list
+ * that is none cannot be forced; then the branches that know no list are judged without. */
+static nsa_status note_outputs(const subject *s, const test_case *c, nsa_tensors *in,
+                               const nsa_tensors *mine, const nsa_tensors *oracle) {
+    nsa_tensors forced = {0};
+    nsa_status status = force_blocks(&c->cfg, in, &mine->at[NSA_BLOCK_IDX]);
+    if (status)
+        return status;
+    status = run_stage(s->oracle, &c->cfg, in, RUN_FORWARD, &forced);
+    note_output(s, NSA_OUT_CMP, mine, oracle);
+    note_output(s, NSA_OUT_WIN, mine, oracle);
+    if (status) {
+        parts_note(PART_SLC, status);
+        parts_note(PART_GATE, status);
+    } else {
+        note_output(s, NSA_OUT_SLC, mine, &forced);
+        note_output(s, NSA_OUT, mine, &forced);
+    }
+    tensors_free(&forced);
+    return NSA_OK;
+}
+
+nsa_status judge_forward(const subject *s, const test_case *c) {
+    nsa_tensors in, mine = {0}, oracle = {0};
+    nsa_status status = case_inputs(c, s->stage->arith, &in);
+    status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &mine);
+    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
+    status = status ? status : check_claims(c, &oracle.at[NSA_BLOCK_IDX]);
+    for (int id = NSA_IMPORTANCE; id <= NSA_V_PHI && !status; id++)
+        note_output(s, (nsa_id)id, &mine, &oracle);
+    if (!status)
+        parts_note(PART_SELECT, in.at[NSA_BLOCK_IDX].dtype
+                                    ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
+                                    : compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &oracle));
+    status = status ? status : note_outputs(s, c, &in, &mine, &oracle);
+    tensors_free(&in);
+    tensors_free(&mine);
+    tensors_free(&oracle);
+    return status;
+}
+
 nsa_status judge_forced(const subject *s, const test_case *c) {
-    const tolerance *tol = tolerance_of(s->stage->arith);
     nsa_tensors in, mine = {0}, oracle = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     status = status ? status : draw_forced(c, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
-    status = status ? status : check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]);
-    status = status ? status : compare_outputs(s, &mine, &oracle);
-    status = status ? status
-                    : compare_output(tol, NSA_IMPORTANCE, &mine.at[NSA_IMPORTANCE],
-                                     &oracle.at[NSA_IMPORTANCE]);
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
-        if (nsa_has(&c->cfg, (nsa_id)id))
-            status =
-                compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &in.at[NSA_DOUT]);
-    }
+    if (!status)
+        parts_note(PART_SELECT, check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]));
+    for (int id = NSA_OUT; id <= NSA_IMPORTANCE && !status; id++)
+        note_output(s, (nsa_id)id, &mine, &oracle);
+    status = status ? status : note_gradients(s, c, &in, &mine, &oracle);
     tensors_free(&in);
     tensors_free(&mine);
     tensors_free(&oracle);
@@ -181,8 +199,6 @@ nsa_status judge_forced(const subject *s, const test_case *c) {
 static nsa_status check_causal(const subject *s, const test_case *c, const nsa_tensors *in,
                                int pair, const nsa_tensor *dense) {
     nsa_tensor mine = {0};
-    if (!s->stage->causal)
-        return NSA_OK;
     nsa_status status = run_causal(s->stage, &c->cfg, in, pair, &mine);
     status = status ? status
                     : compare_output(tolerance_of(s->stage->arith), NSA_OUT_CAUSAL, &mine, dense);
@@ -203,10 +219,12 @@ nsa_status judge_limits(const subject *s, const test_case *c) {
     for (int x = 0; x < 3 && !status; x++) {
         nsa_tensor dense = {0};
         status = run_causal(s->oracle, cfg, &in, x, &dense);
-        status = status ? status : check_causal(s, c, &in, x, &dense);
+        if (!status && s->stage->causal)
+            parts_note(PART_CAUSAL, check_causal(s, c, &in, x, &dense));
         if (!status && is_dense[x])
-            status = compare_output(tolerance_of(s->stage->arith), NSA_OUT_CMP + (nsa_id)x,
-                                    &mine.at[NSA_OUT_CMP + x], &dense);
+            parts_note((stage_part)(PART_CMP + x),
+                       compare_output(tolerance_of(s->stage->arith), NSA_OUT_CMP + (nsa_id)x,
+                                      &mine.at[NSA_OUT_CMP + x], &dense));
         tensor_free(&dense);
     }
     tensors_free(&in);
@@ -216,23 +234,23 @@ nsa_status judge_limits(const subject *s, const test_case *c) {
 
 /* The expectations of an independent program, for every result that the folder has. */
 nsa_status judge_vector(const subject *s, const test_case *c) {
-    const tolerance *tol = tolerance_of(s->stage->arith);
     nsa_tensors in = {0}, mine = {0}, expect;
     nsa_status status = case_expectations(c, &expect);
     status = status ? status : case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
-    if (!status && in.at[NSA_BLOCK_IDX].dtype)
-        status = check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]);
-    else if (!status)
-        status = compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect);
+    if (!status)
+        parts_note(PART_SELECT, in.at[NSA_BLOCK_IDX].dtype
+                                    ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
+                                    : compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect));
     int compared = 0;
     for (int id = NSA_OUT; id <= NSA_GRAD_LAST && !status; id++) {
         if (!expect.at[id].dtype)
             continue;
         compared++;
-        status = id < NSA_GRAD_FIRST ? compare_output(tol, (nsa_id)id, &mine.at[id], &expect.at[id])
-                                     : compare_gradient(tol, (nsa_id)id, &mine.at[id],
-                                                        &expect.at[id], &in.at[NSA_DOUT]);
+        if (id < NSA_GRAD_FIRST)
+            note_output(s, (nsa_id)id, &mine, &expect);
+        else
+            note_gradient(s, (nsa_id)id, &in, &mine, &expect);
     }
     if (!status && compared < 15)
         status = nsa_fail(NSA_ERR_IO, "the vector holds only %d expectations", compared);
@@ -287,7 +305,7 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     for (int id = NSA_BLOCK_IDX; id <= NSA_GRAD_LAST && !status; id++) {
         nsa_tensor picked, *whole = &oracle.at[id];
-        if (!whole->dtype)
+        if (!whole->dtype || (id >= NSA_GRAD_FIRST && !s->stage->backward))
             continue;
         int by_row = id <= NSA_IMPORTANCE || id == NSA_DQ || id == NSA_DGATE;
         status = by_row ? pick_rows(&picked, whole, rows) : tensor_copy(&picked, whole);

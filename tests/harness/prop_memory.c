@@ -15,38 +15,51 @@ static nsa_status check_count(long before, const char *call) {
     return NSA_OK;
 }
 
-/* load, forward, backward, prefill; then the first tokens again as a decode step. */
-static nsa_status count_calls(nsa_context *ctx, const nsa_tensors *in, nsa_tensors *step) {
+/* load, forward, and what else the stage has: backward, prefill, the first tokens again as a step.
+ */
+static nsa_status count_calls(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
+                              nsa_tensors *step) {
     long before = harness_allocations();
     nsa_status status = nsa_load(ctx, in);
     status = status ? status : check_count(before, "load");
     status = status ? status : nsa_forward(ctx);
     status = status ? status : check_count(before, "forward");
-    status = status ? status : nsa_backward(ctx);
+    if (!status && stage->backward)
+        status = nsa_backward(ctx);
     status = status ? status : check_count(before, "backward");
-    status = status ? status : nsa_prefill(ctx);
+    if (!status && stage->prefill)
+        status = nsa_prefill(ctx);
     status = status ? status : check_count(before, "prefill");
-    status = status ? status : nsa_load_step(ctx, step);
+    if (status || !stage->decode)
+        return status;
+    status = nsa_load_step(ctx, step);
     status = status ? status : check_count(before, "load_step");
     status = status ? status : nsa_decode(ctx);
     return status ? status : check_count(before, "decode");
 }
 
+const char *no_malloc_cannot(const subject *s) {
+    if (!harness_allocations)
+        return "allocations are counted in build/judge only";
+    if (s->stage->device) /* a launch takes memory in the device's own library, and gives it back */
+        return "launches allocate where the stage cannot see it";
+    return NULL;
+}
+
 nsa_status judge_no_malloc(const subject *s, const test_case *c) {
-    nsa_setup setup = {.flags =
-                           NSA_BACKWARD | NSA_DECODE | NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE};
+    nsa_setup setup = {.flags = (s->stage->backward ? NSA_BACKWARD : 0u) |
+                                (s->stage->prefill ? NSA_DECODE : 0u) | NSA_WANT_BRANCHES |
+                                NSA_WANT_IMPORTANCE};
     nsa_config cfg = c->cfg;
     nsa_tensors in, step = {0};
     nsa_context *ctx = NULL;
     int32_t active[16];
     int64_t A = case_sequences(c);
-    if (!harness_allocations)
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "allocations are counted in build/judge only");
-    if (s->stage->device) /* a launch takes memory in the device's own library, and gives it back */
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "launches allocate where the stage cannot see it");
     cfg.max_seq_len = case_longest(c) + 1;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
+    if (!s->stage->backward)
+        tensor_free(&in.at[NSA_DOUT]);
     for (int id = NSA_Q; id <= NSA_GATE; id++) {
         step.at[id] = in.at[id];
         step.at[id].shape[0] = A;
@@ -55,7 +68,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
         active[a] = a;
     step.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {A}};
     status = status ? status : nsa_open(s->stage, &cfg, &setup, &ctx);
-    status = status ? status : count_calls(ctx, &in, &step);
+    status = status ? status : count_calls(s->stage, ctx, &in, &step);
     nsa_close(ctx);
     tensors_free(&in);
     return status;

@@ -5,15 +5,23 @@
 #ifndef HARNESS_PROPERTIES_H
 #define HARNESS_PROPERTIES_H
 
+#include "harness/parts.h"
 #include "harness/run.h"
 
-/** A property. `judge` returns NSA_OK if it holds, NSA_ERR_UNSUPPORTED to skip with a reason,
- * anything else if it does not; nsa_last_error() says why. */
+/** What a property asks of a stage beyond forward: without it, its trials are skipped. */
+enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_DECODE = 2 };
+
+/** A property. `judge` returns NSA_OK if it holds, anything else if it does not; nsa_last_error()
+ * says why. What it finds out about single parts it notes (parts.h). No status of a stage's
+ * function skips a trial: what cannot be judged is known before. */
 typedef struct property {
     const char *name;                                          /**< "forward" */
     const char *says;                                          /**< one line of what must hold */
+    part_set parts;                                            /**< the parts that it is about */
+    int needs;                                                 /**< NEEDS_BACKWARD | ... */
     int (*applies)(const subject *s, const test_case *c);      /**< 1 if the case is for it */
     nsa_status (*judge)(const subject *s, const test_case *c); /**< the judgement */
+    const char *(*cannot)(const subject *s); /**< why it cannot be judged here; NULL: it can */
 } property;
 
 /** The properties, and how many there are. */
@@ -24,12 +32,28 @@ extern const int property_count;
 /** Compare out and the three branch outputs with the oracle's. */
 nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_tensors *b);
 
+/** Compare one output with the oracle's and note its part. @return NSA_OK */
+nsa_status note_output(const subject *s, nsa_id id, const nsa_tensors *a, const nsa_tensors *b);
+
+/** Compare one gradient with the oracle's and note its part; nothing if the stage has no backward.
+ *  @param in  the inputs of both
+ *  @return NSA_OK */
+nsa_status note_gradient(const subject *s, nsa_id id, const nsa_tensors *in, const nsa_tensors *a,
+                         const nsa_tensors *b);
+
+/** note_gradient() for every gradient of the case. @return NSA_OK */
+nsa_status note_gradients(const subject *s, const test_case *c, const nsa_tensors *in,
+                          const nsa_tensors *a, const nsa_tensors *b);
+
 /** Judge a selection against the oracle's results, with the slack that the case allows. */
 nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
                           const nsa_tensor *mine, const nsa_tensors *oracle);
 
 /** Draw forced block lists, in any order and with holes, into `in`. */
 nsa_status draw_forced(const test_case *c, nsa_tensors *in);
+
+/** Why no_malloc cannot be judged of this stage in this program, NULL if it can. */
+const char *no_malloc_cannot(const subject *s);
 
 /** Counts allocations since the program began; NULL where the program does not count them. */
 extern long (*harness_allocations)(void);

@@ -47,13 +47,14 @@ nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
 }
 
 /* Every result that exists after a forward (and backward). */
-static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int how, nsa_tensors *results) {
+static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int how, int backward,
+                           nsa_tensors *results) {
     nsa_status status = NSA_OK;
     for (int id = NSA_BLOCK_IDX; id <= NSA_V_PHI && !status; id++) {
         if (!(how & RUN_LEAN) || id < NSA_OUT_CMP || id > NSA_IMPORTANCE)
             status = read_result(ctx, (nsa_id)id, &results->at[id]);
     }
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && (how & RUN_BACKWARD) && !status; id++) {
+    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && backward && !status; id++) {
         if (nsa_has(cfg, (nsa_id)id))
             status = read_result(ctx, (nsa_id)id, &results->at[id]);
     }
@@ -105,17 +106,18 @@ static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before
     return NSA_OK;
 }
 
-/* A context of one token and the smallest heads, that asks for all that there is. */
+/* A context of one token and the smallest heads, that asks for all that the stage has. */
 static nsa_status open_beside(const nsa_stage *stage, nsa_context **ctx) {
     nsa_config tiny = nsa_config_defaults();
-    const nsa_setup setup = {.flags = NSA_BACKWARD | NSA_DECODE | NSA_WANT_CAUSAL};
+    const nsa_setup setup = {.flags = (stage->backward ? NSA_BACKWARD : 0u) |
+                                      (stage->prefill ? NSA_DECODE : 0u) | NSA_WANT_CAUSAL};
     tiny.seq_len = tiny.q_heads = tiny.kv_heads = tiny.qk_dim = tiny.v_dim = 1;
     return nsa_open(stage, &tiny, &setup, ctx);
 }
 
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
                      nsa_tensors *results) {
-    const int backward = (how & RUN_BACKWARD) != 0;
+    const int backward = (how & RUN_BACKWARD) && stage->backward;
     const int64_t more =
         how & RUN_TWICE ? 7 : 0; /* tokens of the first run that the second lacks */
     nsa_setup setup = {.flags = NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
@@ -137,7 +139,7 @@ nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_te
     if (!status && (how & RUN_TWICE))
         status = run_others(ctx, &used, more, backward);
     status = status ? status : run_once(ctx, &used, backward);
-    status = status ? status : read_all(ctx, cfg, how, results);
+    status = status ? status : read_all(ctx, cfg, how, backward, results);
     status = status ? status : nsa_check_memory(ctx);
     status = status ? status : inputs_fenced(&used, &before);
     nsa_close(ctx);

@@ -25,7 +25,8 @@ enum {
     RUN_THREADS = 16
 };
 
-/** Open the stage, load, run forward (and backward), read every result, check all fences.
+/** Open the stage, load, run forward (and backward, if the stage has one), read every result, check
+ * all fences.
  *  RUN_TWICE first loads and runs other values, and more of them, through the same context, which
  *  must leave no trace. RUN_LEAN asks for no branch outputs and no importance.
  *  RUN_BESIDE opens a second, tiny context in between, which must not matter to the first.

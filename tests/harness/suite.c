@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* --------------------------------------------------- which cases a property is for */
@@ -73,31 +74,47 @@ static int is_bad_config_case(const subject *s, const test_case *c) {
            c->cfg.slc_local == 2 && c->cfg.kv_heads == 2 && c->cfg.phi == NSA_PHI_MEAN;
 }
 
+/* What the columns mean stands in properties.h. */
 const property properties[] = {
-    {"bad_config", "every rule of a config, broken, is an error that names it", is_bad_config_case,
-     judge_bad_config},
-    {"bad_input", "wrong tensors and calls out of order are errors", is_bad_input_case,
-     judge_bad_input},
-    {"vector", "results are those of an independent program", is_vector, judge_vector},
-    {"forward", "outputs, importance and selection are the oracle's", any_case, judge_forward},
-    {"branches", "a one-hot gate gives that branch alone", any_case, judge_branches},
-    {"forced", "forced block lists are used, in any order, with holes", any_case, judge_forced},
-    {"limits", "a branch that sees everything is dense causal attention", any_case, judge_limits},
-    {"rows", "sampled rows are the rows of the whole", all_rows, judge_rows},
-    {"backward", "every gradient is the oracle's; dgate = <dout, out_branch>", any_case,
-     judge_backward},
-    {"differences", "central differences confirm every gradient", small_float64, judge_differences},
-    {"decode", "prefill and decode give the rows of the forward", unforced, judge_decode},
-    {"reads", "a query reads exactly the tokens that the operator says", countable, judge_reads},
-    {"causality", "a later token changes no earlier row, bitwise", one_sequence, judge_causality},
-    {"packing", "packed sequences never see each other", is_pack, judge_packing},
-    {"nan", "NaN and Inf reach only rows whose branch may touch them", unforced, judge_nan},
-    {"nan_order", "NaN importance ranks below every number, then by index", one_sequence,
-     judge_nan_order},
-    {"repeat", "the same call gives the same bits, whatever ran before", all_rows, judge_repeat},
+    {"bad_config", "every rule of a config, broken, is an error that names it", PART(ERRORS),
+     NEEDS_NOTHING, is_bad_config_case, judge_bad_config, NULL},
+    {"bad_input", "wrong tensors and calls out of order are errors", PART(ERRORS), NEEDS_NOTHING,
+     is_bad_input_case, judge_bad_input, NULL},
+    {"vector", "results are those of an independent program", PARTS_FORWARD | PARTS_BACKWARD,
+     NEEDS_NOTHING, is_vector, judge_vector, NULL},
+    {"forward", "outputs, importance and selection are the oracle's", PARTS_FORWARD, NEEDS_NOTHING,
+     any_case, judge_forward, NULL},
+    {"branches", "a one-hot gate gives that branch alone", PART(GATE), NEEDS_NOTHING, any_case,
+     judge_branches, NULL},
+    {"forced", "forced block lists are used, in any order, with holes",
+     (PARTS_FORWARD & ~PART(COMPRESS)) | PARTS_BACKWARD, NEEDS_NOTHING, any_case, judge_forced,
+     NULL},
+    {"limits", "a branch that sees everything is dense causal attention",
+     PART(CMP) | PART(SLC) | PART(WIN) | PART(CAUSAL), NEEDS_NOTHING, any_case, judge_limits, NULL},
+    {"rows", "sampled rows are the rows of the whole", PART(ROWS), NEEDS_NOTHING, all_rows,
+     judge_rows, NULL},
+    {"backward", "every gradient is the oracle's; dgate = <dout, out_branch>", PARTS_BACKWARD,
+     NEEDS_BACKWARD, any_case, judge_backward, NULL},
+    {"differences", "central differences confirm every gradient", PARTS_BACKWARD, NEEDS_BACKWARD,
+     small_float64, judge_differences, NULL},
+    {"decode", "prefill and decode give the rows of the forward", PART(DECODE), NEEDS_DECODE,
+     unforced, judge_decode, NULL},
+    {"reads", "a query reads exactly the tokens that the operator says",
+     PART(CMP) | PART(SLC) | PART(WIN), NEEDS_NOTHING, countable, judge_reads, NULL},
+    {"causality", "a later token changes no earlier row, bitwise", PART(CAUSALITY), NEEDS_NOTHING,
+     one_sequence, judge_causality, NULL},
+    {"packing", "packed sequences never see each other", PART(PACKING), NEEDS_NOTHING, is_pack,
+     judge_packing, NULL},
+    {"nan", "NaN and Inf reach only rows whose branch may touch them", PART(NAN), NEEDS_NOTHING,
+     unforced, judge_nan, NULL},
+    {"nan_order", "NaN importance ranks below every number, then by index", PART(SELECT),
+     NEEDS_NOTHING, one_sequence, judge_nan_order, NULL},
+    {"repeat", "the same call gives the same bits, whatever ran before", PART(REPEAT),
+     NEEDS_NOTHING, all_rows, judge_repeat, NULL},
     {"threads", "1, 2, 3 and 7 threads give the same rows, and each the same gradients twice",
-     many_tiles, judge_threads},
-    {"no_malloc", "no call allocates", all_rows, judge_no_malloc},
+     PART(REPEAT), NEEDS_NOTHING, many_tiles, judge_threads, NULL},
+    {"no_malloc", "no call allocates", PART(MEMORY), NEEDS_NOTHING, all_rows, judge_no_malloc,
+     no_malloc_cannot},
 };
 
 const int property_count = sizeof properties / sizeof properties[0];
@@ -153,37 +170,95 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
 
 /* ------------------------------------------------------------------ running */
 
+/* Why a trial cannot be judged, NULL if it can. */
+static const char *why_not(const subject *s, const property *p) {
+    if ((p->needs & NEEDS_BACKWARD) && !s->stage->backward)
+        return "the stage has no backward";
+    if ((p->needs & NEEDS_DECODE) && !s->stage->prefill)
+        return "the stage has no prefill";
+    if ((p->needs & NEEDS_DECODE) && !s->stage->decode)
+        return "the stage has no decode";
+    return p->cannot ? p->cannot(s) : NULL;
+}
+
+const char *suite_missing(const nsa_stage *stage) {
+    static char text[40];
+    snprintf(text, sizeof text, "%s%s%s", stage->backward ? "" : ", backward",
+             stage->prefill ? "" : ", prefill", stage->decode ? "" : ", decode");
+    return *text ? text + 2 : text;
+}
+
+void suite_replay(const char *stage, const char *name, const char *text, char *line,
+                  size_t capacity) {
+    snprintf(line, capacity, "replay: build/nsa check --stage %s --property %s --case \"%s\"\n",
+             stage, name, text);
+}
+
+part_set suite_parts(const nsa_stage *stage, const property *p) {
+    return p->parts & ~(stage->backward ? 0 : PARTS_BACKWARD) & ~(stage->causal ? 0 : PART(CAUSAL));
+}
+
 /* The line that a signal handler writes: made before the trial, for it may call nothing then. */
 static char replay[640];
+static int judging; /* a trial is under way */
 
-static void die(int signal_number) {
-    const char *what = signal_number == SIGALRM ? "\nHANG: " : "\nCRASH: ";
+static void end_program(const char *what) {
     if (write(STDERR_FILENO, what, strlen(what)) < 0 ||
         write(STDERR_FILENO, replay, strlen(replay)) < 0)
         _exit(1);
     _exit(1);
 }
 
-static void watch(int on) {
-    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
-    for (int i = 0; i < 6; i++)
-        signal(signals[i], on ? die : SIG_DFL);
+static void die(int signal_number) {
+    end_program(signal_number == SIGALRM ? "\nHANG: " : "\nCRASH: ");
 }
 
-verdict suite_run(const subject *s, const trial *t, unsigned seconds, char *why, size_t room) {
+/* A stage that calls exit(0) has not passed. */
+static void caught_exit(void) {
+    if (judging)
+        end_program("\nEXIT: ");
+}
+
+static void watch(int on) {
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
+    static int registered;
+    for (int i = 0; i < 6; i++)
+        signal(signals[i], on ? die : SIG_DFL);
+    if (!registered++)
+        atexit(caught_exit);
+    judging = on;
+}
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o) {
     test_case c;
-    snprintf(replay, sizeof replay,
-             "replay: build/nsa check --stage %s --property %s --case \"%s\"\n", s->name,
-             t->property->name, t->text);
+    findings f;
+    const char *reason = why_not(s, t->property);
+    memset(o, 0, sizeof *o);
+    if (reason) {
+        o->verdict = SKIPPED;
+        snprintf(o->why, sizeof o->why, "%s", reason);
+        return;
+    }
+    suite_replay(s->name, t->property->name, t->text, replay, sizeof replay);
+    const double begin = seconds_now();
     watch(1);
     alarm(seconds);
+    parts_begin();
     nsa_status status = case_parse(t->text, &c);
     status = status ? status : t->property->judge(s, &c);
+    o->verdict = parts_end(suite_parts(s->stage, t->property), status, &f) ? PASSED : FAILED;
     alarm(0);
     watch(0);
-    why[0] = 0;
-    if (status)
-        snprintf(why, room, "%s: %s (seed %llu)\n%s", t->property->name, nsa_last_error(),
-                 (unsigned long long)c.seed, replay);
-    return status == NSA_OK ? PASSED : status == NSA_ERR_UNSUPPORTED ? SKIPPED : FAILED;
+    o->seconds = seconds_now() - begin;
+    o->passed = f.passed;
+    o->failed = f.failed;
+    if (o->verdict == FAILED)
+        snprintf(o->why, sizeof o->why, "%s(seed %llu)\n%s", f.why, (unsigned long long)c.seed,
+                 replay);
 }

@@ -16,6 +16,15 @@ typedef struct trial {
 /** How a trial ended. */
 typedef enum verdict { PASSED, FAILED, SKIPPED } verdict;
 
+/** A trial's end, and what it found out. */
+typedef struct outcome {
+    verdict verdict;
+    part_set passed; /**< parts that passed */
+    part_set failed; /**< parts that failed */
+    double seconds;  /**< how long it took */
+    char why[2900];  /**< "" if it passed; why it was skipped; or findings.why, seed, replay line */
+} outcome;
+
 /** List all trials for a stage; the quick ones alone leave out what takes long.
  *  @param property_name  only this property; NULL for all
  *  @param case_text      only this case, which need not be of the list; NULL for all
@@ -24,8 +33,20 @@ typedef enum verdict { PASSED, FAILED, SKIPPED } verdict;
 nsa_status suite_list(const subject *s, int quick, const char *property_name, const char *case_text,
                       trial **list, size_t *count);
 
-/** Judge one trial. A crash or a hang of more than `seconds` ends the program with the replay line.
- *  @param[out] why  what was wrong, or why it was skipped, with the replay line */
-verdict suite_run(const subject *s, const trial *t, unsigned seconds, char *why, size_t room);
+/** @return what the stage's table leaves out: "backward, prefill, decode"; "" if nothing. */
+const char *suite_missing(const nsa_stage *stage);
+
+/** @return the parts that a property is about, without those that the stage leaves out. */
+part_set suite_parts(const nsa_stage *stage, const property *p);
+
+/** Judge one trial, or skip it: decided before any call of the stage, from what its table leaves
+ * out and what this program cannot judge. A crash or a hang of more than `seconds` ends the program
+ * with the replay line.
+ *  @param[out] o  how it ended */
+void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o);
+
+/** The line that runs a trial of property `name` again: "replay: build/nsa check --stage ...\n". */
+void suite_replay(const char *stage, const char *name, const char *text, char *line,
+                  size_t capacity);
 
 #endif

@@ -1,0 +1,100 @@
+/** @file parts.c
+ *  @brief What a trial finds out about the parts of a stage. */
+#include "harness/parts.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const char *part_name(stage_part p) {
+    static const char *const names[PART_COUNT] = {"compress",
+                                                  "importance",
+                                                  "selection",
+                                                  "compressed branch",
+                                                  "selected branch",
+                                                  "window branch",
+                                                  "gate",
+                                                  "plain causal",
+                                                  "rows",
+                                                  "dgate",
+                                                  "dq",
+                                                  "dk_cmp",
+                                                  "dv_cmp",
+                                                  "dk_slc",
+                                                  "dv_slc",
+                                                  "dk_win",
+                                                  "dv_win",
+                                                  "dphi_k",
+                                                  "dphi_v",
+                                                  "decode",
+                                                  "packing",
+                                                  "causality",
+                                                  "nan",
+                                                  "repeat",
+                                                  "memory",
+                                                  "errors"};
+    return names[p];
+}
+
+stage_part part_of(nsa_id id) {
+    switch (id) {
+    case NSA_K_PHI:
+    case NSA_V_PHI:
+        return PART_COMPRESS;
+    case NSA_IMPORTANCE:
+        return PART_IMPORTANCE;
+    case NSA_BLOCK_IDX:
+        return PART_SELECT;
+    case NSA_OUT_CMP:
+    case NSA_OUT_SLC:
+    case NSA_OUT_WIN:
+        return (stage_part)(PART_CMP + (id - NSA_OUT_CMP));
+    case NSA_OUT_CAUSAL:
+        return PART_CAUSAL;
+    case NSA_DGATE:
+        return PART_DGATE;
+    default:
+        break;
+    }
+    if (id >= NSA_DQ && id <= NSA_DV_WIN)
+        return (stage_part)(PART_DQ + (id - NSA_DQ));
+    if (id >= NSA_DPHI_K_PE)
+        return id <= NSA_DPHI_K_B2 ? PART_DPHI_K : PART_DPHI_V;
+    return PART_GATE;
+}
+
+/* Of the trial under way; a program judges one at a time. */
+static findings now;
+
+/* The first failure of a part is the one that is told. */
+static void tell(stage_part p, const char *what) {
+    size_t used = strlen(now.why);
+    if (!(now.failed & (part_set)1 << p))
+        snprintf(now.why + used, sizeof now.why - used, "%s: %s\n", part_name(p), what);
+    now.failed |= (part_set)1 << p;
+}
+
+void parts_begin(void) {
+    memset(&now, 0, sizeof now);
+}
+
+nsa_status parts_note(stage_part p, nsa_status status) {
+    if (status)
+        tell(p, nsa_last_error());
+    else
+        now.passed |= (part_set)1 << p;
+    return NSA_OK;
+}
+
+int parts_end(part_set judged, nsa_status status, findings *f) {
+    const part_set noted = now.passed | now.failed;
+    if (!noted && !status) /* a property that is all or nothing notes no part by itself */
+        now.passed = judged;
+    if (status) {
+        size_t used = strlen(now.why);
+        snprintf(now.why + used, sizeof now.why - used, "%s\n", nsa_last_error());
+        now.failed |= judged & ~noted ? judged & ~noted : judged;
+    }
+    now.passed &= ~now.failed;
+    *f = now;
+    return !now.failed;
+}
