@@ -297,10 +297,9 @@ typedef struct nsa_step {
     const int32_t *block_idx; /**< [A,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
 } nsa_step;
 
-/** The table of functions a stage exports. Sizes, types, order of calls and values are checked
- * before any of them is called, and every tensor a call needs is there. `self` is what `open` made.
- * A stage half written may leave backward, decode, or prefill and decode NULL: then a context is
- * not opened for them, and the harness skips what needs them, by name. */
+/** The table of functions a stage exports; all is checked before any of them is called, and every
+ * tensor a call needs is there. `self` is what `open` made. A stage half written may leave
+ * backward, decode, or prefill and decode NULL: the harness skips what needs them, by name. */
 typedef struct nsa_stage {
     uint32_t abi;     /**< NSA_ABI */
     nsa_arith arith;  /**< what it computes in */
