@@ -10,9 +10,9 @@
 #include <string.h>
 
 /* dgate = <dout, out_branch>, row for row (Eq. 5 differentiated). */
-static nsa_status check_gate_gradient(const subject *s, const nsa_tensors *in,
+static nsa_status check_gate_gradient(const subject *s, const gradient_units *units,
                                       const nsa_tensors *mine) {
-    const nsa_tensor *dout = &in->at[NSA_DOUT], *rows = &in->at[NSA_ROWS];
+    const nsa_tensor *dout = &units->in->at[NSA_DOUT], *rows = &units->in->at[NSA_ROWS];
     const nsa_tensor *dgate = &mine->at[NSA_DGATE];
     nsa_tensor product = *dgate;
     nsa_status status = tensor_take(&product);
@@ -27,7 +27,7 @@ static nsa_status check_gate_gradient(const subject *s, const nsa_tensors *in,
         tensor_set(&product, i, sum);
     }
     if (!status)
-        status = compare_gradient(tolerance_of(s->stage->arith), NSA_DGATE, dgate, &product, dout);
+        status = compare_gradient(tolerance_of(s->stage->arith), NSA_DGATE, dgate, &product, units);
     tensor_free(&product);
     return status;
 }
@@ -39,12 +39,12 @@ nsa_status judge_backward(const subject *s, const test_case *c) {
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
+    const gradient_units units = units_for(s, c, &in);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         if (nsa_has(&c->cfg, (nsa_id)id))
-            status =
-                compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &in.at[NSA_DOUT]);
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &units);
     }
-    status = status ? status : check_gate_gradient(s, &in, &mine);
+    status = status ? status : check_gate_gradient(s, &units, &mine);
     tensors_free(&in);
     tensors_free(&mine);
     tensors_free(&oracle);

@@ -166,10 +166,10 @@ nsa_status judge_forced(const subject *s, const test_case *c) {
     status = status ? status
                     : compare_output(tol, NSA_IMPORTANCE, &mine.at[NSA_IMPORTANCE],
                                      &oracle.at[NSA_IMPORTANCE]);
+    const gradient_units units = units_for(s, c, &in);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         if (nsa_has(&c->cfg, (nsa_id)id))
-            status =
-                compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &in.at[NSA_DOUT]);
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &oracle.at[id], &units);
     }
     tensors_free(&in);
     tensors_free(&mine);
@@ -225,14 +225,15 @@ nsa_status judge_vector(const subject *s, const test_case *c) {
         status = check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]);
     else if (!status)
         status = compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect);
+    const gradient_units units = units_for(s, c, &in);
     int compared = 0;
     for (int id = NSA_OUT; id <= NSA_GRAD_LAST && !status; id++) {
         if (!expect.at[id].dtype)
             continue;
         compared++;
-        status = id < NSA_GRAD_FIRST ? compare_output(tol, (nsa_id)id, &mine.at[id], &expect.at[id])
-                                     : compare_gradient(tol, (nsa_id)id, &mine.at[id],
-                                                        &expect.at[id], &in.at[NSA_DOUT]);
+        status = id < NSA_GRAD_FIRST
+                     ? compare_output(tol, (nsa_id)id, &mine.at[id], &expect.at[id])
+                     : compare_gradient(tol, (nsa_id)id, &mine.at[id], &expect.at[id], &units);
     }
     if (!status && compared < 15)
         status = nsa_fail(NSA_ERR_IO, "the vector holds only %d expectations", compared);
@@ -285,6 +286,7 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
     if (!status)
         status = tensor_copy(&in.at[NSA_BLOCK_IDX], &oracle.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
+    const gradient_units units = units_for(s, c, &all);
     for (int id = NSA_BLOCK_IDX; id <= NSA_GRAD_LAST && !status; id++) {
         nsa_tensor picked, *whole = &oracle.at[id];
         if (!whole->dtype)
@@ -292,7 +294,7 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
         int by_row = id <= NSA_IMPORTANCE || id == NSA_DQ || id == NSA_DGATE;
         status = by_row ? pick_rows(&picked, whole, rows) : tensor_copy(&picked, whole);
         if (!status && id >= NSA_GRAD_FIRST)
-            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &all.at[NSA_DOUT]);
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &units);
         else if (!status)
             status = compare_output(tol, (nsa_id)id, &mine.at[id], &picked);
         tensor_free(&picked);
