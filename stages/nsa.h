@@ -90,7 +90,7 @@ typedef struct nsa_config {
     int64_t window;     /**< w: tokens of the sliding window, self included; default 512 */
     nsa_phi phi;        /**< the compressor; default NSA_PHI_MLP */
     int64_t phi_hidden; /**< hidden width of the mlp compressor; default 2*max(dk,dv) */
-    double scale;       /**< score scale of every branch; default 1/sqrt(dk) */
+    double scale;       /**< score scale of every branch, 2^-100..2^100; default 1/sqrt(dk) */
     int64_t max_seqs; /**< B: most sequences of a pack, and slots of the decode cache; default 1 */
     int64_t max_seq_len; /**< most tokens of one decode slot; default seq_len */
 } nsa_config;

@@ -45,12 +45,12 @@ static nsa_status truth_of_blocks(const workload *w, const nsa_stage *oracle,
 /* dphi_k_b2 is zero by identity; an oracle in float32 has its own rounding there, and no number to
  * be near to. */
 static nsa_status compare_with_zero(const tolerance *tol, nsa_id id, const nsa_tensor *mine,
-                                    const nsa_tensor *dout) {
+                                    const gradient_units *units) {
     nsa_tensor zero = *mine;
     nsa_status status = tensor_take(&zero);
     if (!status) {
         memset(zero.data, 0, (size_t)nsa_count(&zero) * nsa_dtype_size(zero.dtype));
-        status = compare_gradient(tol, id, mine, &zero, dout);
+        status = compare_gradient(tol, id, mine, &zero, units);
         tensor_free(&zero);
     }
     return status;
@@ -59,15 +59,18 @@ static nsa_status compare_with_zero(const tolerance *tol, nsa_id id, const nsa_t
 static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
                               const nsa_tensors *mine, const nsa_tensors *truth) {
     const tolerance *tol = tolerance_of(arith);
+    nsa_tensors in = w->in;
     nsa_status status = compare_output(tol, NSA_OUT, &mine->at[NSA_OUT], &truth->at[NSA_OUT]);
+    in.at[NSA_DOUT] = w->sparse;
+    const gradient_units units = units_of(&w->judged.cfg, &in);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         int counts = !causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
         if (w->pass != BENCH_BACKWARD || !counts || !nsa_has(&w->cfg, (nsa_id)id))
             continue;
         if (id == NSA_DPHI_K_B2)
-            status = compare_with_zero(tol, (nsa_id)id, &mine->at[id], &w->sparse);
+            status = compare_with_zero(tol, (nsa_id)id, &mine->at[id], &units);
         else
-            status = compare_gradient(tol, (nsa_id)id, &mine->at[id], &truth->at[id], &w->sparse);
+            status = compare_gradient(tol, (nsa_id)id, &mine->at[id], &truth->at[id], &units);
     }
     return status;
 }

@@ -38,19 +38,21 @@ int64_t keep_all(const stage *st, const sequence *sq, int64_t t) {
 }
 
 /* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys, masked by st->keep. The
- * probabilities stay in st->p, 0 where masked. With nothing kept o = 0. */
+ * probabilities stay in st->p, 0 where masked. With nothing kept o = 0. The maximum is subtracted
+ * from the scores as they are, and the difference is scaled: one rounding, however large both are.
+ */
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o) {
     const int64_t dk = st->cfg.qk_dim, dv = st->cfg.v_dim, Hkv = st->cfg.kv_heads;
     const real scale = (real)st->cfg.scale;
     real *p = st->p, most = -INFINITY, sum = 0;
     for (int64_t s = 0; s < n; s++) {
-        p[s] = scale * dot(q, k + s * Hkv * dk, dk);
+        p[s] = dot(q, k + s * Hkv * dk, dk);
         if (!st->keep[s])
             p[s] = -INFINITY; /* the mask */
         most = p[s] > most ? p[s] : most;
     }
     for (int64_t s = 0; s < n; s++) {
-        p[s] = st->keep[s] ? real_exp(p[s] - most) : 0;
+        p[s] = st->keep[s] ? real_exp(scale * (p[s] - most)) : 0;
         sum += p[s];
     }
     memset(o, 0, (size_t)dv * sizeof *o);

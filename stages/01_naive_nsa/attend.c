@@ -53,19 +53,21 @@ static int64_t part_end(int64_t first, int64_t n) {
 }
 
 /* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys of st->list. Their
- * probabilities stay in st->p, in the list's order. With nothing listed o = 0. */
+ * probabilities stay in st->p, in the list's order. With nothing listed o = 0. The maximum is
+ * subtracted from the scores as they are, and the difference is scaled: one rounding, however large
+ * both are. */
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o) {
     const int64_t dk = st->cfg.qk_dim, dv = st->cfg.v_dim, Hkv = st->cfg.kv_heads;
     const real scale = (real)st->cfg.scale;
     real *p = st->p, most = -INFINITY, sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        p[i] = scale * dot(q, k + st->list[i] * Hkv * dk, dk);
+        p[i] = dot(q, k + st->list[i] * Hkv * dk, dk);
         most = p[i] > most ? p[i] : most;
     }
     for (int64_t first = 0; first < n; first += PART) {
         real part = 0;
         for (int64_t i = first; i < part_end(first, n); i++) {
-            p[i] = real_exp(p[i] - most);
+            p[i] = real_exp(scale * (p[i] - most));
             part += p[i];
         }
         sum += part;

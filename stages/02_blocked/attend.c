@@ -58,14 +58,14 @@ void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t h
     }
 }
 
-/* max(scale * row[n0..n1)), the columns a whole number of vectors */
-static inline real largest(const real *row, int64_t n0, int64_t n1, real scale) {
+/* max(row[n0..n1)), the columns a whole number of vectors */
+static inline real largest(const real *row, int64_t n0, int64_t n1) {
     const int64_t n = (n1 - n0) / LANES * LANES; /* tells the compiler that there is no tail */
     real top = -INFINITY;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < n; j++)
         top = row[n0 + j] > top ? row[n0 + j] : top;
-    return scale * top;
+    return top;
 }
 
 /* top [LANES] = max(top, row[0..n)) in every lane */
@@ -77,25 +77,25 @@ static inline void raise(const real *row, int64_t n, real *top) {
     }
 }
 
-/* Whether some scale * row[n0..n1) is above `limit`; only this is asked of most spans. */
-static inline int above(const real *row, int64_t n0, int64_t n1, real scale, real limit) {
+/* Whether some row[n0..n1) is more than `room` above `most`; only this is asked of most spans. */
+static inline int above(const real *row, int64_t n0, int64_t n1, real most, real room) {
     const int64_t n = (n1 - n0) / LANES * LANES;
     int any = 0;
 #pragma omp simd reduction(| : any)
     for (int64_t j = 0; j < n; j++)
-        any |= scale * row[n0 + j] > limit;
+        any |= row[n0 + j] - most > room;
     return any;
 }
 
-/* row = 2^(scale row - most), in place; sum += its LANES partial sums. One expression for every
- * column. */
+/* row = 2^(scale (row - most)), in place; sum += its LANES partial sums. One expression for every
+ * column, and one rounding of the difference: large scores lose no digits here. */
 static inline void exponentiate(real *row, int64_t n0, int64_t n1, real scale, real most,
                                 real *sum) {
     real lane[LANES] = {0};
 #pragma GCC unroll 4
     for (int64_t j = n0; j < n1; j += LANES) {
         for (int i = 0; i < LANES; i++) {
-            const real e = exp2_bounded(scale * row[j + i] - most);
+            const real e = exp2_bounded(scale * (row[j + i] - most));
             row[j + i] = e;
             lane[i] += e;
         }
@@ -124,15 +124,16 @@ static inline real add_lanes(const real *lane) {
     return half[0];
 }
 
-/* Scores in units of log2: softmax over 2^x, x = scale log2(e) q.k. */
+/* From scores to units of log2: softmax over 2^(scale log2(e) q.k). */
 real log2_scale(const stage *st) {
     return (real)(st->cfg.scale * 1.4426950408889634);
 }
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of one query's group. With the largest
  * score so far m and m' after the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the
- * sum. Any m serves that keeps 2^(s-m) in range, so it follows lazily, once LAZY is exceeded: the
- * exponentials then wait for no maximum. `ask`: the block that is wanted next, -1 for none. */
+ * sum; the differences times log2_scale(). Any m serves that keeps 2^(s-m) in range, so it follows
+ * lazily, once LAZY is exceeded: the exponentials then wait for no maximum. `ask`: the block that
+ * is wanted next, -1 for none. */
 static void attend_span(const stage *st, work *w, const sequence *sq, int branch, int64_t kvh,
                         int64_t row, int64_t i, span sp, int64_t ask) {
     const int64_t G = st->plan->group, dvp = st->dvp;
@@ -147,10 +148,10 @@ static void attend_span(const stage *st, work *w, const sequence *sq, int branch
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
              *sum = w->sum + (i * G + g) * LANES;
-        if (above(s, n0, n1, scale, *most + LAZY)) { /* a first span, and seldom after */
-            const real now = largest(s, n0, n1, scale);
+        if (above(s, n0, n1, *most, LAZY / scale)) { /* a first span, and seldom after */
+            const real now = largest(s, n0, n1);
             if (*most > -INFINITY) /* else o and sum are 0 still, or NaN for good */
-                shrink(exp2_bounded(*most - now), sum, o + g * dvp, dvp);
+                shrink(exp2_bounded(scale * (*most - now)), sum, o + g * dvp, dvp);
             *most = now;
         }
         exponentiate(s, n0, n1, scale, *most, sum);
@@ -265,7 +266,7 @@ static void score_cmp(const stage *st, work *w, const sequence *sq, int64_t row,
         }
     }
     for (int64_t g = 0; g < n * G; g++)
-        w->most[i * G + g] = largest(w->top + g * LANES, 0, LANES, log2_scale(st));
+        w->most[i * G + g] = largest(w->top + g * LANES, 0, LANES);
 }
 
 /* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at

@@ -28,7 +28,7 @@ static void backward_span(const stage *st, work *w, const sequence *sq, int bran
         real *p = w->s + g * BLOCK, *dp = w->dp + g * BLOCK;
 #pragma omp simd
         for (int64_t j = n0; j < n1; j++) {
-            const real pj = exp2_bounded(log2e_scale * p[j] - most) * over;
+            const real pj = exp2_bounded(log2e_scale * (p[j] - most)) * over;
             dp[j] = scale * pj * (gate * dp[j] - delta); /* dp is ds from here on */
             p[j] = gate * pj;
         }

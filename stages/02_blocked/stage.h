@@ -90,7 +90,7 @@ typedef struct work {
                     * left to choose from */
     real *importance; /* [max_blocks] */
     real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
-    real *most;       /* [QUERIES,G] lazy maximum of the online softmax, in units of log2 */
+    real *most;       /* [QUERIES,G] lazy maximum of the online softmax: a score q.k, not scaled */
     real *sum, *over; /* [QUERIES,G,LANES] running sums; [QUERIES,G] 1/sum */
     real *hidden, *dhidden, *dz; /* compressors: COMPRESSED blocks at a time */
     nsa_laps laps;

@@ -117,7 +117,7 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
     for (int b = 0; b * BLOCK < n_last; b++) {
         if (b > 0 && b % ASIDE == 0) {
             if (b > ASIDE)
-                take_back(&x, g_o, a->c.dvp, heads, s_stats);
+                take_back(&x, g_o, a->c.dvp, heads, a->c.scale2, s_stats);
             set_aside(&x, g_o, a->c.dvp, heads, s_stats);
         }
         shared_block<STRIPS>(&x, &a->c, keys_at(in, &a->c, at, CMP, b),
@@ -125,7 +125,7 @@ static __device__ __forceinline__ void attend_visible(const rows_args *a, const 
                              bits(0, n_visible - b * BLOCK), bits(0, n_last - b * BLOCK));
     }
     if (n_last > ASIDE * BLOCK)
-        take_back(&x, g_o, a->c.dvp, heads, s_stats);
+        take_back(&x, g_o, a->c.dvp, heads, a->c.scale2, s_stats);
     finish(&x);
     if (at->t < 0)
         return;

@@ -42,8 +42,8 @@ static __device__ __forceinline__ void load_tile(float *s_q, const float *g_q, i
 
 /* ------------------------------------------------------------ online softmax */
 
-/* One row tile's attention as it grows: outputs [16, 64 STRIPS] up to a factor 2^-most / sum.
- * most: largest score so far, in units of log2; sum: of this lane's columns only. */
+/* One row tile's attention as it grows: outputs [16, 64 STRIPS] up to a factor 1 / sum.
+ * most: largest score q.k so far, not scaled; sum: of this lane's columns only. */
 template <int STRIPS> struct attention {
     piece o[STRIPS];
     float most[LANE_ROWS], sum[LANE_ROWS];
@@ -62,7 +62,9 @@ template <int STRIPS> static __device__ __forceinline__ void begin(attention<STR
 
 /* Online softmax (Milakov and Gimelshein 2018), one block: with the largest score so far m and m'
  * after the block, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Here the scores
- * become 2^(s-m'), stored as P^T; add_keys() does the rest. Keys outside of `mask` get -inf. */
+ * become 2^(s-m'), stored as P^T; add_keys() does the rest. Keys outside of `mask` get -inf.
+ * Differences are taken of the scores as they are, and then scaled by scale2: one rounding, so
+ * large scores lose no digits, and the compiler has no multiply-add to make of it or not. */
 template <int STRIPS>
 static __device__ __forceinline__ void soften(attention<STRIPS> *a, piece *s, uint64_t mask,
                                               float scale2, float *s_p) {
@@ -81,14 +83,14 @@ static __device__ __forceinline__ void soften(attention<STRIPS> *a, piece *s, ui
     for (int i = 0; i < LANE_ROWS; i++) {
         float *row = s->at[i];
         const float top = row_max(fmaxf(fmaxf(row[0], row[1]), fmaxf(row[2], row[3])));
-        const float now = fmaxf(a->most[i], scale2 * top);
+        const float now = fmaxf(a->most[i], top);
         const float base = now == -INFINITY ? 0 : now; /* scores may be -inf: no inf - inf */
-        shrink[i] = exp2f(a->most[i] - base);
+        shrink[i] = exp2f(scale2 * (a->most[i] - base));
         grew |= now != a->most[i];
         a->most[i] = now;
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++)
-            row[j] = exp2f(scale2 * row[j] - base);
+            row[j] = exp2f(scale2 * (row[j] - base));
         a->sum[i] = a->sum[i] * shrink[i] + ((row[0] + row[1]) + (row[2] + row[3]));
     }
     if (__any_sync(ALL_LANES, grew)) { /* seldom, after the first few blocks */
@@ -107,7 +109,7 @@ static __device__ __forceinline__ void soften(attention<STRIPS> *a, piece *s, ui
     __syncwarp();
 }
 
-/* Divide by the sums. most and sum become the row's statistics: p = 2^(scale2 s - most) sum. */
+/* Divide by the sums. most and sum become the row's statistics: p = 2^(scale2 (s - most)) sum. */
 template <int STRIPS> static __device__ __forceinline__ void finish(attention<STRIPS> *a) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -135,12 +137,13 @@ enum { ASIDE = 32 };
  * now. */
 template <int STRIPS>
 static __device__ __forceinline__ void take_back(attention<STRIPS> *a, const float *g_o, int dvp,
-                                                 int heads, const row_stats *s_stats) {
+                                                 int heads, float scale2,
+                                                 const row_stats *s_stats) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float base = a->most[i] == -INFINITY ? 0 : a->most[i];
-        const float shrink = exp2f(s_stats[first_row() + i].most - base);
+        const float shrink = exp2f(scale2 * (s_stats[first_row() + i].most - base));
 #pragma unroll
         for (int s = 0; s < STRIPS && first_row() + i < heads; s++) {
             const float4 o = load4(g_o + (first_row() + i) * dvp + s * STRIP + first_col());

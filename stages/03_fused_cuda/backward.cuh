@@ -195,7 +195,7 @@ static __device__ __forceinline__ void product_wide(wide *acc, const float *a, i
     }
 }
 
-/* gate P of two tiles from their S: 2^(scale2 S - most) over gate, 0 where a key is not seen,
+/* gate P of two tiles from their S: 2^(scale2 (S - most)) over gate, 0 where a key is not seen,
  * whatever lies there. `s_p` is the lane's address among the two tiles' rows [32][64]. */
 static __device__ __forceinline__ void store_p(const dims *c, const wide *s, const float4 *terms,
                                                uint64_t mask, float *s_p) {
@@ -210,7 +210,7 @@ static __device__ __forceinline__ void store_p(const dims *c, const wide *s, con
 #pragma unroll
         for (int j = 0; j < 2 * LANE_COLS; j++)
             p[j] = (j < LANE_COLS ? seen >> j : seen_too >> (j - LANE_COLS)) & 1
-                       ? exp2f(c->scale2 * s->at[i][j] - term.x) * over
+                       ? exp2f(c->scale2 * (s->at[i][j] - term.x)) * over
                        : 0;
         store4(s_p + i * BLOCK, p[0], p[1], p[2], p[3]);
         store4(s_p + i * BLOCK + STRIP / 2, p[4], p[5], p[6], p[7]);

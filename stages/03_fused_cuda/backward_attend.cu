@@ -68,10 +68,10 @@ static __device__ __forceinline__ void fetch_block(const dims *c, const kv_block
     fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
 }
 
-/* One row tile against one block: gate P = 2^(scale2 Q K^T - most) over gate, and with dP = dO V^T
- *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s;
- * 0 where a key is not seen, whatever lies there. P waits in s_p, 4 KiB of the warp's own, each
- * lane's pieces in its own place: registers are scarce. */
+/* One row tile against one block: gate P = 2^(scale2 (Q K^T - most)) over gate, and with dP = dO
+ * V^T dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s; 0 where a key is not seen,
+ * whatever lies there. P waits in s_p, 4 KiB of the warp's own, each lane's pieces in its own
+ * place: registers are scarce. */
 static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, const float *s_q,
                                                      const float *s_dout, const float *kt,
                                                      const float *vt, const float4 *terms,
@@ -88,7 +88,7 @@ static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, c
         float p[LANE_COLS];
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++)
-            p[j] = seen >> j & 1 ? exp2f(c->scale2 * ds->at[i][j] - term.x) * over : 0;
+            p[j] = seen >> j & 1 ? exp2f(c->scale2 * (ds->at[i][j] - term.x)) * over : 0;
         store4(s_p + i * WARP * LANE_COLS, p[0], p[1], p[2], p[3]);
     }
     zero_piece(ds);

@@ -25,7 +25,7 @@ typedef struct decode_args {
     int64_t first[BRANCHES]; /* blocks of one slot */
     int parts[BRANCHES];     /* CUDA blocks to a unit */
     real *scores;            /* [units, blocks of a slot][16][64] of the compressed keys */
-    real *part_o;            /* [units, parts of all branches][16][dvp] 2^-most times what it is */
+    real *part_o;            /* [units, parts of all branches][16][dvp], not divided by the sum */
     row_stats *part_stats;   /* [units, parts of all branches][16] most, and the sum itself */
     int32_t *block_idx;      /* [max_seqs,Hkv,n] */
     real *out, *out_x[BRANCHES]; /* [max_seqs,Hq,dvp] */
@@ -52,7 +52,7 @@ static __device__ __forceinline__ row_stats stats_of(const decode_args *a, int64
     most = most == -INFINITY ? 0 : most;
     for (int i = 0; i < a->parts[branch]; i++)
         sum += g_part[i * ROWS].over != 0
-                   ? g_part[i * ROWS].over * exp2f(g_part[i * ROWS].most - most)
+                   ? g_part[i * ROWS].over * exp2f(a->c.scale2 * (g_part[i * ROWS].most - most))
                    : 0;
     return row_stats{most, sum != 0 ? 1 / sum : 0};
 }

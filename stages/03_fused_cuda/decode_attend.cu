@@ -54,10 +54,10 @@ static __device__ __forceinline__ void attend_share(attention<STRIPS> *x, const 
 /* Put the warps' attentions together and write them as one part. s_o [16][dvp], s_stats
  * [warps][16]. */
 template <int STRIPS>
-static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, int dvp, float *s_o,
-                                                  row_stats *s_stats, real *g_o,
+static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, const dims *c,
+                                                  float *s_o, row_stats *s_stats, real *g_o,
                                                   row_stats *g_stats) {
-    const int warps = (int)blockDim.x / WARP;
+    const int warps = (int)blockDim.x / WARP, dvp = c->dvp;
     float factor[LANE_ROWS];
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -74,9 +74,9 @@ static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, in
         most = most == -INFINITY ? 0 : most;
         for (int w = 0; w < warps; w++) {
             const row_stats r = s_stats[w * ROWS + first_row() + i];
-            sum += r.over * exp2f(r.most - most);
+            sum += r.over * exp2f(c->scale2 * (r.most - most));
         }
-        factor[i] = exp2f(x->most[i] - most);
+        factor[i] = exp2f(c->scale2 * (x->most[i] - most));
         if (threadIdx.x < 2)
             g_stats[first_row() + i] = row_stats{most, sum};
     }
@@ -122,7 +122,7 @@ static __global__ void __launch_bounds__(PART_WARPS *WARP, STRIPS < 3 ? 3 : 2)
     attend_share<STRIPS>(&x, &a, &u, branch,
                          (part - first_part(&a, branch)) * PART_WARPS + this_warp(),
                          a.parts[branch] * PART_WARPS, s_q, s_p);
-    write_part<STRIPS>(&x, c->dvp, s_o, s_stats, a.part_o + place * ROWS * c->dvp,
+    write_part<STRIPS>(&x, c, s_o, s_stats, a.part_o + place * ROWS * c->dvp,
                        a.part_stats + place * ROWS);
 }
 
@@ -149,7 +149,7 @@ static __global__ void decode_combine_kernel(decode_args a) {
                 const row_stats of = a.part_stats[(first + part) * ROWS + row];
                 if (of.over == 0)
                     continue;
-                const float f = exp2f(of.most - r.most) * r.over;
+                const float f = exp2f(c->scale2 * (of.most - r.most)) * r.over;
                 const float4 p = load4(a.part_o + ((first + part) * ROWS + row) * c->dvp + col);
                 o = make_float4(o.x + f * p.x, o.y + f * p.y, o.z + f * p.z, o.w + f * p.w);
             }

@@ -116,7 +116,7 @@ static __device__ __forceinline__ void add_to_ring(const piece *s, const row_sta
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
             const row_stats r = s_stats[first_row() + i];
-            p[i] = exp2f(scale2 * s->at[i][j] - r.most) * r.over;
+            p[i] = exp2f(scale2 * (s->at[i][j] - r.most)) * r.over;
             p[i] = first_row() + i < heads ? p[i] : 0;
         }
         sum[j] = ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));

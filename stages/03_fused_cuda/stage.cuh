@@ -67,7 +67,7 @@ typedef struct tile_of_rows {
     int32_t count, sequence;
 } tile_of_rows;
 
-/* Maximum (in units of log2) and 1/sum of one softmax: p = 2^(scale2 s - most) over. */
+/* Maximum (of q.k, not scaled) and 1/sum of one softmax: p = 2^(scale2 (s - most)) over. */
 typedef struct row_stats {
     float most, over;
 } row_stats;

@@ -87,9 +87,11 @@ static nsa_status set_phi(nsa_config *config, const char *text) {
                     text ? "\"" : "", text ? text : "(a number)", text ? "\"" : "");
 }
 
+/* Asked so that NaN fails. Beyond these bounds a float32 stage would turn scale, or a difference of
+ * scores, into 0 or infinity. */
 static nsa_status check_scale(double scale) {
-    if (!isfinite(scale) || !(scale > 0))
-        return nsa_fail(NSA_ERR_CONFIG, "scale %g is not a finite number above 0", scale);
+    if (!(scale >= 0x1p-100 && scale <= 0x1p100))
+        return nsa_fail(NSA_ERR_CONFIG, "scale %g is not in 2^-100..2^100", scale);
     return NSA_OK;
 }
 

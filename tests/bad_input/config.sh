@@ -51,9 +51,11 @@ phi_hidden|0|phi_hidden 0 is not in 1..
 max_seqs|0|max_seqs 0 is not in 1..
 max_seqs|2147483648|max_seqs 2147483648 is not in
 max_seq_len|0|max_seq_len 0 is not in 1..
-scale|0|scale 0 is not a finite number above 0
-scale|-0.5|scale -0.5 is not a finite number above 0
-scale|1e999|scale inf is not a finite number above 0
+scale|0|scale 0 is not in 2^-100..2^100
+scale|-0.5|scale -0.5 is not in 2^-100..2^100
+scale|1e999|scale inf is not in 2^-100..2^100
+scale|1e-46|scale 1e-46 is not in 2^-100..2^100
+scale|1e39|scale 1e+39 is not in 2^-100..2^100
 phi|"max"|phi "max" is not one of "mean", "gated", "mlp"
 phi|1|phi (a number) is not one of "mean", "gated", "mlp"
 windw|12|unknown key "windw"

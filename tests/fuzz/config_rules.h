@@ -28,7 +28,7 @@ static inline int config_is_legal(const nsa_config *c) {
            c->cmp_block <= c->slc_block && c->cmp_block % c->cmp_stride == 0 &&
            c->slc_block % c->cmp_stride == 0 && c->slc_init >= 0 && c->slc_local >= 1 &&
            c->slc_init + c->slc_local <= c->slc_count && c->slc_count <= 128 &&
-           c->phi >= NSA_PHI_MEAN && c->phi <= NSA_PHI_MLP && isfinite(c->scale) && c->scale > 0;
+           c->phi >= NSA_PHI_MEAN && c->phi <= NSA_PHI_MLP && fabs(log2(c->scale)) <= 100;
 }
 
 #endif

@@ -1,6 +1,7 @@
 /** @file case.c
  *  @brief Case strings: "T=97,Hq=4,..." to a config and back to where the inputs come from. */
 #include "harness/case.h"
+#include "harness/edges.h"
 #include "harness/random.h"
 #include "io/case_folder.h"
 
@@ -53,14 +54,18 @@ static nsa_status parse_lengths(test_case *c, const char *value) {
 }
 
 static nsa_status parse_data(test_case *c, const char *value) {
-    static const char *const names[] = {"normal", "ties", "planted", "large"};
-    for (int i = 0; i < 4; i++) {
+    static const char *const names[] = {"normal", "ties", "planted", "large", "huge",    "big",
+                                        "low",    "high", "rising",  "tiny",  "shifted", "faint"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (!strcmp(value, names[i])) {
             c->data = (case_data)i;
             return NSA_OK;
         }
     }
-    return nsa_fail(NSA_ERR_CONFIG, "data=%s is not one of normal, ties, planted, large", value);
+    return nsa_fail(NSA_ERR_CONFIG,
+                    "data=%s is not one of normal, ties, planted, large, huge, big, low, high, "
+                    "rising, tiny, shifted, faint",
+                    value);
 }
 
 static nsa_status parse_one(test_case *c, const char *key, const char *value) {
@@ -137,6 +142,7 @@ nsa_status case_parse(const char *text, test_case *c) {
     if (c->vector[0])
         return parse_vector(c);
     nsa_status status = nsa_config_resolve(&c->cfg);
+    status = status ? status : edge_check(c);
     int64_t tokens = 0;
     for (int b = 0; b < case_sequences(c); b++)
         tokens += case_length(c, b);

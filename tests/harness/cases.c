@@ -72,6 +72,21 @@ const listed_case cases[] = {
     {"T=100,data=large,phi=mlp,hidden=8", 0},
     {"T=280,data=large,dk=24,dv=40,w=200", 0}, /* larger scores come in later blocks */
     {"T=150,data=large,phi=gated,n=6", 0},     /* the last free pick is of 1e-19 and less */
+    /* gradients that are zero by identity, of large queries: x, not 1, is what they are made of */
+    {"seqs=1+1+1+1,data=large,dv=128,dk=64", 0},
+    {"T=40,data=large,w=1,dk=256,dv=256,Hq=16,Hkv=1", 0},
+    /* the edges of the range: of scale, of values, of scores (exact ones), of importances; and a
+     * gated compressor whose scores e^x cannot hold */
+    {"T=70,scale=7.888609052210118e-31", 0},
+    {"T=70,data=faint,scale=1.2676506002282294e+30", 0},
+    {"T=70,data=big,scale=1e-12,phi=mlp,hidden=5", 0},
+    {"T=70,data=huge,phi=gated", 0},
+    {"T=70,data=huge,phi=mlp,hidden=5", 0},
+    {"T=100,data=low,scale=1", 1},
+    {"T=100,data=high,scale=8", 0},
+    {"T=180,data=rising,scale=1,n=12,w=180,Hq=2,Hkv=1", 0},
+    {"T=100,data=tiny,scale=1,n=5", 1},
+    {"T=70,data=shifted,phi=gated", 0},
     /* exact ties */
     {"T=140,data=ties", 1},
     {"T=140,data=ties,phi=gated", 0},
@@ -98,6 +113,8 @@ const listed_case cases[] = {
     {"T=1200,Hq=16,Hkv=1,dk=64,dv=64,l=32,d=16,l2=64,n=16,w=512,phi=gated,rows=24", 0},
     /* as many compressed keys as 70000 tokens have with the paper's l and d */
     {"T=4300,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=9", 0},
+    /* 2048: a sum in two levels has just filled its first part */
+    {"T=2048,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=5", 0},
     /* 65535 of them. Here the gradients of pe are what is left where the dS of a row cancel, so
      * they show how exact the sum over all those keys is. (A seed of which something is left: the
      * less it is, the nearer any float32 stage comes to the tolerance.) */

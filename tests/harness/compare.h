@@ -5,7 +5,7 @@
 #ifndef HARNESS_COMPARE_H
 #define HARNESS_COMPARE_H
 
-#include "nsa.h"
+#include "harness/run.h"
 
 /** A row of the table. */
 typedef struct tolerance {
@@ -13,7 +13,7 @@ typedef struct tolerance {
     double out_max;   /**< outputs: max abs(a-b) / max abs(b) */
     double grad_rms;  /**< gradients: rms ratio */
     double grad_soft; /**< gradients of dk_cmp and dphi_k_*, where bfloat16 is allowed more */
-    double zero;      /**< gradients that are zero: max abs(a) / (rms(dout) sqrt(T)) */
+    double zero;      /**< gradients that are zero: max abs(a) in their own units */
     double slack;     /**< selection */
 } tolerance;
 
@@ -25,9 +25,31 @@ const tolerance *tolerance_of(nsa_arith arith);
 nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
                           const nsa_tensor *b);
 
-/** Compare a gradient with the oracle's. @param dout  whose rms scales gradients that are zero */
+/** What a gradient is measured in where it is zero by identity, and what to ask again if a stage
+ * misses one. */
+typedef struct gradient_units {
+    const nsa_config *cfg;
+    const nsa_tensors *in;   /**< what the gradients are of, dout included */
+    const nsa_stage *oracle; /**< asked whether the case is ill-conditioned; NULL: nobody is */
+    const char *text;        /**< the case */
+    double dout, tokens;     /**< rms(dout), its T */
+    double q, k[3], v[3];    /**< scale rms(q), scale rms(k_x), rms(v_x) of the three pairs */
+    double heads;            /**< max(1, sqrt(G dv) / 10) */
+    double compressor;       /**< what a compressor may add to the rounding of its key weights */
+} gradient_units;
+
+/** Units of the gradients of `in`, which must have dout; nobody is asked again. Both must outlive
+ * them. */
+gradient_units units_of(const nsa_config *cfg, const nsa_tensors *in);
+
+/** The same within a trial: a gradient that is missed says if the case is ill-conditioned. */
+gradient_units units_for(const subject *s, const test_case *c, const nsa_tensors *in);
+
+/** Compare a gradient with the oracle's. Where a stage misses it and the oracle is known, that runs
+ * again with every input moved by a seeded +-2^-24 of itself: if that alone moves the gradient by
+ * more than a fifth of the tolerance, the text ends with "ill-conditioned: ...". */
 nsa_status compare_gradient(const tolerance *tol, nsa_id id, const nsa_tensor *a,
-                            const nsa_tensor *b, const nsa_tensor *dout);
+                            const nsa_tensor *b, const gradient_units *units);
 
 /** Judge a selection as a set, row by row.
  *  @param cfg         for n, the forced blocks and l'
@@ -39,7 +61,7 @@ nsa_status compare_gradient(const tolerance *tol, nsa_id id, const nsa_tensor *a
 nsa_status compare_selection(const nsa_config *cfg, const int64_t *position, const nsa_tensor *a,
                              const nsa_tensor *b, const nsa_tensor *importance, double slack);
 
-/** @return sqrt(mean of squares); NaN if an element is NaN; 0 of nothing. */
+/** @return sqrt(mean of squares); NaN if an element is NaN; 0 of nothing, and if absent. */
 double rms_of(const nsa_tensor *t);
 
 #endif

@@ -2,6 +2,7 @@
  *  @brief Drawing a case's inputs from its seed, or reading a vector's. */
 #include "common/tensors.h"
 #include "harness/case.h"
+#include "harness/edges.h"
 #include "harness/random.h"
 #include "harness/tensor.h"
 #include "io/case_folder.h"
@@ -58,6 +59,8 @@ static nsa_status draw(const test_case *c, nsa_id id, uint64_t *state, nsa_tenso
         data[i] = id == NSA_GATE ? 0.05f + 0.9f * random_uniform(state) : by * random_normal(state);
     if (!status && id == NSA_K_CMP && (c->data == DATA_TIES || c->data == DATA_PLANTED))
         repeat_keys(c, t);
+    if (!status)
+        edge_values(c, id, state, t);
     return status;
 }
 

@@ -10,9 +10,9 @@
 #include <string.h>
 
 /* dgate = <dout, out_branch>, row for row (Eq. 5 differentiated). */
-static nsa_status check_gate_gradient(const subject *s, const nsa_tensors *in,
+static nsa_status check_gate_gradient(const subject *s, const gradient_units *units,
                                       const nsa_tensors *mine) {
-    const nsa_tensor *dout = &in->at[NSA_DOUT], *rows = &in->at[NSA_ROWS];
+    const nsa_tensor *dout = &units->in->at[NSA_DOUT], *rows = &units->in->at[NSA_ROWS];
     const nsa_tensor *dgate = &mine->at[NSA_DGATE];
     nsa_tensor product = *dgate;
     nsa_status status = tensor_take(&product);
@@ -27,24 +27,24 @@ static nsa_status check_gate_gradient(const subject *s, const nsa_tensors *in,
         tensor_set(&product, i, sum);
     }
     if (!status)
-        status = compare_gradient(tolerance_of(s->stage->arith), NSA_DGATE, dgate, &product, dout);
+        status = compare_gradient(tolerance_of(s->stage->arith), NSA_DGATE, dgate, &product, units);
     tensor_free(&product);
     return status;
 }
 
-nsa_status note_gradient(const subject *s, nsa_id id, const nsa_tensors *in, const nsa_tensors *a,
-                         const nsa_tensors *b) {
+nsa_status note_gradient(const subject *s, nsa_id id, const gradient_units *units,
+                         const nsa_tensors *a, const nsa_tensors *b) {
     if (!s->stage->backward)
         return NSA_OK;
     return parts_note(part_of(id), compare_gradient(tolerance_of(s->stage->arith), id, &a->at[id],
-                                                    &b->at[id], &in->at[NSA_DOUT]));
+                                                    &b->at[id], units));
 }
 
-nsa_status note_gradients(const subject *s, const test_case *c, const nsa_tensors *in,
-                          const nsa_tensors *a, const nsa_tensors *b) {
+nsa_status note_gradients(const subject *s, const gradient_units *units, const nsa_tensors *a,
+                          const nsa_tensors *b) {
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST; id++) {
-        if (nsa_has(&c->cfg, (nsa_id)id))
-            note_gradient(s, (nsa_id)id, in, a, b);
+        if (nsa_has(units->cfg, (nsa_id)id))
+            note_gradient(s, (nsa_id)id, units, a, b);
     }
     return NSA_OK;
 }
@@ -55,9 +55,10 @@ nsa_status judge_backward(const subject *s, const test_case *c) {
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
-    status = status ? status : note_gradients(s, c, &in, &mine, &oracle);
+    const gradient_units units = units_for(s, c, &in);
+    status = status ? status : note_gradients(s, &units, &mine, &oracle);
     if (!status)
-        parts_note(PART_DGATE, check_gate_gradient(s, &in, &mine));
+        parts_note(PART_DGATE, check_gate_gradient(s, &units, &mine));
     tensors_free(&in);
     tensors_free(&mine);
     tensors_free(&oracle);

@@ -81,11 +81,12 @@ nsa_status judge_bad_config(const subject *s, const test_case *c) {
         set_raw(&cfg, broken[i].key, broken[i].value);
         status = must_not_open(s, &cfg, broken[i].text);
     }
-    static const double scales[] = {0, -2, NAN, INFINITY, -INFINITY};
-    for (int i = 0; i < 5 && !status; i++) {
+    static const double scales[] = {
+        0, -2, 1e-46, 0x1.fffffffffffffp-101, NAN, INFINITY, 0x1.0000000000001p100, 1e39};
+    for (int i = 0; i < 8 && !status; i++) {
         nsa_config cfg = c->cfg;
         cfg.scale = scales[i];
-        status = must_not_open(s, &cfg, "is not a finite number above 0");
+        status = must_not_open(s, &cfg, "is not in 2^-100..2^100");
     }
     if (!status) {
         nsa_config cfg = c->cfg;

@@ -188,7 +188,8 @@ nsa_status judge_forced(const subject *s, const test_case *c) {
         parts_note(PART_SELECT, check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX]));
     for (int id = NSA_OUT; id <= NSA_IMPORTANCE && !status; id++)
         note_output(s, (nsa_id)id, &mine, &oracle);
-    status = status ? status : note_gradients(s, c, &in, &mine, &oracle);
+    const gradient_units units = units_for(s, c, &in);
+    status = status ? status : note_gradients(s, &units, &mine, &oracle);
     tensors_free(&in);
     tensors_free(&mine);
     tensors_free(&oracle);
@@ -242,6 +243,7 @@ nsa_status judge_vector(const subject *s, const test_case *c) {
         parts_note(PART_SELECT, in.at[NSA_BLOCK_IDX].dtype
                                     ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
                                     : compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect));
+    const gradient_units units = units_for(s, c, &in);
     int compared = 0;
     for (int id = NSA_OUT; id <= NSA_GRAD_LAST && !status; id++) {
         if (!expect.at[id].dtype)
@@ -250,7 +252,7 @@ nsa_status judge_vector(const subject *s, const test_case *c) {
         if (id < NSA_GRAD_FIRST)
             note_output(s, (nsa_id)id, &mine, &expect);
         else
-            note_gradient(s, (nsa_id)id, &in, &mine, &expect);
+            note_gradient(s, (nsa_id)id, &units, &mine, &expect);
     }
     if (!status && compared < 15)
         status = nsa_fail(NSA_ERR_IO, "the vector holds only %d expectations", compared);
@@ -303,6 +305,7 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
     if (!status)
         status = tensor_copy(&in.at[NSA_BLOCK_IDX], &oracle.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
+    const gradient_units units = units_for(s, c, &all);
     for (int id = NSA_BLOCK_IDX; id <= NSA_GRAD_LAST && !status; id++) {
         nsa_tensor picked, *whole = &oracle.at[id];
         if (!whole->dtype || (id >= NSA_GRAD_FIRST && !s->stage->backward))
@@ -310,7 +313,7 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
         int by_row = id <= NSA_IMPORTANCE || id == NSA_DQ || id == NSA_DGATE;
         status = by_row ? pick_rows(&picked, whole, rows) : tensor_copy(&picked, whole);
         if (!status && id >= NSA_GRAD_FIRST)
-            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &all.at[NSA_DOUT]);
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &units);
         else if (!status)
             status = compare_output(tol, (nsa_id)id, &mine.at[id], &picked);
         tensor_free(&picked);

@@ -113,7 +113,7 @@ static nsa_status take_sequence(const test_case *c, const nsa_tensors *in, int b
 /* Rows of results [first, first+len) of a pack against the sequence alone. Importance rows are as
  * wide as the pack's longest sequence, so they are left to the forward property. */
 static nsa_status compare_alone(const subject *s, const nsa_tensors *pack, const nsa_tensors *alone,
-                                int64_t first, int64_t len, const nsa_tensor *dout) {
+                                int64_t first, int64_t len, const gradient_units *units) {
     static const nsa_id ids[] = {NSA_BLOCK_IDX, NSA_OUT,    NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN,
                                  NSA_DQ,        NSA_DGATE,  NSA_DK_CMP,  NSA_DV_CMP,  NSA_DK_SLC,
                                  NSA_DV_SLC,    NSA_DK_WIN, NSA_DV_WIN};
@@ -127,7 +127,7 @@ static nsa_status compare_alone(const subject *s, const nsa_tensors *pack, const
         if (ids[i] >= NSA_GRAD_FIRST && !s->stage->backward)
             break;
         status = ids[i] >= NSA_GRAD_FIRST
-                     ? compare_gradient(tol, ids[i], &part, &alone->at[ids[i]], dout)
+                     ? compare_gradient(tol, ids[i], &part, &alone->at[ids[i]], units)
                      : compare_output(tol, ids[i], &part, &alone->at[ids[i]]);
     }
     return status;
@@ -170,9 +170,9 @@ nsa_status judge_packing(const subject *s, const test_case *c) {
             continue;
         status = take_sequence(c, &in, b, &cfg, &alone);
         status = status ? status : run_stage(s->stage, &cfg, &alone, RUN_BACKWARD, &single);
-        status = status ? status
-                        : compare_alone(s, &pack, &single, first, case_length(c, b),
-                                        &alone.at[NSA_DOUT]);
+        const gradient_units units = units_of(&cfg, &alone);
+        status =
+            status ? status : compare_alone(s, &pack, &single, first, case_length(c, b), &units);
         status = status ? status : poison_sequence(s, c, &in, &pack, b, first);
         tensors_free(&alone);
         tensors_free(&single);

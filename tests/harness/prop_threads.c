@@ -30,12 +30,12 @@ static nsa_status run_both(const subject *s, const test_case *c, const nsa_tenso
 /* A gradient of a key is a sum over rows, which threads may split: it keeps the tolerance, and of
  * the oracle, for of two float32 runs neither says which gradients are zero. */
 static nsa_status judge_gradients(const subject *s, const nsa_tensors *oracle,
-                                  const nsa_tensors *mine, const nsa_tensor *dout) {
+                                  const nsa_tensors *mine, const gradient_units *units) {
     nsa_status status = NSA_OK;
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         if (mine->at[id].dtype)
             status = compare_gradient(tolerance_of(s->stage->arith), (nsa_id)id, &mine->at[id],
-                                      &oracle->at[id], dout);
+                                      &oracle->at[id], units);
     }
     return status;
 }
@@ -68,10 +68,11 @@ nsa_status judge_threads(const subject *s, const test_case *c) {
     status = status ? status : force_blocks(&c->cfg, &in, &one.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
+    const gradient_units units = units_for(s, c, &in);
     for (int i = 0; i < 3 && !status; i++) {
         nsa_tensors many = {0};
         status = run_both(s, c, &in, counts[i], &many);
-        status = status ? status : judge_gradients(s, &oracle, &many, &in.at[NSA_DOUT]);
+        status = status ? status : judge_gradients(s, &oracle, &many, &units);
         status = status ? status : judge_rows_of(s, c, &in, &one, &many, counts[i]);
         tensors_free(&many);
     }

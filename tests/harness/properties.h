@@ -5,6 +5,7 @@
 #ifndef HARNESS_PROPERTIES_H
 #define HARNESS_PROPERTIES_H
 
+#include "harness/compare.h"
 #include "harness/parts.h"
 #include "harness/run.h"
 
@@ -36,14 +37,14 @@ nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_ten
 nsa_status note_output(const subject *s, nsa_id id, const nsa_tensors *a, const nsa_tensors *b);
 
 /** Compare one gradient with the oracle's and note its part; nothing if the stage has no backward.
- *  @param in  the inputs of both
+ *  @param units  of the gradients of the inputs of both
  *  @return NSA_OK */
-nsa_status note_gradient(const subject *s, nsa_id id, const nsa_tensors *in, const nsa_tensors *a,
-                         const nsa_tensors *b);
+nsa_status note_gradient(const subject *s, nsa_id id, const gradient_units *units,
+                         const nsa_tensors *a, const nsa_tensors *b);
 
-/** note_gradient() for every gradient of the case. @return NSA_OK */
-nsa_status note_gradients(const subject *s, const test_case *c, const nsa_tensors *in,
-                          const nsa_tensors *a, const nsa_tensors *b);
+/** note_gradient() for every gradient that there is. @return NSA_OK */
+nsa_status note_gradients(const subject *s, const gradient_units *units, const nsa_tensors *a,
+                          const nsa_tensors *b);
 
 /** Judge a selection against the oracle's results, with the slack that the case allows. */
 nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,

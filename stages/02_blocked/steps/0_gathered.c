@@ -21,11 +21,11 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
     const int64_t D = pb->D;
     real *p = w->p, most = -INFINITY, sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        p[i] = pb->scale * dot(q, pb->k + w->list[i] * D, 1, D);
+        p[i] = dot(q, pb->k + w->list[i] * D, 1, D);
         most = p[i] > most ? p[i] : most;
     }
     for (int64_t i = 0; i < n; i++) {
-        p[i] = expf(p[i] - most);
+        p[i] = expf(pb->scale * (p[i] - most));
         sum += p[i];
     }
     memset(o, 0, (size_t)D * sizeof *o);

@@ -25,14 +25,14 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
         const real *kt = pb->kt + w->spans[i].block * D * BLOCK;
         real *s = p + i * BLOCK;
         for (int64_t j = 0; j < w->spans[i].hi; j++) {
-            s[j] = pb->scale * dot(q, kt + j, BLOCK, D);
+            s[j] = dot(q, kt + j, BLOCK, D);
             most = s[j] > most ? s[j] : most;
         }
     }
     for (int64_t i = 0; i < n; i++) {
         real *s = p + i * BLOCK;
         for (int64_t j = 0; j < w->spans[i].hi; j++) {
-            s[j] = expf(s[j] - most);
+            s[j] = expf(pb->scale * (s[j] - most));
             sum += s[j];
         }
     }

@@ -28,7 +28,7 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
         for (int64_t g = 0; g < G; g++) {
             real *s = p + g * apart + i * BLOCK, now = most[g];
             for (int64_t j = 0; j < w->spans[i].hi; j++) {
-                s[j] = pb->scale * dot(q + g * D, kt + j, BLOCK, D);
+                s[j] = dot(q + g * D, kt + j, BLOCK, D);
                 now = s[j] > now ? s[j] : now;
             }
             most[g] = now;
@@ -39,7 +39,7 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
         for (int64_t g = 0; g < G; g++) {
             real *s = p + g * apart + i * BLOCK, part = 0;
             for (int64_t j = 0; j < w->spans[i].hi; j++) {
-                s[j] = expf(s[j] - most[g]);
+                s[j] = expf(pb->scale * (s[j] - most[g]));
                 part += s[j];
             }
             sum[g] += part;

@@ -16,8 +16,8 @@ static int64_t keep_slc(const problem *pb, work *w, int64_t t) {
 }
 
 /* One span of a group (Milakov and Gimelshein 2018). With the largest score so far m and m' after
- * the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum. At the first span
- * m = -inf, and e^-inf = 0 times o = 0. */
+ * the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are scaled
+ * after they are taken. At the first span m = -inf, and e^-inf = 0 times o = 0. */
 static void attend_span(const problem *pb, work *w, const real *q, span sp, real *o) {
     const int64_t G = pb->G, D = pb->D;
     const real *kt = pb->kt + sp.block * D * BLOCK, *v = pb->vb + sp.block * BLOCK * D;
@@ -25,18 +25,18 @@ static void attend_span(const problem *pb, work *w, const real *q, span sp, real
         real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->sum + g;
         real now = *most, part = 0;
         for (int64_t j = 0; j < sp.hi; j++) {
-            s[j] = pb->scale * dot(q + g * D, kt + j, BLOCK, D);
+            s[j] = dot(q + g * D, kt + j, BLOCK, D);
             now = s[j] > now ? s[j] : now;
         }
         if (now != *most) { /* seldom, after the first few blocks */
-            const real shrink = expf(*most - now);
+            const real shrink = expf(pb->scale * (*most - now));
             *sum *= shrink;
             for (int64_t c = 0; c < D; c++)
                 o[g * D + c] *= shrink;
             *most = now;
         }
         for (int64_t j = 0; j < sp.hi; j++) {
-            s[j] = expf(s[j] - now);
+            s[j] = expf(pb->scale * (s[j] - now));
             part += s[j];
         }
         *sum += part;

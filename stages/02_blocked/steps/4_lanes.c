@@ -15,8 +15,8 @@ static int64_t keep_slc(const problem *pb, work *w, int64_t t) {
     return n;
 }
 
-/* max(most, scale * row[0..n)), n a whole number of vectors: a maximum a lane, then theirs. */
-static inline real largest(const real *row, int64_t n, real scale, real most) {
+/* max(most, row[0..n)), n a whole number of vectors: a maximum a lane, then theirs. */
+static inline real largest(const real *row, int64_t n, real most) {
     real lanes[LANES], top = row[0];
     memcpy(lanes, row, sizeof lanes);
     for (int64_t j = LANES; j < n; j += LANES) {
@@ -25,15 +25,15 @@ static inline real largest(const real *row, int64_t n, real scale, real most) {
     }
     for (int lane = 1; lane < LANES; lane++)
         top = lanes[lane] > top ? lanes[lane] : top;
-    return scale * top > most ? scale * top : most;
+    return top > most ? top : most;
 }
 
-/* row = 2^(scale row - most), in place; sum += its LANES partial sums. */
+/* row = 2^(scale (row - most)), in place; sum += its LANES partial sums. */
 static inline void exponentiate(real *row, int64_t n, real scale, real most, real *sum) {
     real part[LANES] = {0};
     for (int64_t j = 0; j < n; j += LANES) {
         for (int lane = 0; lane < LANES; lane++) {
-            const real e = exp2_bounded(scale * row[j + lane] - most);
+            const real e = exp2_bounded(scale * (row[j + lane] - most));
             row[j + lane] = e;
             part[lane] += e;
         }
@@ -43,8 +43,8 @@ static inline void exponentiate(real *row, int64_t n, real scale, real most, rea
 }
 
 /* One span of a group (Milakov and Gimelshein 2018). With the largest score so far m and m' after
- * the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Scores are in units
- * of log2: e^x = 2^(x log2 e). Here the transposed K pays: S [G,64] = Q [G,D] Kt [D,64] is a sum
+ * the span: o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. `scale` makes
+ * log2 of it: e^x = 2^(x log2 e). Here the transposed K pays: S [G,64] = Q [G,D] Kt [D,64] is a sum
  * of contiguous rows, 16 keys to a vector, as O [G,D] += P [G,64] V [64,D] is. */
 static void attend_span(const problem *pb, work *w, const real *q, span sp, real *o) {
     const int64_t G = pb->G, D = pb->D, whole = (sp.hi + LANES - 1) / LANES * LANES;
@@ -55,9 +55,9 @@ static void attend_span(const problem *pb, work *w, const real *q, span sp, real
         real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->sum + g * LANES;
         for (int64_t j = sp.hi; j < whole; j++)
             s[j] = -INFINITY; /* whole vectors, then a mask: there is no other code for a tail */
-        const real now = largest(s, whole, scale, *most);
+        const real now = largest(s, whole, *most);
         if (now != *most) { /* seldom, after the first few blocks */
-            const real shrink = exp2_bounded(*most - now);
+            const real shrink = exp2_bounded(scale * (*most - now));
             for (int lane = 0; lane < LANES; lane++)
                 sum[lane] *= shrink;
             for (int64_t c = 0; c < D; c++)

@@ -22,10 +22,10 @@ static __device__ __forceinline__ void attend_eight(const float *q, const float 
     }
 #pragma unroll
     for (int j = 0; j < EIGHT; j++) {
-        s[j] = j >= lo && j < hi ? scale2 * s[j] : -INFINITY;
+        s[j] = j >= lo && j < hi ? s[j] : -INFINITY;
         now = fmaxf(now, s[j]);
     }
-    const float shrink = exp2f(*most - now);
+    const float shrink = exp2f(scale2 * (*most - now));
     *most = now;
     *sum *= shrink;
 #pragma unroll
@@ -33,7 +33,7 @@ static __device__ __forceinline__ void attend_eight(const float *q, const float 
         o[c] *= shrink;
 #pragma unroll
     for (int j = 0; j < EIGHT; j++) {
-        const float p = exp2f(s[j] - now);
+        const float p = exp2f(scale2 * (s[j] - now));
         *sum += p;
         if (j < lo || j >= hi)
             continue; /* left out, not multiplied by zero: 0 * NaN is NaN */

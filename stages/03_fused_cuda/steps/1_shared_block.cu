@@ -29,9 +29,9 @@ static __device__ __forceinline__ void attend_span(const problem *pb, int branch
 #pragma unroll 16
     for (int c = 0; c < D; c++)
         s += s_q[c] * s_block[c * BLOCK + i];
-    s = i >= sp.lo && i < sp.hi ? pb->scale2 * s : -INFINITY;
+    s = i >= sp.lo && i < sp.hi ? s : -INFINITY;
     const float now = fmaxf(*most, block_max(s, s_top));
-    const float shrink = exp2f(*most - now), p = exp2f(s - now);
+    const float shrink = exp2f(pb->scale2 * (*most - now)), p = exp2f(pb->scale2 * (s - now));
     *most = now;
     *sum = *sum * shrink + p;
     *o *= shrink;

@@ -27,7 +27,7 @@ enum {
  * them out is paid once and is no part of a step's time. */
 typedef struct problem {
     int T, n, w;               /* tokens; blocks selected; window, in tokens */
-    float scale2;              /* of scores, in units of log2: log2(e)/sqrt(D) */
+    float scale2;              /* makes log2 of a difference of scores: log2(e)/sqrt(D) */
     const float *q;            /* [T,G,D] */
     const float *gate;         /* [T,G,BRANCHES] */
     const float *kt[BRANCHES]; /* [ceil(T/BLOCK)][D,BLOCK] blocks of keys, transposed */

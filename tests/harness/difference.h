@@ -1,0 +1,20 @@
+/**
+ * @file difference.h
+ * @brief What two tensors differ by: for the files that compare.
+ */
+#ifndef HARNESS_DIFFERENCE_H
+#define HARNESS_DIFFERENCE_H
+
+#include "nsa.h"
+
+/** What two tensors differ by. */
+typedef struct difference {
+    double rms, max, max_b, rms_b;
+    int64_t at;     /**< of the largest difference */
+    int64_t broken; /**< the first element that is not finite in a; -1 if none */
+} difference;
+
+/** Measure a against b. @return an error if shapes differ or an element of a is not finite. */
+nsa_status measure(nsa_id id, const nsa_tensor *a, const nsa_tensor *b, difference *d);
+
+#endif

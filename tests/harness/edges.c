@@ -1,0 +1,112 @@
+/** @file edges.c
+ *  @brief Inputs at the edges of the range. Where scores are large, keys and queries are small
+ * whole numbers times powers of two, so that every dot product is exact in float32, those with the
+ * means of keys included: what a stage then loses, it loses itself. All of them are bfloat16
+ * numbers, and so are the means, so that a stage of that type rounds nothing either. */
+#include "harness/edges.h"
+#include "harness/random.h"
+#include "harness/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* Queries and keys whose dot product is q0 k0 + q1 k1(t) + a few small whole numbers times q_unit.
+ * q0 is large and k0 is small: dq is what is left of the keys' common part where dS cancel, so that
+ * part must not be large. */
+typedef struct exact_scores {
+    float q0, k0;
+    float q1;     /* 0: component 1 is as the others */
+    float q_unit; /* the other components of q are -1, 0 or 1 times this */
+    int whole;    /* those of k_cmp are multiples of l, so that their means are whole */
+} exact_scores;
+
+static const exact_scores *scores_of(case_data data) {
+    static const exact_scores low = {61440, -2, 0, 1, 0}, high = {614400, 2, 0, 0.125f, 1},
+                              rising = {15360, -2, 64, 1, 0};
+    return data == DATA_LOW ? &low : data == DATA_HIGH ? &high : data == DATA_RISING ? &rising : 0;
+}
+
+nsa_status edge_check(const test_case *c) {
+    const int64_t l = c->cfg.cmp_block;
+    if (scores_of(c->data) && (c->cfg.phi != NSA_PHI_MEAN || (l & (l - 1)) || l > 16))
+        return nsa_fail(NSA_ERR_CONFIG,
+                        "exact scores need phi=mean and l a power of two up to 16, not phi=%s and "
+                        "l=%" PRId64,
+                        nsa_phi_name(c->cfg.phi), l);
+    if (c->data == DATA_RISING && c->cfg.seq_len > 500)
+        return nsa_fail(NSA_ERR_CONFIG, "data=rising is exact up to T=500, not T=%" PRId64,
+                        c->cfg.seq_len);
+    return NSA_OK;
+}
+
+/* -1, 0 or 1 */
+static float draw_whole(uint64_t *state) {
+    return (float)((int)(random_next(state) % 3) - 1);
+}
+
+static void exact_values(const test_case *c, const exact_scores *e, nsa_id id, uint64_t *state,
+                         nsa_tensor *t) {
+    const int64_t dk = c->cfg.qk_dim, row = tensor_row(t), d = c->cfg.cmp_stride;
+    const float unit = e->whole && id == NSA_K_CMP ? (float)c->cfg.cmp_block : 1;
+    for (int64_t i = 0; i < nsa_count(t); i++) {
+        float x = draw_whole(state) * (id == NSA_Q ? e->q_unit : unit);
+        if (i % dk == 0)
+            x = id == NSA_Q ? e->q0 : e->k0;
+        else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, for the means' sake */
+            x = id == NSA_Q ? e->q1 : 2 * (float)(i / row / d) / 64;
+        ((float *)t->data)[i] = x;
+    }
+}
+
+/* The first selection block has all of the probability. The others differ in what is left: e^-71 to
+ * e^-77, by stride. */
+static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t) {
+    const int64_t dk = c->cfg.qk_dim, rows = nsa_count(t) / dk, heads = tensor_row(t) / dk;
+    float *data = t->data;
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t s = r / heads, inside = s % c->cfg.cmp_stride;
+        const float fresh = -(float)(71 + 2 * (int)(random_next(state) % 4));
+        for (int64_t i = 1; i < dk && id == NSA_Q; i++)
+            data[r * dk + i] *= 0.05f;
+        if (id == NSA_Q)
+            data[r * dk] = 1 / (float)c->cfg.scale;
+        else if (s < c->cfg.slc_block)
+            data[r * dk] = 0;
+        else
+            data[r * dk] = inside ? data[(r - heads) * dk] : fresh;
+    }
+}
+
+static void scale_values(nsa_tensor *t, float by) {
+    for (int64_t i = 0; i < nsa_count(t); i++)
+        ((float *)t->data)[i] *= by;
+}
+
+/* Half of `most` to all of it, of either sign. */
+static void large_values(nsa_tensor *t, float most, uint64_t *state) {
+    for (int64_t i = 0; i < nsa_count(t); i++) {
+        const float size = most * (0.5f + 0.5f * random_uniform(state));
+        ((float *)t->data)[i] = random_next(state) & 1 ? size : -size;
+    }
+}
+
+void edge_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t) {
+    const int is_key = id == NSA_K_CMP || id == NSA_K_SLC || id == NSA_K_WIN;
+    const int is_value = id == NSA_V_CMP || id == NSA_V_SLC || id == NSA_V_WIN;
+    const exact_scores *exact = scores_of(c->data);
+    if (exact && (id == NSA_Q || is_key))
+        exact_values(c, exact, id, state, t);
+    if ((c->data == DATA_HUGE || c->data == DATA_RISING) && is_value)
+        large_values(t, 1e30f, state);
+    if (c->data == DATA_TINY && (id == NSA_Q || id == NSA_K_CMP))
+        tiny_values(c, id, state, t);
+    if (c->data == DATA_BIG && (id == NSA_Q || is_key || is_value || id == NSA_DOUT))
+        large_values(t, 1e6f, state);
+    if (c->data == DATA_FAINT && id == NSA_Q)
+        scale_values(t, (float)(1 / (c->cfg.scale * sqrt((double)c->cfg.qk_dim))));
+    if (c->data == DATA_SHIFTED && (id == NSA_PHI_K_B || id == NSA_PHI_V_B)) {
+        for (int64_t i = 0; i < nsa_count(t); i++)
+            ((float *)t->data)[i] += 128;
+    }
+}
