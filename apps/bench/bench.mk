@@ -10,7 +10,7 @@
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
 FIGURES     ?= cpu cpu_backward
-BENCH_OPT   ?= -O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=fast
+BENCH_OPT   ?= -O3 $(call march,$(CC)) -fno-math-errno -fno-trapping-math -ffp-contract=fast
 BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
 C_FILES     += $(BENCH)
@@ -44,8 +44,7 @@ install-gpu: $(GPU_PART)
 	install -m 755 $< $(DESTDIR)$(PREFIX)/lib/libnsa_gpu.so
 
 # The baseline alone is built for this processor: a slow yardstick would flatter every stage.
-MARCH       ?= native
-DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-math \
+DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math \
                -ffp-contract=fast
 # What a run file records; warnings and what any file has are left out.
 COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
