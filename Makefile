@@ -29,7 +29,7 @@ COMMON   := $(wildcard stages/common/*.c)
 HARNESS  := $(wildcard tests/harness/*.c)
 APPS     := $(wildcard apps/*.c apps/demo/*.c)
 IO       := $(wildcard apps/io/*.c)
-HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
+HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
 INCLUDES := -Istages -Iapps -Itests
 
 # $(call taken,COMPILER,FLAGS): the flags that a compiler knows. Some only processors of one kind
