@@ -118,6 +118,14 @@ static nsa_status write_results(run *r, int with_gradients) {
     return status;
 }
 
+/* Memory for the sequences that the case packs: without decode max_seqs is a limit and no more. */
+static void fit_max_seqs(run *r) {
+    const nsa_tensor *cu = &r->input.in.at[NSA_CU_SEQLENS];
+    const int64_t packed = cu->dtype ? cu->shape[0] - 1 : 1;
+    if (packed > 0 && packed < r->input.cfg.max_seqs)
+        r->input.cfg.max_seqs = packed;
+}
+
 /* All rows, or those of rows.npy; gradients if dout.npy is there. */
 static nsa_status run_forward(run *r) {
     const nsa_tensor *rows = &r->input.in.at[NSA_ROWS];
@@ -125,6 +133,7 @@ static nsa_status run_forward(run *r) {
     nsa_setup setup = {.flags = NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE,
                        .max_rows = rows->dtype ? rows->shape[0] : 0};
     setup.flags |= backward ? NSA_BACKWARD : 0;
+    fit_max_seqs(r);
     nsa_status status = nsa_open(r->stage.stage, &r->input.cfg, &setup, &r->ctx);
     status = status ? status : nsa_load(r->ctx, &r->input.in);
     progress_phase(&r->bar, "forward");

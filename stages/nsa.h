@@ -267,7 +267,7 @@ typedef struct nsa_phase {
 /** What `open` gets: the resolved config and everything that follows from it. Lives as long as the
  * stage. */
 typedef struct nsa_plan {
-    nsa_config cfg;     /**< resolved and checked */
+    nsa_config cfg;     /**< resolved and checked; without NSA_DECODE max_seqs is at most seq_len */
     nsa_setup setup;    /**< max_rows filled in */
     int64_t group;      /**< G = Hq / Hkv */
     int64_t max_cmp;    /**< most compressed tokens of one load */
@@ -279,7 +279,7 @@ typedef struct nsa_plan {
  */
 typedef struct nsa_batch {
     int64_t T;                /**< tokens */
-    int64_t B;                /**< sequences, at least 1 */
+    int64_t B;                /**< sequences, at least 1, at most the plan's max_seqs */
     int64_t R;                /**< query rows to compute */
     int64_t N;                /**< compressed tokens of all sequences */
     int64_t J;                /**< selection blocks of the longest sequence */
