@@ -133,7 +133,7 @@ header() {
 }
 
 # The parts, each a list of things that are wrong; they use what stands above.
-for part in ${PARTS:-config npy tensors folders disk commands}; do
+for part in ${PARTS:-config npy tensors folders disk commands limits}; do
     # shellcheck source=/dev/null # one of tests/bad_input/*.sh
     . "tests/bad_input/$part.sh"
 done

@@ -15,13 +15,14 @@ BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
 C_FILES     += $(BENCH)
 
-# OpenBLAS is the ceiling and the dense baseline. Without it (BLAS=no, not installed, or a build for
-# another machine, which names its own libraries) both say SKIP, and all else is timed.
+# OpenBLAS is the ceiling and the dense baseline. The command is not linked with it: a bench loads
+# it by this name. Without it (BLAS=no, not installed, or a build for another machine, which names
+# its own libraries) both say SKIP, and all else is timed.
 BLAS        ?= $(if $(filter command,$(firstword $(origin CJSON_LIBS))),no,$\
                $(if $(shell pkg-config --libs openblas 2>/dev/null),yes,no))
 ifeq ($(BLAS),yes)
-BLAS_CFLAGS := -DNSA_WITH_OPENBLAS $(shell pkg-config --cflags openblas)
-BLAS_LIBS   := $(shell pkg-config --libs openblas)
+OPENBLAS    ?= libopenblas.so.0
+BLAS_CFLAGS := -DNSA_WITH_OPENBLAS -DNSA_OPENBLAS='"$(OPENBLAS)"' $(shell pkg-config --cflags openblas)
 endif
 
 # The GPU's ceilings and clock: a shared object beside the command, which finds it at run time. So
@@ -51,7 +52,7 @@ DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-
 COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
 $(BUILD)/nsa: $(call object,$(BENCH))
-$(BUILD)/nsa: override CJSON_LIBS += $(BLAS_LIBS) -ldl
+$(BUILD)/nsa: override CJSON_LIBS += -ldl
 $(BUILD)/obj/apps/bench/blas.o: override CFLAGS += $(BLAS_CFLAGS)
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS)
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
