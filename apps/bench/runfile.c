@@ -1,6 +1,7 @@
 /** @file runfile.c
  *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
 #include "bench/runfile.h"
+#include "io/file.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -342,11 +343,11 @@ static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
 nsa_status runfile_read(const char *path, bench_run *run) {
     enum { MOST = 16 << 20 };
     memset(run, 0, sizeof *run);
-    FILE *f = fopen(path, "r");
+    FILE *f;
+    nsa_status status = file_stream(path, &f);
     char *text = malloc(MOST);
     size_t n = f && text ? fread(text, 1, MOST, f) : 0;
-    nsa_status status = NSA_OK;
-    if (!f || ferror(f))
+    if (f && ferror(f))
         status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
     if (f)
         fclose(f);

@@ -1,19 +1,18 @@
 /** @file case_folder.c
  *  @brief Reading a case: config.json, the inputs, the expectations. */
 #include "io/case_folder.h"
+#include "io/file.h"
 #include "io/npy.h"
 
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     CONFIG_MOST = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
@@ -96,13 +95,8 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
     nsa_status status = join(path, dir, "config", ".json");
     if (status)
         return status;
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not block */
-    FILE *file = fd < 0 ? NULL : fdopen(fd, "rb");
-    if (!file || fstat(fd, &st))
-        status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
-    else if (!S_ISREG(st.st_mode))
-        status = nsa_fail(NSA_ERR_IO, "%s: not a regular file", npy_label(path));
+    FILE *file;
+    status = file_stream(path, &file);
     char *text = malloc(CONFIG_MOST + 1);
     size_t n = 0;
     if (!status && !text)
@@ -114,8 +108,6 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
     }
     if (file)
         fclose(file);
-    else if (fd >= 0)
-        close(fd);
     status = status ? status : config_parse(text, n, path, cfg);
     free(text);
     return status;

@@ -107,7 +107,7 @@ refuse "demo of an empty file" "holds 0 bytes, expected at least" \
     demo -o "$work/out" "$work/nothing"
 printf 'too short' >"$work/short"
 refuse "demo of 9 bytes" "holds 9 bytes, expected at least" demo -o "$work/out" "$work/short"
-refuse "demo of a folder" "is a folder, expected a file" demo -o "$work/out" "$work"
+refuse "demo of a folder" "a folder, expected a regular file" demo -o "$work/out" "$work"
 refuse "demo of no file" "No such file" demo -o "$work/out" "$work/nowhere"
 refuse "demo of two files" "unexpected argument" demo -o "$work/out" "$work/short" "$work/short"
 refuse "demo into a file" "is no folder" demo -t 1 -o "$work/short"

@@ -30,7 +30,7 @@ mkdir "$work/case/q.npy"
 refuse_case "q.npy is a folder" "a folder, expected a regular file"
 rmdir "$work/case/q.npy"
 mkfifo "$work/case/q.npy"
-refuse_case "q.npy is a pipe" "a device or pipe, expected a regular file"
+refuse_case "q.npy is a pipe" "a pipe, expected a regular file"
 
 fresh one_token
 printf 'x' >>"$work/case/q.npy"
