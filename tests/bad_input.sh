@@ -134,7 +134,7 @@ header() {
 }
 
 # The parts, each a list of things that are wrong; they use what stands above.
-for part in ${PARTS:-config npy tensors folders disk commands limits pipes}; do
+for part in ${PARTS:-config npy tensors folders disk commands limits pipes together}; do
     # shellcheck source=/dev/null # one of tests/bad_input/*.sh
     . "tests/bad_input/$part.sh"
 done
