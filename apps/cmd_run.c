@@ -5,12 +5,14 @@
 #include "nsa_find.h"
 #include "io/decode_case.h"
 #include "io/progress.h"
+#include "io/text.h"
 #include "run_output.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { FORWARD_ONLY = -1 /* the value of `decode` without --decode */ };
 
@@ -184,6 +186,15 @@ static nsa_status run_case(run *r) {
     return status ? status : output_publish(&r->output);
 }
 
+/* The closing line. Names may hold any bytes. */
+static void say_done(const run *r) {
+    const char *to = r->options->output;
+    char stage[TEXT_SHOWN], folder[PATH_MAX];
+    printf("%s: %s: %d arrays written to %s\n",
+           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->did,
+           r->output.count, text_show(folder, sizeof folder, to, strlen(to)));
+}
+
 /* ----------------------------------------------------------------- the command */
 
 static const struct argp_option known[] = {
@@ -220,8 +231,7 @@ int cmd_run(int argc, char **argv) {
     else if (status)
         code = command_status(status, argv[0]);
     else
-        printf("%s: %s: %d arrays written to %s\n", r.stage.name, r.did, r.output.count,
-               options.output);
+        say_done(&r);
     output_discard(&r.output);
     nsa_close(r.ctx);
     nsa_free_stage(&r.stage);

@@ -219,6 +219,8 @@ static void check_many_sequences(void) {
     nsa_stage stage = bad_stage();
     nsa_context *ctx = open_for(&stage, 0, 8, INT32_MAX);
     CHECK(ctx && nsa_memory(ctx) < 4096);
+    if (!ctx)
+        return;
     CHECK(load_pack(ctx, cu, 7) == NSA_OK && loaded.B == 7 && loaded.N == 3);
     CHECK(loaded.seq[2] == 3 && loaded.seq[4] == 3 && loaded.seq[5] == 7 && loaded.cmp[5] == 3);
     nsa_close(ctx);
@@ -243,6 +245,24 @@ static void check_many_sequences(void) {
     CHECK(strstr(nsa_last_error(), "max_seqs 2147483647 asks for as many slots"));
 }
 
+static void check_threads(void) {
+    static const struct {
+        int32_t threads;
+        const char *says; /* NULL: nothing is wrong */
+    } asked[] = {
+        {-1, "negative"}, {0, NULL}, {1024, NULL}, {1025, "threads 1025 is more than 1024"}};
+    nsa_stage stage = bad_stage();
+    nsa_config cfg = nsa_config_defaults();
+    cfg.seq_len = cfg.q_heads = cfg.kv_heads = cfg.qk_dim = cfg.v_dim = 1;
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        nsa_setup setup = {.threads = asked[i].threads};
+        nsa_context *ctx = NULL;
+        CHECK(nsa_open(&stage, &cfg, &setup, &ctx) == (asked[i].says ? NSA_ERR_CONFIG : NSA_OK));
+        CHECK(!asked[i].says || strstr(nsa_last_error(), asked[i].says));
+        nsa_close(ctx);
+    }
+}
+
 /* What a step may name, and what a prefill leaves in the slots that it does not fill. */
 static void check_slots(void) {
     static const int32_t cu[] = {0, 3, 4, 8};
@@ -251,7 +271,11 @@ static void check_slots(void) {
     nsa_context *ctx = open_for(&stage, NSA_DECODE, 8, 3);
     CHECK(load_pack(ctx, cu, 3) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
     CHECK(nsa_slot_len(ctx, 0) == 3 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 4);
-    nsa_tensors in = zeros(3);
+    static int32_t same[] = {0, 0};
+    nsa_tensors in = zeros(2);
+    in.at[NSA_ACTIVE] = (nsa_tensor){same, NSA_I32, 1, {2}};
+    CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
+    in = zeros(3);
     in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {3}};
     CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
     CHECK(strstr(nsa_last_error(), "active names slot 0 twice"));
@@ -275,6 +299,7 @@ int main(int argc, char **argv) {
     check_refusals();
     check_many_sequences();
     check_slots();
+    check_threads();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

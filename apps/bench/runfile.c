@@ -2,6 +2,7 @@
  *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
 #include "bench/runfile.h"
 #include "io/file.h"
+#include "io/json.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -351,9 +352,12 @@ nsa_status runfile_read(const char *path, bench_run *run) {
         status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
     if (f)
         fclose(f);
-    cJSON *root = status || !text ? NULL : cJSON_ParseWithLength(text, n);
+    if (!status && !text)
+        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", path);
+    status = status ? status : json_check(text, n, NSA_ERR_INPUT, path);
+    cJSON *root = status ? NULL : cJSON_ParseWithLength(text, n);
     if (!status && !cJSON_IsObject(root))
-        status = nsa_fail(NSA_ERR_INPUT, "%s: not JSON", path);
+        status = nsa_fail(NSA_ERR_INPUT, "%s: not a JSON object", path);
     status = status ? status : get_all(root, run, path);
     cJSON_Delete(root);
     free(text);

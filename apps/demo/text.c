@@ -3,6 +3,7 @@
 #include "demo/text.h"
 #include "commands.h"
 #include "io/file.h"
+#include "io/text.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -60,9 +61,10 @@ static int read_bytes(FILE *file, demo_text *text) {
 int demo_text_load(const char *path, demo_text *text) {
     *text = (demo_text){0};
     int standard = path && !strcmp(path, "-");
-    snprintf(text->name, sizeof text->name, "%s",
-             !path ? "the project's own essay (apps/demo/text.txt)"
-                   : (standard ? "standard input" : path));
+    const char *name = !path      ? "the project's own essay (apps/demo/text.txt)"
+                       : standard ? "standard input"
+                                  : path;
+    text_show(text->name, sizeof text->name, name, strlen(name));
     FILE *file = standard ? stdin : NULL;
     nsa_status status = standard ? NSA_OK : path ? file_stream(path, &file) : open_essay(&file);
     if (status && !path)

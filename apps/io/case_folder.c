@@ -2,6 +2,7 @@
  *  @brief Reading a case: config.json, the inputs, the expectations. */
 #include "io/case_folder.h"
 #include "io/file.h"
+#include "io/json.h"
 #include "io/npy.h"
 
 #include <cjson/cJSON.h>
@@ -68,17 +69,18 @@ nsa_status config_parse(const char *text, size_t n, const char *label, nsa_confi
             return nsa_fail(NSA_ERR_CONFIG, "%s: byte %zu is a %s: no key or value has one",
                             npy_label(label), i, text[i] ? "backslash" : "NUL");
     }
+    nsa_status status = json_check(text, n, NSA_ERR_CONFIG, label);
+    if (status)
+        return status;
     char *copy = malloc(n + 1); /* cJSON wants the NUL inside the length, to find what trails */
     if (!copy)
         return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(label));
-    if (n) /* the text of nothing may be NULL */
-        memcpy(copy, text, n);
+    memcpy(copy, text, n);
     copy[n] = 0;
     const char *end = copy;
-    nsa_status status;
     cJSON *root = cJSON_ParseWithLengthOpts(copy, n + 1, &end, 1);
     if (!root)
-        status = nsa_fail(NSA_ERR_CONFIG, "%s: not one JSON object: stuck at byte %td of %zu",
+        status = nsa_fail(NSA_ERR_CONFIG, "%s: cannot be read from byte %td of %zu on",
                           npy_label(label), end - copy, n);
     else if (!cJSON_IsObject(root))
         status = nsa_fail(NSA_ERR_CONFIG, "%s: not a JSON object", npy_label(label));

@@ -27,6 +27,9 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
     if (setup->max_rows < 0 || setup->threads < 0)
         return nsa_fail(NSA_ERR_CONFIG, "max_rows %" PRId64 " or threads %d is negative",
                         setup->max_rows, setup->threads);
+    if (setup->threads > NSA_MAX_THREADS)
+        return nsa_fail(NSA_ERR_CONFIG, "threads %d is more than %d", setup->threads,
+                        NSA_MAX_THREADS);
     if (setup->max_rows == 0 || setup->max_rows > c->seq_len)
         plan->setup.max_rows = c->seq_len;
     if (decodes && plan->setup.max_rows < c->max_seqs)

@@ -77,3 +77,11 @@ npy rows.npy '<i4' False "(1,)" 4
 rm -f "$work/case/dout.npy"
 rm -rf "$work/case/expect"
 roomy 02 130000
+
+# Threads beyond reason: OpenMP would start them, or die of it.
+fresh gated_small
+for threads in 1025 40000 100000 2147483647; do
+    OMP_NUM_THREADS=$threads refuse "OMP_NUM_THREADS of $threads" \
+        "OMP_NUM_THREADS asks for $threads threads, at most 1024" \
+        run -s 02 -i "$work/case" -o "$work/out"
+done
