@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 
 static int passed, failed;
 
@@ -48,6 +49,18 @@ static nsa_status open_too_much(const nsa_plan *plan, void **self) {
 }
 
 static nsa_batch loaded; /* the last batch that load was given */
+
+static int64_t gibibytes; /* that open_endless was given */
+
+/* Block after block: the system would promise far more than it has. */
+static nsa_status open_endless(const nsa_plan *plan, void **self) {
+    for (gibibytes = 0; gibibytes < 1 << 14; gibibytes++) {
+        *self = nsa_take(plan->pool, NSA_KEEP, 1 << 30, 1);
+        if (!*self)
+            break;
+    }
+    return nsa_pool_status(plan->pool);
+}
 
 static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     (void)self, (void)in;
@@ -245,6 +258,16 @@ static void check_many_sequences(void) {
     CHECK(strstr(nsa_last_error(), "max_seqs 2147483647 asks for as many slots"));
 }
 
+/* What is promised must be there; and as nobody writes to it, it costs nothing to ask. */
+static void check_promises(void) {
+    nsa_stage stage = bad_stage();
+    struct sysinfo info = {0};
+    stage.open = open_endless;
+    CHECK(!open_for(&stage, 0, 1, 1) && strstr(nsa_last_error(), "cannot take 1073741824 bytes"));
+    CHECK(!sysinfo(&info));
+    CHECK(gibibytes <= (int64_t)(((info.totalram + info.totalswap) * info.mem_unit) >> 30));
+}
+
 static void check_threads(void) {
     static const struct {
         int32_t threads;
@@ -294,8 +317,10 @@ static void check_slots(void) {
 
 int main(int argc, char **argv) {
     check_names();
-    if (argc < 2 || strcmp(argv[1], "--no-fences") != 0)
-        check_fences(); /* under a sanitizer the first of them would be the last */
+    if (argc < 2 || strcmp(argv[1], "--no-fences") != 0) {
+        check_fences();   /* under a sanitizer the first of them would be the last */
+        check_promises(); /* and it keeps books of all memory */
+    }
     check_refusals();
     check_many_sequences();
     check_slots();
