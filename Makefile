@@ -32,6 +32,14 @@ IO       := $(wildcard apps/io/*.c)
 HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
 INCLUDES := -Istages -Iapps -Itests
 
+# $(call taken,COMPILER,FLAGS): the flags that a compiler knows. Some only processors of one kind
+# have, and asking for them is an error everywhere else.
+taken = $(strip $(foreach f,$(2),$(shell $(1) -Werror $f -x c -S /dev/null -o /dev/null 2>/dev/null && echo '$f')))
+# $(call march,COMPILER): for which processor; a compiler for another machine knows no "native".
+MARCH ?= native
+march = $(if $(filter native,$(MARCH)),$(call taken,$(1),-march=native),$(MARCH:%=-march=%))
+MARCH_FLAG := $(call march,$(CC))
+
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 

@@ -1,6 +1,7 @@
 /** @file cmd_list.c
  *  @brief `nsa list`: the stages in the order of the ladder, and whether this machine runs them. */
 #include "commands.h"
+#include "io/text.h"
 #include "nsa_find.h"
 
 #include <stdio.h>
@@ -54,7 +55,8 @@ static void print_wrapped(const char *text) {
 static void print_stage(const nsa_found *found) {
     static const char *const arithmetic[] = {"float64", "float32", "bfloat16"};
     const nsa_stage *stage = found->stage;
-    const char *why = found->problem;
+    char name[TEXT_SHOWN], problem[4 * sizeof found->problem]; /* both may hold any bytes */
+    const char *why = text_show(problem, sizeof problem, found->problem, strlen(found->problem));
     const char *where = "no";
     int runs = 0;
     if (stage) {
@@ -64,10 +66,11 @@ static void print_stage(const nsa_found *found) {
     if (runs)
         where = stage->device ? stage->device() : "CPU";
     /* A long name gets a line of its own rather than a crooked table. */
-    if (strlen(found->name) >= NAMES)
-        printf("%s\n%*s", found->name, NAMES, "");
+    text_show(name, sizeof name, found->name, strlen(found->name));
+    if (strlen(name) >= NAMES)
+        printf("%s\n%*s", name, NAMES, "");
     else
-        printf("%-*s", NAMES, found->name);
+        printf("%-*s", NAMES, name);
     printf("%-*s%-*s", ARITHMETIC,
            stage && (unsigned)stage->arith < 3 ? arithmetic[stage->arith] : "?", RUNS, where);
     /* So does what follows the long name of a device. */

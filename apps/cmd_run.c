@@ -5,12 +5,14 @@
 #include "nsa_find.h"
 #include "io/decode_case.h"
 #include "io/progress.h"
+#include "io/text.h"
 #include "run_output.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { FORWARD_ONLY = -1 /* the value of `decode` without --decode */ };
 
@@ -118,6 +120,14 @@ static nsa_status write_results(run *r, int with_gradients) {
     return status;
 }
 
+/* Memory for the sequences that the case packs: without decode max_seqs is a limit and no more. */
+static void fit_max_seqs(run *r) {
+    const nsa_tensor *cu = &r->input.in.at[NSA_CU_SEQLENS];
+    const int64_t packed = cu->dtype ? cu->shape[0] - 1 : 1;
+    if (packed > 0 && packed < r->input.cfg.max_seqs)
+        r->input.cfg.max_seqs = packed;
+}
+
 /* All rows, or those of rows.npy; gradients if dout.npy is there. */
 static nsa_status run_forward(run *r) {
     const nsa_tensor *rows = &r->input.in.at[NSA_ROWS];
@@ -125,6 +135,7 @@ static nsa_status run_forward(run *r) {
     nsa_setup setup = {.flags = NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE,
                        .max_rows = rows->dtype ? rows->shape[0] : 0};
     setup.flags |= backward ? NSA_BACKWARD : 0;
+    fit_max_seqs(r);
     nsa_status status = nsa_open(r->stage.stage, &r->input.cfg, &setup, &r->ctx);
     status = status ? status : nsa_load(r->ctx, &r->input.in);
     progress_phase(&r->bar, "forward");
@@ -175,6 +186,15 @@ static nsa_status run_case(run *r) {
     return status ? status : output_publish(&r->output);
 }
 
+/* The closing line. Names may hold any bytes. */
+static void say_done(const run *r) {
+    const char *to = r->options->output;
+    char stage[TEXT_SHOWN], folder[PATH_MAX];
+    printf("%s: %s: %d arrays written to %s\n",
+           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->did,
+           r->output.count, text_show(folder, sizeof folder, to, strlen(to)));
+}
+
 /* ----------------------------------------------------------------- the command */
 
 static const struct argp_option known[] = {
@@ -211,8 +231,7 @@ int cmd_run(int argc, char **argv) {
     else if (status)
         code = command_status(status, argv[0]);
     else
-        printf("%s: %s: %d arrays written to %s\n", r.stage.name, r.did, r.output.count,
-               options.output);
+        say_done(&r);
     output_discard(&r.output);
     nsa_close(r.ctx);
     nsa_free_stage(&r.stage);

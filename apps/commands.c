@@ -1,23 +1,21 @@
 /** @file commands.c
  *  @brief What the subcommands share: errors on one line and option parsing. */
 #include "commands.h"
+#include "io/text.h"
 
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 int command_error(exit_code code, const char *who, const char *format, ...) {
-    char text[1024];
+    char text[1024], shown[4 * sizeof text];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     /* A file name may hold a newline or an escape sequence; an error line may not. */
-    for (char *c = text; *c; c++) {
-        if ((unsigned char)*c < ' ' || *c == 127)
-            *c = '?';
-    }
-    fprintf(stderr, "%s: %s\n", who, text);
+    fprintf(stderr, "%s: %s\n", who, text_show(shown, sizeof shown, text, strlen(text)));
     return code;
 }
 

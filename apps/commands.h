@@ -50,8 +50,8 @@ int cmd_demo(int argc, char **argv);
  *  @return an exit_code */
 int cmd_bench(int argc, char **argv);
 
-/** Print one line "who: text" on standard error; control characters become '?', so that it stays
- * one line whatever a file is called.
+/** Print one line "who: text" on standard error; bytes that are no printable text become \\xNN, so
+ * that it stays one line whatever a file is called.
  *  @param code    handed back
  *  @param who     "nsa" or "nsa run"
  *  @param format  printf style

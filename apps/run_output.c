@@ -2,6 +2,7 @@
  *  @brief The output folder of `nsa run`: written aside, then put in place. */
 #include "run_output.h"
 #include "io/npy.h"
+#include "on_signal.h"
 
 #include <errno.h>
 #include <dirent.h>
@@ -10,6 +11,16 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { STEM = PATH_MAX + 16 /* a path and "/.partial-" */ };
+
+static run_output *signalled; /* what a signal has to tidy up */
+
+static void tidy_up(void) {
+    if (signalled->partial[0])
+        output_remove_partial(signalled->partial);
+    output_unlock(&signalled->lock);
+}
 
 /* ---------------------------------------------------------------------- checks */
 
@@ -49,12 +60,23 @@ static nsa_status check_existing(run_output *o, const struct stat *st, const cha
     return NSA_OK;
 }
 
-/* Make the partial folder, beside the output folder or in it. */
+/* What partial folders, beside the output folder or in it, and the lock start with. */
+static const char *stem_of(const run_output *o, int inside, char stem[STEM]) {
+    snprintf(stem, STEM, "%s%s.partial-", o->dir, inside ? "/" : "");
+    return stem;
+}
+
+/* Make the partial folder. One of our own number is of a run that was killed. */
 static nsa_status make_partial(run_output *o, int inside) {
-    int n = snprintf(o->partial, sizeof o->partial, "%s%s.partial-%ld", o->dir, inside ? "/" : "",
-                     (long)getpid());
-    if (n < (int)sizeof o->partial && !mkdir(o->partial, 0777))
-        return NSA_OK;
+    char stem[STEM];
+    int n =
+        snprintf(o->partial, sizeof o->partial, "%s%ld", stem_of(o, inside, stem), (long)getpid());
+    for (int i = 0; i < 2 && n < (int)sizeof o->partial; i++) {
+        if (!mkdir(o->partial, 0777))
+            return NSA_OK;
+        if (errno == EEXIST)
+            output_remove_partial(o->partial);
+    }
     o->partial[0] = 0;
     return nsa_fail(NSA_ERR_IO, "output %s: cannot make a folder %s: %s", npy_label(o->dir),
                     inside ? "in it" : "beside it",
@@ -82,6 +104,18 @@ static nsa_status choose_place(run_output *o) {
     return status;
 }
 
+/* Alone from here on, and without what killed runs left. */
+static nsa_status take_place(run_output *o) {
+    char stem[STEM];
+    nsa_status status = choose_place(o);
+    o->partial[0] = 0; /* it was a trial; the next is made when there is a result to write */
+    status = status ? status : output_lock_take(&o->lock, stem_of(o, o->inside, stem), o->dir);
+    if (!status)
+        output_clear_leftovers(stem);
+    o->broken = status == NSA_ERR_STATE; /* to come second is no mistake of the caller's */
+    return status;
+}
+
 nsa_status output_check(run_output *o, const char *dir, const char *input) {
     struct stat st;
     char parent[PATH_MAX];
@@ -104,22 +138,25 @@ nsa_status output_check(run_output *o, const char *dir, const char *input) {
         return bad(parent, strerror(errno));
     if (!S_ISDIR(st.st_mode))
         return bad(parent, "not a folder");
-    status = choose_place(o);
-    o->partial[0] = 0; /* a run killed while it computes shall leave nothing behind */
+    signalled = o;
+    signals_hold();
+    on_signal(tidy_up);
+    status = take_place(o);
+    signals_release();
     return status;
 }
 
 /* --------------------------------------------------------------------- writing */
 
-/* folder/prefix name.npy */
 static nsa_status file_of(char path[PATH_MAX], const char *folder, const char *prefix, int id) {
-    int n = snprintf(path, PATH_MAX, "%s/%s%s.npy", folder, prefix, nsa_name((nsa_id)id));
-    return n < PATH_MAX ? NSA_OK : bad(folder, "the path is too long");
+    return output_path(path, folder, prefix, id) ? bad(folder, "the path is too long") : NSA_OK;
 }
 
 nsa_status output_add(run_output *o, nsa_id id, const nsa_tensor *tensor) {
     char path[PATH_MAX];
+    signals_hold();
     nsa_status status = o->partial[0] ? NSA_OK : make_partial(o, o->inside);
+    signals_release();
     status = status ? status : file_of(path, o->partial, "", id);
     status = status ? status : npy_write(path, tensor);
     if (!status) {
@@ -130,18 +167,18 @@ nsa_status output_add(run_output *o, nsa_id id, const nsa_tensor *tensor) {
     return status;
 }
 
-void output_discard(run_output *o) {
-    char path[PATH_MAX];
-    if (!o->partial[0])
-        return;
-    for (int id = 0; id < NSA_ID_COUNT; id++) {
-        if (!file_of(path, o->partial, "", id))
-            unlink(path);
-        if (!file_of(path, o->partial, "old-", id))
-            unlink(path);
-    }
-    rmdir(o->partial);
+static void remove_partial(run_output *o) {
+    if (o->partial[0])
+        output_remove_partial(o->partial);
     o->partial[0] = 0;
+}
+
+void output_discard(run_output *o) {
+    signals_hold();
+    remove_partial(o);
+    output_unlock(&o->lock);
+    on_signal(NULL);
+    signals_release();
 }
 
 /* ------------------------------------------------------------------ publishing */
@@ -229,12 +266,14 @@ static nsa_status publish(run_output *o) {
         return bad(o->dir, strerror(errno));
     nsa_status status = swap_files(o);
     if (!status)
-        output_discard(o); /* the old results, and the empty folder */
+        remove_partial(o); /* the old results, and the empty folder */
     return status;
 }
 
 nsa_status output_publish(run_output *o) {
+    signals_hold(); /* a folder half old and half new would be what a signal must not leave */
     nsa_status status = o->partial[0] ? publish(o) : NSA_OK;
+    signals_release();
     o->broken |= status != NSA_OK;
     return status;
 }

@@ -33,6 +33,8 @@ extern "C" {
 #define NSA_ABI 2
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
+/** Most threads that a context may have; more is a slip, and would not even start. */
+#define NSA_MAX_THREADS 1024
 /** "Fill in the default": for `phi_hidden`, `scale`, `max_seqs` and `max_seq_len`. */
 #define NSA_AUTO (-1)
 
@@ -252,7 +254,7 @@ enum {
 typedef struct nsa_setup {
     uint32_t flags;   /**< NSA_BACKWARD | NSA_WANT_BRANCHES | ... */
     int64_t max_rows; /**< most rows of one load: a list of `rows`, or all T; 0 means seq_len */
-    int32_t threads;  /**< threads a CPU stage may use; 0 leaves it to the stage */
+    int32_t threads;  /**< threads a CPU stage may use, up to NSA_MAX_THREADS; 0: as it likes */
 } nsa_setup;
 
 /** Memory of one context; see common/pool.h. */
@@ -267,7 +269,7 @@ typedef struct nsa_phase {
 /** What `open` gets: the resolved config and everything that follows from it. Lives as long as the
  * stage. */
 typedef struct nsa_plan {
-    nsa_config cfg;     /**< resolved and checked */
+    nsa_config cfg;     /**< resolved and checked; without NSA_DECODE max_seqs is at most seq_len */
     nsa_setup setup;    /**< max_rows filled in */
     int64_t group;      /**< G = Hq / Hkv */
     int64_t max_cmp;    /**< most compressed tokens of one load */
@@ -279,7 +281,7 @@ typedef struct nsa_plan {
  */
 typedef struct nsa_batch {
     int64_t T;                /**< tokens */
-    int64_t B;                /**< sequences, at least 1 */
+    int64_t B;                /**< sequences, at least 1, at most the plan's max_seqs */
     int64_t R;                /**< query rows to compute */
     int64_t N;                /**< compressed tokens of all sequences */
     int64_t J;                /**< selection blocks of the longest sequence */

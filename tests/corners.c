@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 
 static int passed, failed;
 
@@ -47,8 +48,23 @@ static nsa_status open_too_much(const nsa_plan *plan, void **self) {
     return nsa_pool_status(plan->pool);
 }
 
+static nsa_batch loaded; /* the last batch that load was given */
+
+static int64_t gibibytes; /* that open_endless was given */
+
+/* Block after block: the system would promise far more than it has. */
+static nsa_status open_endless(const nsa_plan *plan, void **self) {
+    for (gibibytes = 0; gibibytes < 1 << 14; gibibytes++) {
+        *self = nsa_take(plan->pool, NSA_KEEP, 1 << 30, 1);
+        if (!*self)
+            break;
+    }
+    return nsa_pool_status(plan->pool);
+}
+
 static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
-    (void)self, (void)in, (void)batch;
+    (void)self, (void)in;
+    loaded = *batch;
     return NSA_OK;
 }
 
@@ -99,20 +115,41 @@ static nsa_stage bad_stage(void) {
                        .close = close_stage};
 }
 
-/* A context of it over one token, loaded. */
-static nsa_context *open_bad(const nsa_stage *stage, uint32_t flags) {
-    static float values[3];
+/* A context of it for up to `tokens` tokens and `seqs` sequences, one head of one element. */
+static nsa_context *open_for(const nsa_stage *stage, uint32_t flags, int64_t tokens, int64_t seqs) {
     nsa_config cfg = nsa_config_defaults();
     nsa_setup setup = {.flags = flags};
-    nsa_tensors in = {0};
     nsa_context *ctx = NULL;
-    cfg.seq_len = cfg.q_heads = cfg.kv_heads = cfg.qk_dim = cfg.v_dim = 1;
+    cfg.q_heads = cfg.kv_heads = cfg.qk_dim = cfg.v_dim = 1;
+    cfg.cmp_block = cfg.cmp_stride = cfg.slc_block = 2;
+    cfg.seq_len = tokens;
+    cfg.max_seqs = seqs;
     cfg.phi = NSA_PHI_MEAN;
-    if (nsa_open(stage, &cfg, &setup, &ctx))
-        return NULL;
+    (void)nsa_open(stage, &cfg, &setup, &ctx);
+    return ctx;
+}
+
+/* q, keys, values and gates of so many tokens, all zero. */
+static nsa_tensors zeros(int64_t tokens) {
+    static float values[32];
+    nsa_tensors in = {0};
     for (int id = NSA_Q; id <= NSA_GATE; id++)
-        in.at[id] = (nsa_tensor){values, NSA_F32, 3, {1, 1, id == NSA_GATE ? 3 : 1}};
-    CHECK(nsa_load(ctx, &in) == NSA_OK);
+        in.at[id] = (nsa_tensor){values, NSA_F32, 3, {tokens, 1, id == NSA_GATE ? 3 : 1}};
+    return in;
+}
+
+/* A load of `count` sequences that end at these tokens. */
+static nsa_status load_pack(nsa_context *ctx, const int32_t *cu, int64_t count) {
+    nsa_tensors in = zeros(cu[count]);
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {count + 1}};
+    return nsa_load(ctx, &in);
+}
+
+/* A context of it over one token, loaded. */
+static nsa_context *open_bad(const nsa_stage *stage, uint32_t flags) {
+    nsa_context *ctx = open_for(stage, flags, 1, 1);
+    const nsa_tensors in = zeros(1);
+    CHECK(!ctx || nsa_load(ctx, &in) == NSA_OK);
     return ctx;
 }
 
@@ -189,11 +226,105 @@ static void check_refusals(void) {
     CHECK(!open_bad(&stage, 0) && strstr(nsa_last_error(), "cannot take"));
 }
 
+/* max_seqs without decode is a limit, not a request for memory: it may be the largest there is. */
+static void check_many_sequences(void) {
+    static const int32_t cu[] = {0, 0, 3, 3, 3, 7, 8, 8}, none[] = {0, 0, 0, 0};
+    nsa_stage stage = bad_stage();
+    nsa_context *ctx = open_for(&stage, 0, 8, INT32_MAX);
+    CHECK(ctx && nsa_memory(ctx) < 4096);
+    if (!ctx)
+        return;
+    CHECK(load_pack(ctx, cu, 7) == NSA_OK && loaded.B == 7 && loaded.N == 3);
+    CHECK(loaded.seq[2] == 3 && loaded.seq[4] == 3 && loaded.seq[5] == 7 && loaded.cmp[5] == 3);
+    nsa_close(ctx);
+    /* 7 sequences in the room of 5 tokens, and 3 in that of 2: those without tokens are left out */
+    static const int32_t short_cu[] = {0, 0, 3, 3, 3, 4, 4, 4};
+    ctx = open_for(&stage, 0, 5, 7);
+    CHECK(load_pack(ctx, short_cu, 7) == NSA_OK && loaded.B == 2 && loaded.T == 4);
+    CHECK(loaded.seq[0] == 0 && loaded.seq[1] == 3 && loaded.seq[2] == 4 && loaded.N == 1);
+    CHECK(loaded.cmp[0] == 0 && loaded.cmp[1] == 1 && loaded.cmp[2] == 1 && loaded.J == 2);
+    CHECK(load_pack(ctx, cu, 7) == NSA_ERR_INPUT && strstr(nsa_last_error(), "seq_len is 5"));
+    nsa_close(ctx);
+    ctx = open_for(&stage, 0, 2, 3);
+    CHECK(load_pack(ctx, none, 3) == NSA_OK && loaded.B == 1 && !loaded.seq[1] && !loaded.cmp[1]);
+    CHECK(load_pack(ctx, cu, 4) == NSA_ERR_INPUT);
+    nsa_close(ctx);
+    ctx = open_for(&stage, 0, 8, 6);
+    CHECK(load_pack(ctx, cu, 7) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "packs 7 sequences, max_seqs is 6"));
+    nsa_close(ctx);
+    /* with decode it asks for slots, and those are not to be had */
+    CHECK(!open_for(&stage, NSA_DECODE, 1 << 20, INT32_MAX));
+    CHECK(strstr(nsa_last_error(), "max_seqs 2147483647 asks for as many slots"));
+}
+
+/* What is promised must be there; and as nobody writes to it, it costs nothing to ask. */
+static void check_promises(void) {
+    nsa_stage stage = bad_stage();
+    struct sysinfo info = {0};
+    stage.open = open_endless;
+    CHECK(!open_for(&stage, 0, 1, 1) && strstr(nsa_last_error(), "cannot take 1073741824 bytes"));
+    CHECK(!sysinfo(&info));
+    CHECK(gibibytes <= (int64_t)(((info.totalram + info.totalswap) * info.mem_unit) >> 30));
+}
+
+static void check_threads(void) {
+    static const struct {
+        int32_t threads;
+        const char *says; /* NULL: nothing is wrong */
+    } asked[] = {
+        {-1, "negative"}, {0, NULL}, {1024, NULL}, {1025, "threads 1025 is more than 1024"}};
+    nsa_stage stage = bad_stage();
+    nsa_config cfg = nsa_config_defaults();
+    cfg.seq_len = cfg.q_heads = cfg.kv_heads = cfg.qk_dim = cfg.v_dim = 1;
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        nsa_setup setup = {.threads = asked[i].threads};
+        nsa_context *ctx = NULL;
+        CHECK(nsa_open(&stage, &cfg, &setup, &ctx) == (asked[i].says ? NSA_ERR_CONFIG : NSA_OK));
+        CHECK(!asked[i].says || strstr(nsa_last_error(), asked[i].says));
+        nsa_close(ctx);
+    }
+}
+
+/* What a step may name, and what a prefill leaves in the slots that it does not fill. */
+static void check_slots(void) {
+    static const int32_t cu[] = {0, 3, 4, 8};
+    static int32_t active[] = {0, 2, 0};
+    nsa_stage stage = bad_stage();
+    nsa_context *ctx = open_for(&stage, NSA_DECODE, 8, 3);
+    CHECK(load_pack(ctx, cu, 3) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
+    CHECK(nsa_slot_len(ctx, 0) == 3 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 4);
+    static int32_t same[] = {0, 0};
+    nsa_tensors in = zeros(2);
+    in.at[NSA_ACTIVE] = (nsa_tensor){same, NSA_I32, 1, {2}};
+    CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
+    in = zeros(3);
+    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {3}};
+    CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "active names slot 0 twice"));
+    in = zeros(2);
+    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {2}};
+    CHECK(nsa_load_step(ctx, &in) == NSA_OK && nsa_decode(ctx) == NSA_OK);
+    CHECK(nsa_slot_len(ctx, 0) == 4 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 5);
+    CHECK(load_pack(ctx, cu, 1) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
+    CHECK(nsa_slot_len(ctx, 0) == 3 && !nsa_slot_len(ctx, 1) && !nsa_slot_len(ctx, 2));
+    forward_says = nsa_fail(NSA_ERR_DEVICE, "the device is gone");
+    CHECK(load_pack(ctx, cu, 3) == NSA_OK && nsa_prefill(ctx) == NSA_ERR_DEVICE);
+    CHECK(!nsa_slot_len(ctx, 0) && !nsa_slot_len(ctx, 1) && !nsa_slot_len(ctx, 2));
+    forward_says = NSA_OK;
+    nsa_close(ctx);
+}
+
 int main(int argc, char **argv) {
     check_names();
-    if (argc < 2 || strcmp(argv[1], "--no-fences") != 0)
-        check_fences(); /* under a sanitizer the first of them would be the last */
+    if (argc < 2 || strcmp(argv[1], "--no-fences") != 0) {
+        check_fences();   /* under a sanitizer the first of them would be the last */
+        check_promises(); /* and it keeps books of all memory */
+    }
     check_refusals();
+    check_many_sequences();
+    check_slots();
+    check_threads();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -14,6 +14,7 @@ libc6-dbg              valgrind needs the names of the C library
 patch                  faults are planted as patches
 util-linux             setpriv: a check of permissions that root would pass
 gcc-aarch64-linux-gnu  make test-aarch64
+g++-aarch64-linux-gnu  the simulator of the CUDA stages there
 libc6-dev-arm64-cross  the C library headers of arm64
 qemu-user              runs arm64 programs
 shellcheck             make lint on the scripts'

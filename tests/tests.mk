@@ -7,3 +7,26 @@ MUTANTS ?=
 test-mutants: $(BUILD)/nsa ## break the stages on purpose: each property must catch its mutants
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    sh tests/mutants.sh $(MUTANTS)
+
+# A stage that is right but for one thing, in a folder of its own beside the real ones; the command
+# that judges it also counts allocations.
+.PHONY: test-liars liars
+LIARS := $(BUILD)/liars
+LIARS_BESIDE := $(BUILD)/stages/00_dense.so $(BUILD)/stages/01_naive_nsa.so
+
+$(LIARS)/98_lying.so: $(call object,tests/lying_stage.c tests/lying_results.c) $(BUILD)/libnsa.so
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) -shared -Wl,-z,defs $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa \
+	    -Wl,-rpath,'$$ORIGIN/..' -ldl -lm
+
+$(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) $(call object,$(APPS) $(IO) $(HARNESS) $(BENCH)) -o $@ \
+	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) $(BLAS_LIBS) -ldl -lm -pthread
+
+liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(LIARS_BESIDE)
+	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
+
+test-liars: liars ## a stage that lies about one thing at a time: each lie must be caught, and for its reason
+	BUILD='$(BUILD)' sh tests/liars.sh

@@ -10,18 +10,19 @@
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
 FIGURES     ?= cpu cpu_backward
-BENCH_OPT   ?= -O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=fast
+BENCH_OPT   ?= -O3 $(call march,$(CC)) -fno-math-errno -fno-trapping-math -ffp-contract=fast
 BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
 C_FILES     += $(BENCH)
 
-# OpenBLAS is the ceiling and the dense baseline. Without it (BLAS=no, not installed, or a build for
-# another machine, which names its own libraries) both say SKIP, and all else is timed.
+# OpenBLAS is the ceiling and the dense baseline. The command is not linked with it: a bench loads
+# it by this name. Without it (BLAS=no, not installed, or a build for another machine, which names
+# its own libraries) both say SKIP, and all else is timed.
 BLAS        ?= $(if $(filter command,$(firstword $(origin CJSON_LIBS))),no,$\
                $(if $(shell pkg-config --libs openblas 2>/dev/null),yes,no))
 ifeq ($(BLAS),yes)
-BLAS_CFLAGS := -DNSA_WITH_OPENBLAS $(shell pkg-config --cflags openblas)
-BLAS_LIBS   := $(shell pkg-config --libs openblas)
+OPENBLAS    ?= libopenblas.so.0
+BLAS_CFLAGS := -DNSA_WITH_OPENBLAS -DNSA_OPENBLAS='"$(OPENBLAS)"' $(shell pkg-config --cflags openblas)
 endif
 
 # The GPU's ceilings and clock: a shared object beside the command, which finds it at run time. So
@@ -44,14 +45,13 @@ install-gpu: $(GPU_PART)
 	install -m 755 $< $(DESTDIR)$(PREFIX)/lib/libnsa_gpu.so
 
 # The baseline alone is built for this processor: a slow yardstick would flatter every stage.
-MARCH       ?= native
-DENSE_FLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno -fno-trapping-math \
+DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math \
                -ffp-contract=fast
 # What a run file records; warnings and what any file has are left out.
 COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
 $(BUILD)/nsa: $(call object,$(BENCH))
-$(BUILD)/nsa: override CJSON_LIBS += $(BLAS_LIBS) -ldl
+$(BUILD)/nsa: override CJSON_LIBS += -ldl
 $(BUILD)/obj/apps/bench/blas.o: override CFLAGS += $(BLAS_CFLAGS)
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS)
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \

@@ -1,5 +1,6 @@
 /** @file blas.c
- *  @brief The one file that knows whether OpenBLAS is there. Without it nothing calls these
+ *  @brief The one file that knows whether OpenBLAS is there. It is loaded when a bench first asks,
+ * for it starts threads of its own, which no other subcommand wants. Without it nothing calls these
  * products: the dense baseline and the ceiling say blas_missing() and are skipped. */
 #include "bench/blas.h"
 
@@ -8,27 +9,78 @@
 #ifdef NSA_WITH_OPENBLAS
 
 #include <cblas.h>
+#include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { ROOM_A_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
+
+/* What this program calls of it; the declarations are of cblas.h. */
+static struct {
+    __typeof__(cblas_sgemm) *sgemm;
+    __typeof__(openblas_set_num_threads) *set_threads;
+    __typeof__(openblas_get_config) *get_config;
+    char missing[160];
+} blas;
+
+/* An object pointer is no function pointer in C: copy its bits. */
+static int find(void *library, const char *name, void *function) {
+    void *symbol = dlsym(library, name);
+    memcpy(function, &symbol, sizeof symbol);
+    return symbol != NULL;
+}
+
+/* It stays loaded to the end. By itself it would start a thread for every core at once, and never
+ * end where one of them could not be had; blas_threads() starts those that are wanted. */
+static void load(void) {
+    (void)setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    void *library = dlopen(NSA_OPENBLAS, RTLD_NOW | RTLD_LOCAL);
+    if (!library || !find(library, "cblas_sgemm", (void *)&blas.sgemm) ||
+        !find(library, "openblas_set_num_threads", (void *)&blas.set_threads) ||
+        !find(library, "openblas_get_config", (void *)&blas.get_config))
+        snprintf(blas.missing, sizeof blas.missing, "no OpenBLAS: %.140s", dlerror());
+}
 
 const char *blas_missing(void) {
-    return NULL;
+    static int looked;
+    if (!looked)
+        load();
+    looked = 1;
+    return blas.missing[0] ? blas.missing : NULL;
 }
 
 const char *blas_name(void) {
     static char text[128];
-    snprintf(text, sizeof text, "%.110s", openblas_get_config());
+    const char *missing = blas_missing();
+    snprintf(text, sizeof text, "%.110s", missing ? missing : blas.get_config());
     return text;
 }
 
+/* A thread that finds no memory for its buffer asks again, and again. */
+static int room_for(int threads) {
+    const size_t room = (size_t)threads * ROOM_A_THREAD;
+    void *trial = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return trial != MAP_FAILED && !munmap(trial, room);
+}
+
 void blas_threads(int threads) {
-    openblas_set_num_threads(threads);
+    if (blas_missing())
+        return;
+    if (room_for(threads))
+        blas.set_threads(threads);
+    else
+        snprintf(blas.missing, sizeof blas.missing,
+                 "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
+                 threads, ROOM_A_THREAD >> 20);
 }
 
 static void product(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, const int64_t size[3], float alpha,
                     const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
                     int64_t ldc) {
-    cblas_sgemm(CblasRowMajor, ta, tb, (blasint)size[0], (blasint)size[1], (blasint)size[2], alpha,
-                a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
+    blas.sgemm(CblasRowMajor, ta, tb, (blasint)size[0], (blasint)size[1], (blasint)size[2], alpha,
+               a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
 }
 
 #else

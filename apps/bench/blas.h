@@ -7,13 +7,13 @@
 
 #include <stdint.h>
 
-/** @return NULL if OpenBLAS is there, else why not. */
+/** @return NULL if OpenBLAS is there, else why not; the first call loads it. */
 const char *blas_missing(void);
 
 /** @return OpenBLAS's own description of itself, or blas_missing(). */
 const char *blas_name(void);
 
-/** Threads that OpenBLAS itself may use. */
+/** Threads that OpenBLAS itself may use; where they cannot be had, it is missing from then on. */
 void blas_threads(int threads);
 
 /** C [m,n] = alpha A [m,k] B^T, B [n,k], + beta C; rows ld apart. */

@@ -14,13 +14,13 @@ static double measure_gflops(int threads, int runs) {
     const size_t count = (size_t)SIDE * SIDE;
     float *m = malloc(3 * count * sizeof *m);
     double seconds[REPEATS + 1];
+    blas_threads(threads);
     if (!m || blas_missing()) {
         free(m);
         return 0;
     }
     for (size_t i = 0; i < 3 * count; i++)
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
-    blas_threads(threads);
     for (int i = 0; i <= runs; i++) { /* the first warms up */
         double start = bench_now();
         blas_nn(SIDE, SIDE, SIDE, 1, m, SIDE, m + count, SIDE, 0, m + 2 * count, SIDE);

@@ -4,6 +4,7 @@
 #include "bench/machine.h"
 #include "bench/blas.h"
 #include "bench/workload.h"
+#include "io/file.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -77,8 +78,8 @@ static void add_flags(bench_run *run, const char *dir, const char *stage) {
     char path[PATH_MAX], line[256];
     size_t used = strlen(run->own_flags);
     snprintf(path, sizeof path, "%s/%s.flags", dir, stage);
-    FILE *f = fopen(path, "r");
-    if (!f)
+    FILE *f;
+    if (file_stream(path, &f))
         return;
     if (fgets(line, sizeof line, f)) {
         line[strcspn(line, "\n")] = 0;

@@ -1,6 +1,8 @@
 /** @file runfile.c
  *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
 #include "bench/runfile.h"
+#include "io/file.h"
+#include "io/json.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -342,17 +344,20 @@ static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
 nsa_status runfile_read(const char *path, bench_run *run) {
     enum { MOST = 16 << 20 };
     memset(run, 0, sizeof *run);
-    FILE *f = fopen(path, "r");
+    FILE *f;
+    nsa_status status = file_stream(path, &f);
     char *text = malloc(MOST);
     size_t n = f && text ? fread(text, 1, MOST, f) : 0;
-    nsa_status status = NSA_OK;
-    if (!f || ferror(f))
+    if (f && ferror(f))
         status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
     if (f)
         fclose(f);
-    cJSON *root = status || !text ? NULL : cJSON_ParseWithLength(text, n);
+    if (!status && !text)
+        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", path);
+    status = status ? status : json_check(text, n, NSA_ERR_INPUT, path);
+    cJSON *root = status ? NULL : cJSON_ParseWithLength(text, n);
     if (!status && !cJSON_IsObject(root))
-        status = nsa_fail(NSA_ERR_INPUT, "%s: not JSON", path);
+        status = nsa_fail(NSA_ERR_INPUT, "%s: not a JSON object", path);
     status = status ? status : get_all(root, run, path);
     cJSON_Delete(root);
     free(text);

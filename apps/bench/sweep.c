@@ -244,6 +244,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
 
 static void measure_ceilings(sweep *s) {
     ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
+    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* or why it is missing now */
     if (s->uses[BENCH_ON_GPU])
         ceilings_measure_gpu(&s->ceilings);
 }

@@ -2,6 +2,7 @@
  *  @brief Writing files so that nobody finds half of one. */
 #include "demo/save.h"
 #include "commands.h"
+#include "on_signal.h"
 
 #include <errno.h>
 #include <spawn.h>
@@ -11,6 +12,21 @@
 #include <unistd.h>
 
 static const char who[] = "nsa demo";
+
+static char half_done[PATH_MAX]; /* what a signal has to remove */
+
+static void remove_half_done(void) {
+    unlink(half_done);
+}
+
+/* From here on a signal removes the file, or, with NULL, no longer. */
+static void guard(const char *partial) {
+    on_signal(NULL);
+    if (!partial)
+        return;
+    snprintf(half_done, sizeof half_done, "%s", partial);
+    on_signal(remove_half_done);
+}
 
 int demo_make_folder(const char *dir) {
     struct stat info;
@@ -37,10 +53,12 @@ int demo_file_start(const char *dir, const char *name, demo_file *file) {
     int code = name_paths(dir, name, file);
     if (code)
         return code;
+    guard(file->partial);
     file->out = fopen(file->partial, "w");
-    if (!file->out)
-        return command_error(EXIT_USAGE, who, "cannot write %s: %s", file->path, strerror(errno));
-    return EXIT_DONE;
+    if (file->out)
+        return EXIT_DONE;
+    guard(NULL);
+    return command_error(EXIT_USAGE, who, "cannot write %s: %s", file->path, strerror(errno));
 }
 
 int demo_file_done(demo_file *file) {
@@ -54,9 +72,11 @@ int demo_file_done(demo_file *file) {
         bad = 1;
         number = errno;
     }
+    if (bad)
+        unlink(file->partial);
+    guard(NULL);
     if (!bad)
         return EXIT_DONE;
-    unlink(file->partial);
     return command_error(EXIT_FAILED, who, "writing %s failed: %s", file->path, strerror(number));
 }
 

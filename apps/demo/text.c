@@ -2,6 +2,8 @@
  *  @brief Finds and reads the text, byte by byte as it is, and plants a passage in it. */
 #include "demo/text.h"
 #include "commands.h"
+#include "io/file.h"
+#include "io/text.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -9,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static const char who[] = "nsa demo";
@@ -17,28 +18,26 @@ static const char who[] = "nsa demo";
 /* ------------------------------------------------------------------ reading */
 
 /* The essay stands beside the sources or in the installed share; $NSA_SHARE goes first. */
-static FILE *open_essay(void) {
+static nsa_status open_essay(FILE **file) {
     char self[PATH_MAX - 64], path[PATH_MAX];
     const char *share = getenv("NSA_SHARE");
     if (share && *share) {
         /* A folder that was named must hold it: falling back would hide a slip. */
         snprintf(path, sizeof path, "%s/text.txt", share);
-        return fopen(path, "rb");
+        return file_stream(path, file);
     }
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = 0;
+    self[n > 0 ? n : 0] = 0;
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
     static const char *const places[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
-    FILE *file = NULL;
-    for (size_t i = 0; i < 2 && !file; i++) {
+    nsa_status status = NSA_ERR_IO;
+    for (size_t i = 0; i < 2 && status; i++) {
         snprintf(path, sizeof path, "%s/%s", self, places[i]);
-        file = fopen(path, "rb");
+        status = file_stream(path, file);
     }
-    return file;
+    return status;
 }
 
 /* Read what fits and learn whether there was more. Room is kept for the passage. */
@@ -62,22 +61,20 @@ static int read_bytes(FILE *file, demo_text *text) {
 int demo_text_load(const char *path, demo_text *text) {
     *text = (demo_text){0};
     int standard = path && !strcmp(path, "-");
-    snprintf(text->name, sizeof text->name, "%s",
-             !path ? "the project's own essay (apps/demo/text.txt)"
-                   : (standard ? "standard input" : path));
-    FILE *file = standard ? stdin : (path ? fopen(path, "rb") : open_essay());
-    if (!file && !path)
+    const char *name = !path      ? "the project's own essay (apps/demo/text.txt)"
+                       : standard ? "standard input"
+                                  : path;
+    text_show(text->name, sizeof text->name, name, strlen(name));
+    FILE *file = standard ? stdin : NULL;
+    nsa_status status = standard ? NSA_OK : path ? file_stream(path, &file) : open_essay(&file);
+    if (status && !path)
         return command_error(EXIT_USAGE, who,
-                             "text.txt was not found in $NSA_SHARE, ../apps/demo or ../share/nsa; "
-                             "name a FILE");
-    if (!file)
-        return command_error(EXIT_USAGE, who, "%s: %s", text->name, strerror(errno));
-    struct stat info;
-    int code = EXIT_DONE;
-    if (!fstat(fileno(file), &info) && S_ISDIR(info.st_mode))
-        code = command_error(EXIT_USAGE, who, "%s is a folder, expected a file", text->name);
-    else
-        code = read_bytes(file, text);
+                             "no text.txt in $NSA_SHARE, ../apps/demo or ../share/nsa (%s); name a "
+                             "FILE",
+                             nsa_last_error());
+    if (status)
+        return command_status(status, who);
+    int code = read_bytes(file, text);
     if (!standard)
         fclose(file);
     if (code)

@@ -1,19 +1,19 @@
 /** @file case_folder.c
  *  @brief Reading a case: config.json, the inputs, the expectations. */
 #include "io/case_folder.h"
+#include "io/file.h"
+#include "io/json.h"
 #include "io/npy.h"
 
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     CONFIG_MOST = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
@@ -69,17 +69,18 @@ nsa_status config_parse(const char *text, size_t n, const char *label, nsa_confi
             return nsa_fail(NSA_ERR_CONFIG, "%s: byte %zu is a %s: no key or value has one",
                             npy_label(label), i, text[i] ? "backslash" : "NUL");
     }
+    nsa_status status = json_check(text, n, NSA_ERR_CONFIG, label);
+    if (status)
+        return status;
     char *copy = malloc(n + 1); /* cJSON wants the NUL inside the length, to find what trails */
     if (!copy)
         return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(label));
-    if (n) /* the text of nothing may be NULL */
-        memcpy(copy, text, n);
+    memcpy(copy, text, n);
     copy[n] = 0;
     const char *end = copy;
-    nsa_status status;
     cJSON *root = cJSON_ParseWithLengthOpts(copy, n + 1, &end, 1);
     if (!root)
-        status = nsa_fail(NSA_ERR_CONFIG, "%s: not one JSON object: stuck at byte %td of %zu",
+        status = nsa_fail(NSA_ERR_CONFIG, "%s: cannot be read from byte %td of %zu on",
                           npy_label(label), end - copy, n);
     else if (!cJSON_IsObject(root))
         status = nsa_fail(NSA_ERR_CONFIG, "%s: not a JSON object", npy_label(label));
@@ -96,13 +97,8 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
     nsa_status status = join(path, dir, "config", ".json");
     if (status)
         return status;
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not block */
-    FILE *file = fd < 0 ? NULL : fdopen(fd, "rb");
-    if (!file || fstat(fd, &st))
-        status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
-    else if (!S_ISREG(st.st_mode))
-        status = nsa_fail(NSA_ERR_IO, "%s: not a regular file", npy_label(path));
+    FILE *file;
+    status = file_stream(path, &file);
     char *text = malloc(CONFIG_MOST + 1);
     size_t n = 0;
     if (!status && !text)
@@ -114,8 +110,6 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
     }
     if (file)
         fclose(file);
-    else if (fd >= 0)
-        close(fd);
     status = status ? status : config_parse(text, n, path, cfg);
     free(text);
     return status;

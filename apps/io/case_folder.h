@@ -26,7 +26,8 @@ nsa_status case_folder_read(const char *dir, case_folder *c);
  *  @param c  from case_folder_read() */
 void case_folder_free(case_folder *c);
 
-/** Read a config from the text of a config.json: one JSON object of known keys, each once.
+/** Read a config from the text of a config.json: one JSON object, by the letter of RFC 8259, of
+ * known keys, each once.
  *  @param text      need not end with a NUL
  *  @param n         its length
  *  @param label     what an error calls the file

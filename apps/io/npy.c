@@ -5,9 +5,9 @@
  *  is a Python dict literal: {'descr': '<f4', 'fortran_order': False, 'shape': (97, 4, 8), }
  */
 #include "io/npy.h"
+#include "io/file.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -272,22 +272,16 @@ static nsa_status read_exactly(int fd, const char *path, void *to, size_t n, siz
 }
 
 /* The header first, at most 64 KiB of it; the data only when its size has been found right. */
-static nsa_status read_open(int fd, const char *path, nsa_tensor *t) {
-    struct stat st;
+static nsa_status read_open(int fd, off_t size, const char *path, nsa_tensor *t) {
     size_t data = 0, bytes = 0;
     nsa_tensor read = {0};
-    if (fstat(fd, &st))
-        return nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
-    if (!S_ISREG(st.st_mode))
-        return nsa_fail(NSA_ERR_IO, "%s: %s, expected a regular file", npy_label(path),
-                        S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
-    size_t first = st.st_size < LONGEST ? (size_t)st.st_size : LONGEST;
+    size_t first = size < LONGEST ? (size_t)size : LONGEST;
     unsigned char *head = malloc(LONGEST);
     if (!head)
         return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for its header", npy_label(path));
     nsa_status status = read_exactly(fd, path, head, first, 0);
     if (!status)
-        status = parse_header(head, first, (uint64_t)st.st_size, path, &read, &data, &bytes);
+        status = parse_header(head, first, (uint64_t)size, path, &read, &data, &bytes);
     free(head);
     status = status ? status : make_room(path, bytes, &read);
     status = status ? status : read_exactly(fd, path, read.data, bytes, data);
@@ -298,11 +292,13 @@ static nsa_status read_open(int fd, const char *path, nsa_tensor *t) {
 }
 
 nsa_status npy_read(const char *path, nsa_tensor *t) {
+    struct stat st;
+    int fd;
     *t = (nsa_tensor){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not block */
-    if (fd < 0)
-        return nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
-    nsa_status status = read_open(fd, path, t);
+    nsa_status status = file_open(path, &fd, &st);
+    if (status)
+        return status;
+    status = read_open(fd, st.st_size, path, t);
     close(fd);
     return status;
 }

@@ -174,6 +174,9 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     st->dkp = round_up(st->cfg.qk_dim, LANES);
     st->dvp = round_up(st->cfg.v_dim, LANES);
     st->threads = plan->setup.threads ? plan->setup.threads : most_threads();
+    if (st->threads > NSA_MAX_THREADS)
+        return nsa_fail(NSA_ERR_CONFIG, "OMP_NUM_THREADS asks for %d threads, at most %d",
+                        st->threads, NSA_MAX_THREADS);
     const int64_t T = st->cfg.seq_len, R = plan->setup.max_rows;
     const int decodes = (plan->setup.flags & NSA_DECODE) != 0;
     const int64_t longest = decodes && st->cfg.max_seq_len > T ? st->cfg.max_seq_len : T;

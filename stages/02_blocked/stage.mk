@@ -2,8 +2,10 @@
 # not looked at, a*b+c may be one instruction, and loops marked `omp simd` may be vectors.
 # For some processors gcc takes multiply-adds apart again where they form a chain, and only there: then
 # equal keys in two tiles would get scores that differ in the last bit. avoid-fma-max-bits=0: nowhere.
-MARCH ?= native
-$(BUILD)/stages/02_blocked.so $(BUILD)/steps/02_blocked $(BUILD)/steps/02_far: STAGE_CFLAGS := -O3 $(if $(MARCH),-march=$(MARCH)) -fno-math-errno \
+# Both flags are gcc's, and not for every processor.
+TAKEN_02 := $(if $(findstring clang,$(CC)),-Wno-pass-failed,$(call taken,$(CC),\
+    -mprefer-vector-width=512 --param=avoid-fma-max-bits=0))
+$(BUILD)/stages/02_blocked.so $(BUILD)/steps/02_blocked $(BUILD)/steps/02_far: STAGE_CFLAGS := -O3 $(MARCH_FLAG) -fno-math-errno \
     -fno-trapping-math -ffp-contract=fast -fopenmp -Wno-psabi -Wno-unknown-pragmas \
-    $(if $(findstring clang,$(CC)),-Wno-pass-failed,-mprefer-vector-width=512 --param=avoid-fma-max-bits=0)
+    $(TAKEN_02)
 $(BUILD)/stages/02_blocked.so: STAGE_LIBS := -fopenmp

@@ -133,7 +133,8 @@ static void open_weights(stage *st) {
     for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
         const int64_t Dp = pair == KEYS ? st->c.dkp : st->c.dvp;
         int64_t N = st->plan->max_cmp;
-        N = N > c->max_seqs ? N : c->max_seqs; /* a decode step may complete one a slot */
+        if ((st->plan->setup.flags & NSA_DECODE) && N < c->max_seqs)
+            N = c->max_seqs; /* a decode step may complete one a slot */
         st->w1t[pair] =
             take(st, NSA_KEEP, round_up(c->cmp_block * width(st, pair), DIM) * st->c.hp);
         st->w2t[pair] = take(st, NSA_KEEP, round_up(c->phi_hidden, DIM) * Dp);

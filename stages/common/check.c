@@ -67,7 +67,7 @@ static nsa_status check_gate(const nsa_tensor *gate, int64_t heads) {
 
 static nsa_status check_cu_seqlens(const nsa_context *ctx, const nsa_tensor *t, nsa_batch *batch) {
     const int32_t *cu = t->data;
-    int64_t most = ctx->plan.cfg.max_seqs;
+    int64_t most = ctx->max_seqs;
     batch->B = t->shape[0] - 1;
     if (batch->B < 1)
         return nsa_fail(NSA_ERR_INPUT, "cu_seqlens has %" PRId64 " entries, expected at least 2",

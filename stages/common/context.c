@@ -27,10 +27,16 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
     if (setup->max_rows < 0 || setup->threads < 0)
         return nsa_fail(NSA_ERR_CONFIG, "max_rows %" PRId64 " or threads %d is negative",
                         setup->max_rows, setup->threads);
+    if (setup->threads > NSA_MAX_THREADS)
+        return nsa_fail(NSA_ERR_CONFIG, "threads %d is more than %d", setup->threads,
+                        NSA_MAX_THREADS);
     if (setup->max_rows == 0 || setup->max_rows > c->seq_len)
         plan->setup.max_rows = c->seq_len;
     if (decodes && plan->setup.max_rows < c->max_seqs)
         plan->setup.max_rows = c->max_seqs; /* a step has up to max_seqs rows of results */
+    ctx->max_seqs = c->max_seqs;
+    if (!decodes && c->max_seqs > c->seq_len)
+        plan->cfg.max_seqs = c->seq_len; /* the others of a pack are empty: see spell_out() */
     plan->group = c->q_heads / c->kv_heads;
     plan->max_cmp = nsa_cmp_tokens(c, c->seq_len);
     plan->max_blocks = blocks_of(c, longest);
@@ -46,6 +52,8 @@ static nsa_status take_own_memory(nsa_context *ctx) {
     ctx->cmp = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->cmp);
     ctx->row = nsa_take(pool, NSA_KEEP, rows, sizeof *ctx->row);
     ctx->block_idx = nsa_take(pool, NSA_KEEP, rows * picks, sizeof *ctx->block_idx);
+    if (!(ctx->plan.setup.flags & NSA_DECODE))
+        return nsa_pool_status(pool);
     ctx->len = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->len);
     ctx->slot = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->slot);
     ctx->pos = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->pos);
@@ -65,6 +73,17 @@ static nsa_status check_offer(const nsa_stage *stage, const nsa_setup *setup) {
     return NSA_OK;
 }
 
+/* Where memory is short for decode, the number of slots is the first thing to look at. */
+static nsa_status say_slots(const nsa_context *ctx, nsa_status status) {
+    const nsa_config *c = &ctx->plan.cfg;
+    if (status == NSA_ERR_MEMORY && (ctx->plan.setup.flags & NSA_DECODE))
+        return nsa_fail(status,
+                        "%s; max_seqs %" PRId64 " asks for as many slots of max_seq_len %" PRId64
+                        " tokens",
+                        nsa_last_error(), c->max_seqs, c->max_seq_len);
+    return status;
+}
+
 nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_setup *setup,
                     nsa_context **context) {
     *context = NULL;
@@ -78,6 +97,7 @@ nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_
     status = status ? status : take_own_memory(ctx);
     status = status ? status : stage->open(&ctx->plan, &ctx->self);
     if (status) {
+        status = say_slots(ctx, status);
         nsa_pool_free(ctx->plan.pool);
         free(ctx);
         return status;
@@ -109,17 +129,25 @@ int nsa_phases(nsa_context *ctx, nsa_phase *list, int room) {
 /* ------------------------------------------------------------------- loads */
 
 /* Write out the pack's offsets: seq from cu_seqlens, cmp by counting each sequence's tokens (Eq.
- * 7). */
+ * 7). Of a pack with more sequences than the plan has room for, those without tokens are left out:
+ * no result but a prefill's slots knows of them, and the others are at most T. */
 static void spell_out(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
     const int32_t *cu = in->at[NSA_CU_SEQLENS].dtype ? in->at[NSA_CU_SEQLENS].data : NULL;
     const int32_t *rows = in->at[NSA_ROWS].dtype ? in->at[NSA_ROWS].data : NULL;
-    ctx->seq[0] = ctx->cmp[0] = batch->J = 0;
-    for (int64_t b = 0; b < batch->B; b++) {
-        ctx->seq[b + 1] = cu ? cu[b + 1] : batch->T;
-        int64_t len = ctx->seq[b + 1] - ctx->seq[b], blocks = blocks_of(&ctx->plan.cfg, len);
+    const int64_t given = batch->B;
+    const int all = given <= ctx->plan.cfg.max_seqs;
+    ctx->seq[0] = ctx->cmp[0] = ctx->seq[1] = ctx->cmp[1] = batch->J = batch->B = 0;
+    for (int64_t i = 0, b = 0; i < given; i++) {
+        const int64_t end = cu ? cu[i + 1] : batch->T, len = end - ctx->seq[b];
+        const int64_t blocks = blocks_of(&ctx->plan.cfg, len);
+        if (!all && len == 0)
+            continue;
+        ctx->seq[b + 1] = end;
         ctx->cmp[b + 1] = ctx->cmp[b] + nsa_cmp_tokens(&ctx->plan.cfg, len);
         batch->J = blocks > batch->J ? blocks : batch->J;
+        batch->B = ++b;
     }
+    batch->B = batch->B ? batch->B : 1; /* a pack of nothing is one empty sequence */
     for (int64_t r = 0; r < batch->R; r++)
         ctx->row[r] = rows ? rows[r] : r;
     ctx->has_rows = rows != NULL;
@@ -308,7 +336,7 @@ nsa_status nsa_causal(nsa_context *ctx, int pair) {
 }
 
 int64_t nsa_slot_len(const nsa_context *ctx, int64_t slot) {
-    return slot >= 0 && slot < ctx->plan.cfg.max_seqs ? ctx->len[slot] : -1;
+    return slot < 0 || slot >= ctx->max_seqs ? -1 : ctx->len ? ctx->len[slot] : 0;
 }
 
 /* ----------------------------------------------------------------- results */

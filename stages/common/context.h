@@ -28,12 +28,13 @@ struct nsa_context {
     nsa_batch batch;        /**< of the last load */
     nsa_step step;          /**< of the last load_step */
     unsigned done;          /**< LOADED | FORWARD | ... */
+    int64_t max_seqs;       /**< as asked for; plan.cfg has what the stage takes memory for */
     int64_t *seq;           /**< [max_seqs+1] behind batch.seq */
     int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */
     int64_t *row;           /**< [max_rows] behind batch.row */
     int32_t *block_idx;     /**< [max_rows,Hkv,n] behind batch.block_idx */
     int has_rows;           /**< the load listed its rows: no prefill */
-    int64_t *len;           /**< [max_seqs] tokens in each decode slot */
+    int64_t *len;           /**< [max_seqs] tokens in each decode slot; NULL without NSA_DECODE */
     int32_t *slot;          /**< [max_seqs] behind step.slot */
     int64_t *pos;           /**< [max_seqs] behind step.pos */
     int32_t *step_idx;      /**< [max_seqs,Hkv,n] behind step.block_idx */

@@ -71,6 +71,15 @@ static void open_stage(const char *path, nsa_found *found) {
     size_t n = strlen(file);
     int stem = (int)(n > 3 && !strcmp(file + n - 3, ".so") ? n - 3 : n);
     snprintf(found->name, sizeof found->name, "%.*s", stem, file);
+    struct stat st; /* a pipe would block, a device do whatever it does */
+    if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
+        snprintf(found->problem, sizeof found->problem, "%s, expected a regular file",
+                 S_ISDIR(st.st_mode)    ? "a folder"
+                 : S_ISFIFO(st.st_mode) ? "a pipe"
+                 : S_ISSOCK(st.st_mode) ? "a socket"
+                                        : "a device");
+        return;
+    }
     /* NODELETE: OpenMP's threads outlive the stage that woke them, and must find their code. */
     found->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!found->handle) {

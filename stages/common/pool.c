@@ -4,16 +4,19 @@
 #include "common/pool.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 
 enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
 
 /* A block in memory:  | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5 |
  */
 typedef struct block {
-    unsigned char *start; /* of the first fence, from aligned() */
+    void *from;           /* of calloc() */
+    unsigned char *start; /* of the first fence */
     size_t bytes;         /* the stage's */
     nsa_memory_kind kind;
 } block;
@@ -21,14 +24,32 @@ typedef struct block {
 struct nsa_pool {
     block *blocks;
     size_t count, room, bytes;
+    size_t most;    /* bytes that may be taken together */
     int64_t wanted; /* bytes of the take that failed; 0 if none did */
     int debug;
 };
 
+/* Memory and swap of this machine, or what its container may use of them. A system that promises
+ * more than it has would kill the program later, without a word. */
+static size_t machine_memory(void) {
+    struct sysinfo info = {0};
+    size_t most = SIZE_MAX, allowed;
+    if (!sysinfo(&info))
+        most = ((size_t)info.totalram + info.totalswap) * info.mem_unit;
+    FILE *file = fopen("/sys/fs/cgroup/memory.max", "r"); /* "max" where there is no limit */
+    if (file && fscanf(file, "%zu", &allowed) == 1 && allowed < most)
+        most = allowed;
+    if (file)
+        fclose(file);
+    return most;
+}
+
 nsa_pool *nsa_pool_new(int debug) {
     nsa_pool *pool = calloc(1, sizeof *pool);
-    if (pool)
+    if (pool) {
         pool->debug = debug;
+        pool->most = machine_memory();
+    }
     return pool;
 }
 
@@ -43,13 +64,17 @@ static void open_fences(const block *b) {
     nsa_show(b->start + FENCE + b->bytes, FENCE);
 }
 
-/* Whole lines of 64 bytes. What is large comes in huge pages where the system has them: a walk over
- * many blocks otherwise waits for page tables. */
-static unsigned char *aligned(size_t bytes) {
+/* Whole lines of 64 bytes, all zero: calloc() has zeros of the system, which gives a page when it
+ * is first written, so that room that nothing is put in costs nothing. What is large comes in huge
+ * pages where the system has them: a walk over many blocks otherwise waits for page tables. */
+static unsigned char *aligned(size_t bytes, void **from) {
     const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
     const size_t whole = (bytes + page - 1) / page * page;
-    unsigned char *start = aligned_alloc(page, whole);
-    if (start && page == HUGE_PAGE)
+    unsigned char *start = *from = calloc(1, whole + page);
+    if (!start)
+        return NULL;
+    start += (page - (uintptr_t)start % page) % page;
+    if (page == HUGE_PAGE)
         (void)madvise(start, whole, MADV_HUGEPAGE); /* only a wish */
     return start;
 }
@@ -63,15 +88,17 @@ static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t by
         pool->blocks = blocks;
         pool->room = room;
     }
-    unsigned char *start = aligned(bytes + 2 * FENCE);
+    void *from;
+    unsigned char *start = aligned(bytes + 2 * FENCE, &from);
     if (!start)
         return NULL;
     memset(start, FENCE_BYTE, FENCE);
-    memset(start + FENCE, pool->debug ? POISON_BYTE : 0, bytes);
     memset(start + FENCE + bytes, FENCE_BYTE, FENCE);
-    if (pool->debug)
+    if (pool->debug) {
+        memset(start + FENCE, POISON_BYTE, bytes);
         nsa_forget(start + FENCE, bytes);
-    pool->blocks[pool->count] = (block){start, bytes, kind};
+    }
+    pool->blocks[pool->count] = (block){from, start, bytes, kind};
     close_fences(&pool->blocks[pool->count++]);
     pool->bytes += bytes;
     return start + FENCE;
@@ -81,9 +108,9 @@ void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size)
     size_t bytes;
     void *taken = NULL;
     if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) ||
-        bytes > PTRDIFF_MAX - 4 * FENCE)
+        bytes > PTRDIFF_MAX - 4 * HUGE_PAGE)
         bytes = PTRDIFF_MAX;
-    else
+    else if (bytes <= pool->most - pool->bytes)
         taken = take_bytes(pool, kind, bytes);
     if (!taken && !pool->wanted)
         pool->wanted = (int64_t)bytes;
@@ -93,8 +120,9 @@ void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size)
 nsa_status nsa_pool_status(const nsa_pool *pool) {
     if (!pool->wanted)
         return NSA_OK;
-    return nsa_fail(NSA_ERR_MEMORY, "cannot take %" PRId64 " bytes more after %zu bytes",
-                    pool->wanted, pool->bytes);
+    return nsa_fail(NSA_ERR_MEMORY,
+                    "cannot take %" PRId64 " bytes more after %zu bytes, of %zu that there are",
+                    pool->wanted, pool->bytes, pool->most);
 }
 
 void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
@@ -137,7 +165,7 @@ void nsa_pool_free(nsa_pool *pool) {
         return;
     for (size_t i = 0; i < pool->count; i++) {
         open_fences(&pool->blocks[i]);
-        free(pool->blocks[i].start);
+        free(pool->blocks[i].from);
     }
     free(pool->blocks);
     free(pool);

@@ -19,6 +19,11 @@ done
 
 fresh one_token
 refuse "a stage that is not there" 'no stage "77"' run -s 77 -i "$work/case" -o "$work/out"
+refuse "a stage of bytes that are no text" 'no stage "\xff\x1b[7m"' \
+    run -s "$(printf '\377\033[7m')" -i "$work/case" -o "$work/out"
+cp "$VECTORS/one_token/q.npy" "$work/case/$(printf 'q\377\033[7m.npy')"
+refuse_case "a file whose name is no text" 'q\xff\x1b[7m.npy: no input has that name'
+fresh one_token
 refuse "a stage without a name" 'no stage ""' run -s "" -i "$work/case" -o "$work/out"
 refuse "a folder of stages that is not there" "No such file" list --stages "$work/nowhere"
 refuse "a stage of a folder that is not there" "No such file" \
@@ -107,7 +112,7 @@ refuse "demo of an empty file" "holds 0 bytes, expected at least" \
     demo -o "$work/out" "$work/nothing"
 printf 'too short' >"$work/short"
 refuse "demo of 9 bytes" "holds 9 bytes, expected at least" demo -o "$work/out" "$work/short"
-refuse "demo of a folder" "is a folder, expected a file" demo -o "$work/out" "$work"
+refuse "demo of a folder" "a folder, expected a regular file" demo -o "$work/out" "$work"
 refuse "demo of no file" "No such file" demo -o "$work/out" "$work/nowhere"
 refuse "demo of two files" "unexpected argument" demo -o "$work/out" "$work/short" "$work/short"
 refuse "demo into a file" "is no folder" demo -t 1 -o "$work/short"
@@ -137,3 +142,13 @@ refuse "too few runs for quartiles" '--runs "2" is not a whole number in 3..60' 
 refuse "more runs than there is room for" '--runs "61"' bench --runs 61
 refuse "one thread, and alone" "--alone" bench --alone --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
+while IFS='|' read -r text says; do
+    printf '%s' "$text" >"$work/run.json"
+    refuse "a run file that is '$text'" "run.json: $says" bench --table "$work/run.json"
+done <<'RUNS'
+|not JSON: stuck at byte 0 of 0: expected a value, found its end
+[]|not a JSON object
+{}|not a run file: expected arrays rows and fits
+{"rows": [], "fits": [], "cores": 02}|not JSON: stuck at byte 35 of 37
+{"rows": [], "fits": [],}|not JSON: stuck at byte 24 of 25
+RUNS

@@ -83,14 +83,64 @@ while IFS='|' read -r text says; do
     printf '%s' "$text" >"$work/case/config.json"
     refuse_case "config.json is '$text'" "$says"
 done <<'TEXTS'
-|not one JSON object
-{|not one JSON object
+|not JSON: stuck at byte 0 of 0: expected a value, found its end
+{|stuck at byte 1 of 1: expected a string in double quotes, found its end
 [1]|not a JSON object
 7|not a JSON object
-{"window": 12} x|not one JSON object: stuck at byte
-{"window": 12,}|not one JSON object
+[1 2]|stuck at byte 3 of 5: expected ',' or ']', found 2]
+[1,]|expected a value, found ]
+{"window": 12} x|stuck at byte 15 of 16: expected nothing more, found x
+{"window": 12} {}|expected nothing more, found {}
+{"window": 12,}|stuck at byte 14 of 15: expected a string in double quotes, found }
+{"window": 12 "phi": "mean"}|expected ',' or '}', found "phi": "mean
+{"window" 12}|expected ':', found 12}
+{window: 12}|expected a string in double quotes, found window: 12}
+{'window': 12}|expected a string in double quotes, found 'window': 12
+{"window": 0012}|expected a number without leading zeros, found 012}
+{"window": -012}|expected a number without leading zeros, found 12}
+{"window": 12.}|expected a digit, found }
+{"window": .5}|expected a value, found .5}
+{"window": +12}|expected a value, found +12}
+{"window": -}|expected a digit, found }
+{"window": 12e}|expected a digit, found }
+{"window": 1.e2}|expected a digit, found e2}
+{"window": 0x12}|expected ',' or '}', found x12}
+{"window": 12_0}|expected ',' or '}', found _0}
+{"window": NaN}|expected a value, found NaN}
+{"window": Infinity}|expected a value, found Infinity}
+{"window": -Infinity}|expected a digit, found Infinity}
+{"window": nul}|expected null, true or false, found }
+{"window": True}|expected a value, found True}
+{"window": 12 /* tokens */}|expected ',' or '}', found /* tokens */
+{"window": 12} // tokens|expected nothing more, found // tokens
+{"phi": "mean}|expected a closing quote, found its end
 {"wind\u006fw": 12}|is a backslash
 TEXTS
+
+# the same with bytes in printf's notation
+while IFS='~' read -r text says; do
+    fresh mlp_small
+    # shellcheck disable=SC2059 # the bytes are a format on purpose
+    printf "$text" >"$work/case/config.json"
+    refuse_case "config.json is '$text'" "$says"
+done <<'BYTES'
+\357\273\277{"window": 12}~stuck at byte 0 of 17: expected a value, found \xef\xbb\xbf{"window
+{"window":\01312}~expected a value, found \x0b12}
+{"window":\302\24012}~expected a value, found
+{"phi": "me\nan"}~expected an escape in place of a control character, found \x0aan"}
+{"win\377dow": 12}~stuck at byte 5 of 15: expected UTF-8 in a string, found \xffdow": 12}
+{"\300\257": 12}~expected UTF-8 in a string, found \xc0\xaf": 12}
+{"\355\240\200": 12}~expected UTF-8 in a string, found \xed\xa0\x80": 12}
+{"\303": 12}~expected UTF-8 in a string, found \xc3": 12}
+{"\302\233m": 12}~unknown key "\xc2\x9bm"
+{"\342\200\256m": 12}~unknown key "\xe2\x80\xaem"
+{"fen\303\252tre\177": 12}~unknown key "fenêtre\x7f"
+{"phi": "\342\202\254"}~phi "€" is not one of "mean"
+BYTES
+
+fresh mlp_small
+{ for _ in $(seq 65); do printf '['; done; } >"$work/case/config.json"
+refuse_case "config.json of 65 brackets" "expected fewer brackets within brackets"
 
 fresh mlp_small
 poke config.json 3 '\000'
@@ -100,7 +150,7 @@ refuse_case "config.json of 70000 bytes" "longer than 65536 bytes"
 rm "$work/case/config.json"
 refuse_case "no config.json" "config.json: No such file"
 mkdir "$work/case/config.json"
-refuse_case "config.json is a folder" "config.json: not a regular file"
+refuse_case "config.json is a folder" "config.json: a folder, expected a regular file"
 rmdir "$work/case/config.json"
 mkfifo "$work/case/config.json"
-refuse_case "config.json is a pipe" "config.json: not a regular file"
+refuse_case "config.json is a pipe" "config.json: a pipe, expected a regular file"

@@ -30,7 +30,7 @@ mkdir "$work/case/q.npy"
 refuse_case "q.npy is a folder" "a folder, expected a regular file"
 rmdir "$work/case/q.npy"
 mkfifo "$work/case/q.npy"
-refuse_case "q.npy is a pipe" "a device or pipe, expected a regular file"
+refuse_case "q.npy is a pipe" "a pipe, expected a regular file"
 
 fresh one_token
 printf 'x' >>"$work/case/q.npy"
@@ -82,6 +82,11 @@ done <<'FILES'
 <f4|False|(1 2, 4)|32|expected ',' or ')'
 <f4|False|(9223372036854775808,)|32|a dimension overflows 63 bits
 <f4|False|(4294967296, 4294967296, 4)|32|overflow 63-bit sizes
+<f4|False|(18446744073709551617, 2, 4)|32|a dimension overflows 63 bits
+<f4|False|(340282366920938463463374607431768211457, 2, 4)|32|a dimension overflows 63 bits
+<f4|False|(1, 18446744073709551618, 4)|32|a dimension overflows 63 bits
+<f4|False|(2305843009213693953, 2, 4)|32|overflow 63-bit sizes
+<f4|False|(4611686018427387912,)|32|overflow 63-bit sizes
 <f8|False|(9223372036854775807,)|32|overflow 63-bit sizes
 <f4|False|(1000000000000, 2, 4)|32|32 bytes of data, expected 32000000000000
 FILES

@@ -40,7 +40,7 @@ SIMT_BASE := -std=c++17 -D_GNU_SOURCE -DNSA_SIMT -g -ffp-contract=off -fPIC -fvi
              -fno-exceptions -fno-rtti -Wall -Wextra -Wshadow -Werror -Istages -Itests
 SIMT_CU   := $(SIMT_UNROLL) -Wno-unknown-pragmas -fsanitize=alignment -fno-sanitize-recover=alignment \
              $(if $(findstring clang,$(CXX)),-Wno-pass-failed -Wno-unused-function)
-SIMT_MARCH = $(if $(MARCH),-march=$(MARCH))
+SIMT_MARCH := $(call march,$(CXX))
 SIMT_LIBS := -pthread -ldl -lm
 simt_objects = $(patsubst %.cpp,$(BUILD)/obj/%.o,$(SIMT_FILES))
 

@@ -1,0 +1,46 @@
+/** @file file.c
+ *  @brief Regular files alone: what a path leads to is looked at before it is opened, and again
+ * afterwards, for it may have been replaced. */
+#include "io/file.h"
+#include "io/npy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+static nsa_status irregular(const char *path, mode_t mode) {
+    const char *what = S_ISDIR(mode)    ? "a folder"
+                       : S_ISFIFO(mode) ? "a pipe"
+                       : S_ISSOCK(mode) ? "a socket"
+                                        : "a device";
+    return nsa_fail(NSA_ERR_IO, "%s: %s, expected a regular file", npy_label(path), what);
+}
+
+nsa_status file_open(const char *path, int *fd, struct stat *st) {
+    *fd = -1;
+    if (!stat(path, st) && !S_ISREG(st->st_mode)) /* to open some devices is to do something */
+        return irregular(path, st->st_mode);
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    nsa_status status = NSA_OK;
+    if (*fd < 0 || fstat(*fd, st))
+        status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
+    else if (!S_ISREG(st->st_mode))
+        status = irregular(path, st->st_mode);
+    if (status && *fd >= 0)
+        close(*fd);
+    *fd = status ? -1 : *fd;
+    return status;
+}
+
+nsa_status file_stream(const char *path, FILE **file) {
+    struct stat st;
+    int fd;
+    nsa_status status = file_open(path, &fd, &st);
+    *file = status ? NULL : fdopen(fd, "rb");
+    if (!status && !*file) {
+        close(fd);
+        status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
+    }
+    return status;
+}

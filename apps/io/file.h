@@ -1,0 +1,26 @@
+/**
+ * @file file.h
+ * @brief Opening a file for reading, with suspicion: a pipe would block, a device may never end.
+ */
+#ifndef FILE_H
+#define FILE_H
+
+#include "nsa.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+
+/** Open a regular file for reading; whatever else the path leads to is refused at once.
+ *  @param path     the file, or a link to it
+ *  @param[out] fd  for close(); -1 on any error
+ *  @param[out] st  what fstat() says of it
+ *  @return NSA_ERR_IO naming the file and what is wrong with it */
+nsa_status file_open(const char *path, int *fd, struct stat *st);
+
+/** The same as a stream.
+ *  @param path       the file, or a link to it
+ *  @param[out] file  for fclose(); NULL on any error
+ *  @return as file_open() */
+nsa_status file_stream(const char *path, FILE **file);
+
+#endif

@@ -1,0 +1,136 @@
+#!/bin/sh
+# A stage that is right but for one thing (tests/lying_stage.c), judged by `nsa check`: each lie must
+# fail the property named, for the reason given, with a line that replays it; without a lie the
+# stage must pass the same trials. `make test-liars` builds what this needs.
+#
+#   sh tests/liars.sh            all of them
+#   sh tests/liars.sh NAME...    these lies alone
+#
+# Environment: BUILD, where the command and liars/98_lying.so are; NSA, another command; STOP=1 ends
+# at the first lie that is not caught.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+BUILD=${BUILD:-build}
+NSA=${NSA:-$BUILD/nsa_counting}
+export NSA_VECTORS="${NSA_VECTORS:-tests/vectors}" OMP_WAIT_POLICY=passive
+passed=0
+failed=0
+
+# check LIE TRUTH PROPERTY CASE: what the harness says of it in $said, its exit status
+check() {
+    said=$(NSA_LIE=$1 NSA_TRUTH=$2.so timeout 60 "$NSA" check --stages "$BUILD/liars" \
+        --stage 98_lying --property "$3" --case "$4" 2>&1)
+}
+
+# wrong WHAT WHY
+wrong() {
+    printf 'FAIL %s: %s\n' "$1" "$2"
+    failed=$((failed + 1))
+    [ -z "${STOP:-}" ] || exit 1
+}
+
+# judge LIE PROPERTY CASE FRAGMENT TRUTH
+judge() {
+    if ! check none "$5" "$2" "$3"; then
+        wrong "$1" "without a lie $2 fails, too, on $3"
+        return
+    fi
+    check "$1" "$5" "$2" "$3"
+    code=$?
+    replay="replay: build/nsa check --stage 98_lying --property $2 --case \"$3\""
+    if [ $code -eq 0 ]; then
+        wrong "$1" "not caught by $2 on $3: $(printf '%s' "$said" | tail -n 1)"
+    elif [ $code -ne 1 ]; then
+        wrong "$1" "exit status $code: $(printf '%s' "$said" | tail -n 1)"
+    elif ! printf '%s' "$said" | grep -qF -e "$4"; then
+        wrong "$1" "$2 does not say \"$4\": $said"
+    elif ! printf '%s' "$said" | grep -qF -e "$replay"; then
+        wrong "$1" "no line that says: $replay"
+    else
+        passed=$((passed + 1))
+    fi
+}
+
+# a lie|the property|the case|what must be said|the stage that it stands for
+lies() {
+    cat <<'END'
+forward_unsupported|forward|T=100|forward is not written yet
+backward_unsupported|backward|T=100|backward is not written yet
+prefill_unsupported|decode|T=17|prefill is not written yet
+decode_unsupported|decode|T=17|decode is not written yet
+forward_fails|forward|T=100|the device is gone
+crashes|forward|T=100|CRASH
+aborts|forward|T=100|CRASH
+hangs|forward|T=100|HANG
+exits|forward|T=100|exit
+allocates|no_malloc|T=100|forward allocated
+pool_overrun|forward|T=100|past the end of its block
+past_the_end|forward|T=100|reading out wrote outside its tensor
+before_the_start|forward|T=100|reading out wrote outside its tensor
+writes_input|forward|T=100|changed its input q
+writes_behind_input|forward|T=100|changed its input q
+row_unwritten|forward|T=100|(row 0) is not finite
+out_nan|forward|T=100|out[1200] = nan (row 50) is not finite
+out_infinite|forward|T=100|out[2399] = inf (row 99) is not finite
+importance_nan|forward|T=100|is not finite
+gradient_nan|backward|T=100|dk_slc[800] = nan (row 50) is not finite
+out_off|forward|T=100|out is off by rms
+out_one_off|forward|T=300,Hq=16|out is off by up to
+out_cmp_off|forward|T=100|out_cmp is off by rms
+out_slc_off|forward|T=100|out_slc is off by rms
+out_win_off|forward|T=100|out_win is off by rms
+importance_off|forward|T=100|importance is off by rms
+k_phi_off|forward|T=100|k_phi is off by rms
+v_phi_off|forward|T=100|v_phi is off by rms
+gradient_off|backward|T=100|dv_cmp is off by rms
+gradient_zero|backward|T=100|dv_win is off by rms
+last_gradient_zero|backward|T=44,phi=mlp,hidden=5|dphi_v_b2 is off by rms
+zero_gradient_tenth|backward|T=44,phi=mlp,hidden=5|dphi_k_b2 is zero, but up to 0.1
+gate_gradients_swapped|backward|T=100|dgate is off by rms
+slope_off|differences|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|its central difference|00_dense
+slope_off|backward|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|dq is off by rms|00_dense
+out_off|vector|vector=mean_small|out is off by rms
+last_gradient_zero|vector|vector=mlp_small|dphi_v_b2 is off by rms
+idx_second_best|vector|vector=mean_small|the last pick has
+one_hot|branches|T=44|out is off by rms
+rows_off|rows|T=100|v_phi is off by rms
+causal_off|limits|T=44|out_causal is off by rms
+out_win_off|limits|T=44,w=50|out_win is off by rms
+out_slc_off|limits|T=44|out_slc is off by rms
+forced_importance_zero|forced|T=100|importance is off by rms
+forced_gradient_zero|forced|T=100|dk_cmp is off by rms
+idx_forced_in_disorder|forced|T=100|does not emit its forced blocks in order
+idx_twice|forward|T=100|ascending blocks
+idx_beyond|forward|T=100|ascending blocks
+idx_not_ascending|forward|T=100|ascending blocks
+idx_padded_with_zero|forward|T=100|ascending blocks
+idx_lacks_local|forward|T=200|lacks forced block
+idx_second_best|forward|T=200|the last pick has
+idx_second_best|forward|T=200,data=ties|slack 0e+00
+idx_second_best|decode|T=200|the last pick has
+idx_of_nan|nan_order|T=200|NaN importance and chose block
+prefill_forgets|decode|T=44|after a prefill of
+decode_off|decode|T=44|out_slc is off by rms
+decode_forgets_token|decode|T=44,dk=6|out is off by rms
+decode_slots_swapped|decode|seqs=40+40+40|after a prefill of
+decode_list_ignored|decode|T=100|after a prefill of
+looks_at_sequence|packing|seqs=20+24|changed with NaN in sequence
+looks_ahead|causality|T=44|changed with later token
+looks_behind_window|nan|T=44|the window pair at token
+reads_one_more|reads|T=44|depends on 13 tokens, expected 12
+second_call|repeat|T=44|out differs between two runs
+second_load|repeat|T=44|dq differs after a longer run
+beside_another|repeat|T=44|dq differs beside another context
+lean|repeat|T=44|out differs if nothing more is asked for
+float64_inputs|repeat|T=44|out differs if the inputs are float64
+three_threads|threads|T=97|out differs between 1 and 3 threads
+END
+}
+
+lies >"$BUILD/liars/list"
+while IFS='|' read -r name property case_text fragment truth; do
+    [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
+    judge "$name" "$property" "$case_text" "$fragment" "${truth:-01_naive_nsa}"
+done <"$BUILD/liars/list"
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

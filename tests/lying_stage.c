@@ -1,0 +1,237 @@
+/** @file lying_stage.c
+ *  @brief A stage that is right but for one thing, for `make test-liars`: it hands every call on to
+ *  a real stage, beside it in the folder, and lies once. $NSA_LIE says how ("none": not at all),
+ *  $NSA_TRUTH which stage it stands for ("01_naive_nsa.so"). The harness must catch every lie.
+ *
+ *  Lies about results are told in read(); the others where their call is. tests/liars.sh lists all.
+ */
+#include "lying_stage.h"
+#include "common/pool.h"
+#include "common/tensors.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const nsa_stage *truth;
+static const char *lie;
+
+int lying_opened, lying_forwards;
+
+static int tells(const char *name) {
+    return !strcmp(lie, name);
+}
+
+/* Lies that are told in a call, by the names that tests/liars.sh uses. */
+static const char *const others[] = {"none",
+                                     "forward_unsupported",
+                                     "backward_unsupported",
+                                     "prefill_unsupported",
+                                     "decode_unsupported",
+                                     "forward_fails",
+                                     "pool_overrun",
+                                     "writes_input",
+                                     "writes_behind_input",
+                                     "row_unwritten",
+                                     "allocates",
+                                     "prefill_forgets",
+                                     "decode_forgets_token",
+                                     "decode_slots_swapped",
+                                     "decode_list_ignored",
+                                     "crashes",
+                                     "aborts",
+                                     "hangs",
+                                     "exits"};
+
+/* ------------------------------------------------------------------ the calls */
+
+static nsa_status available(void) {
+    return truth->available();
+}
+
+static nsa_status open_stage(const nsa_plan *plan, void **self) {
+    liar *s = nsa_take(plan->pool, NSA_KEEP, 1, sizeof *s);
+    if (!s)
+        return nsa_pool_status(plan->pool);
+    memset(s, 0, sizeof *s);
+    s->plan = plan;
+    s->mine = nsa_take(plan->pool, NSA_KEEP, 10, 1);
+    *self = s;
+    lying_opened++;
+    return truth->open(plan, &s->self);
+}
+
+static double at(const nsa_tensors *in, nsa_id id, int64_t i) {
+    return nsa_count(&in->at[id]) ? lying_get(&in->at[id], i < 0 ? nsa_count(&in->at[id]) + i : i)
+                                  : 0;
+}
+
+static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
+    liar *s = self;
+    const nsa_tensor *q = &in->at[NSA_Q];
+    s->batch = batch;
+    s->step = NULL;
+    s->loads++;
+    s->wide = q->dtype == NSA_F64;
+    s->forced = batch->block_idx != NULL;
+    s->first_q = at(in, NSA_Q, 0);
+    s->last_q = at(in, NSA_Q, -1);
+    s->first_k_win = at(in, NSA_K_WIN, 0);
+    s->first_v_win = at(in, NSA_V_WIN, 0);
+    s->first_gate = at(in, NSA_GATE, 0);
+    nsa_status status = truth->load(s->self, in, batch);
+    if (tells("writes_input"))
+        lying_set(q, 0, 0.5);
+    if (tells("writes_behind_input"))
+        lying_set(q, nsa_count(q), 0.5);
+    return status;
+}
+
+static nsa_status load_dout(void *self, const nsa_tensor *dout) {
+    return truth->load_dout(((liar *)self)->self, dout);
+}
+
+/* The step as it is, or with the first two slots exchanged, or without its lists. */
+static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
+    liar *s = self;
+    nsa_tensors tokens = *in;
+    s->step = step;
+    s->changed = *step;
+    if (tells("decode_slots_swapped") && step->A == 2 && step->pos[0] == step->pos[1]) {
+        s->slots[0] = step->slot[1];
+        s->slots[1] = step->slot[0];
+        s->changed.slot = s->slots;
+    }
+    if (tells("decode_list_ignored"))
+        s->changed.block_idx = NULL;
+    if (tells("decode_forgets_token")) /* its key stands in for its value */
+        tokens.at[NSA_V_WIN].data = in->at[NSA_V_CMP].data;
+    return truth->load_step(s->self, &tokens, &s->changed);
+}
+
+static nsa_status forward(void *self) {
+    liar *s = self;
+    lying_forwards++;
+    if (tells("forward_unsupported"))
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "forward is not written yet");
+    if (tells("forward_fails"))
+        return nsa_fail(NSA_ERR_DEVICE, "the device is gone");
+    if (tells("pool_overrun"))
+        s->mine[10] = 1;
+    if (tells("allocates")) {
+        void *volatile taken = malloc(100); /* volatile: or the compiler drops both calls */
+        free(taken);
+    }
+    if (tells("crashes"))
+        raise(SIGSEGV);
+    if (tells("aborts"))
+        abort();
+    if (tells("exits"))
+        exit(0);
+    if (tells("hangs") && alarm(1)) { /* whoever set no limit does not learn of it */
+        for (;;)
+            pause();
+    }
+    return truth->forward(s->self);
+}
+
+static nsa_status backward(void *self) {
+    if (tells("backward_unsupported"))
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "backward is not written yet");
+    return truth->backward(((liar *)self)->self);
+}
+
+static nsa_status prefill(void *self) {
+    if (tells("prefill_unsupported"))
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "prefill is not written yet");
+    if (tells("prefill_forgets"))
+        return truth->forward(((liar *)self)->self);
+    return truth->prefill(((liar *)self)->self);
+}
+
+static nsa_status decode(void *self) {
+    if (tells("decode_unsupported"))
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "decode is not written yet");
+    return truth->decode(((liar *)self)->self);
+}
+
+static nsa_status causal(void *self, int pair) {
+    return truth->causal(((liar *)self)->self, pair);
+}
+
+/* The result as it is to be written: its shape, in the stage's own type. */
+static nsa_tensor shape_of(const liar *s, nsa_id id, void *dst) {
+    const nsa_batch *b = s->batch;
+    const nsa_lengths lengths = {.T = b->T, .R = s->step ? s->step->A : b->R, .N = b->N, .J = b->J};
+    nsa_tensor t = {.data = dst};
+    nsa_shape(&s->plan->cfg, &lengths, id, 1, &t);
+    t.dtype = id == NSA_BLOCK_IDX ? NSA_I32 : truth->arith == NSA_FLOAT64 ? NSA_F64 : NSA_F32;
+    return t;
+}
+
+static nsa_status read_result(void *self, nsa_id id, void *dst) {
+    liar *s = self;
+    const nsa_tensor t = shape_of(s, id, dst);
+    unsigned char row[8];
+    memcpy(row, dst, nsa_dtype_size(t.dtype));
+    nsa_status status = truth->read(s->self, id, dst);
+    if (tells("row_unwritten") && id == NSA_OUT)
+        memcpy(dst, row, nsa_dtype_size(t.dtype));
+    if (!status)
+        lie_about(lie, s, id, &t);
+    return status;
+}
+
+static void close_stage(void *self) {
+    lying_opened--;
+    truth->close(((liar *)self)->self);
+}
+
+/* The real stage, beside this one. */
+static const nsa_stage *find_truth(void) {
+    Dl_info own;
+    char path[PATH_MAX];
+    const char *name = getenv("NSA_TRUTH");
+    if (!dladdr(&others, &own) || !own.dli_fname)
+        return NULL;
+    const char *slash = strrchr(own.dli_fname, '/');
+    snprintf(path, sizeof path, "%.*s/%s", slash ? (int)(slash - own.dli_fname) : 1,
+             slash ? own.dli_fname : ".", name ? name : "01_naive_nsa.so");
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *symbol = handle ? dlsym(handle, "nsa_stage_get") : NULL;
+    const nsa_stage *(*find)(void) = NULL;
+    memcpy(&find, &symbol, sizeof find); /* ISO C has no cast from object to function pointer */
+    return find ? find() : NULL;
+}
+
+NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
+    static nsa_stage table;
+    lie = getenv("NSA_LIE");
+    lie = lie ? lie : "none";
+    int known = lie_of_result(lie);
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        known |= tells(others[i]);
+    truth = find_truth();
+    if (!truth || !known)
+        return NULL;
+    table = (nsa_stage){.abi = truth->abi,
+                        .arith = truth->arith,
+                        .idea = "to be right but for one thing",
+                        .available = available,
+                        .open = open_stage,
+                        .load = load,
+                        .load_dout = load_dout,
+                        .load_step = load_step,
+                        .forward = forward,
+                        .backward = backward,
+                        .prefill = prefill,
+                        .decode = decode,
+                        .causal = causal,
+                        .read = read_result,
+                        .close = close_stage};
+    return &table;
+}

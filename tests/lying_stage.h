@@ -1,0 +1,44 @@
+/**
+ * @file lying_stage.h
+ * @brief What the lying stage and its lies about results share.
+ */
+#ifndef LYING_STAGE_H
+#define LYING_STAGE_H
+
+#include "nsa.h"
+
+/** An open stage, and what of its inputs the lies look at. */
+typedef struct liar {
+    void *self;             /**< the real stage's */
+    const nsa_plan *plan;   /**< what open got */
+    const nsa_batch *batch; /**< of the last load */
+    const nsa_step *step;   /**< of the last decode; NULL after a load */
+    nsa_step changed;       /**< the step that is handed on */
+    int32_t slots[2];       /**< behind changed.slot */
+    double first_q;         /**< these of the last load */
+    double last_q;          /**< the last element of q */
+    double first_k_win;     /**< the first element */
+    double first_v_win;     /**< the first element */
+    double first_gate;      /**< the first element */
+    int loads;              /**< how many */
+    int wide;               /**< the last one's q was float64 */
+    int forced;             /**< it had lists of blocks */
+    unsigned char *mine;    /**< ten bytes of the pool */
+} liar;
+
+/** In this process: contexts that are open, and calls of forward. */
+extern int lying_opened, lying_forwards;
+
+/** @return 1 if there is a lie of that name about a result. */
+int lie_of_result(const char *name);
+
+/** Spoil result `id`, if the lie is about it. `t` has its shape, type and elements. */
+void lie_about(const char *name, const liar *s, nsa_id id, const nsa_tensor *t);
+
+/** @return element i, as a double. */
+double lying_get(const nsa_tensor *t, int64_t i);
+
+/** Set element i. */
+void lying_set(const nsa_tensor *t, int64_t i, double value);
+
+#endif
