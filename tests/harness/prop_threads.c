@@ -59,6 +59,10 @@ static nsa_status judge_rows_of(const subject *s, const test_case *c, const nsa_
     return status;
 }
 
+const char *threads_cannot(const subject *s) {
+    return s->stage->device ? "it runs on a device, whatever the host's threads" : NULL;
+}
+
 /* 1, 2, 3 and 7 threads: fewer and more than the cores, and no divisor of the work. */
 nsa_status judge_threads(const subject *s, const test_case *c) {
     static const int counts[] = {2, 3, 7};

@@ -9,8 +9,9 @@
 #include "harness/parts.h"
 #include "harness/run.h"
 
-/** What a property asks of a stage beyond forward: without it, its trials are skipped. */
-enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_DECODE = 2 };
+/** What a property asks of a stage beyond forward: without it, its trials are skipped. SAMPLED: it
+ * runs a stage so often that on the simulator only cases with a mark have it (cases.h). */
+enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_DECODE = 2, SAMPLED = 4 };
 
 /** A property. `judge` returns NSA_OK if it holds, anything else if it does not; nsa_last_error()
  * says why. What it finds out about single parts it notes (parts.h). No status of a stage's
@@ -19,7 +20,7 @@ typedef struct property {
     const char *name;                                          /**< "forward" */
     const char *says;                                          /**< one line of what must hold */
     part_set parts;                                            /**< the parts that it is about */
-    int needs;                                                 /**< NEEDS_BACKWARD | ... */
+    int needs;                                                 /**< NEEDS_... | SAMPLED */
     int (*applies)(const subject *s, const test_case *c);      /**< 1 if the case is for it */
     nsa_status (*judge)(const subject *s, const test_case *c); /**< the judgement */
     const char *(*cannot)(const subject *s); /**< why it cannot be judged here; NULL: it can */
@@ -55,6 +56,9 @@ nsa_status draw_forced(const test_case *c, nsa_tensors *in);
 
 /** Why no_malloc cannot be judged of this stage in this program, NULL if it can. */
 const char *no_malloc_cannot(const subject *s);
+
+/** Why threads cannot be judged of this stage, NULL if it can. */
+const char *threads_cannot(const subject *s);
 
 /** Counts allocations since the program began; NULL where the program does not count them. */
 extern long (*harness_allocations)(void);

@@ -84,15 +84,15 @@ const property properties[] = {
      NEEDS_NOTHING, is_vector, judge_vector, NULL},
     {"forward", "outputs, importance and selection are the oracle's", PARTS_FORWARD, NEEDS_NOTHING,
      any_case, judge_forward, NULL},
-    {"branches", "a one-hot gate gives that branch alone", PART(GATE), NEEDS_NOTHING, any_case,
+    {"branches", "a one-hot gate gives that branch alone", PART(GATE), SAMPLED, any_case,
      judge_branches, NULL},
     {"forced", "forced block lists are used, in any order, with holes",
      (PARTS_FORWARD & ~PART(COMPRESS)) | PARTS_BACKWARD, NEEDS_NOTHING, any_case, judge_forced,
      NULL},
     {"limits", "a branch that sees everything is dense causal attention",
-     PART(CMP) | PART(SLC) | PART(WIN) | PART(CAUSAL), NEEDS_NOTHING, any_case, judge_limits, NULL},
-    {"rows", "sampled rows are the rows of the whole", PART(ROWS), NEEDS_NOTHING, all_rows,
-     judge_rows, NULL},
+     PART(CMP) | PART(SLC) | PART(WIN) | PART(CAUSAL), SAMPLED, any_case, judge_limits, NULL},
+    {"rows", "sampled rows are the rows of the whole", PART(ROWS), SAMPLED, all_rows, judge_rows,
+     NULL},
     {"backward", "every gradient is the oracle's; dgate = <dout, out_branch>", PARTS_BACKWARD,
      NEEDS_BACKWARD, any_case, judge_backward, NULL},
     {"differences", "central differences confirm every gradient", PARTS_BACKWARD, NEEDS_BACKWARD,
@@ -100,19 +100,19 @@ const property properties[] = {
     {"decode", "prefill and decode give the rows of the forward", PART(DECODE), NEEDS_DECODE,
      unforced, judge_decode, NULL},
     {"reads", "a query reads exactly the tokens that the operator says",
-     PART(CMP) | PART(SLC) | PART(WIN), NEEDS_NOTHING, countable, judge_reads, NULL},
-    {"causality", "a later token changes no earlier row, bitwise", PART(CAUSALITY), NEEDS_NOTHING,
+     PART(CMP) | PART(SLC) | PART(WIN), SAMPLED, countable, judge_reads, NULL},
+    {"causality", "a later token changes no earlier row, bitwise", PART(CAUSALITY), SAMPLED,
      one_sequence, judge_causality, NULL},
     {"packing", "packed sequences never see each other", PART(PACKING), NEEDS_NOTHING, is_pack,
      judge_packing, NULL},
-    {"nan", "NaN and Inf reach only rows whose branch may touch them", PART(NAN), NEEDS_NOTHING,
-     unforced, judge_nan, NULL},
-    {"nan_order", "NaN importance ranks below every number, then by index", PART(SELECT),
-     NEEDS_NOTHING, one_sequence, judge_nan_order, NULL},
-    {"repeat", "the same call gives the same bits, whatever ran before", PART(REPEAT),
-     NEEDS_NOTHING, all_rows, judge_repeat, NULL},
+    {"nan", "NaN and Inf reach only rows whose branch may touch them", PART(NAN), SAMPLED, unforced,
+     judge_nan, NULL},
+    {"nan_order", "NaN importance ranks below every number, then by index", PART(SELECT), SAMPLED,
+     one_sequence, judge_nan_order, NULL},
+    {"repeat", "the same call gives the same bits, whatever ran before", PART(REPEAT), SAMPLED,
+     all_rows, judge_repeat, NULL},
     {"threads", "1, 2, 3 and 7 threads give the same rows, and each the same gradients twice",
-     PART(REPEAT), NEEDS_NOTHING, many_tiles, judge_threads, NULL},
+     PART(REPEAT), NEEDS_NOTHING, many_tiles, judge_threads, threads_cannot},
     {"no_malloc", "no call allocates", PART(MEMORY), NEEDS_NOTHING, all_rows, judge_no_malloc,
      no_malloc_cannot},
 };
@@ -121,12 +121,19 @@ const int property_count = sizeof properties / sizeof properties[0];
 
 /* ------------------------------------------------------------------ listing */
 
-static nsa_status add_trials(const subject *s, const char *property_name, const char *text,
+static int on_simulator(const nsa_stage *stage) {
+    return stage->device && !strcmp(stage->device(), "simulator");
+}
+
+/* The trials of one case; with `all`, also those that the simulator is spared. */
+static nsa_status add_trials(const subject *s, const char *property_name, const char *text, int all,
                              trial *list, size_t *count) {
     test_case c;
     nsa_status status = case_parse(text, &c);
     for (int p = 0; p < property_count && !status; p++) {
         if (property_name && strcmp(property_name, properties[p].name) != 0)
+            continue;
+        if (!all && (properties[p].needs & SAMPLED))
             continue;
         if (properties[p].applies(s, &c))
             list[(*count)++] = (trial){&properties[p], text};
@@ -152,12 +159,14 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     *list = calloc((size_t)property_count * ((size_t)case_count + 1), sizeof **list);
     if (!*list)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the list of trials");
+    const int spare = on_simulator(s->stage);
     for (int i = 0; i < case_count && !case_text && !status; i++) {
-        if (!quick || cases[i].quick)
-            status = add_trials(s, property_name, cases[i].text, *list, count);
+        if (!quick || (cases[i].marks & QUICK))
+            status = add_trials(s, property_name, cases[i].text, !spare || (cases[i].marks & PATH),
+                                *list, count);
     }
     if (case_text)
-        status = add_trials(s, property_name, case_text, *list, count);
+        status = add_trials(s, property_name, case_text, 1, *list, count);
     if (!status && !*count)
         status = nsa_fail(NSA_ERR_INPUT, "no property%s%s is for that case",
                           property_name ? " named " : "", property_name ? property_name : "");
