@@ -68,10 +68,11 @@ static __device__ __forceinline__ void fetch_block(const dims *c, const kv_block
     fetch_soon(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
 }
 
-/* One row tile against one block: gate P = 2^(scale2 (Q K^T - most)) over gate, and with dP = dO
- * V^T dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s; 0 where a key is not seen,
- * whatever lies there. P waits in s_p, 4 KiB of the warp's own, each lane's pieces in its own
- * place: registers are scarce. */
+/* One row tile against one block, with dP = dO V^T:
+ *     gate P = 2^(scale2 (Q K^T - most)) over gate,
+ *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s;
+ * 0 where a key is not seen, whatever lies there. P waits in s_p, 4 KiB of the warp's own, each
+ * lane's pieces in its own place: registers are scarce. */
 static __device__ __forceinline__ void differentiate(const dims *c, piece *ds, const float *s_q,
                                                      const float *s_dout, const float *kt,
                                                      const float *vt, const float4 *terms,
