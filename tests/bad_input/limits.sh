@@ -33,12 +33,12 @@ for kib in 60000 100000 150000; do
     ends "run in $kib KiB" "$kib" run -s 00 -i "$work/case" -o "$work/out"
     ends "check in $kib KiB" "$kib" check --stage 00 --property vector --case vector=one_token
     ends "demo in $kib KiB" "$kib" demo -t 1 -o "$work/pictures"
-    ends "bench in $kib KiB" "$kib" bench --stage 00 --seq 64 --threads 2 --runs 3
+    ends "bench in $kib KiB" "$kib" bench --device cpu --stage 00 --seq 64 --threads 2 --runs 3
     ends "bench of a table in $kib KiB" "$kib" bench --table notes/runs/cpu.json
 done
 # Room for the bench, and none for the threads of OpenBLAS.
 ends "bench in 700000 KiB" 700000 \
-    bench --stage 00 --seq 64 --heads 2/1 --dims 8/8 --threads 2 --runs 3
+    bench --device cpu --stage 00 --seq 64 --heads 2/1 --dims 8/8 --threads 2 --runs 3
 
 # max_seqs is a limit, and memory follows what is packed; with decode it asks for slots.
 # roomy STAGE KIB: `nsa run` of $work/case in so much address space must succeed
