@@ -37,7 +37,7 @@ echo "coverage: nsa check ${CHECK:---quick}"
 # Not judged here: gcov's own messages get in the way. Without `disk`, whose limits would cut its
 # files short.
 echo "coverage: bad input"
-PARTS='config npy tensors folders commands' NSA=$build/nsa BAD_STAGES=$build/bad_stages \
+PARTS='config npy tensors folders commands pipes' NSA=$build/nsa BAD_STAGES=$build/bad_stages \
     sh tests/bad_input.sh >"$build/bad_input.log" || true
 "$build/nsa" list >/dev/null
 "$build/corners"

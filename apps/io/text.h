@@ -7,7 +7,7 @@
 
 #include <stddef.h>
 
-enum { TEXT_SHOWN = 256 /* room for a name that is shown on stdout */ };
+enum { TEXT_SHOWN = 256 /**< room for a name that is shown on stdout */ };
 
 /** One character of UTF-8, as RFC 3629 has it: the shortest form, no surrogates.
  *  @param at   its first byte

@@ -3,12 +3,13 @@
 #include "common/fence.h"
 #include "common/pool.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
+#include <unistd.h>
 
 enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
 
@@ -33,15 +34,15 @@ struct nsa_pool {
  * more than it has would kill the program later, without a word. */
 static size_t machine_memory(void) {
     struct sysinfo info = {0};
-    size_t most = SIZE_MAX, allowed;
-    if (!sysinfo(&info))
-        most = ((size_t)info.totalram + info.totalswap) * info.mem_unit;
-    FILE *file = fopen("/sys/fs/cgroup/memory.max", "r"); /* "max" where there is no limit */
-    if (file && fscanf(file, "%zu", &allowed) == 1 && allowed < most)
-        most = allowed;
-    if (file)
-        fclose(file);
-    return most;
+    char limit[32]; /* "max" where there is none */
+    const int file = open("/sys/fs/cgroup/memory.max", O_RDONLY | O_CLOEXEC);
+    const ssize_t n = file < 0 ? 0 : read(file, limit, sizeof limit - 1);
+    (void)(file < 0 ? 0 : close(file));
+    limit[n > 0 ? n : 0] = 0;
+    const size_t allowed = strtoull(limit, NULL, 10);
+    (void)sysinfo(&info); /* it cannot fail */
+    const size_t most = ((size_t)info.totalram + info.totalswap) * info.mem_unit;
+    return allowed && allowed < most ? allowed : most;
 }
 
 nsa_pool *nsa_pool_new(int debug) {

@@ -131,6 +131,9 @@ done <<'BYTES'
 {"win\377dow": 12}~stuck at byte 5 of 15: expected UTF-8 in a string, found \xffdow": 12}
 {"\300\257": 12}~expected UTF-8 in a string, found \xc0\xaf": 12}
 {"\355\240\200": 12}~expected UTF-8 in a string, found \xed\xa0\x80": 12}
+{"\340\200\257": 12}~expected UTF-8 in a string, found \xe0\x80\xaf": 12}
+{"\360\200\200\257": 12}~expected UTF-8 in a string, found \xf0\x80\x80\xaf": 12}
+{"\364\220\200\200": 12}~expected UTF-8 in a string, found \xf4\x90\x80\x80": 12}
 {"\303": 12}~expected UTF-8 in a string, found \xc3": 12}
 {"\302\233m": 12}~unknown key "\xc2\x9bm"
 {"\342\200\256m": 12}~unknown key "\xe2\x80\xaem"

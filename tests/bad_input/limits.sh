@@ -8,7 +8,9 @@ ends() {
     kib=$2
     shift 2
     (
-        ulimit -v "$kib"
+        # shellcheck disable=SC3045 # dash and bash have it
+        ulimit -v "$kib" || exit 125
+        # shellcheck disable=SC2086 # the runner may be several words
         NSA_STAGES=$stages timeout 20 $RUNNER "$NSA" "$@"
     ) >"$work/stdout" 2>"$work/err" </dev/null
     code=$?
@@ -26,23 +28,24 @@ mkdir "$stages"
 ln -s "$(cd "$(dirname "$NSA")" && pwd)/stages/00_dense.so" "$stages"
 fresh one_token
 for kib in 60000 100000 150000; do
-    ends "--help in $kib KiB" $kib --help
-    ends "list in $kib KiB" $kib list
-    ends "run in $kib KiB" $kib run -s 00 -i "$work/case" -o "$work/out"
-    ends "check in $kib KiB" $kib check --stage 00 --property vector --case vector=one_token
-    ends "demo in $kib KiB" $kib demo -t 1 -o "$work/pictures"
-    ends "bench in $kib KiB" $kib bench --stage 00 --seq 64 --threads 2 --runs 3
-    ends "bench of a table in $kib KiB" $kib bench --table notes/runs/cpu.json
+    ends "--help in $kib KiB" "$kib" --help
+    ends "list in $kib KiB" "$kib" list
+    ends "run in $kib KiB" "$kib" run -s 00 -i "$work/case" -o "$work/out"
+    ends "check in $kib KiB" "$kib" check --stage 00 --property vector --case vector=one_token
+    ends "demo in $kib KiB" "$kib" demo -t 1 -o "$work/pictures"
+    ends "bench in $kib KiB" "$kib" bench --device cpu --stage 00 --seq 64 --threads 2 --runs 3
+    ends "bench of a table in $kib KiB" "$kib" bench --table notes/runs/cpu.json
 done
 # Room for the bench, and none for the threads of OpenBLAS.
 ends "bench in 700000 KiB" 700000 \
-    bench --stage 00 --seq 64 --heads 2/1 --dims 8/8 --threads 2 --runs 3
+    bench --device cpu --stage 00 --seq 64 --heads 2/1 --dims 8/8 --threads 2 --runs 3
 
 # max_seqs is a limit, and memory follows what is packed; with decode it asks for slots.
 # roomy STAGE KIB: `nsa run` of $work/case in so much address space must succeed
 roomy() {
     (
-        ulimit -v "$2"
+        # shellcheck disable=SC3045 # dash and bash have it
+        ulimit -v "$2" || exit 125
         OMP_NUM_THREADS=1 nsa run -s "$1" -i "$work/case" -o "$work/out"
     ) >"$work/stdout" 2>"$work/err" </dev/null
     code=$?
@@ -58,7 +61,8 @@ for stage in 00 01 02; do
     roomy $stage 150000
 done
 (
-    ulimit -v 8000000
+    # shellcheck disable=SC3045 # dash and bash have it
+    ulimit -v 8000000 || exit 125
     nsa run -s 01 -i "$work/case" -o "$work/out" --decode 0
 ) >"$work/stdout" 2>"$work/err" </dev/null
 judge "max_seqs of 2147483647 with decode" "max_seqs 2147483647 asks for as many slots" $?
