@@ -98,6 +98,7 @@ const listed_case cases[] = {
     {"seqs=40+33", 0},
     {"seqs=15+0+115+70,phi=mlp,hidden=6", QUICK | PATH},
     {"seqs=0+1+0+90", 0},
+    {"seqs=0+1+0+0+0+2+0+0", 0}, /* more sequences than tokens */
     {"seqs=7+8+9+17+64+65", PATH},
     {"seqs=100+0,phi=gated,n=5", 0},
     {"seqs=3+5,phi=gated", 0},
