@@ -49,7 +49,7 @@ FUZZ_WRAP    := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_al
 FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
 FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
 
-$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) tests/harness/case.c) $(FUZZ_EXTRA)
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)) $(FUZZ_EXTRA)
 	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
 # A stage's objects, compiled with its own flags because its shared object asked for them first.
 define contract_rule
@@ -120,7 +120,7 @@ cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD
 # nvcc contracts a*b+c to one rounding where it likes; the simulator's compiler is told not to. Here it
 # may, too: equal scores must still give equal bits, and large ones keep their digits.
 CONTRACT_BUILD := BUILD=build/contract CUDA=sim SIMT_UNROLL='-funroll-loops -ffp-contract=fast -march=native'
-CONTRACT_CASES ?= T=70,data=low,scale=1 T=70,data=high,scale=8 T=140,data=ties T=66,data=large,phi=mlp,hidden=5
+CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties T=66,data=large,phi=mlp,hidden=5
 
 test-contract: ## the CUDA stages on the simulator, multiply-adds contracted as nvcc does: ties, large scores
 	$(AGAIN) $(CONTRACT_BUILD) cuda-checkable

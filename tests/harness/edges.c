@@ -22,7 +22,7 @@ typedef struct exact_scores {
 } exact_scores;
 
 static const exact_scores *scores_of(case_data data) {
-    static const exact_scores low = {61440, -2, 0, 1, 0}, high = {614400, 2, 0, 0.125f, 1},
+    static const exact_scores low = {88064, -2, 0, 1, 0}, high = {655360, 2, 0, 0.125f, 1},
                               rising = {15360, -2, 64, 1, 0};
     return data == DATA_LOW ? &low : data == DATA_HIGH ? &high : data == DATA_RISING ? &rising : 0;
 }
