@@ -2,7 +2,7 @@
 # target builds in a folder of its own below build/ by calling this Makefile again, and ends with
 # a line of counts.
 
-.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders test-sanitizer \
+.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders test-contract test-sanitizer \
         test-aarch64 test-matrix coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
@@ -49,7 +49,7 @@ FUZZ_WRAP    := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_al
 FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
 FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
 
-$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) tests/harness/case.c) $(FUZZ_EXTRA)
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)) $(FUZZ_EXTRA)
 	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
 # A stage's objects, compiled with its own flags because its shared object asked for them first.
 define contract_rule
@@ -116,6 +116,17 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 
 .PHONY: cuda-checkable
 cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
+
+# nvcc contracts a*b+c to one rounding where it likes; the simulator's compiler is told not to. Here it
+# may, too: equal scores must still give equal bits, and large ones keep their digits.
+CONTRACT_BUILD := BUILD=build/contract CUDA=sim SIMT_UNROLL='-funroll-loops -ffp-contract=fast -march=native'
+CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties T=66,data=large,phi=mlp,hidden=5
+
+test-contract: ## the CUDA stages on the simulator, multiply-adds contracted as nvcc does: ties, large scores
+	$(AGAIN) $(CONTRACT_BUILD) cuda-checkable
+	set -e; for stage in $(CUDA_STAGES); do for text in $(CONTRACT_CASES); do for property in forward backward decode; do \
+	    echo "=== $$property $$text"; \
+	    $(FIND) build/contract/nsa check --stage $$stage --property $$property --case "$$text"; done; done; done
 
 # The CUDA stages on the simulator, in every order of threads; built apart where there is a GPU.
 ORDERS_BUILD := $(if $(filter sim,$(CUDA)),$(BUILD),build/sim)

@@ -97,6 +97,9 @@ vector=../vectors|is not the name of a folder
 vector=nowhere|nowhere/config.json: No such file
 Hq=5|q_heads 5 is not a multiple of kv_heads 2
 seqs=5+5,T=3|T=3 is not the sum of seqs, 10
+data=low,phi=mlp|exact scores need phi=mean and l a power of two up to 16, not phi=mlp
+data=high,l=12|not phi=mean and l=12
+data=rising,T=501|data=rising is exact up to T=500, not T=501
 CASES
 refuse "a case of 400 characters" "is longer than 319" \
     check --stage 01 --case "T=$(head -c 400 /dev/zero | tr '\0' 1)"
@@ -104,6 +107,12 @@ refuse "a property that is not there" 'no property "frob"' check --stage 01 --pr
 refuse "a property that is not for the case" "no property named packing is for that case" \
     check --stage 01 --property packing --case T=9
 refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
+nsa check --stage 01 --property backward --case T=100,scale=800 >"$work/said" 2>&1
+if grep -q '; ill-conditioned: moving every input by 2^-24 of itself moves d' "$work/said"; then
+    pass "gradients that hang on the last digit" "$(sed -n 's/.*; \(ill.*\) (seed.*/\1/p' "$work/said")"
+else
+    fail "gradients that hang on the last digit" "$(cat "$work/said"), expected \"ill-conditioned\""
+fi
 
 # ------------------------------------------------------------------------ demo
 

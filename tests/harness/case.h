@@ -19,8 +19,8 @@ typedef enum case_data {
     DATA_LARGE,      /**< queries 40 times larger: probabilities that underflow */
     DATA_HUGE,       /**< values of 5e29 to 1e30 */
     DATA_BIG,        /**< queries, keys, values and dout of 5e5 to 1e6: wants a small scale */
-    DATA_LOW,        /**< exact scores about -122880 (scale=1) */
-    DATA_HIGH,       /**< exact scores about 9.83e6 (scale=8) */
+    DATA_LOW,        /**< exact scores about -123000 (scale=0.7, for a product that rounds) */
+    DATA_HIGH,       /**< exact scores about 9.2e6 (scale=7) */
     DATA_RISING,     /**< exact scores from -30720 on, half of one higher a token (scale=1); values
                       * as DATA_HUGE */
     DATA_TINY,       /**< importances about 1e-32, but for the first block's (scale=1) */
