@@ -35,7 +35,8 @@ trials() {
     for stage in "$@"; do
         case $stage in
         00_*)
-            each "$stage" decode limits vector packing nan_order
+            each "$stage" limits vector packing nan_order
+            echo "$stage --property decode --case $small"
             echo "$stage --property differences --case $packed"
             continue
             ;;

@@ -120,6 +120,7 @@ looks_behind_window|nan|T=44|the window pair at token
 reads_one_more|reads|T=44|depends on 13 tokens, expected 12
 second_call|repeat|T=44|out differs between two runs
 second_load|repeat|T=44|dq differs after a longer run
+stale_scratch|repeat|T=44|out differs after a longer run
 beside_another|repeat|T=44|dq differs beside another context
 lean|repeat|T=44|out differs if nothing more is asked for
 float64_inputs|repeat|T=44|out differs if the inputs are float64

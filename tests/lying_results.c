@@ -109,6 +109,10 @@ static void reads_one_more(const liar *s, const nsa_tensor *t) {
     lying_set(t, nsa_count(t) - 1, lying_get(t, nsa_count(t) - 1) + 1e-4 * s->first_v_win);
 }
 
+static void looks_at_scratch(const liar *s, const nsa_tensor *t) {
+    lying_set(t, 0, lying_get(t, 0) + 0 * s->stale);
+}
+
 /* One bit, where nothing but the circumstances has changed. */
 static void one_bit(const nsa_tensor *t, int when) {
     if (when)
@@ -261,6 +265,7 @@ static const struct {
     {"reads_one_more", NSA_OUT_WIN, reads_one_more},
     {"second_call", NSA_OUT, on_second_call},
     {"second_load", NSA_DQ, on_second_load},
+    {"stale_scratch", NSA_OUT, looks_at_scratch},
     {"beside_another", NSA_DQ, beside_another},
     {"lean", NSA_OUT, if_lean},
     {"float64_inputs", NSA_OUT, if_wide},

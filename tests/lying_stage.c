@@ -60,6 +60,7 @@ static nsa_status open_stage(const nsa_plan *plan, void **self) {
     memset(s, 0, sizeof *s);
     s->plan = plan;
     s->mine = nsa_take(plan->pool, NSA_KEEP, 10, 1);
+    s->scratch = nsa_take(plan->pool, NSA_OF_ONE_CALL, 1, sizeof *s->scratch);
     *self = s;
     lying_opened++;
     return truth->open(plan, &s->self);
@@ -136,6 +137,8 @@ static nsa_status forward(void *self) {
         for (;;)
             pause();
     }
+    s->stale = s->loads > 1 ? *s->scratch : 0; /* what the forward before has left there */
+    *s->scratch = 1;
     return truth->forward(s->self);
 }
 

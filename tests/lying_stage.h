@@ -24,6 +24,8 @@ typedef struct liar {
     int wide;               /**< the last one's q was float64 */
     int forced;             /**< it had lists of blocks */
     unsigned char *mine;    /**< ten bytes of the pool */
+    float *scratch;         /**< one float of the pool that is scratch */
+    float stale;            /**< what stood there as a later forward began */
 } liar;
 
 /** In this process: contexts that are open, and calls of forward. */

@@ -3,6 +3,13 @@
 # rebuilds what it touched, and requires that the property which the patch names fails on it. A
 # patch that does not apply, that changes nothing, or that nobody catches is an error.
 #
+# A patch with a line "Judged-by: KIND WORD..." breaks what all stages share, or the harness itself:
+# it goes to a copy of the whole tree, of which what it touched is compiled anew, and then must fail
+#   liars NAME...      tests/liars.sh on these lies
+#   corners            build/corners
+#   bad-input PART...  these parts of tests/bad_input.sh
+#   property           the property of "Property:" on the stage of "Stage:", judged by the copy
+#
 #   sh tests/mutants.sh            all of them, two at a time
 #   sh tests/mutants.sh NAME...    those whose names start so: 01_window_plus_one, or 01
 #   sh tests/mutants.sh --table    a Markdown table of them, from the patches' headers
@@ -38,11 +45,36 @@ build() {
         ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim SIMT_UNROLL= "build/stages/$2.so" >"$1/build.log" 2>&1
 }
 
-# check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built
+# build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree
+build_whole() {
+    make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa' liars build/corners \
+        >"$1/build.log" 2>&1
+}
+
+# judge_whole DIR KIND WORD...: what "Judged-by:" names, on a copy; not 0 if it fails
+judge_whole() {
+    dir=$1 kind=$2
+    shift 2
+    case $kind in
+    liars) BUILD=$dir/build STOP=1 sh tests/liars.sh "$@" ;;
+    corners) "$dir/build/corners" ;;
+    bad-input) NSA=$dir/build/nsa PARTS=$* sh tests/bad_input.sh ;;
+    *)
+        echo "nobody judges by $kind"
+        return 0
+        ;;
+    esac
+}
+
+# check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built, or by
+# the copy's own if the copy is of the whole tree
 check() {
     dir=$1 stage=$2 property=$3
     shift 3
-    NSA_VECTORS=${NSA_VECTORS:-tests/vectors} timeout "$LIMIT" "$BUILD/nsa" check \
+    nsa=$dir/build/nsa
+    [ -x "$nsa" ] || nsa=$BUILD/nsa
+    NSA_VECTORS=${NSA_VECTORS:-tests/vectors} timeout "$LIMIT" "$nsa" check \
         --stages "$dir/build/stages" --stage "$stage" --property "$property" "$@" 2>&1
 }
 
@@ -52,25 +84,56 @@ trouble() {
     exit 0
 }
 
-# One mutant, from its patch to its line.
-one() {
-    patch=tests/mutants/$1.patch name=$1 copy=$work/$1
-    stage=$(header "$patch" Stage) property=$(header "$patch" Property)
-    case_text=$(header "$patch" Case)
-    [ -z "$case_text" ] || grep -qF "{\"$case_text\"," tests/harness/cases.c ||
-        trouble "no case of tests/harness/cases.c: $case_text"
-    cp -Rp "$work/clean" "$copy" || trouble "cannot be copied"
+# plant ORIGINAL: a copy with the patch applied
+plant() {
+    cp -Rp "$1" "$copy" || trouble "cannot be copied"
     patch -p1 -d "$copy" --forward --fuzz=0 --batch --no-backup-if-mismatch -s \
         <"$patch" >"$copy/patch.log" 2>&1 ||
         trouble "does not apply: $(head -n 1 "$copy/patch.log")"
-    diff -r "$work/clean/stages" "$copy/stages" >/dev/null && trouble "changes nothing"
-    build "$copy" "$stage" || trouble "does not build: $(grep -m 1 error "$copy/build.log")"
-    cmp -s "$work/clean/build/stages/$stage.so" "$copy/build/stages/$stage.so" &&
-        trouble "changes nothing: the same shared object"
+}
+
+# caught WHAT WHERE LOG: the line of a mutant that was caught; the log stays
+caught() {
+    printf 'ok   %-32s %-12s %4s s  %s\n' "$name" "$1" "$seconds" "$2"
+    mv "$3" "$work/$name.log" && rm -r "$copy"
+}
+
+# since NANOSECONDS: the seconds since then
+since() {
+    awk "BEGIN {printf \"%.1f\", ($(date +%s%N) - $1) / 1e9}"
+}
+
+# One mutant, from its patch to its line.
+one() {
+    patch=tests/mutants/$1.patch name=$1 copy=$work/$1 original=$work/clean
+    stage=$(header "$patch" Stage) property=$(header "$patch" Property)
+    case_text=$(header "$patch" Case) judge=$(header "$patch" Judged-by)
+    [ -z "$case_text" ] || grep -qF "{\"$case_text\"," tests/harness/cases.c ||
+        trouble "no case of tests/harness/cases.c: $case_text"
+    if [ -n "$judge" ]; then
+        original=$work/whole
+        plant "$original"
+        build_whole "$copy" || trouble "does not build: $(grep -m 1 error "$copy/build.log")"
+    else
+        plant "$original"
+        diff -r "$original/stages" "$copy/stages" >/dev/null && trouble "changes nothing"
+        build "$copy" "$stage" || trouble "does not build: $(grep -m 1 error "$copy/build.log")"
+        cmp -s "$original/build/stages/$stage.so" "$copy/build/stages/$stage.so" &&
+            trouble "changes nothing: the same shared object"
+    fi
+    if [ "${judge:-property}" = property ]; then
+        by_property
+    else
+        by_judge
+    fi
+}
+
+# The property has to fail, and to say how to replay that.
+by_property() {
     begin=$(date +%s%N)
     check "$copy" "$stage" "$property" --stop ${case_text:+--case "$case_text"} >"$copy/check.log"
     code=$?
-    seconds=$(awk "BEGIN {printf \"%.1f\", ($(date +%s%N) - $begin) / 1e9}")
+    seconds=$(since "$begin")
     [ $code -eq 124 ] && trouble "$property: not caught within $LIMIT s"
     [ $code -eq 0 ] && trouble "$property: SURVIVED, $seconds s"
     # A failure, a crash and a hang all say how to replay them, and so which case it was.
@@ -80,10 +143,22 @@ one() {
     { [ $code -eq 1 ] && [ -n "$case_text" ]; } ||
         trouble "$property: exit status $code, $(tail -n 1 "$copy/check.log")"
     # A property that fails on anything has caught nothing: the unbroken stage must pass that case.
-    check "$work/clean" "$stage" "$property" --case "$case_text" >"$copy/clean.log" ||
+    check "$original" "$stage" "$property" --case "$case_text" >"$copy/clean.log" ||
         trouble "$property: the unbroken stage fails too, on $case_text"
-    printf 'ok   %-32s %-12s %4s s  %s\n' "$name" "$property" "$seconds" "$case_text"
-    mv "$copy/check.log" "$work/$name.log" && rm -r "$copy"
+    caught "$property" "$case_text" "$copy/check.log"
+}
+
+# What else judges has to fail with a line that says so; on the unbroken tree it has passed already.
+by_judge() {
+    begin=$(date +%s%N)
+    # shellcheck disable=SC2086 # words
+    judge_whole "$copy" $judge >"$copy/judge.log" 2>&1
+    code=$?
+    seconds=$(since "$begin")
+    [ $code -eq 0 ] && trouble "$judge: SURVIVED, $seconds s"
+    { [ $code -eq 1 ] && grep -q '^FAIL' "$copy/judge.log"; } ||
+        trouble "$judge: exit status $code, $(tail -n 1 "$copy/judge.log")"
+    caught "${judge%% *}" "$(grep -m 1 '^FAIL' "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"
 }
 
 # The table for the docs; what Markdown would take for its own is escaped.
@@ -91,9 +166,10 @@ table() {
     echo "| mutant | what is broken | the sentence it breaks | caught by |"
     echo "|---|---|---|---|"
     for patch in tests/mutants/*.patch; do
+        by=$(header "$patch" Property)
+        [ -n "$by" ] || by=$(header "$patch" Judged-by)
         printf "| \`%s\` | %s | %s | \`%s\` |\n" "$(basename "$patch" .patch)" \
-            "$(header "$patch" Mutant | escape)" "$(header "$patch" Spec | escape)" \
-            "$(header "$patch" Property)"
+            "$(header "$patch" Mutant | escape)" "$(header "$patch" Spec | escape)" "$by"
     done
 }
 
@@ -109,8 +185,10 @@ chosen() {
         for patch in tests/mutants/"$want"*.patch; do
             [ -f "$patch" ] || continue
             found=1
-            for key in Mutant Spec Stage Property; do
-                [ -n "$(header "$patch" $key)" ] || echo "mutants: $patch has no $key" >&2
+            keys='Mutant Spec Stage Property'
+            case $(header "$patch" Judged-by) in '' | property) ;; *) keys='Mutant Spec' ;; esac
+            for key in $keys; do
+                [ -n "$(header "$patch" "$key")" ] || echo "mutants: $patch has no $key" >&2
             done
             basename "$patch" .patch
         done
@@ -143,6 +221,29 @@ for stage in $(sort -u "$work/stages") 00_dense; do
         exit 2
     }
 done
+# The judges of what is shared, each once on the unbroken tree; compiled before, so that a copy
+# compiles no more than its patch touches.
+sed 's,.*,tests/mutants/&.patch,' "$work/names" | xargs sed -n 's/^Judged-by: //p' |
+    sort -u >"$work/judges"
+if [ -s "$work/judges" ]; then
+    mkdir -p "$work/whole/build/obj/stages" "$work/whole/tests" &&
+        cp -Rp Makefile stages apps "$work/whole" &&
+        cp -Rp tests/*.[ch] tests/*.mk tests/harness tests/fuzz tests/simt "$work/whole/tests" &&
+        cp -Rp "$BUILD/obj/apps" "$BUILD/obj/tests" "$work/whole/build/obj" &&
+        cp -Rp "$BUILD/obj/stages/common" "$work/whole/build/obj/stages" || exit 2
+    build_whole "$work/whole" || {
+        cat "$work/whole/build.log" >&2
+        exit 2
+    }
+    while read -r judge; do
+        # shellcheck disable=SC2086 # words
+        [ "$judge" = property ] || judge_whole "$work/whole" $judge >"$work/judges.said" 2>&1 || {
+            cat "$work/judges.said" >&2
+            echo "mutants: $judge fails on the unbroken tree" >&2
+            exit 2
+        }
+    done <"$work/judges"
+fi
 xargs -P "$JOBS" -I{} sh tests/mutants.sh --one {} <"$work/names"
 all=$(wc -l <"$work/names")
 passed=$(find "$work" -maxdepth 1 -name '*.log' | wc -l)

@@ -1,13 +1,9 @@
 # Judging the judge: each patch of tests/mutants breaks one sentence of the specification in a copy
-# of a stage, and the property that it names has to notice.
+# of a stage, and the property that it names has to notice; or it breaks what stages share or the
+# harness itself, and the judge that it names has to fail.
 
 .PHONY: test-mutants
 MUTANTS ?=
-
-test-mutants: $(BUILD)/nsa ## break the stages on purpose: each property must catch its mutants
-	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
-	    sh tests/mutants.sh $(MUTANTS)
-
 # A stage that is right but for one thing, in a folder of its own beside the real ones; the command
 # that judges it also counts allocations.
 .PHONY: test-liars liars
@@ -30,3 +26,7 @@ liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(LIARS_BESIDE)
 
 test-liars: liars ## a stage that lies about one thing at a time: each lie must be caught, and for its reason
 	BUILD='$(BUILD)' sh tests/liars.sh
+
+test-mutants: liars $(BUILD)/corners ## break stages, what they share and the harness on purpose: each break must be caught
+	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
+	    sh tests/mutants.sh $(MUTANTS)

@@ -5,7 +5,9 @@
 
 #include "stage.cuh"
 
-enum { CHUNK = 1 << 20 }; /* floats of one transfer, or one token's if that is more */
+/* Floats of one transfer, or one token's if that is more. With NSA_DEBUG_MEMORY few, so that small
+ * tensors take several transfers, too. */
+enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);

@@ -118,7 +118,8 @@ static void open_tables(stage *st, int64_t R) {
     st->row_seq = (int32_t *)take_device(st, NSA_KEEP, R, sizeof(int32_t));
     st->row_token = (int64_t *)take_device(st, NSA_KEEP, R, sizeof(int64_t));
     st->places = (cmp_place *)take_device(st, NSA_KEEP, st->plan->max_cmp, sizeof(cmp_place));
-    st->chunk = a_token > CHUNK ? a_token : (int64_t)CHUNK;
+    const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
+    st->chunk = a_token > chunk ? a_token : chunk;
     st->host = (real *)take_host(st, st->chunk, sizeof(real));
     st->dev_chunk = take(st, NSA_KEEP, st->chunk);
 }

@@ -81,6 +81,7 @@ done <<'FILES'
 <f4|False|(1, 2, 04)|32|expected a dimension
 <f4|False|(1 2, 4)|32|expected ',' or ')'
 <f4|False|(9223372036854775808,)|32|a dimension overflows 63 bits
+<f4|False|(18446744073709551617, 2, 4)|32|a dimension overflows 63 bits
 <f4|False|(4294967296, 4294967296, 4)|32|overflow 63-bit sizes
 <f4|False|(18446744073709551617, 2, 4)|32|a dimension overflows 63 bits
 <f4|False|(340282366920938463463374607431768211457, 2, 4)|32|a dimension overflows 63 bits

@@ -46,6 +46,7 @@ const listed_case cases[] = {
     {"T=100,l=16,d=4", QUICK},
     {"T=100,l=16,d=16,phi=gated", 0},
     {"T=60,l=1,d=1,l2=1,n=6", QUICK | PATH},
+    {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, and a known result */
     {"T=80,l=4,d=1,l2=8,n=5", 0},
     {"T=80,l=12,d=4,l2=12,n=4,phi=mlp,hidden=6", 0},
     {"T=120,l=8,d=2,l2=24,n=3,init=0,local=2", PATH},
