@@ -316,6 +316,25 @@ static void check_slots(void) {
     nsa_close(ctx);
 }
 
+/* A stage half written: it opens for what it has, and says what it has not. */
+static void check_missing(void) {
+    nsa_stage stage = bad_stage();
+    stage.decode = NULL;
+    nsa_context *ctx = open_bad(&stage, NSA_BACKWARD | NSA_DECODE);
+    const nsa_tensors in = zeros(1);
+    CHECK(ctx && nsa_prefill(ctx) == NSA_OK);
+    CHECK(ctx && nsa_load_step(ctx, &in) == NSA_ERR_UNSUPPORTED);
+    CHECK(strstr(nsa_last_error(), "no decode") != NULL);
+    nsa_close(ctx);
+    stage.prefill = NULL;
+    CHECK(!open_for(&stage, NSA_DECODE, 1, 1) && strstr(nsa_last_error(), "no prefill"));
+    stage.backward = NULL;
+    CHECK(!open_for(&stage, NSA_BACKWARD, 1, 1) && strstr(nsa_last_error(), "no backward"));
+    ctx = open_bad(&stage, 0);
+    CHECK(ctx && nsa_forward(ctx) == NSA_OK);
+    nsa_close(ctx);
+}
+
 int main(int argc, char **argv) {
     check_names();
     if (argc < 2 || strcmp(argv[1], "--no-fences") != 0) {
@@ -325,6 +344,7 @@ int main(int argc, char **argv) {
     check_refusals();
     check_many_sequences();
     check_slots();
+    check_missing();
     check_threads();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -10,9 +10,10 @@
  *  behind it. What became of each trial stands in a file of records, from which the score, the
  *  closing line and the report are made.
  *
- *  $NSA_JUDGE_STAGE names the one stage to judge (default: all), $NSA_JUDGE_QUICK=1 leaves out the
- *  long cases, $NSA_JUDGE_REPORT is a file for TAP, or for JUnit's XML if its name ends in .xml. A
- *  stage that cannot run here is skipped, with the reason.
+ *  $NSA_JUDGE_STAGE names the one stage to judge (default: all), $NSA_JUDGE_PROPERTY the one
+ *  property, $NSA_JUDGE_QUICK=1 leaves out the long cases, $NSA_JUDGE_REPORT is a file for TAP, or
+ * for JUnit's XML if its name ends in .xml. A stage that cannot run here is skipped, with the
+ * reason.
  */
 #include "harness/suite.h"
 #include "nsa_find.h"
@@ -82,7 +83,8 @@ static void add_stage(const nsa_found *found, const nsa_found *oracle) {
     subject s = {found->stage, oracle->stage, found->name};
     trial *trials;
     size_t n;
-    if (suite_list(&s, quick && *quick == '1', NULL, NULL, &trials, &n))
+    const char *property_name = getenv("NSA_JUDGE_PROPERTY");
+    if (suite_list(&s, quick && *quick == '1', property_name, NULL, &trials, &n))
         fail_setup("cannot list the trials", nsa_last_error());
     for (size_t i = 0; i < n; i++) {
         record *r = add(found);

@@ -51,6 +51,34 @@ judge() {
     fi
 }
 
+# under_criterion LIE: forward on the quick cases by build/judge; prints all that it said
+under_criterion() {
+    NSA_LIE=$1 NSA_TRUTH=01_naive_nsa.so NSA_STAGES=$BUILD/liars NSA_JUDGE_STAGE=98_lying \
+        NSA_JUDGE_PROPERTY=forward NSA_JUDGE_QUICK=1 timeout 100 "$BUILD/judge" 2>&1
+}
+
+# judge_pins LIE: it shows in one trial of many, in whose middle the worker dies. That trial has
+# failed, with its line, and all the others are judged.
+judge_pins() {
+    if ! said=$(under_criterion none); then
+        wrong "$1" "without a lie build/judge fails, too"
+        return
+    fi
+    all=$(printf '%s\n' "$said" | sed -n 's/^\([0-9]*\) passed, 0 failed, 0 skipped$/\1/p')
+    said=$(under_criterion "$1")
+    code=$?
+    replay='--stage 98_lying --property forward --case "T=97,phi=mlp,hidden=10"'
+    if [ $code -ne 1 ]; then
+        wrong "$1" "build/judge ends with exit status $code"
+    elif ! printf '%s\n' "$said" | grep -qxF "$((all - 1)) passed, 1 failed, 0 skipped"; then
+        wrong "$1" "of $all trials, build/judge says: $(printf '%s' "$said" | grep passed,)"
+    elif ! printf '%s\n' "$said" | grep -qF -e "replay: build/nsa check $replay"; then
+        wrong "$1" "build/judge has no line that replays it"
+    else
+        passed=$((passed + 1))
+    fi
+}
+
 # a lie|the property|the case|what must be said|the stage that it stands for
 lies() {
     cat <<'END'
@@ -62,7 +90,7 @@ forward_fails|forward|T=100|the device is gone
 crashes|forward|T=100|CRASH
 aborts|forward|T=100|CRASH
 hangs|forward|T=100|HANG
-exits|forward|T=100|exit
+exits|forward|T=100|EXIT: replay
 allocates|no_malloc|T=100|forward allocated
 pool_overrun|forward|T=100|past the end of its block
 past_the_end|forward|T=100|reading out wrote outside its tensor
@@ -133,5 +161,9 @@ while IFS='|' read -r name property case_text fragment truth; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge "$name" "$property" "$case_text" "$fragment" "${truth:-01_naive_nsa}"
 done <"$BUILD/liars/list"
+for name in crashes_at_97 exits_at_97; do
+    [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
+    judge_pins "$name"
+done
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

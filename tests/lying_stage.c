@@ -43,6 +43,8 @@ static const char *const others[] = {"none",
                                      "decode_slots_swapped",
                                      "decode_list_ignored",
                                      "crashes",
+                                     "crashes_at_97",
+                                     "exits_at_97",
                                      "aborts",
                                      "hangs",
                                      "exits"};
@@ -127,11 +129,11 @@ static nsa_status forward(void *self) {
         void *volatile taken = malloc(100); /* volatile: or the compiler drops both calls */
         free(taken);
     }
-    if (tells("crashes"))
+    if (tells("crashes") || (tells("crashes_at_97") && s->batch->T == 97))
         raise(SIGSEGV);
     if (tells("aborts"))
         abort();
-    if (tells("exits"))
+    if (tells("exits") || (tells("exits_at_97") && s->batch->T == 97))
         exit(0);
     if (tells("hangs") && alarm(1)) { /* whoever set no limit does not learn of it */
         for (;;)

@@ -21,7 +21,7 @@ $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) $(call object,$(APPS) $(IO) $(HARNESS) $(BENCH)) -o $@ \
 	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) $(BLAS_LIBS) -ldl -lm -pthread
 
-liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(LIARS_BESIDE)
+liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/judge $(LIARS_BESIDE)
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
 test-liars: liars ## a stage that lies about one thing at a time: each lie must be caught, and for its reason
