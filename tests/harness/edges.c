@@ -24,7 +24,10 @@ typedef struct exact_scores {
 static const exact_scores *scores_of(case_data data) {
     static const exact_scores low = {88064, -2, 0, 1, 0}, high = {655360, 2, 0, 0.125f, 1},
                               rising = {15360, -2, 64, 1, 0};
-    return data == DATA_LOW ? &low : data == DATA_HIGH ? &high : data == DATA_RISING ? &rising : 0;
+    return data == DATA_LOW      ? &low
+           : data == DATA_HIGH   ? &high
+           : data == DATA_RISING ? &rising
+                                 : NULL;
 }
 
 nsa_status edge_check(const test_case *c) {
@@ -50,11 +53,12 @@ static void exact_values(const test_case *c, const exact_scores *e, nsa_id id, u
     const int64_t dk = c->cfg.qk_dim, row = tensor_row(t), d = c->cfg.cmp_stride;
     const float unit = e->whole && id == NSA_K_CMP ? (float)c->cfg.cmp_block : 1;
     for (int64_t i = 0; i < nsa_count(t); i++) {
+        const int64_t stride = i / row / d;
         float x = draw_whole(state) * (id == NSA_Q ? e->q_unit : unit);
         if (i % dk == 0)
             x = id == NSA_Q ? e->q0 : e->k0;
         else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, for the means' sake */
-            x = id == NSA_Q ? e->q1 : 2 * (float)(i / row / d) / 64;
+            x = id == NSA_Q ? e->q1 : 2 * (float)stride / 64;
         ((float *)t->data)[i] = x;
     }
 }

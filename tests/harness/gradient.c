@@ -28,13 +28,13 @@ static double compressor_unit(const nsa_config *cfg, const nsa_tensors *in) {
 }
 
 gradient_units units_of(const nsa_config *cfg, const nsa_tensors *in) {
-    const double group = (double)(cfg->q_heads / cfg->kv_heads);
+    const int64_t group = cfg->q_heads / cfg->kv_heads;
     gradient_units u = {.cfg = cfg,
                         .in = in,
                         .dout = rms_of(&in->at[NSA_DOUT]),
                         .tokens = (double)in->at[NSA_DOUT].shape[0],
                         .q = cfg->scale * rms_of(&in->at[NSA_Q]),
-                        .heads = at_least_1(sqrt(group * (double)cfg->v_dim) / 10),
+                        .heads = at_least_1(sqrt((double)(group * cfg->v_dim)) / 10),
                         .compressor = compressor_unit(cfg, in)};
     for (int x = 0; x < 3; x++) {
         u.k[x] = cfg->scale * rms_of(&in->at[NSA_K_CMP + 2 * x]);
