@@ -28,12 +28,15 @@ nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
 /** What a gradient is measured in where it is zero by identity, and what to ask again if a stage
  * misses one. */
 typedef struct gradient_units {
-    const nsa_config *cfg;
+    const nsa_config *cfg;   /**< of the trial */
     const nsa_tensors *in;   /**< what the gradients are of, dout included */
     const nsa_stage *oracle; /**< asked whether the case is ill-conditioned; NULL: nobody is */
-    const char *text;        /**< the case */
-    double dout, tokens;     /**< rms(dout), its T */
-    double q, k[3], v[3];    /**< scale rms(q), scale rms(k_x), rms(v_x) of the three pairs */
+    const char *text;        /**< the case; NULL if there is none */
+    double dout;             /**< rms(dout) */
+    double tokens;           /**< its T */
+    double q;                /**< scale rms(q) */
+    double k[3];             /**< scale rms(k) of the three pairs */
+    double v[3];             /**< rms(v) of the three pairs */
     double heads;            /**< max(1, sqrt(G dv) / 10) */
     double compressor;       /**< what a compressor may add to the rounding of its key weights */
 } gradient_units;

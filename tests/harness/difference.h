@@ -9,7 +9,10 @@
 
 /** What two tensors differ by. */
 typedef struct difference {
-    double rms, max, max_b, rms_b;
+    double rms;     /**< of a - b */
+    double max;     /**< the largest abs(a - b) */
+    double max_b;   /**< the largest abs(b) */
+    double rms_b;   /**< of b */
     int64_t at;     /**< of the largest difference */
     int64_t broken; /**< the first element that is not finite in a; -1 if none */
 } difference;
