@@ -67,13 +67,15 @@ judge_pins() {
     all=$(printf '%s\n' "$said" | sed -n 's/^\([0-9]*\) passed, 0 failed, 0 skipped$/\1/p')
     said=$(under_criterion "$1")
     code=$?
-    replay='--stage 98_lying --property forward --case "T=97,phi=mlp,hidden=10"'
+    case_text='"T=97,phi=mlp,hidden=10"'
+    replay="replay: build/nsa check --stage 98_lying --property forward --case $case_text"
     if [ $code -ne 1 ]; then
         wrong "$1" "build/judge ends with exit status $code"
     elif ! printf '%s\n' "$said" | grep -qxF "$((all - 1)) passed, 1 failed, 0 skipped"; then
         wrong "$1" "of $all trials, build/judge says: $(printf '%s' "$said" | grep passed,)"
-    elif ! printf '%s\n' "$said" | grep -qF -e "replay: build/nsa check $replay"; then
-        wrong "$1" "build/judge has no line that replays it"
+    elif ! printf '%s\n' "$said" | grep -A2 -xF "FAIL 98_lying forward $case_text" |
+        grep -qxF "$replay"; then
+        wrong "$1" "build/judge does not say that this trial failed, and how to replay it"
     else
         passed=$((passed + 1))
     fi

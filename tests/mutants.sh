@@ -48,7 +48,8 @@ build() {
 # build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa' liars build/corners \
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa' liars bad-stages \
+        build/corners \
         >"$1/build.log" 2>&1
 }
 
@@ -59,7 +60,9 @@ judge_whole() {
     case $kind in
     liars) BUILD=$dir/build STOP=1 sh tests/liars.sh "$@" ;;
     corners) "$dir/build/corners" ;;
-    bad-input) NSA=$dir/build/nsa PARTS=$* sh tests/bad_input.sh ;;
+    bad-input)
+        NSA=$dir/build/nsa BAD_STAGES=$dir/build/bad_stages PARTS=$* sh tests/bad_input.sh
+        ;;
     *)
         echo "nobody judges by $kind"
         return 0

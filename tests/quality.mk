@@ -25,7 +25,10 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 	$(Q)$(CC) $(BASE) $(CFLAGS) $(LDFLAGS) -Istages -DWRONG=$$(($(patsubst 9%,%,$(firstword \
 	    $(subst _, ,$*))))) -shared $< -o $@ -L$(BUILD) -lnsa -Wl,-rpath,'$$ORIGIN/..'
 
-test-bad-input: $(EVERY) $(BUILD)/corners $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ## wrong files, wrong options, full disks: one clear line each
+.PHONY: bad-stages
+bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so)
+
+test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## wrong files, wrong options, full disks: one clear line each
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 

@@ -46,7 +46,6 @@ const listed_case cases[] = {
     {"T=100,l=16,d=4", QUICK},
     {"T=100,l=16,d=16,phi=gated", 0},
     {"T=60,l=1,d=1,l2=1,n=6", QUICK | PATH},
-    {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, and a known result */
     {"T=80,l=4,d=1,l2=8,n=5", 0},
     {"T=80,l=12,d=4,l2=12,n=4,phi=mlp,hidden=6", 0},
     {"T=120,l=8,d=2,l2=24,n=3,init=0,local=2", PATH},
@@ -103,6 +102,7 @@ const listed_case cases[] = {
     {"seqs=100+0,phi=gated,n=5", 0},
     {"seqs=3+5,phi=gated", 0},
     {"seqs=70+81+66,data=planted", 0},
+    {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, and a known result */
     {"seqs=1+1+1+1+1+1+1+1", PATH},
     /* small enough for central differences, with blocks to choose and to reject */
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2", QUICK},
