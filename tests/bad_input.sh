@@ -4,7 +4,8 @@
 # behind: no output folder, no *partial*. Ends with the counts; exit 1 if a check failed.
 #
 #   sh tests/bad_input.sh            judges build/nsa; NSA=path judges another
-#   VERBOSE=1 sh tests/bad_input.sh  shows every message; PARTS='npy disk' runs those alone
+#   VERBOSE=1 sh tests/bad_input.sh  shows every message; PARTS='npy disk' runs those alone; STOP=1
+#                                    ends at the first that fails
 set -u
 cd "$(dirname "$0")/.." || exit 2
 NSA=${NSA:-build/nsa}
@@ -42,6 +43,7 @@ pass() {
 fail() {
     printf 'FAIL %s: %s\n' "$1" "$2"
     failed=$((failed + 1))
+    [ -z "${STOP:-}" ] || exit 1
 }
 
 nsa() {

@@ -48,7 +48,8 @@ build() {
 # build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa' liars build/corners \
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa 02_blocked' liars build/corners \
+        build/stages/02_blocked.so \
         >"$1/build.log" 2>&1
 }
 
@@ -59,7 +60,7 @@ judge_whole() {
     case $kind in
     liars) BUILD=$dir/build STOP=1 sh tests/liars.sh "$@" ;;
     corners) "$dir/build/corners" ;;
-    bad-input) NSA=$dir/build/nsa PARTS=$* sh tests/bad_input.sh ;;
+    bad-input) NSA=$dir/build/nsa PARTS=$* STOP=1 sh tests/bad_input.sh ;;
     *)
         echo "nobody judges by $kind"
         return 0
@@ -158,7 +159,7 @@ by_judge() {
     [ $code -eq 0 ] && trouble "$judge: SURVIVED, $seconds s"
     { [ $code -eq 1 ] && grep -q '^FAIL' "$copy/judge.log"; } ||
         trouble "$judge: exit status $code, $(tail -n 1 "$copy/judge.log")"
-    caught "${judge%% *}" "$(grep -m 1 '^FAIL' "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"
+    caught "${judge%% *}" "$(grep -a -m 1 "^FAIL" "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"
 }
 
 # The table for the docs; what Markdown would take for its own is escaped.
