@@ -48,8 +48,8 @@ build() {
 # build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa' liars bad-stages \
-        build/corners \
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa 02_blocked' \
+        liars bad-stages build/corners build/stages/02_blocked.so \
         >"$1/build.log" 2>&1
 }
 
