@@ -23,6 +23,7 @@
 #include <criterion/hooks.h>
 #include <criterion/parameterized.h>
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,13 +63,13 @@ static record *add(const nsa_found *found) {
     return r;
 }
 
-/* All trials of one stage, or the reason why there are none: it cannot run on this machine, or is
- * no stage at all, which is a failure. */
+/* All trials of one stage, or the reason why there are none: it is no stage, or it cannot run here.
+ * That is a failure, unless it has a device that this machine lacks and was not asked for. */
 static void add_stage(const nsa_found *found, const nsa_found *oracle) {
-    if (!found->stage || found->stage->available()) {
+    if (!found->stage || suite_available(found->stage, found->name)) {
         record *r = add(found);
         r->state = ENDED;
-        r->outcome.verdict = found->stage ? SKIPPED : FAILED;
+        r->outcome.verdict = found->stage && found->stage->device && !one_stage ? SKIPPED : FAILED;
         snprintf(r->outcome.why, sizeof r->outcome.why, "%s",
                  found->stage ? nsa_last_error() : found->problem);
         return;
@@ -78,7 +79,7 @@ static void add_stage(const nsa_found *found, const nsa_found *oracle) {
     const char *quick = getenv("NSA_JUDGE_QUICK"), *lacks = suite_missing(found->stage);
     const size_t used = strlen(missing);
     if (*lacks)
-        snprintf(missing + used, sizeof missing - used, "%s%s has no %s", used ? ", " : "",
+        snprintf(missing + used, sizeof missing - used, "%s%s has no %s", used ? "; " : "",
                  found->name, lacks);
     subject s = {found->stage, oracle->stage, found->name};
     trial *trials;
@@ -105,6 +106,7 @@ static void list_trials(void) {
     size_t stages, judged = 0;
     if (nsa_find_stages(NULL, &found, &stages) || nsa_find_stage(NULL, "00", &oracle))
         fail_setup("cannot find the stages", nsa_last_error());
+    one_stage = only && *only;
     for (size_t i = 0; i < stages; i++) {
         if (is_asked_for(found[i].name, only)) {
             add_stage(&found[i], &oracle);
@@ -113,7 +115,8 @@ static void list_trials(void) {
     }
     if (!judged)
         fail_setup("no such stage", only);
-    one_stage = only && *only;
+    if (!count)
+        fail_setup("no trial", "the property is for none of the cases");
     nsa_free_stages(found, stages);
     nsa_free_stage(&oracle);
 }
@@ -144,14 +147,6 @@ ParameterizedTestParameters(nsa, trials) {
 
 /* ------------------------------------------------------------------ judging */
 
-static const property *property_named(const char *name) {
-    for (int i = 0; i < property_count; i++) {
-        if (!strcmp(properties[i].name, name))
-            return &properties[i];
-    }
-    return NULL;
-}
-
 /* In a process of its own: trials first to end-1, each one's record before and after. */
 static int work(size_t first, size_t end) {
     nsa_found found, oracle;
@@ -162,11 +157,13 @@ static int work(size_t first, size_t end) {
         fprintf(stderr, "judge: %s\n", nsa_last_error());
         return 2;
     }
-    subject s = {found.stage, oracle.stage, r.stage};
+    subject s = {found.stage, oracle.stage, found.name};
+    suite_ends_with = 1;
+    mallopt(M_PERTURB, 1); /* memory is not zero, nor what the oracle left there */
     for (size_t i = first; i < end; i++) {
         if (records_get(i, &r))
             return 2;
-        const trial t = {property_named(r.property), r.text};
+        const trial t = {suite_property(r.property), r.text};
         r.state = RUNNING;
         r.outcome.failed = suite_parts(s.stage, t.property); /* so it stays if this trial ends us */
         if (records_put(i, &r))
@@ -179,22 +176,42 @@ static int work(size_t first, size_t end) {
     return 0;
 }
 
-/* The trial that a worker was at when it ended has failed.
+/* How a worker ended that was not done. */
+static const char *end_of(int status, char *text, size_t size) {
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+    if (code == SUITE_HANG)
+        snprintf(text, size, "HANG: not done after %d s", SECONDS);
+    else if (WIFSIGNALED(status) || code != SUITE_EXIT)
+        snprintf(text, size, "CRASH: its process ended with %s %d",
+                 WIFSIGNALED(status) ? "signal" : "exit status",
+                 WIFSIGNALED(status) ? WTERMSIG(status) : code);
+    else
+        snprintf(text, size, "EXIT: the stage ended the program");
+    return text;
+}
+
+/* The trial has failed, for this reason. */
+static void fail_trial(size_t number, record *r, const char *why) {
+    char line[640];
+    suite_replay(r->stage, r->property, r->text, line, sizeof line);
+    r->state = ENDED;
+    r->outcome.verdict = FAILED;
+    snprintf(r->outcome.why, sizeof r->outcome.why, "%s\n%s", why, line);
+    records_put(number, r);
+}
+
+/* The trial that a worker was at when it ended has failed. After two hangs of a stage, its other
+ * trials fail without being run: each might take as long.
  * @return the trial after it */
 static size_t blame(size_t first, size_t end, int status) {
+    char why[160];
     for (size_t i = first; i < end; i++) {
-        char line[640];
         record r;
         if (records_get(i, &r) || r.state == ENDED)
             continue;
-        suite_replay(r.stage, r.property, r.text, line, sizeof line);
-        r.state = ENDED;
-        r.outcome.verdict = FAILED;
-        snprintf(r.outcome.why, sizeof r.outcome.why,
-                 "its process ended with %s %d: a crash, or a hang of %d s\n%s",
-                 WIFSIGNALED(status) ? "signal" : "exit status",
-                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), SECONDS, line);
-        records_put(i, &r);
+        fail_trial(i, &r, end_of(status, why, sizeof why));
+        if (WIFEXITED(status) && WEXITSTATUS(status) == SUITE_HANG)
+            records_count_hang(r.stage);
         return i + 1;
     }
     return end;
@@ -202,8 +219,13 @@ static size_t blame(size_t first, size_t end, int status) {
 
 /* All trials of a group, by as many workers as it takes. */
 static void run_group(const group *g) {
+    record r;
     for (size_t i = g->first; i < g->end;) {
         int status = 0;
+        if (!records_get(i, &r) && records_hangs(r.stage) > 1) {
+            fail_trial(i++, &r, "not run: the stage hung twice");
+            continue;
+        }
         fflush(NULL);
         const pid_t worker = fork();
         if (!worker)

@@ -90,6 +90,12 @@ prefill_unsupported|decode|T=17|prefill is not written yet
 decode_unsupported|decode|T=17|decode is not written yet
 forward_fails|forward|T=100|the device is gone
 crashes|forward|T=100|CRASH
+recurses|forward|T=100|CRASH
+forward_nothing|forward|T=100|is not finite
+forward_nothing|nan|T=44|is not finite
+forward_nothing|repeat|T=44|is not finite
+forward_nothing|threads|T=97|is not finite
+forward_nothing|no_malloc|T=44|is not finite
 aborts|forward|T=100|CRASH
 hangs|forward|T=100|HANG
 exits|forward|T=100|EXIT: replay
@@ -132,6 +138,7 @@ forced_gradient_zero|forced|T=100|dk_cmp is off by rms
 idx_forced_in_disorder|forced|T=100|does not emit its forced blocks in order
 idx_twice|forward|T=100|ascending blocks
 idx_beyond|forward|T=100|ascending blocks
+idx_beyond|forward|T=100|selected branch: block_idx of row
 idx_not_ascending|forward|T=100|ascending blocks
 idx_padded_with_zero|forward|T=100|ascending blocks
 idx_lacks_local|forward|T=200|lacks forced block
@@ -163,6 +170,24 @@ while IFS='|' read -r name property case_text fragment truth; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge "$name" "$property" "$case_text" "$fragment" "${truth:-01_naive_nsa}"
 done <"$BUILD/liars/list"
+# judge_available LIE FRAGMENT: a stage that says that it cannot run here, and has no device, fails
+judge_available() {
+    check "$1" 01_naive_nsa forward T=100
+    code=$?
+    if [ $code -eq 1 ] && printf '%s' "$said" | grep -qF -e "$2"; then
+        passed=$((passed + 1))
+    else
+        wrong "$1" "exit status $code: $said"
+    fi
+}
+
+while IFS='|' read -r name fragment; do
+    [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
+    judge_available "$name" "$fragment"
+done <<'END'
+available_unsupported|FAIL 98_lying: there is nothing to see here
+available_exits|EXIT: stage 98_lying, asked whether it can run here
+END
 for name in crashes_at_97 exits_at_97; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge_pins "$name"

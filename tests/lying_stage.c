@@ -44,6 +44,10 @@ static const char *const others[] = {"none",
                                      "decode_list_ignored",
                                      "crashes",
                                      "crashes_at_97",
+                                     "available_unsupported",
+                                     "available_exits",
+                                     "forward_nothing",
+                                     "recurses",
                                      "exits_at_97",
                                      "aborts",
                                      "hangs",
@@ -52,6 +56,10 @@ static const char *const others[] = {"none",
 /* ------------------------------------------------------------------ the calls */
 
 static nsa_status available(void) {
+    if (tells("available_unsupported"))
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "there is nothing to see here");
+    if (tells("available_exits"))
+        exit(0);
     return truth->available();
 }
 
@@ -116,8 +124,19 @@ static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *s
     return truth->load_step(s->self, &tokens, &s->changed);
 }
 
+/* Deeper than any stack; the caller's frame is needed after the call, so this is no loop. */
+static int recurse(volatile int depth) {
+    volatile char frame[4096];
+    frame[depth % 4096] = 1;
+    return depth == 1 << 30 ? 0 : recurse(depth + 1) + frame[depth % 4096];
+}
+
 static nsa_status forward(void *self) {
     liar *s = self;
+    if (tells("forward_nothing"))
+        return NSA_OK;
+    if (tells("recurses"))
+        return recurse(0) ? NSA_OK : NSA_ERR_STATE;
     lying_forwards++;
     if (tells("forward_unsupported"))
         return nsa_fail(NSA_ERR_UNSUPPORTED, "forward is not written yet");

@@ -160,6 +160,8 @@ by_judge() {
     code=$?
     seconds=$(since "$begin")
     [ $code -eq 0 ] && trouble "$judge: SURVIVED, $seconds s"
+    # A judge that has something against the stage without a lie has caught nothing.
+    grep -q '^FAIL .*without a lie' "$copy/judge.log" && trouble "$judge: fails what is right"
     { [ $code -eq 1 ] && grep -q '^FAIL' "$copy/judge.log"; } ||
         trouble "$judge: exit status $code, $(tail -n 1 "$copy/judge.log")"
     caught "${judge%% *}" "$(grep -m 1 '^FAIL' "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"

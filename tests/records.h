@@ -35,6 +35,12 @@ int records_put(size_t number, const record *r);
 /** Read one record. @return 0, or -1 if there is none */
 int records_get(size_t number, record *r);
 
+/** Count a hang of a stage, in whatever process. */
+void records_count_hang(const char *stage);
+
+/** @return how often a stage has hung so far. */
+size_t records_hangs(const char *stage);
+
 /** Remove the file; only from the process that made it. */
 void records_remove(void);
 

@@ -62,7 +62,7 @@ enum { REASONS = 8 };
 
 /* What became of the records of one stage, `first` to `end`. */
 typedef struct stage_sum {
-    size_t first, end, counts[3]; /* by verdict */
+    size_t first, end, judged, counts[3]; /* by verdict */
     struct {
         char why[256];
         size_t trials;
@@ -89,14 +89,6 @@ static void read_record(size_t number, record *r) {
     }
 }
 
-static const property *property_named(const char *name) {
-    for (int i = 0; i < property_count; i++) {
-        if (!strcmp(properties[i].name, name))
-            return &properties[i];
-    }
-    return NULL;
-}
-
 /* Count the records from `first` on that are of one stage. @return 0 if there are none */
 static int sum_stage(size_t first, stage_sum *sum, char *stage, size_t capacity) {
     record r;
@@ -110,8 +102,9 @@ static int sum_stage(size_t first, stage_sum *sum, char *stage, size_t capacity)
         sum->counts[r.outcome.verdict]++;
         if (r.outcome.verdict == SKIPPED)
             add_skip(sum, r.outcome.why);
+        sum->judged += r.property[0] != 0;
         if (r.property[0])
-            score_add(&sum->parts, property_named(r.property), r.text, &r.outcome);
+            score_add(&sum->parts, suite_property(r.property), r.text, &r.outcome);
     }
     return 1;
 }
@@ -148,7 +141,7 @@ void records_report(int always, const char *missing, FILE *report, int xml) {
     for (size_t at = 0; sum && sum_stage(at, sum, stage, sizeof stage); at = sum->end) {
         for (int v = PASSED; v <= SKIPPED; v++)
             counts[v] += sum->counts[v];
-        if (always || sum->counts[FAILED])
+        if (sum->judged && (always || sum->counts[FAILED]))
             score_print(stdout, stage, &sum->parts);
         for (int i = 0; i < REASONS && sum->skips[i].trials; i++)
             printf("SKIP %s: %zu trials: %s\n", stage, sum->skips[i].trials, sum->skips[i].why);

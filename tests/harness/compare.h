@@ -20,6 +20,10 @@ typedef struct tolerance {
 /** @return the row for a stage's arithmetic. */
 const tolerance *tolerance_of(nsa_arith arith);
 
+/** @return NSA_OK if every output of a forward that is there is finite. Two runs that write nothing
+ * agree bit for bit; who compares runs asks this first. */
+nsa_status all_finite(const nsa_tensors *results);
+
 /** Compare an output with the oracle's. @return NSA_OK, or NSA_ERR_INPUT saying by how much it is
  * off. */
 nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,

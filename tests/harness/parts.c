@@ -87,8 +87,10 @@ nsa_status parts_note(stage_part p, nsa_status status) {
 
 int parts_end(part_set judged, nsa_status status, findings *f) {
     const part_set noted = now.passed | now.failed;
-    if (!noted && !status) /* a property that is all or nothing notes no part by itself */
-        now.passed = judged;
+    if (!noted && !status && !(judged & (judged - 1)))
+        now.passed = judged; /* a property of one part, which notes nothing by itself */
+    else if (!noted && !status)
+        status = nsa_fail(NSA_ERR_STATE, "nothing was judged");
     if (status) {
         size_t used = strlen(now.why);
         snprintf(now.why + used, sizeof now.why - used, "%s\n", nsa_last_error());

@@ -131,7 +131,8 @@ nsa_status judge_differences(const subject *s, const test_case *c) {
     status = status ? status : nsa_open(s->stage, &c->cfg, &setup, &ctx);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         if (nsa_has(&c->cfg, (nsa_id)id))
-            status = check_gradient(ctx, c, &in, (nsa_id)id, &mine.at[id], &out);
+            parts_note(part_of((nsa_id)id),
+                       check_gradient(ctx, c, &in, (nsa_id)id, &mine.at[id], &out));
     }
     nsa_close(ctx);
     tensor_free(&out);

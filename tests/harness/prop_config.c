@@ -222,11 +222,7 @@ static nsa_status try_order(nsa_context *ctx, const test_case *c, const nsa_stag
     nsa_status status = case_inputs(c, stage->arith, &in);
     const nsa_tensor dout = in.at[NSA_DOUT];
     in.at[NSA_DOUT] = (nsa_tensor){0};
-    const struct {
-        nsa_status is;
-        const char *text;
-    } early[] = {{nsa_forward(ctx), "forward needs a load"}};
-    status = status ? status : expect_error(early[0].is, NSA_ERR_STATE, early[0].text);
+    status = status ? status : expect_error(nsa_forward(ctx), NSA_ERR_STATE, "needs a load");
     status = status ? status : expect_error(nsa_prefill(ctx), NSA_ERR_STATE, "NSA_DECODE");
     status = status ? status : expect_error(nsa_decode(ctx), NSA_ERR_STATE, "NSA_DECODE");
     status = status ? status : expect_error(nsa_causal(ctx, 0), NSA_ERR_STATE, "NSA_WANT_CAUSAL");

@@ -83,9 +83,9 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
     return nsa_fail(status, "after a prefill of %" PRId64 " tokens: %s", prefix, why);
 }
 
-/* From nothing, from just before and behind the first compressed token, from the middle, from the
- * end; then with forced lists, in slots that held other sequences. Every boundary is crossed by
- * some decode step. */
+/* A stage without decode prefills everything. With it: from nothing, from just before and behind
+ * the first compressed token, from the middle, from the end; then with forced lists, in slots that
+ * held other sequences. Every boundary is crossed by some decode step. */
 nsa_status judge_decode(const subject *s, const test_case *c) {
     const int64_t longest = case_longest(c);
     const int64_t prefixes[] = {0, c->cfg.cmp_block - 1, c->cfg.cmp_block + c->cfg.cmp_stride,
@@ -94,10 +94,14 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_DOUT]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
-    for (int i = 0; i < 5 && !status; i++)
+    if (!status && !s->stage->decode)
+        status = decode_from(s, c, &in, &oracle, longest, 0);
+    for (int i = 0; i < 5 && s->stage->decode && !status; i++)
         status = decode_from(s, c, &in, &oracle, prefixes[i], 0);
     status = status ? status : draw_forced(c, &in);
-    status = status ? status : decode_from(s, c, &in, &oracle, longest / 3, RUN_TWICE);
+    status = status ? status
+                    : decode_from(s, c, &in, &oracle, s->stage->decode ? longest / 3 : longest,
+                                  RUN_TWICE);
     tensors_free(&in);
     tensors_free(&oracle);
     return status;

@@ -242,6 +242,7 @@ nsa_status judge_nan(const subject *s, const test_case *c) {
         if (forced)
             status = draw_forced(c, &in);
         status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &clean);
+        status = status ? status : all_finite(&clean);
         for (int64_t k = 0; k < count && !status; k++) {
             for (int x = 0; x < 3 && !status; x++) {
                 if (forced == (x == 1) || k == count / 2)
@@ -340,6 +341,7 @@ nsa_status judge_repeat(const subject *s, const test_case *c) {
     nsa_tensors in, once = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &once);
+    status = status ? status : all_finite(&once);
     for (int i = times_again(s); i > 0 && !status; i--)
         status = run_again(s, c, &in, 0, &once, "between two runs");
     status = status ? status

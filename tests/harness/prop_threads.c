@@ -69,6 +69,7 @@ nsa_status judge_threads(const subject *s, const test_case *c) {
     nsa_tensors in, one = {0}, oracle = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_both(s, c, &in, 1, &one);
+    status = status ? status : all_finite(&one);
     status = status ? status : force_blocks(&c->cfg, &in, &one.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_BACKWARD, &oracle);
     tensor_free(&in.at[NSA_BLOCK_IDX]);

@@ -11,7 +11,7 @@
 
 /** What a property asks of a stage beyond forward: without it, its trials are skipped. SAMPLED: it
  * runs a stage so often that on the simulator only cases with a mark have it (cases.h). */
-enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_DECODE = 2, SAMPLED = 4 };
+enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_PREFILL = 2, SAMPLED = 4 };
 
 /** A property. `judge` returns NSA_OK if it holds, anything else if it does not; nsa_last_error()
  * says why. What it finds out about single parts it notes (parts.h). No status of a stage's
@@ -20,7 +20,7 @@ typedef struct property {
     const char *name;                                          /**< "forward" */
     const char *says;                                          /**< one line of what must hold */
     part_set parts;                                            /**< the parts that it is about */
-    int needs;                                                 /**< NEEDS_... | SAMPLED */
+    int flags;                                                 /**< NEEDS_... | SAMPLED */
     int (*applies)(const subject *s, const test_case *c);      /**< 1 if the case is for it */
     nsa_status (*judge)(const subject *s, const test_case *c); /**< the judgement */
     const char *(*cannot)(const subject *s); /**< why it cannot be judged here; NULL: it can */
@@ -50,6 +50,9 @@ nsa_status note_gradients(const subject *s, const gradient_units *units, const n
 /** Judge a selection against the oracle's results, with the slack that the case allows. */
 nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
                           const nsa_tensor *mine, const nsa_tensors *oracle);
+
+/** Which branches see everything in this case. @param[out] is_dense [3] cmp, slc, win */
+void limits_of(const test_case *c, int *is_dense);
 
 /** Draw forced block lists, in any order and with holes, into `in`. */
 nsa_status draw_forced(const test_case *c, nsa_tensors *in);

@@ -50,6 +50,13 @@ static int one_sequence(const subject *s, const test_case *c) {
     return unforced(s, c) && case_sequences(c) == 1 && c->cfg.seq_len > 2;
 }
 
+/* Some branch sees everything, or there is plain causal attention to look at. */
+static int has_limit(const subject *s, const test_case *c) {
+    int dense[3];
+    limits_of(c, dense);
+    return s->stage->causal || dense[0] || dense[1] || dense[2];
+}
+
 /* Rows for every thread; the other dims are other properties' business. */
 static int many_tiles(const subject *s, const test_case *c) {
     return unforced(s, c) && c->cfg.seq_len >= 97 && c->cfg.slc_block == 16 &&
@@ -90,14 +97,14 @@ const property properties[] = {
      (PARTS_FORWARD & ~PART(COMPRESS)) | PARTS_BACKWARD, NEEDS_NOTHING, any_case, judge_forced,
      NULL},
     {"limits", "a branch that sees everything is dense causal attention",
-     PART(CMP) | PART(SLC) | PART(WIN) | PART(CAUSAL), SAMPLED, any_case, judge_limits, NULL},
+     PART(CMP) | PART(SLC) | PART(WIN) | PART(CAUSAL), SAMPLED, has_limit, judge_limits, NULL},
     {"rows", "sampled rows are the rows of the whole", PART(ROWS), SAMPLED, all_rows, judge_rows,
      NULL},
     {"backward", "every gradient is the oracle's; dgate = <dout, out_branch>", PARTS_BACKWARD,
      NEEDS_BACKWARD, any_case, judge_backward, NULL},
     {"differences", "central differences confirm every gradient", PARTS_BACKWARD, NEEDS_BACKWARD,
      small_float64, judge_differences, NULL},
-    {"decode", "prefill and decode give the rows of the forward", PART(DECODE), NEEDS_DECODE,
+    {"decode", "prefill and decode give the rows of the forward", PART(DECODE), NEEDS_PREFILL,
      unforced, judge_decode, NULL},
     {"reads", "a query reads exactly the tokens that the operator says",
      PART(CMP) | PART(SLC) | PART(WIN), SAMPLED, countable, judge_reads, NULL},
@@ -133,7 +140,7 @@ static nsa_status add_trials(const subject *s, const char *property_name, const 
     for (int p = 0; p < property_count && !status; p++) {
         if (property_name && strcmp(property_name, properties[p].name) != 0)
             continue;
-        if (!all && (properties[p].needs & SAMPLED))
+        if (!all && (properties[p].flags & SAMPLED))
             continue;
         if (properties[p].applies(s, &c))
             list[(*count)++] = (trial){&properties[p], text};
@@ -141,12 +148,12 @@ static nsa_status add_trials(const subject *s, const char *property_name, const 
     return status;
 }
 
-static int known_property(const char *name) {
+const property *suite_property(const char *name) {
     for (int p = 0; p < property_count; p++) {
         if (!strcmp(name, properties[p].name))
-            return 1;
+            return &properties[p];
     }
-    return 0;
+    return NULL;
 }
 
 nsa_status suite_list(const subject *s, int quick, const char *property_name, const char *case_text,
@@ -154,7 +161,7 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     nsa_status status = NSA_OK;
     *count = 0;
     *list = NULL;
-    if (property_name && !known_property(property_name))
+    if (property_name && !suite_property(property_name))
         return nsa_fail(NSA_ERR_INPUT, "no property \"%s\"", property_name);
     *list = calloc((size_t)property_count * ((size_t)case_count + 1), sizeof **list);
     if (!*list)
@@ -167,9 +174,6 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     }
     if (case_text)
         status = add_trials(s, property_name, case_text, 1, *list, count);
-    if (!status && !*count)
-        status = nsa_fail(NSA_ERR_INPUT, "no property%s%s is for that case",
-                          property_name ? " named " : "", property_name ? property_name : "");
     if (status) {
         free(*list);
         *list = NULL;
@@ -181,12 +185,10 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
 
 /* Why a trial cannot be judged, NULL if it can. */
 static const char *why_not(const subject *s, const property *p) {
-    if ((p->needs & NEEDS_BACKWARD) && !s->stage->backward)
+    if ((p->flags & NEEDS_BACKWARD) && !s->stage->backward)
         return "the stage has no backward";
-    if ((p->needs & NEEDS_DECODE) && !s->stage->prefill)
+    if ((p->flags & NEEDS_PREFILL) && !s->stage->prefill)
         return "the stage has no prefill";
-    if ((p->needs & NEEDS_DECODE) && !s->stage->decode)
-        return "the stage has no decode";
     return p->cannot ? p->cannot(s) : NULL;
 }
 
@@ -211,31 +213,50 @@ part_set suite_parts(const nsa_stage *stage, const property *p) {
 static char replay[640];
 static int judging; /* a trial is under way */
 
-static void end_program(const char *what) {
+int suite_ends_with = 0;
+
+static void end_program(const char *what, int code) {
     if (write(STDERR_FILENO, what, strlen(what)) < 0 ||
         write(STDERR_FILENO, replay, strlen(replay)) < 0)
         _exit(1);
-    _exit(1);
+    _exit(suite_ends_with ? code : 1);
 }
 
 static void die(int signal_number) {
-    end_program(signal_number == SIGALRM ? "\nHANG: " : "\nCRASH: ");
+    if (signal_number == SIGALRM)
+        end_program("\nHANG: ", SUITE_HANG);
+    end_program("\nCRASH: ", SUITE_CRASH);
 }
 
 /* A stage that calls exit(0) has not passed. */
 static void caught_exit(void) {
     if (judging)
-        end_program("\nEXIT: ");
+        end_program("\nEXIT: ", SUITE_EXIT);
 }
 
+/* The handler has a stack of its own: that of a stage that recursed too deep is full. */
 static void watch(int on) {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
+    static char stack[65536];
     static int registered;
-    for (int i = 0; i < 6; i++)
-        signal(signals[i], on ? die : SIG_DFL);
-    if (!registered++)
+    struct sigaction action = {.sa_flags = SA_ONSTACK};
+    action.sa_handler = on ? die : SIG_DFL;
+    if (!registered++) {
+        const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
+        sigaltstack(&own, NULL);
         atexit(caught_exit);
+    }
+    for (int i = 0; i < 6; i++)
+        sigaction(signals[i], &action, NULL);
     judging = on;
+}
+
+nsa_status suite_available(const nsa_stage *stage, const char *name) {
+    snprintf(replay, sizeof replay, "stage %s, asked whether it can run here\n", name);
+    watch(1);
+    const nsa_status status = stage->available();
+    watch(0);
+    return status;
 }
 
 static double seconds_now(void) {
