@@ -20,6 +20,9 @@
 # A header "Case: ..." has the property judged on that case of the list alone, where it would come
 # to it late.
 #
+# With MATRIX=FILE a property goes through all its cases, and FILE says which of them catch the mutant
+# (`make mutant-matrix`): what a trial is worth. That takes an hour of a core; set LIMIT to 600.
+#
 # What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
 # Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
 # seconds that a property may take to notice (30).
@@ -132,8 +135,30 @@ one() {
     fi
 }
 
+# row CASES JUDGED: the mutant's line of the matrix. A crash ends the program at its first case.
+row() {
+    printf '%s\t%s\t%d of %d\t%s\n' "$name" "${property:-$judge}" "$(printf '%s' "$1" | grep -c .)" \
+        "$2" "$(printf '%s' "$1" | paste -sd ';' | sed 's/;/; /g')" >"$work/$name.row"
+}
+
+# All cases of the property: those that catch the mutant go into the matrix.
+by_all_cases() {
+    begin=$(date +%s%N)
+    check "$copy" "$stage" "$property" --verbose >"$copy/check.log"
+    seconds=$(since "$begin")
+    cases=$(sed -n "s/^FAIL [^ ]* $property \"\(.*\)\"\$/\1/p; s/^[A-Z]*: replay: .* --case \"\(.*\)\"\$/\1/p" \
+        "$copy/check.log")
+    [ -n "$cases" ] || trouble "$property: SURVIVED, or took longer than $LIMIT s"
+    row "$cases" "$(grep -c "^[a-zA-Z]* [^ ]* $property \"\|^[A-Z]*: replay" "$copy/check.log")"
+    caught "$property" "$(cut -f 3 "$work/$name.row")" "$copy/check.log"
+}
+
 # The property has to fail, and to say how to replay that.
 by_property() {
+    if [ -n "${MATRIX:-}" ]; then
+        by_all_cases
+        return
+    fi
     begin=$(date +%s%N)
     check "$copy" "$stage" "$property" --stop ${case_text:+--case "$case_text"} >"$copy/check.log"
     code=$?
@@ -164,6 +189,7 @@ by_judge() {
     grep -q '^FAIL .*without a lie' "$copy/judge.log" && trouble "$judge: fails what is right"
     { [ $code -eq 1 ] && grep -q '^FAIL' "$copy/judge.log"; } ||
         trouble "$judge: exit status $code, $(tail -n 1 "$copy/judge.log")"
+    [ -z "${MATRIX:-}" ] || row "$judge" 1
     caught "${judge%% *}" "$(grep -m 1 '^FAIL' "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"
 }
 
@@ -253,5 +279,6 @@ fi
 xargs -P "$JOBS" -I{} sh tests/mutants.sh --one {} <"$work/names"
 all=$(wc -l <"$work/names")
 passed=$(find "$work" -maxdepth 1 -name '*.log' | wc -l)
+[ -z "${MATRIX:-}" ] || sort "$work"/*.row >"$MATRIX"
 echo "$passed passed, $((all - passed)) failed"
 [ "$passed" -eq "$all" ]

@@ -2,7 +2,7 @@
 # of a stage, and the property that it names has to notice; or it breaks what stages share or the
 # harness itself, and the judge that it names has to fail.
 
-.PHONY: test-mutants
+.PHONY: test-mutants mutant-matrix
 MUTANTS ?=
 # A stage that is right but for one thing, in a folder of its own beside the real ones; the command
 # that judges it also counts allocations.
@@ -30,3 +30,7 @@ test-liars: liars ## a stage that lies about one thing at a time: each lie must 
 test-mutants: liars $(BUILD)/corners ## break stages, what they share and the harness on purpose: each break must be caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    sh tests/mutants.sh $(MUTANTS)
+
+mutant-matrix: liars $(BUILD)/corners ## tests/mutants/matrix.txt: which trial catches which mutant; an hour of a core
+	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
+	    MATRIX=tests/mutants/matrix.txt LIMIT=600 JOBS=$(JOBS) sh tests/mutants.sh $(MUTANTS)
