@@ -49,7 +49,7 @@ RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: STAGE=NN_name  REPORT=file.tap|file.xml  A=00 B=01  CC=clang  OPT=-O3  PREFIX=DIR  CUDA=gpu|sim"
 
 # ---------------------------------------------------------------- building
@@ -169,6 +169,7 @@ STEPS_FILES := $(wildcard stages/*/steps/*.c stages/*/steps/*/*.c stages/*/steps
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
 C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)
+SCRIPTS  := setup.sh .ci/run $(wildcard tests/*.sh tests/*/*.sh tests/*.mk)
 CLANG_TIDY   ?= clang-tidy
 CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
@@ -178,7 +179,7 @@ lint: ## formatting, clang-tidy, and the limits on lines and files
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
 	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \
-	    END {exit bad}' $(C_FILES) setup.sh .ci/run docs/examples/*.py
+	    END {exit bad}' $(C_FILES) $(SCRIPTS) docs/examples/*.py
 	@printf '%s\n' $(LINTED) | xargs -P $(JOBS) -I{} sh -c '$(CLANG_TIDY) --quiet {} -- -std=c11 \
 	    -D_GNU_SOURCE $(INCLUDES) $(CJSON_CFLAGS) -I$$(dirname {}) -DNSA_PREFIX=\"/\" 2>/dev/null \
 	    || { echo "clang-tidy: {}"; exit 1; }'

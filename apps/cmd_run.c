@@ -214,7 +214,8 @@ static const char doc[] =
     "each sequence by prefill, the others one by one. dout.npy is not used then, and rows.npy is "
     "an error.\n\n"
     "Results are written whole or not at all; they replace those of an earlier run in the same "
-    "folder. One run at a time may write into a folder.";
+    "folder. One run at a time may write into a folder; where the file system has no locks, two "
+    "runs are not kept apart.";
 
 int cmd_run(int argc, char **argv) {
     static const struct argp argp = {.options = known, .parser = parse, .doc = doc};

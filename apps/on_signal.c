@@ -1,7 +1,10 @@
 /** @file on_signal.c
- *  @brief Tidying up before a signal ends the program. The handler runs in the main thread, which
- * writes the files: the system gives it to another only where the main thread blocks the signal,
- * and so signals_hold() blocks nothing, but has the handler wait. */
+ *  @brief Tidying up before a signal ends the program.
+ *
+ * After signals_hold() a signal is only remembered; signals_release() acts on it. Until then the
+ * files may be in any state. No signal is blocked for that: the system would hand a signal that the
+ * main thread blocks to another thread, and the handler, which tidies up, must run in the thread
+ * that writes the files. */
 #include "on_signal.h"
 
 #include <signal.h>

@@ -1,5 +1,6 @@
 /** @file output_lock.c
- *  @brief The lock beside an output folder, and the leftovers of runs that were killed. */
+ *  @brief The lock beside an output folder, and the leftovers of runs that were killed. Where the
+ * file system has no locks, two runs into one folder are not kept apart. */
 #include "output_lock.h"
 #include "io/file.h"
 #include "io/npy.h"

@@ -149,25 +149,23 @@ typedef enum nsa_id {
     NSA_DOUT,       /**< [T,Hq,dv]: the gradient of the output, for load_dout */
     NSA_CU_SEQLENS, /**< int32 [B+1]: where each packed sequence starts; optional */
     NSA_ROWS,       /**< int32 [R]: the query rows to compute, strictly ascending; optional */
-    NSA_ACTIVE,   /**< int32 [A]: the decode slots that take a step, distinct; required by load_step
-                   */
-    NSA_PHI_K_PE, /**< [l,dk] position embedding of the key compressor (gated, mlp) */
-    NSA_PHI_K_W,  /**< [dk] (gated) */
-    NSA_PHI_K_B,  /**< [l] (gated) */
-    NSA_PHI_K_W1, /**< [hidden,l*dk], position-major columns (mlp) */
-    NSA_PHI_K_B1, /**< [hidden] (mlp) */
-    NSA_PHI_K_W2, /**< [dk,hidden] (mlp) */
-    NSA_PHI_K_B2, /**< [dk] (mlp) */
-    NSA_PHI_V_PE, /**< [l,dv] the same for the value compressor */
-    NSA_PHI_V_W,  /**< [dv] */
-    NSA_PHI_V_B,  /**< [l] */
-    NSA_PHI_V_W1, /**< [hidden,l*dv] */
-    NSA_PHI_V_B1, /**< [hidden] */
-    NSA_PHI_V_W2, /**< [dv,hidden] */
-    NSA_PHI_V_B2, /**< [dv] */
+    NSA_ACTIVE,     /**< int32 [A]: the decode slots that take a step, distinct; for load_step */
+    NSA_PHI_K_PE,   /**< [l,dk] position embedding of the key compressor (gated, mlp) */
+    NSA_PHI_K_W,    /**< [dk] (gated) */
+    NSA_PHI_K_B,    /**< [l] (gated) */
+    NSA_PHI_K_W1,   /**< [hidden,l*dk], position-major columns (mlp) */
+    NSA_PHI_K_B1,   /**< [hidden] (mlp) */
+    NSA_PHI_K_W2,   /**< [dk,hidden] (mlp) */
+    NSA_PHI_K_B2,   /**< [dk] (mlp) */
+    NSA_PHI_V_PE,   /**< [l,dv] the same for the value compressor */
+    NSA_PHI_V_W,    /**< [dv] */
+    NSA_PHI_V_B,    /**< [l] */
+    NSA_PHI_V_W1,   /**< [hidden,l*dv] */
+    NSA_PHI_V_B1,   /**< [hidden] */
+    NSA_PHI_V_W2,   /**< [dv,hidden] */
+    NSA_PHI_V_B2,   /**< [dv] */
     /* input and result */
-    NSA_BLOCK_IDX, /**< int32 [T,Hkv,n] as input, [R,Hkv,n] as result: selected blocks, -1 for none
-                    */
+    NSA_BLOCK_IDX, /**< int32 [T,Hkv,n] as input, [R,Hkv,n] as result: blocks, -1 for none */
     /* results */
     NSA_OUT,        /**< [R,Hq,dv] */
     NSA_OUT_CMP,    /**< [R,Hq,dv] compressed branch before its gate */

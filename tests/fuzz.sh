@@ -32,7 +32,8 @@ for target in "$@"; do
         failed=$((failed + 1))
         grep -v '^#' "$log" | tail -n 40
         found=$(sed -n 's/.*Test unit written to //p' "$log")
-        echo "FAIL fuzz $target: exit code $code; replay: ASAN_OPTIONS=${ASAN_OPTIONS:-} $folder/fuzz_$target ${found:-?}"
+        echo "FAIL fuzz $target: exit code $code; replay: ASAN_OPTIONS=${ASAN_OPTIONS:-}" \
+            "$folder/fuzz_$target ${found:-?}"
     fi
 done
 echo "$passed passed, $failed failed"

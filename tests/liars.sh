@@ -1,6 +1,6 @@
 #!/bin/sh
-# A stage that is right but for one thing (tests/lying_stage.c), judged by `nsa check`: each lie must
-# fail the property named, for the reason given, with a line that replays it; without a lie the
+# A stage that is right but for one thing (tests/lying_stage.c), judged by `nsa check`: each lie
+# must fail the property named, for the reason given, with a line that replays it; without a lie the
 # stage must pass the same trials. `make test-liars` builds what this needs.
 #
 #   sh tests/liars.sh            all of them

@@ -28,8 +28,10 @@ typedef struct liar {
     float stale;            /**< what stood there as a later forward began */
 } liar;
 
-/** In this process: contexts that are open, and calls of forward. */
-extern int lying_opened, lying_forwards;
+/** Contexts that are open in this process. */
+extern int lying_opened;
+/** Calls of forward in this process. */
+extern int lying_forwards;
 
 /** @return 1 if there is a lie of that name about a result. */
 int lie_of_result(const char *name);

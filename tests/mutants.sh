@@ -45,7 +45,8 @@ header() {
 # takes longer to compile than these short runs would gain
 build() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-} -g0" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
-        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim SIMT_UNROLL= "build/stages/$2.so" >"$1/build.log" 2>&1
+        ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim SIMT_UNROLL= "build/stages/$2.so" \
+        >"$1/build.log" 2>&1
 }
 
 # build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree

@@ -73,11 +73,12 @@ expect garbage 0 "SKIP peers: the peers' program answered with something" "02_bl
 expect dies 0 "stub_dense at T = 64: SKIP: the peers' program has ended" \
     "stub_dense at T = 128: SKIP: the peers' program has ended" "02_blocked"
 # A stage beside itself: its row with one thread, and the table that has its own dense attention.
-"$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 --threads 2 \
-    --alone --json "$work/run.json" >"$work/out" 2>&1
+"$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 \
+    --threads 2 --alone --json "$work/run.json" >"$work/out" 2>&1
 "$nsa" bench --table "$work/run.json" --what own/02_blocked >"$work/table"
 grep -q '| one thread of 02_blocked' "$work/out" || { echo "peers: --alone has no row" && bad=1; }
 rows=$(grep -c '02_blocked .*x (.*x (' "$work/table") || true
-[ "$rows" -eq 2 ] || { echo "peers: the table own has $rows rows, not 2" && cat "$work/table" && bad=1; }
+[ "$rows" -eq 2 ] ||
+    { echo "peers: the table own has $rows rows, not 2" && cat "$work/table" && bad=1; }
 [ $bad -ne 0 ] || echo "peers: six programs, good and bad, did what is expected"
 exit $bad

@@ -2,8 +2,8 @@
 # target builds in a folder of its own below build/ by calling this Makefile again, and ends with
 # a line of counts.
 
-.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders test-contract test-sanitizer \
-        test-aarch64 test-matrix coverage
+.PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders \
+        test-contract test-sanitizer test-aarch64 test-matrix coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
 # A sanitizer's runtime is in the program alone, so a shared object leaves its names open. OpenMP's
@@ -28,7 +28,7 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 .PHONY: bad-stages
 bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so)
 
-test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## wrong files, wrong options, full disks: one clear line each
+test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## wrong files and options: one line each
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 
@@ -46,19 +46,25 @@ LEAKS := detect_leaks=1:intercept_tls_get_addr=0
 # Seconds for each target. A crash is kept in build/fuzz/found; replay it with the line it prints.
 SECONDS_EACH ?= 60
 FUZZ_TARGETS := npy config case $(PLAIN_STAGES:%=contract_%)
-FUZZ_FLAGS   := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all  -Wno-pass-failed
-FUZZ_BUILD   := BUILD=build/fuzz CC='$(CLANG)' OPT=-O1 CFLAGS='-fsanitize=fuzzer-no-link $(FUZZ_FLAGS)' $(OPEN)
+FUZZ_FLAGS   := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+                -Wno-pass-failed
+FUZZ_BUILD   := BUILD=build/fuzz CC='$(CLANG)' OPT=-O1 \
+                CFLAGS='-fsanitize=fuzzer-no-link $(FUZZ_FLAGS)' $(OPEN)
 FUZZ_WRAP    := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
 FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
+FUZZ_SHARED  := $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)
 
-$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)) $(FUZZ_EXTRA)
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(FUZZ_SHARED)) $(FUZZ_EXTRA)
 	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
 # A stage's objects, compiled with its own flags because its shared object asked for them first.
 define contract_rule
-$(BUILD)/fuzz_contract_$(1): $(call object,$(FUZZ_PARTS) $(COMMON)) $(FUZZ_EXTRA) $(BUILD)/stages/$(1).so
-	$$(Q)$$(CC) $$(CFLAGS) $(FUZZ_WRAP) $$(filter %.o,$$^) $(call object,$(wildcard stages/$(1)/*.c)) -o $$@ \
-	    $$(FUZZ_MAIN) $(if $(findstring fopenmp,$(shell cat stages/$(1)/stage.mk 2>/dev/null)),-fopenmp) -ldl -lm -pthread
+$(BUILD)/fuzz_contract_$(1): $(call object,$(FUZZ_PARTS) $(COMMON)) $(FUZZ_EXTRA) \
+        $(BUILD)/stages/$(1).so
+	$$(Q)$$(CC) $$(CFLAGS) $(FUZZ_WRAP) $$(filter %.o,$$^) \
+	    $(call object,$(wildcard stages/$(1)/*.c)) -o $$@ $$(FUZZ_MAIN) \
+	    $(if $(findstring fopenmp,$(shell cat stages/$(1)/stage.mk 2>/dev/null)),-fopenmp) \
+	    -ldl -lm -pthread
 endef
 $(foreach s,$(PLAIN_STAGES),$(eval $(call contract_rule,$(s))))
 
@@ -66,7 +72,8 @@ fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
 
 fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
 	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
-	OMP_WAIT_POLICY=passive ASAN_OPTIONS="$(LEAKS):$$ASAN_OPTIONS" SECONDS_EACH=$(SECONDS_EACH) sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
+	OMP_WAIT_POLICY=passive ASAN_OPTIONS="$(LEAKS):$$ASAN_OPTIONS" SECONDS_EACH=$(SECONDS_EACH) \
+	    sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
 
 # -------------------------------------------------------------------- sanitizers
 
@@ -93,7 +100,8 @@ VALGRIND_BUILD := CFLAGS=-DNSA_VALGRIND MARCH=x86-64
 VALGRIND_CASES ?= T=66,phi=mlp,hidden=5 T=70,phi=gated seqs=15+0+55
 
 $(BUILD)/threads: $(call object,tests/threads.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) \
+	    $(CJSON_LIBS) -lm -pthread
 
 .PHONY: checkable
 checkable: $(EVERY) $(BUILD)/threads $(BUILD)/corners
@@ -115,21 +123,26 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 	$(AGAIN) BUILD=build/valgrind $(VALGRIND_BUILD) checkable
 	set -e; for text in $(VALGRIND_CASES); do \
 	    $(FIND) $(VALGRIND) build/valgrind/nsa check --case "$$text"; done
-	MAKE='$(AGAIN)' $(FIND) VALGRIND='$(VALGRIND)' sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
+	MAKE='$(AGAIN)' $(FIND) VALGRIND='$(VALGRIND)' \
+	    sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
 
 .PHONY: cuda-checkable
 cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
 
-# nvcc contracts a*b+c to one rounding where it likes; the simulator's compiler is told not to. Here it
-# may, too: equal scores must still give equal bits, and large ones keep their digits.
-CONTRACT_BUILD := BUILD=build/contract CUDA=sim SIMT_UNROLL='-funroll-loops -ffp-contract=fast -march=native'
-CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties T=66,data=large,phi=mlp,hidden=5
+# nvcc contracts a*b+c to one rounding where it likes; the simulator's compiler is told not to. Here
+# it may, too: equal scores must still give equal bits, and large ones keep their digits.
+CONTRACT_BUILD := BUILD=build/contract CUDA=sim \
+                  SIMT_UNROLL='-funroll-loops -ffp-contract=fast -march=native'
+CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties \
+                  T=66,data=large,phi=mlp,hidden=5
 
-test-contract: ## the CUDA stages on the simulator, multiply-adds contracted as nvcc does: ties, large scores
+test-contract: ## the CUDA stages simulated, multiply-adds contracted as by nvcc: ties, large scores
 	$(AGAIN) $(CONTRACT_BUILD) cuda-checkable
-	set -e; for stage in $(CUDA_STAGES); do for text in $(CONTRACT_CASES); do for property in forward backward decode; do \
+	set -e; for stage in $(CUDA_STAGES); do for text in $(CONTRACT_CASES); do \
+	    for property in forward backward decode; do \
 	    echo "=== $$property $$text"; \
-	    $(FIND) build/contract/nsa check --stage $$stage --property $$property --case "$$text"; done; done; done
+	    $(FIND) build/contract/nsa check --stage $$stage --property $$property --case "$$text"; \
+	done; done; done
 
 # The CUDA stages on the simulator, in every order of threads; built apart where there is a GPU.
 ORDERS_BUILD := $(if $(filter sim,$(CUDA)),$(BUILD),build/sim)
@@ -166,7 +179,7 @@ QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB
 AARCH64_STAGES ?= $(STAGES)
 
 # The flags of stage 02 and -march=native are not set here: the compiler says what it knows.
-test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CUDA stages on the simulator
+test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CUDA ones simulated
 	sh tests/setup-quality.sh --aarch64
 	$(AGAIN) -j$(JOBS) BUILD=build/aarch64 CC=$(AARCH64)-gcc CXX=$(AARCH64)-g++ CUDA=sim \
 	    STAGES='$(AARCH64_STAGES)' CJSON_CFLAGS=-I$(AARCH64_ROOT)/usr/include \
@@ -174,17 +187,19 @@ test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CU
 	$(FIND) $(QEMU) build/aarch64/nsa list
 	rm -rf build/aarch64/out build/aarch64/demo
 	head -c 2100 apps/demo/text.txt >build/aarch64/text.txt
-	$(FIND) $(QEMU) build/aarch64/nsa demo --stage 02 --time 5 -o build/aarch64/demo build/aarch64/text.txt
+	$(FIND) $(QEMU) build/aarch64/nsa demo --stage 02 --time 5 \
+	    -o build/aarch64/demo build/aarch64/text.txt
 	$(FIND) JOBS=$(JOBS) NSA='$(QEMU) build/aarch64/nsa' sh tests/aarch64.sh $(AARCH64_STAGES)
 	$(FIND) $(QEMU) build/aarch64/nsa run -s 01 -i tests/vectors/packed -o build/aarch64/out
 
 # compiler, optimisation and machine, a triple each; the short form has every value of each once
 MATRIX_SHORT := gcc:-O0:x86-64 gcc:-O3:native clang:-O0:native clang:-O3:x86-64
-MATRIX_FULL  := $(foreach c,gcc clang,$(foreach o,-O0 -O3,$(foreach m,x86-64 native,$(c):$(o):$(m))))
+MATRIX_FULL  := \
+    $(foreach c,gcc clang,$(foreach o,-O0 -O3,$(foreach m,x86-64 native,$(c):$(o):$(m))))
 MATRIX       ?= $(MATRIX_SHORT)
 MATRIX_CHECK ?= --quick
 
-test-matrix: ## gcc and clang, -O0 and -O3, x86-64 and native: MATRIX='gcc:-O2:native ...', or MATRIX=full
+test-matrix: ## gcc and clang, -O0 and -O3: MATRIX='gcc:-O2:native ...', or MATRIX=full
 	@set -e; passed=0; for row in $(if $(filter full,$(MATRIX)),$(MATRIX_FULL),$(MATRIX)); do \
 	    cc=$${row%%:*}; march=$${row##*:}; opt=$${row#*:}; opt=$${opt%:*}; \
 	    build=build/matrix/$$cc$$opt-$$march; \

@@ -18,11 +18,11 @@ typedef enum progress_of { WAITING, RUNNING, ENDED } progress_of;
 
 /** One trial; plain bytes, so that processes can hand it on. */
 typedef struct record {
-    char stage[64];
+    char stage[64];    /**< its name */
     char property[32]; /**< "" if the stage cannot run here: outcome.why says why */
     char text[320];    /**< the case */
-    progress_of state;
-    outcome outcome;
+    progress_of state; /**< how far it has come */
+    outcome outcome;   /**< once it has ended */
 } record;
 
 /** Make the file, in the temporary folder; child processes find it by $NSA_JUDGE_RECORDS.

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Text inside XML: the five characters that mean something else there. */
+/* Text inside XML: the four characters that mean something else there. */
 static void put_xml(FILE *to, const char *text) {
     for (; *text; text++) {
         const char *as = *text == '&'   ? "&amp;"

@@ -8,8 +8,8 @@
 #
 # A trial passes if the tool found nothing and the property held. A tool fails, too, if a property
 # that CUDA stages have was reached by no trial. What each run said stays in build/sanitizer.
-# Environment: NSA_REPEATS (2); BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have .cu files);
-# COMPUTE_SANITIZER.
+# Environment: NSA_REPEATS (2); BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have
+# .cu files); COMPUTE_SANITIZER.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build} JOBS=${JOBS:-2} COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-compute-sanitizer}

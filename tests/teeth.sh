@@ -5,9 +5,10 @@
 #
 #   sh tests/teeth.sh KIND BUILD [MAKE VARIABLE...]
 #
-# KIND is asan, tsan, valgrind, orders or gpu; BUILD a folder that is built already, so that little is compiled
-# again. Lines of a patch's header: "Run: check ...", "Run: threads ..." or "Run: sh ...", "Expect: text", and
-# "Flags: ..." for further compiler flags, "Tool: ..." for the tool of compute-sanitizer to run under.
+# KIND is asan, tsan, valgrind, orders or gpu; BUILD a folder that is built already, so that little
+# is compiled again. Lines of a patch's header: "Run: check ...", "Run: threads ..." or
+# "Run: sh ...", "Expect: text", and "Flags: ..." for further compiler flags, "Tool: ..." for the
+# tool of compute-sanitizer to run under.
 set -eu
 cd "$(dirname "$0")/.."
 kind=$1
@@ -56,7 +57,8 @@ run() {
     *) words="$build/$words" ;;
     esac
     tool=$(line_of Tool "$1")
-    [ -z "$tool" ] || start="${COMPUTE_SANITIZER:-compute-sanitizer} --error-exitcode 9 --tool $tool"
+    [ -z "$tool" ] ||
+        start="${COMPUTE_SANITIZER:-compute-sanitizer} --error-exitcode 9 --tool $tool"
     # shellcheck disable=SC2086 # words
     (cd "$copy" && BUILD=$build $start $words)
 }

@@ -18,16 +18,17 @@ $(LIARS)/98_lying.so: $(call object,tests/lying_stage.c tests/lying_results.c) $
 
 $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 	@echo "  LD  $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) $(call object,$(APPS) $(IO) $(HARNESS) $(BENCH)) -o $@ \
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) \
+	    $(call object,$(APPS) $(IO) $(HARNESS) $(BENCH)) -o $@ \
 	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) $(BLAS_LIBS) -ldl -lm -pthread
 
 liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/judge $(LIARS_BESIDE)
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
-test-liars: liars ## a stage that lies about one thing at a time: each lie must be caught, and for its reason
+test-liars: liars ## a stage lies about one thing at a time: each lie must be caught, for its reason
 	BUILD='$(BUILD)' sh tests/liars.sh
 
-test-mutants: liars $(BUILD)/corners ## break stages, what they share and the harness on purpose: each break must be caught
+test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose: each is caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    sh tests/mutants.sh $(MUTANTS)
 

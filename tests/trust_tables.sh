@@ -24,7 +24,8 @@ tr '\n' ' ' <tests/harness/suite.c | grep -o '{"[a-z_0-9]*", *"[^"]*"' |
     sed 's/{"\([a-z_0-9]*\)", *"\(.*\)"/| `\1` | \2 |/'
 
 printf '\n## Mutants {#trust_mutants}\n\n'
-printf 'Each breaks a copy of a stage, of what stages share or of the harness; what is named has to notice.\n\n'
+printf 'Each breaks a copy of a stage, of what stages share or of the harness; '
+printf 'what is named has to notice.\n\n'
 sh tests/mutants.sh --table
 
 printf '\n## Planted faults {#trust_faults}\n\n'

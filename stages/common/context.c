@@ -1,130 +1,12 @@
 /** @file context.c
- *  @brief The caller's side of the contract: every call is checked here, then handed to the stage.
+ *  @brief The caller's side of the contract, once a stage is open (open.c): every call is checked
+ *  here, then handed to the stage.
  */
 #include "common/context.h"
 #include "common/counts.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
-
-/* ------------------------------------------------------------- open, close */
-
-static int64_t blocks_of(const nsa_config *c, int64_t len) {
-    return (len + c->slc_block - 1) / c->slc_block;
-}
-
-static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const nsa_setup *setup) {
-    nsa_plan *plan = &ctx->plan;
-    plan->cfg = *config;
-    nsa_status status = nsa_config_resolve(&plan->cfg);
-    if (status)
-        return status;
-    const nsa_config *c = &plan->cfg;
-    int decodes = (setup->flags & NSA_DECODE) != 0;
-    int64_t longest = decodes && c->max_seq_len > c->seq_len ? c->max_seq_len : c->seq_len;
-    plan->setup = *setup;
-    if (setup->max_rows < 0 || setup->threads < 0)
-        return nsa_fail(NSA_ERR_CONFIG, "max_rows %" PRId64 " or threads %d is negative",
-                        setup->max_rows, setup->threads);
-    if (setup->threads > NSA_MAX_THREADS)
-        return nsa_fail(NSA_ERR_CONFIG, "threads %d is more than %d", setup->threads,
-                        NSA_MAX_THREADS);
-    if (setup->max_rows == 0 || setup->max_rows > c->seq_len)
-        plan->setup.max_rows = c->seq_len;
-    if (decodes && plan->setup.max_rows < c->max_seqs)
-        plan->setup.max_rows = c->max_seqs; /* a step has up to max_seqs rows of results */
-    ctx->max_seqs = c->max_seqs;
-    if (!decodes && c->max_seqs > c->seq_len)
-        plan->cfg.max_seqs = c->seq_len; /* the others of a pack are empty: see spell_out() */
-    plan->group = c->q_heads / c->kv_heads;
-    plan->max_cmp = nsa_cmp_tokens(c, c->seq_len);
-    plan->max_blocks = blocks_of(c, longest);
-    plan->pool = nsa_pool_new((setup->flags & NSA_DEBUG_MEMORY) != 0);
-    return plan->pool ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "cannot make a memory pool");
-}
-
-static nsa_status take_own_memory(nsa_context *ctx) {
-    nsa_pool *pool = ctx->plan.pool;
-    const nsa_config *c = &ctx->plan.cfg;
-    int64_t rows = ctx->plan.setup.max_rows, seqs = c->max_seqs, picks = c->kv_heads * c->slc_count;
-    ctx->seq = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->seq);
-    ctx->cmp = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->cmp);
-    ctx->row = nsa_take(pool, NSA_KEEP, rows, sizeof *ctx->row);
-    ctx->block_idx = nsa_take(pool, NSA_KEEP, rows * picks, sizeof *ctx->block_idx);
-    if (!(ctx->plan.setup.flags & NSA_DECODE))
-        return nsa_pool_status(pool);
-    ctx->len = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->len);
-    ctx->slot = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->slot);
-    ctx->pos = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->pos);
-    ctx->step_idx = nsa_take(pool, NSA_KEEP, seqs * picks, sizeof *ctx->step_idx);
-    nsa_status status = nsa_pool_status(pool);
-    if (!status)
-        memset(ctx->len, 0, (size_t)seqs * sizeof *ctx->len);
-    return status;
-}
-
-/* A stage that is half written leaves out backward, or decode, or prefill too. */
-static nsa_status check_offer(const nsa_stage *stage, const nsa_setup *setup) {
-    if ((setup->flags & NSA_BACKWARD) && !stage->backward)
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no backward");
-    if ((setup->flags & NSA_DECODE) && !stage->prefill)
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no prefill");
-    return NSA_OK;
-}
-
-/* Where memory is short for decode, the number of slots is the first thing to look at. */
-static nsa_status say_slots(const nsa_context *ctx, nsa_status status) {
-    const nsa_config *c = &ctx->plan.cfg;
-    if (status == NSA_ERR_MEMORY && (ctx->plan.setup.flags & NSA_DECODE))
-        return nsa_fail(status,
-                        "%s; max_seqs %" PRId64 " asks for as many slots of max_seq_len %" PRId64
-                        " tokens",
-                        nsa_last_error(), c->max_seqs, c->max_seq_len);
-    return status;
-}
-
-nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_setup *setup,
-                    nsa_context **context) {
-    *context = NULL;
-    nsa_context *ctx = calloc(1, sizeof *ctx);
-    if (!ctx)
-        return nsa_fail(NSA_ERR_MEMORY, "cannot make a context");
-    ctx->stage = stage;
-    nsa_status status = make_plan(ctx, config, setup);
-    status = status ? status : check_offer(stage, setup);
-    status = status ? status : stage->available();
-    status = status ? status : take_own_memory(ctx);
-    status = status ? status : stage->open(&ctx->plan, &ctx->self);
-    if (status) {
-        status = say_slots(ctx, status);
-        nsa_pool_free(ctx->plan.pool);
-        free(ctx);
-        return status;
-    }
-    *context = ctx;
-    return NSA_OK;
-}
-
-void nsa_close(nsa_context *ctx) {
-    if (!ctx)
-        return;
-    ctx->stage->close(ctx->self);
-    nsa_pool_free(ctx->plan.pool);
-    free(ctx);
-}
-
-nsa_status nsa_check_memory(const nsa_context *ctx) {
-    return nsa_pool_check(ctx->plan.pool);
-}
-
-size_t nsa_memory(const nsa_context *ctx) {
-    return nsa_pool_bytes(ctx->plan.pool);
-}
-
-int nsa_phases(nsa_context *ctx, nsa_phase *list, int room) {
-    return ctx->stage->phases ? ctx->stage->phases(ctx->self, list, room) : 0;
-}
 
 /* ------------------------------------------------------------------- loads */
 
@@ -401,4 +283,8 @@ nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
     if (count && !tensor->data)
         return nsa_fail(NSA_ERR_INPUT, "%s: the tensor to read into has no data", nsa_name(id));
     return count ? ctx->stage->read(ctx->self, id, tensor->data) : NSA_OK;
+}
+
+int nsa_phases(nsa_context *ctx, nsa_phase *list, int room) {
+    return ctx->stage->phases ? ctx->stage->phases(ctx->self, list, room) : 0;
 }

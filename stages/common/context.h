@@ -40,6 +40,11 @@ struct nsa_context {
     int32_t *step_idx;      /**< [max_seqs,Hkv,n] behind step.block_idx */
 };
 
+/** @return selection blocks of a sequence of `len` tokens. */
+static inline int64_t blocks_of(const nsa_config *c, int64_t len) {
+    return (len + c->slc_block - 1) / c->slc_block;
+}
+
 /** Check the tensors of a load and find T, B and R. */
 nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch);
 

@@ -30,14 +30,17 @@ struct nsa_pool {
     int debug;
 };
 
-/* Memory and swap of this machine, or what its container may use of them. A system that promises
- * more than it has would kill the program later, without a word. */
+/* Memory and swap of this machine, or what the cgroup at /sys/fs/cgroup may use of them: that is a
+ * container's own where it sees version 2 as its root. Limits of version 1, or of a group further
+ * down, are not seen. A system that promises more than it has would kill the program later, without
+ * a word. */
 static size_t machine_memory(void) {
     struct sysinfo info = {0};
     char limit[32]; /* "max" where there is none */
     const int file = open("/sys/fs/cgroup/memory.max", O_RDONLY | O_CLOEXEC);
     const ssize_t n = file < 0 ? 0 : read(file, limit, sizeof limit - 1);
-    (void)(file < 0 ? 0 : close(file));
+    if (file >= 0)
+        (void)close(file);
     limit[n > 0 ? n : 0] = 0;
     const size_t allowed = strtoull(limit, NULL, 10);
     (void)sysinfo(&info); /* it cannot fail */

@@ -109,7 +109,8 @@ refuse "a property that is not for the case" "no property named packing is for t
 refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
 nsa check --stage 01 --property backward --case T=100,scale=800 >"$work/said" 2>&1
 if grep -q '; ill-conditioned: moving every input by 2^-24 of itself moves d' "$work/said"; then
-    pass "gradients that hang on the last digit" "$(sed -n 's/.*; \(ill.*\) (seed.*/\1/p' "$work/said")"
+    pass "gradients that hang on the last digit" \
+        "$(sed -n 's/.*; \(ill.*\) (seed.*/\1/p' "$work/said")"
 else
     fail "gradients that hang on the last digit" "$(cat "$work/said"), expected \"ill-conditioned\""
 fi

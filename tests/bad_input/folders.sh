@@ -28,7 +28,8 @@ ln -s nowhere "$work/dangling"
 refuse "output is a dangling link" "No such file" run -s 01 -i "$work/case" -o "$work/dangling"
 refuse "output where not even root can write" "output" run -s 01 -i "$work/case" -o /proc/nsa_out
 mkdir "$work/case/q"
-refuse "a name with a newline stays one line" "no\x0awhere/config.json: No such file" run -s 01 -i "$work/no
+refuse "a name with a newline stays one line" "no\x0awhere/config.json: No such file" \
+    run -s 01 -i "$work/no
 where" -o "$work/out"
 
 # An earlier run's results stay as they were when the next one is refused.

@@ -43,7 +43,8 @@ for kind in pipe device socket folder; do
     NSA_STAGES=$work/stages refuse "a check of a stage that is a $kind" "stage 99_odd: $says" \
         check --stage 99
     if nsa list -S "$work/stages" >"$work/stdout" 2>"$work/err" &&
-        tr -d '\n' <"$work/stdout" | tr -s ' ' | grep -q "99_odd .*a $kind, expected a regular"; then
+        tr -d '\n' <"$work/stdout" | tr -s ' ' |
+        grep -q "99_odd .*a $kind, expected a regular"; then
         pass "a list with a stage that is a $kind" "with the reason"
     else
         fail "a list with a stage that is a $kind" "$(cat "$work/stdout" "$work/err")"

@@ -32,8 +32,8 @@ there() {
     return 1
 }
 
-# stop_at PATTERN: a run into $work/out as $process, stopped while such a file is there. What a shell
-# starts in the background ignores INT, so that is undone.
+# stop_at PATTERN: a run into $work/out as $process, stopped while such a file is there. What a
+# shell starts in the background ignores INT, so that is undone.
 stop_at() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         # shellcheck disable=SC2086 # the runner may be several words
@@ -64,8 +64,8 @@ leftovers() {
 
 # ------------------------------------------------------------------------- signals
 
-# A run that is met in the middle of publishing finishes that, and only then ends: its results may be
-# there, if all of them are.
+# A run that is met in the middle of publishing finishes that, and only then ends: its results may
+# be there, if all of them are.
 nsa run -s 01 -i "$work/long" -o "$work/whole" >"$work/stdout" 2>"$work/err"
 whole() {
     [ "$(ls "$work/out")" = "$(ls "$work/whole")" ]

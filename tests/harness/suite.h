@@ -18,7 +18,7 @@ typedef enum verdict { PASSED, FAILED, SKIPPED } verdict;
 
 /** A trial's end, and what it found out. */
 typedef struct outcome {
-    verdict verdict;
+    verdict verdict; /**< what came of it */
     part_set passed; /**< parts that passed */
     part_set failed; /**< parts that failed */
     double seconds;  /**< how long it took */
