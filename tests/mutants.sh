@@ -20,8 +20,8 @@
 # A header "Case: ..." has the property judged on that case of the list alone, where it would come
 # to it late.
 #
-# With MATRIX=FILE a property goes through all its cases, and FILE says which of them catch the mutant
-# (`make mutant-matrix`): what a trial is worth. That takes an hour of a core; set LIMIT to 600.
+# With MATRIX=FILE a property goes through all its cases, and FILE says which of them catch the
+# mutant (`make mutant-matrix`): what a trial is worth. An hour of a core; set LIMIT to 600.
 #
 # What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
 # Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
@@ -138,8 +138,8 @@ one() {
 
 # row CASES JUDGED: the mutant's line of the matrix. A crash ends the program at its first case.
 row() {
-    printf '%s\t%s\t%d of %d\t%s\n' "$name" "${property:-$judge}" "$(printf '%s' "$1" | grep -c .)" \
-        "$2" "$(printf '%s' "$1" | paste -sd ';' | sed 's/;/; /g')" >"$work/$name.row"
+    printf '%s\t%s\t%d of %d\t%s\n' "$name" "${property:-$judge}" \
+        "$(printf '%s' "$1" | grep -c .)" "$2" "$(printf '%s' "$1" | paste -sd ';' | sed 's/;/; /g')" >"$work/$name.row"
 }
 
 # All cases of the property: those that catch the mutant go into the matrix.
@@ -147,8 +147,8 @@ by_all_cases() {
     begin=$(date +%s%N)
     check "$copy" "$stage" "$property" --verbose >"$copy/check.log"
     seconds=$(since "$begin")
-    cases=$(sed -n "s/^FAIL [^ ]* $property \"\(.*\)\"\$/\1/p; s/^[A-Z]*: replay: .* --case \"\(.*\)\"\$/\1/p" \
-        "$copy/check.log")
+    cases=$(sed -n -e "s/^FAIL [^ ]* $property \"\(.*\)\"\$/\1/p" \
+        -e 's/^[A-Z]*: replay: .* --case "\(.*\)"$/\1/p' "$copy/check.log")
     [ -n "$cases" ] || trouble "$property: SURVIVED, or took longer than $LIMIT s"
     row "$cases" "$(grep -c "^[a-zA-Z]* [^ ]* $property \"\|^[A-Z]*: replay" "$copy/check.log")"
     caught "$property" "$(cut -f 3 "$work/$name.row")" "$copy/check.log"

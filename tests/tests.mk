@@ -32,6 +32,6 @@ test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose:
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    sh tests/mutants.sh $(MUTANTS)
 
-mutant-matrix: liars $(BUILD)/corners ## tests/mutants/matrix.txt: which trial catches which mutant; an hour of a core
+mutant-matrix: liars $(BUILD)/corners ## which trial catches which mutant: tests/mutants/matrix.txt
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    MATRIX=tests/mutants/matrix.txt LIMIT=600 JOBS=$(JOBS) sh tests/mutants.sh $(MUTANTS)
