@@ -24,7 +24,7 @@ typedef struct score {
 } score;
 
 /** Count one trial. */
-void score_add(score *sum, const property *p, const char *text, const outcome *o);
+void score_add(score *sum, const property *of, const char *text, const outcome *o);
 
 /** Print a line a part, below it the first failure. */
 void score_print(FILE *to, const char *stage, const score *sum);
