@@ -138,8 +138,10 @@ one() {
 
 # row CASES JUDGED: the mutant's line of the matrix. A crash ends the program at its first case.
 row() {
-    printf '%s\t%s\t%d of %d\t%s\n' "$name" "${property:-$judge}" \
-        "$(printf '%s' "$1" | grep -c .)" "$2" "$(printf '%s' "$1" | paste -sd ';' | sed 's/;/; /g')" >"$work/$name.row"
+    catching=$(printf '%s\n' "$1" | grep -c .)
+    list=$(printf '%s\n' "$1" | paste -sd ';' | sed 's/;/; /g')
+    printf '%s\t%s\t%d of %d\t%s\n' "$name" "${property:-$judge}" "$catching" "$2" "$list" \
+        >"$work/$name.row"
 }
 
 # All cases of the property: those that catch the mutant go into the matrix.

@@ -28,6 +28,18 @@ printf 'Each breaks a copy of a stage, of what stages share or of the harness; '
 printf 'what is named has to notice.\n\n'
 sh tests/mutants.sh --table
 
+# tests/mutants/matrix.txt, which `make mutant-matrix` writes: mutant, property, cases that catch it
+printf '\n### Which property catches how many mutants of a stage\n\n'
+printf 'Each mutant is judged by one property, on all its cases; the last column counts those that one\n'
+printf 'case alone catches, so that it may not go.\n\n'
+printf '| stage | property | mutants | caught by one case alone |\n|---|---|---|---|\n'
+awk -F '\t' '{
+    key = substr($1, 1, 2) " | `" $2 "`"
+    all[key]++
+    if ($3 ~ /^1 of /) alone[key]++
+} END { for (key in all) printf "| %s | %d | %d |\n", key, all[key], alone[key] }' \
+    tests/mutants/matrix.txt | sort
+
 printf '\n## Planted faults {#trust_faults}\n\n'
 printf '| fault | what it does | the run that must fail | and must say |\n|---|---|---|---|\n'
 for patch in tests/faults/*.patch; do
