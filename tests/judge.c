@@ -30,7 +30,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SECONDS = 400, GROUP = 16 };
+/* Trials of a group: few where groups share the cores; many on a GPU, where a process takes a
+ * second to open it, and two that share it take longer than one after the other. */
+enum { SECONDS = 400, GROUP = 16, GPU_GROUP = 128 };
 
 /* Trials first to end-1 of one stage; plain bytes, for Criterion copies them. */
 typedef struct group {
@@ -91,6 +93,7 @@ static void add_stage(const nsa_found *found, const nsa_found *oracle) {
         record *r = add(found);
         snprintf(r->property, sizeof r->property, "%s", trials[i].property->name);
         snprintf(r->text, sizeof r->text, "%s", trials[i].text);
+        r->on_gpu = found->stage->device && strcmp(found->stage->device(), "simulator") != 0;
     }
     free(trials);
 }
@@ -136,7 +139,8 @@ ParameterizedTestParameters(nsa, trials) {
     group *groups = cr_malloc(count * sizeof *groups); /* where the test children see it */
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
-        if (!n || groups[n - 1].end - groups[n - 1].first == GROUP ||
+        const size_t most = list[i].on_gpu ? GPU_GROUP : GROUP;
+        if (!n || groups[n - 1].end - groups[n - 1].first == most ||
             strcmp(list[i].stage, list[groups[n - 1].first].stage) != 0)
             groups[n++] = (group){i, i};
         groups[n - 1].end++;
@@ -245,7 +249,9 @@ ParameterizedTest(group *g, nsa, trials) {
     if (!r.property[0] && r.outcome.verdict == SKIPPED)
         cr_skip("SKIP %s: %s", r.stage, r.outcome.why);
     cr_assert(r.property[0], "FAIL %s: %s", r.stage, r.outcome.why);
+    const int held = r.on_gpu ? gpu_acquire() : -1;
     run_group(g);
+    gpu_release(held);
     for (size_t i = g->first; i < g->end; i++) {
         if (records_get(i, &r) || r.state != ENDED || r.outcome.verdict == FAILED) {
             fprintf(stderr, "FAIL %s %s \"%s\"\n%s", r.stage, r.property, r.text, r.outcome.why);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,17 @@ size_t records_hangs(const char *stage) {
     struct stat st;
     hang_path(stage, path, sizeof path);
     return stat(path, &st) ? 0 : (size_t)st.st_size;
+}
+
+/* The lock ends with the process that holds it, however that ends. */
+int gpu_acquire(void) {
+    const int held = open(getenv(variable), O_RDONLY | O_CLOEXEC);
+    return held >= 0 && !flock(held, LOCK_EX) ? held : -1;
+}
+
+void gpu_release(int held) {
+    if (held >= 0)
+        close(held);
 }
 
 void records_remove(void) {

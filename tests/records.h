@@ -21,6 +21,7 @@ typedef struct record {
     char stage[64];    /**< its name */
     char property[32]; /**< "" if the stage cannot run here: outcome.why says why */
     char text[320];    /**< the case */
+    int on_gpu;        /**< the stage runs on a GPU, which one process at a time may use */
     progress_of state; /**< how far it has come */
     outcome outcome;   /**< once it has ended */
 } record;
@@ -40,6 +41,13 @@ void records_count_hang(const char *stage);
 
 /** @return how often a stage has hung so far. */
 size_t records_hangs(const char *stage);
+
+/** Wait until no other process of this judge uses the GPU. @return what gpu_release() takes, or -1
+ */
+int gpu_acquire(void);
+
+/** Let the next process have it. */
+void gpu_release(int held);
 
 /** Remove the file; only from the process that made it. */
 void records_remove(void);

@@ -30,8 +30,8 @@ sh tests/mutants.sh --table
 
 # tests/mutants/matrix.txt, which `make mutant-matrix` writes: mutant, property, cases that catch it
 printf '\n### Which property catches how many mutants of a stage\n\n'
-printf 'Each mutant is judged by one property, on all its cases; the last column counts those that one\n'
-printf 'case alone catches, so that it may not go.\n\n'
+printf 'Each mutant is judged by one property, on all its cases; the last column counts those\n'
+printf 'that one case alone catches, so that it may not go.\n\n'
 printf '| stage | property | mutants | caught by one case alone |\n|---|---|---|---|\n'
 awk -F '\t' '{
     key = substr($1, 1, 2) " | `" $2 "`"
