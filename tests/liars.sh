@@ -181,6 +181,42 @@ judge_available() {
     fi
 }
 
+# has LIE FILE LINE...: each of these lines stands in the file
+has() {
+    lie=$1 where=$2
+    shift 2
+    for line in "$@"; do
+        if grep -qxF -e "$line" "$where"; then
+            passed=$((passed + 1))
+        else
+            wrong "$lie" "no line that says: $line"
+        fi
+    done
+}
+
+# judge_score: what a stage leaves out is skipped and named in the closing line; what it does wrong
+# stands in its score by part, on the terminal and in the reports
+judge_score() {
+    file=$BUILD/liars/score
+    NSA_LIE=half_written NSA_TRUTH=01_naive_nsa.so NSA_STAGES=$BUILD/liars "$BUILD/nsa" check \
+        --stage 98 --case T=44 --score >"$file.half" 2>&1
+    has half_written "$file.half" '  compress           1 of 1' '  dq                 skipped' \
+        '      the stage has no backward' '  decode             skipped' \
+        '98_lying: 10 passed, 0 failed, 3 skipped; it has no backward, prefill, decode'
+    for kind in xml tap; do
+        NSA_LIE=importance_off NSA_TRUTH=01_naive_nsa.so NSA_STAGES=$BUILD/liars \
+            NSA_JUDGE_STAGE=98 NSA_JUDGE_QUICK=1 NSA_JUDGE_PROPERTY=forward \
+            NSA_JUDGE_REPORT=$file.$kind "$BUILD/judge" >"$file.out" 2>&1
+    done
+    trials=$(sed -n 's/^1\.\.//p' "$file.tap")
+    has importance_off "$file.out" "  compress           $trials of $trials" \
+        '      replay: build/nsa check --stage 98_lying --property forward --case "T=8"'
+    has importance_off "$file.tap" "# score compress: $trials of $trials" \
+        'not ok 2 - 98_lying forward T=8'
+    has importance_off "$file.xml" \
+        "      <property name=\"score compress\" value=\"$trials of $trials\"/>"
+}
+
 while IFS='|' read -r name fragment; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge_available "$name" "$fragment"
@@ -192,5 +228,6 @@ for name in crashes_at_97 exits_at_97; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge_pins "$name"
 done
+case " ${*:-score} " in *" score "*) judge_score ;; esac
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
