@@ -68,7 +68,8 @@ size_t records_hangs(const char *stage) {
 
 /* The lock ends with the process that holds it, however that ends. */
 int gpu_acquire(void) {
-    const int held = open(getenv(variable), O_RDONLY | O_CLOEXEC);
+    const char *path = getenv(variable);
+    const int held = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     return held >= 0 && !flock(held, LOCK_EX) ? held : -1;
 }
 
