@@ -30,7 +30,7 @@ test-liars: liars ## a stage lies about one thing at a time: each lie must be ca
 
 test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose: each is caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
-	    sh tests/mutants.sh $(MUTANTS)
+	    PART=$(or $(PART),1/1) sh tests/mutants.sh $(MUTANTS)
 
 mutant-matrix: liars $(BUILD)/corners ## which trial catches which mutant: tests/mutants/matrix.txt
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
