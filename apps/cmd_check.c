@@ -60,7 +60,8 @@ static const struct argp_option rows[] = {
     {"property", 'p', "NAME", 0, "judge this property; default: all", 0},
     {"case", 'c', "TEXT", 0,
      "replay this case: T, Hq, Hkv, dk, dv, l, d, l2 (l'), n, init, local, w, phi, hidden, scale; "
-     "seqs=15+0+115 packs sequences, rows=9 samples rows, data=normal|ties|planted|large|huge|big|"
+     "seqs=15+0+115 packs sequences, rows=9 samples rows, "
+     "data=normal|ties|planted|large|shut|huge|big|"
      "low|high|rising|tiny|shifted|faint, seed=N, vector=NAME; default: the whole list",
      0},
     {"quick", 'q', NULL, 0, "leave out the long cases, as `make test` does", 0},

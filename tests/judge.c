@@ -268,6 +268,9 @@ ReportHook(POST_ALL)(struct criterion_global_stats *stats) {
     (void)stats;
     records_report(one_stage, missing, report, n > 4 && !strcmp(path + n - 4, ".xml"));
     records_remove();
-    if (report && fclose(report))
+    if (report && (ferror(report) | fclose(report))) {
         fprintf(stderr, "judge: %s: %s\n", path, strerror(errno));
+        fflush(stdout);
+        _exit(2); /* a report that is asked for and lost is no success */
+    }
 }

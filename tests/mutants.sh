@@ -26,10 +26,10 @@
 #
 # What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
 # Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
-# seconds that a property may take to notice (30).
+# seconds that a property may take to notice (90).
 set -u
 cd "$(dirname "$0")/.." || exit 2
-BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-30}
+BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-90}
 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # mutants side by side: waiting threads must sleep
 export BUILD JOBS LIMIT OMP_WAIT_POLICY
 work=$BUILD/mutants

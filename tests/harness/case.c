@@ -54,8 +54,9 @@ static nsa_status parse_lengths(test_case *c, const char *value) {
 }
 
 static nsa_status parse_data(test_case *c, const char *value) {
-    static const char *const names[] = {"normal", "ties", "planted", "large", "huge",    "big",
-                                        "low",    "high", "rising",  "tiny",  "shifted", "faint"};
+    static const char *const names[] = {"normal",  "ties", "planted", "large",  "huge",
+                                        "big",     "low",  "high",    "rising", "tiny",
+                                        "shifted", "shut", "faint"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (!strcmp(value, names[i])) {
             c->data = (case_data)i;
@@ -64,7 +65,7 @@ static nsa_status parse_data(test_case *c, const char *value) {
     }
     return nsa_fail(NSA_ERR_CONFIG,
                     "data=%s is not one of normal, ties, planted, large, huge, big, low, high, "
-                    "rising, tiny, shifted, faint",
+                    "rising, tiny, shifted, shut, faint",
                     value);
 }
 

@@ -86,6 +86,15 @@ const listed_case cases[] = {
     {"T=140,data=rising,scale=1,n=9,w=140,Hq=2,Hkv=1", 0},
     {"T=96,data=tiny,scale=1,n=5", QUICK},
     {"T=70,data=shifted,phi=gated", 0},
+    /* gates of exactly 0 and 1: a gate that lets nothing through still has a gradient */
+    {"T=70,data=shut", QUICK | PATH},
+    {"T=97,data=shut,phi=mlp,hidden=10,Hq=6", 0},
+    /* near the bounds: heads of a group, blocks selected, overlap of compression, a gated block
+     * longer than anything else */
+    {"T=40,Hq=64,Hkv=1,dk=4,dv=4", 0},
+    {"T=200,l=4,d=4,l2=4,n=40,Hq=2,Hkv=1", 0},
+    {"T=300,l=256,d=1,l2=256,n=2,init=0,local=1,dk=4,dv=4,Hq=2,Hkv=1", 0},
+    {"T=100,l=32,d=8,l2=32,phi=gated,dk=4,dv=4", 0},
     /* exact ties */
     {"T=140,data=ties", QUICK | PATH},
     {"T=140,data=ties,phi=gated", 0},

@@ -34,7 +34,8 @@ nsa_status measure(nsa_id id, const nsa_tensor *a, const nsa_tensor *b, differen
     for (int64_t i = 0; i < count; i++) {
         double x = tensor_get(a, i), y = tensor_get(b, i), off = fabs(x - y);
         if (!isfinite(y)) /* next to which anything would be near */
-            return nsa_fail(NSA_ERR_INPUT, "the oracle's %s[%" PRId64 "] = %g is not finite",
+            return nsa_fail(NSA_ERR_INPUT,
+                            "%s is compared with what is not finite: element %" PRId64 " is %g",
                             nsa_name(id), i, y);
         if (!isfinite(x) && d->broken < 0)
             d->broken = i;

@@ -109,6 +109,10 @@ void edge_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t) 
         large_values(t, 1e6f, state);
     if (c->data == DATA_FAINT && id == NSA_Q)
         scale_values(t, (float)(1 / (c->cfg.scale * sqrt((double)c->cfg.qk_dim))));
+    for (int64_t i = 0; c->data == DATA_SHUT && id == NSA_GATE && i < nsa_count(t); i++) {
+        if (i % 7 == 3 || i % 11 == 5)
+            ((float *)t->data)[i] = (float)(i % 7 != 3);
+    }
     if (c->data == DATA_SHIFTED && (id == NSA_PHI_K_B || id == NSA_PHI_V_B)) {
         for (int64_t i = 0; i < nsa_count(t); i++)
             ((float *)t->data)[i] += 128;
