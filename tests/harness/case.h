@@ -26,7 +26,8 @@ typedef enum case_data {
     DATA_TINY,       /**< importances about 1e-32, but for the first block's (scale=1) */
     DATA_SHIFTED,    /**< the gated compressors' biases 128 higher, which changes no weight */
     DATA_SHUT,       /**< some gates are exactly 0, some exactly 1 */
-    DATA_FAINT       /**< queries so small, or so large, that scale makes scores of order 1 */
+    DATA_FAINT,      /**< queries so small, or so large, that scale makes scores of order 1 */
+    DATA_KINDS       /**< how many there are */
 } case_data;
 
 /** One case. */
