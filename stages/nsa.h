@@ -326,7 +326,7 @@ typedef struct nsa_stage {
     /** Give back what is not the pool's: streams, handles, device memory. */
     void (*close)(void *self);
     /** List the phases of the last call and their times; returns how many. Optional. */
-    int (*phases)(void *self, nsa_phase *list, int room);
+    int (*phases)(void *self, nsa_phase *list, int capacity);
     const char *(*device)(void); /**< where it runs, "simulator" or the GPU; NULL for the CPU */
 } nsa_stage;
 
@@ -388,7 +388,7 @@ NSA_EXPORT nsa_status nsa_read(nsa_context *context, nsa_id id, nsa_tensor *tens
 NSA_EXPORT int64_t nsa_slot_len(const nsa_context *context, int64_t slot);
 
 /** @return how many phases of the last forward, backward, prefill or decode were listed; or 0. */
-NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int room);
+NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int capacity);
 
 /** Close the stage and give back all memory; NULL is allowed. */
 NSA_EXPORT void nsa_close(nsa_context *context);

@@ -33,18 +33,19 @@ static nsa_status available(void) {
 }
 
 static nsa_status open_stage(const nsa_plan *plan, void **self) {
-    *self = block = nsa_take(plan->pool, NSA_OF_FORWARD, 10, 1);
+    *self = block = nsa_pool_alloc(plan->pool, NSA_MEM_FORWARD, 10, 1);
     return nsa_pool_status(plan->pool);
 }
 
 static nsa_status open_large(const nsa_plan *plan, void **self) {
-    *self = block = nsa_take(plan->pool, NSA_OF_FORWARD, 10 << 20, 1); /* in huge pages */
+    *self = block = nsa_pool_alloc(plan->pool, NSA_MEM_FORWARD, 10 << 20, 1); /* in huge pages */
     return nsa_pool_status(plan->pool);
 }
 
 static nsa_status open_too_much(const nsa_plan *plan, void **self) {
-    *self = nsa_take(plan->pool, NSA_KEEP, INT64_MAX, 16); /* more bytes than there can be */
-    (void)nsa_take(plan->pool, NSA_KEEP, -1, 1);
+    *self = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, INT64_MAX,
+                           16); /* more bytes than there can be */
+    (void)nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, -1, 1);
     return nsa_pool_status(plan->pool);
 }
 
@@ -58,7 +59,7 @@ static nsa_status open_endless(const nsa_plan *plan, void **self) {
     (void)sysinfo(&info); /* it cannot fail */
     const int64_t all = (int64_t)(info.totalram + info.totalswap) * info.mem_unit;
     for (quarters = 0; quarters < 8; quarters++) {
-        *self = nsa_take(plan->pool, NSA_KEEP, all / 4, 1);
+        *self = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, all / 4, 1);
         if (!*self)
             break;
     }

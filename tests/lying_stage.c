@@ -65,13 +65,13 @@ static nsa_status available(void) {
 }
 
 static nsa_status open_stage(const nsa_plan *plan, void **self) {
-    liar *s = nsa_take(plan->pool, NSA_KEEP, 1, sizeof *s);
+    liar *s = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *s);
     if (!s)
         return nsa_pool_status(plan->pool);
     memset(s, 0, sizeof *s);
     s->plan = plan;
-    s->mine = nsa_take(plan->pool, NSA_KEEP, 10, 1);
-    s->scratch = nsa_take(plan->pool, NSA_OF_ONE_CALL, 1, sizeof *s->scratch);
+    s->mine = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 10, 1);
+    s->scratch = nsa_pool_alloc(plan->pool, NSA_MEM_SCRATCH, 1, sizeof *s->scratch);
     *self = s;
     lying_opened++;
     return truth->open(plan, &s->self);

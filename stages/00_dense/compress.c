@@ -20,17 +20,17 @@ static void phi_mean(const stage *st, int pair, const real *x, real *y) {
 void gated_weights(const stage *st, int pair, const real *x, real *a) {
     int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
     real *const *phi = st->phi[pair];
-    real most = -INFINITY, sum = 0;
+    real row_max = -INFINITY, row_sum = 0;
     for (int64_t r = 0; r < l; r++) {
         a[r] = phi[B][r] + dot(phi[W], x + r * stride, D) + dot(phi[W], phi[PE] + r * D, D);
-        most = a[r] > most ? a[r] : most;
+        row_max = a[r] > row_max ? a[r] : row_max;
     }
     for (int64_t r = 0; r < l; r++) {
-        a[r] = real_exp(a[r] - most);
-        sum += a[r];
+        a[r] = real_exp(a[r] - row_max);
+        row_sum += a[r];
     }
     for (int64_t r = 0; r < l; r++)
-        a[r] /= sum;
+        a[r] /= row_sum;
 }
 
 /* y = sum_r a_r x_r */

@@ -55,10 +55,10 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     copy(st->q, &in->at[NSA_Q], 0, step->A * c->q_heads * c->qk_dim);
     copy(st->gate, &in->at[NSA_GATE], 0, step->A * c->q_heads * BRANCHES);
     for (int64_t a = 0; a < step->A; a++) {
-        int64_t at = step->slot[a] * c->max_seq_len + step->pos[a];
+        int64_t row = step->slot[a] * c->max_seq_len + step->pos[a];
         for (int x = 0; x < BRANCHES; x++) {
-            copy(st->cache_k[x] + at * k_width, &in->at[NSA_K_CMP + 2 * x], a * k_width, k_width);
-            copy(st->cache_v[x] + at * v_width, &in->at[NSA_V_CMP + 2 * x], a * v_width, v_width);
+            copy(st->cache_k[x] + row * k_width, &in->at[NSA_K_CMP + 2 * x], a * k_width, k_width);
+            copy(st->cache_v[x] + row * v_width, &in->at[NSA_V_CMP + 2 * x], a * v_width, v_width);
         }
     }
     return NSA_OK;
@@ -82,15 +82,16 @@ static void compress_newest(stage *st, int64_t slot, int64_t len) {
 nsa_status decode(void *self) {
     stage *st = self;
     const nsa_step *step = &st->step;
-    const int64_t picks = st->cfg.kv_heads * st->cfg.slc_count;
+    const int64_t idx_stride = st->cfg.kv_heads * st->cfg.slc_count;
     st->rows = step->A;
     st->keep_importance = 0;
-    nsa_laps_start(&st->laps);
+    nsa_timer_start(&st->timer);
     for (int64_t a = 0; a < step->A; a++) {
         compress_newest(st, step->slot[a], step->pos[a] + 1);
-        nsa_lap(&st->laps, COMPRESS);
+        nsa_timer_add(&st->timer, COMPRESS);
         sequence sq = slot_sequence(st, step->slot[a], step->pos[a] + 1);
-        attend_row(st, &sq, step->pos[a], a, step->block_idx ? step->block_idx + a * picks : NULL);
+        attend_row(st, &sq, step->pos[a], a,
+                   step->block_idx ? step->block_idx + a * idx_stride : NULL);
     }
     return NSA_OK;
 }

@@ -11,8 +11,8 @@ static nsa_status available(void) {
 
 /* ------------------------------------------------------------------- open */
 
-static real *take(const stage *st, nsa_memory_kind kind, int64_t count) {
-    return nsa_take(st->plan->pool, kind, count, sizeof(real));
+static real *pool_alloc(const stage *st, nsa_memory_kind kind, int64_t count) {
+    return nsa_pool_alloc(st->plan->pool, kind, count, sizeof(real));
 }
 
 /* Elements of a compressor's weight, by its shape in the specification. */
@@ -24,16 +24,16 @@ int64_t weight_count(const stage *st, int pair, int weight) {
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->q = take(st, NSA_KEEP, R * c->q_heads * c->qk_dim);
-    st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
+    st->q = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * c->qk_dim);
+    st->gate = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
     for (int x = 0; x < BRANCHES; x++) {
-        st->k[x] = take(st, NSA_KEEP, T * c->kv_heads * c->qk_dim);
-        st->v[x] = take(st, NSA_KEEP, T * c->kv_heads * c->v_dim);
+        st->k[x] = pool_alloc(st, NSA_MEM_PERSISTENT, T * c->kv_heads * c->qk_dim);
+        st->v[x] = pool_alloc(st, NSA_MEM_PERSISTENT, T * c->kv_heads * c->v_dim);
     }
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, NSA_PHI_FIRST + i))
             st->phi[i / WEIGHTS][i % WEIGHTS] =
-                take(st, NSA_KEEP, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+                pool_alloc(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
 }
 
@@ -43,33 +43,33 @@ static void open_results(stage *st, int64_t T, int64_t R) {
     const int64_t outputs = R * c->q_heads * c->v_dim, N = st->plan->max_cmp;
     const int64_t blocks = (T + c->slc_block - 1) / c->slc_block, scratch = st->plan->max_blocks;
     const int64_t kept = flags & NSA_WANT_IMPORTANCE ? R * c->kv_heads * blocks : 0;
-    st->out = take(st, NSA_OF_FORWARD, outputs);
+    st->out = pool_alloc(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES && (flags & NSA_WANT_BRANCHES); x++)
-        st->out_x[x] = take(st, NSA_OF_FORWARD, outputs);
+        st->out_x[x] = pool_alloc(st, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = take(st, NSA_OF_FORWARD, outputs);
-    st->importance = take(st, NSA_OF_FORWARD, kept > scratch ? kept : scratch);
-    st->block_idx = nsa_take(st->plan->pool, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count,
-                             sizeof *st->block_idx);
+        st->out_causal = pool_alloc(st, NSA_MEM_FORWARD, outputs);
+    st->importance = pool_alloc(st, NSA_MEM_FORWARD, kept > scratch ? kept : scratch);
+    st->block_idx = nsa_pool_alloc(st->plan->pool, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
+                                   sizeof *st->block_idx);
     for (int pair = 0; pair < PAIR; pair++)
-        st->xphi[pair] = take(st, NSA_OF_FORWARD, N * c->kv_heads * width(st, pair));
+        st->xphi[pair] = pool_alloc(st, NSA_MEM_FORWARD, N * c->kv_heads * width(st, pair));
 }
 
 static void open_gradients(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dout = take(st, NSA_KEEP, R * c->q_heads * c->v_dim);
-    st->dq = take(st, NSA_OF_BACKWARD, R * c->q_heads * c->qk_dim);
-    st->dgate = take(st, NSA_OF_BACKWARD, R * c->q_heads * BRANCHES);
+    st->dout = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * c->v_dim);
+    st->dq = pool_alloc(st, NSA_MEM_BACKWARD, R * c->q_heads * c->qk_dim);
+    st->dgate = pool_alloc(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int x = 0; x < BRANCHES; x++) {
-        st->dk[x] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * c->qk_dim);
-        st->dv[x] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * c->v_dim);
+        st->dk[x] = pool_alloc(st, NSA_MEM_BACKWARD, T * c->kv_heads * c->qk_dim);
+        st->dv[x] = pool_alloc(st, NSA_MEM_BACKWARD, T * c->kv_heads * c->v_dim);
     }
     for (int pair = 0; pair < PAIR; pair++) {
         st->dxphi[pair] =
-            take(st, NSA_OF_BACKWARD, st->plan->max_cmp * c->kv_heads * width(st, pair));
+            pool_alloc(st, NSA_MEM_BACKWARD, st->plan->max_cmp * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
-                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, weight_count(st, pair, w));
+                st->dphi[pair][w] = pool_alloc(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
         }
     }
 }
@@ -79,30 +79,30 @@ static void open_caches(stage *st) {
     st->cache_cmp = nsa_cmp_tokens(c, c->max_seq_len);
     for (int x = 0; x < BRANCHES; x++) {
         int64_t rows = c->max_seqs * c->max_seq_len * c->kv_heads;
-        st->cache_k[x] = take(st, NSA_KEEP, rows * c->qk_dim);
-        st->cache_v[x] = take(st, NSA_KEEP, rows * c->v_dim);
+        st->cache_k[x] = pool_alloc(st, NSA_MEM_PERSISTENT, rows * c->qk_dim);
+        st->cache_v[x] = pool_alloc(st, NSA_MEM_PERSISTENT, rows * c->v_dim);
     }
     for (int pair = 0; pair < PAIR; pair++)
-        st->cache_phi[pair] =
-            take(st, NSA_KEEP, c->max_seqs * st->cache_cmp * c->kv_heads * width(st, pair));
+        st->cache_phi[pair] = pool_alloc(
+            st, NSA_MEM_PERSISTENT, c->max_seqs * st->cache_cmp * c->kv_heads * width(st, pair));
 }
 
 static void open_scratch(stage *st, int64_t keys) {
     const nsa_config *c = &st->cfg;
     int64_t units = c->phi_hidden > c->cmp_block ? c->phi_hidden : c->cmp_block;
     int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
-    st->keep = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, keys, sizeof *st->keep);
-    st->p = take(st, NSA_OF_ONE_CALL, keys);
-    st->o = take(st, NSA_OF_ONE_CALL, c->v_dim);
-    st->d_o = take(st, NSA_OF_ONE_CALL, c->v_dim);
-    st->hidden = take(st, NSA_OF_ONE_CALL, units);
-    st->dhidden = take(st, NSA_OF_ONE_CALL, units);
-    st->z = take(st, NSA_OF_ONE_CALL, c->cmp_block * D);
-    st->dz = take(st, NSA_OF_ONE_CALL, c->cmp_block * D);
+    st->mask = nsa_pool_alloc(st->plan->pool, NSA_MEM_SCRATCH, keys, sizeof *st->mask);
+    st->p = pool_alloc(st, NSA_MEM_SCRATCH, keys);
+    st->o = pool_alloc(st, NSA_MEM_SCRATCH, c->v_dim);
+    st->d_o = pool_alloc(st, NSA_MEM_SCRATCH, c->v_dim);
+    st->hidden = pool_alloc(st, NSA_MEM_SCRATCH, units);
+    st->dhidden = pool_alloc(st, NSA_MEM_SCRATCH, units);
+    st->z = pool_alloc(st, NSA_MEM_SCRATCH, c->cmp_block * D);
+    st->dz = pool_alloc(st, NSA_MEM_SCRATCH, c->cmp_block * D);
 }
 
 static nsa_status open(const nsa_plan *plan, void **self) {
-    stage *st = nsa_take(plan->pool, NSA_KEEP, 1, sizeof *st);
+    stage *st = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *st);
     if (!st)
         return nsa_pool_status(plan->pool);
     memset(st, 0, sizeof *st);
@@ -234,12 +234,12 @@ static void close(void *self) {
     (void)self; /* all memory is the pool's */
 }
 
-static int phases(void *self, nsa_phase *list, int room) {
+static int phases(void *self, nsa_phase *list, int capacity) {
     static const char *const names[PHASES] = {"cmp", "slc", "win", "select", "compress"};
     const stage *st = self;
-    for (int i = 0; i < PHASES && i < room; i++)
-        list[i] = (nsa_phase){names[i], st->laps.seconds[i]};
-    return PHASES < room ? PHASES : room;
+    for (int i = 0; i < PHASES && i < capacity; i++)
+        list[i] = (nsa_phase){names[i], st->timer.seconds[i]};
+    return PHASES < capacity ? PHASES : capacity;
 }
 
 const nsa_stage *nsa_stage_get(void) {

@@ -4,7 +4,7 @@
 #define STAGE_H
 
 #include "common/counts.h"
-#include "common/laps.h"
+#include "common/timer.h"
 #include "common/pool.h"
 #include "common/tensors.h"
 
@@ -41,7 +41,7 @@ typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
     nsa_batch batch; /* of the last load */
-    nsa_laps laps;   /* of the last call */
+    nsa_timer timer; /* of the last call */
     nsa_step step;   /* of the last load_step */
     int64_t rows;    /* of the results: R after forward, A after decode */
 
@@ -65,7 +65,7 @@ typedef struct stage {
     real *cache_phi[PAIR];                       /* [max_seqs,max N,Hkv,dk or dv] */
     int64_t cache_cmp;                           /* max N: compressed tokens of a full slot */
 
-    unsigned char *keep;    /* scratch [keys]: 1 where the query sees the key */
+    unsigned char *mask;    /* scratch [keys]: 1 where the query sees the key */
     real *p;                /* scratch [keys]: probabilities */
     real *o, *d_o;          /* scratch [dv]: one head's branch output and its gradient */
     real *hidden, *dhidden; /* scratch [phi_hidden] of the mlp, [l] of the gated compressor */
@@ -105,10 +105,10 @@ void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t b
 void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
 
 /* attend.c */
-int64_t keep_cmp(const stage *st, const sequence *sq, int64_t t);
-int64_t keep_slc(const stage *st, const sequence *sq, int64_t t, const int32_t *idx);
-int64_t keep_win(const stage *st, const sequence *sq, int64_t t);
-int64_t keep_all(const stage *st, const sequence *sq, int64_t t);
+int64_t visible_cmp(const stage *st, const sequence *sq, int64_t t);
+int64_t visible_slc(const stage *st, const sequence *sq, int64_t t, const int32_t *idx);
+int64_t visible_win(const stage *st, const sequence *sq, int64_t t);
+int64_t visible_all(const stage *st, const sequence *sq, int64_t t);
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o);
 void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32_t *forced);
 

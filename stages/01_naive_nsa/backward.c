@@ -46,7 +46,7 @@ nsa_status backward(void *self) {
     const nsa_batch *batch = &st->batch;
     const int64_t Hkv = st->cfg.kv_heads;
     zero_gradients(st);
-    nsa_laps_start(&st->laps);
+    nsa_timer_start(&st->timer);
     for (int64_t r = 0; r < batch->R; r++) {
         int64_t b = sequence_of(st, batch->row[r]);
         sequence sq = pack_sequence(st, b);
@@ -67,6 +67,6 @@ nsa_status backward(void *self) {
             }
         }
     }
-    nsa_lap(&st->laps, COMPRESS);
+    nsa_timer_add(&st->timer, COMPRESS);
     return NSA_OK;
 }

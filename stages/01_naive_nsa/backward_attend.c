@@ -10,7 +10,7 @@ static void attend_backward(const stage *st, const real *q, const real *k, const
     const int64_t Dk = st->cfg.qk_dim, Dv = st->cfg.v_dim, Hkv = st->cfg.kv_heads;
     const real scale = (real)st->cfg.scale, delta = dot(st->d_o, st->o, Dv);
     for (int64_t i = 0; i < n; i++) {
-        const int64_t s = st->list[i];
+        const int64_t s = st->key_list[i];
         const real p = st->p[i], ds = p * (dot(st->d_o, v + s * Hkv * Dv, Dv) - delta);
         add_scaled(dv + s * Hkv * Dv, p, st->d_o, Dv);
         add_scaled(dq, scale * ds, k + s * Hkv * Dk, Dk);
@@ -23,15 +23,15 @@ static void branch_backward(stage *st, const sequence *sq, const gradient *g, in
                             int64_t row, int64_t n) {
     const nsa_config *c = &st->cfg;
     const int64_t kvh = row % c->q_heads / st->plan->group;
-    const int64_t at_k = kvh * c->qk_dim, at_v = kvh * c->v_dim;
+    const int64_t k_offset = kvh * c->qk_dim, v_offset = kvh * c->v_dim;
     const real *q = st->q + row * c->qk_dim, *dout = st->dout + row * c->v_dim;
     const real gate = st->gate[row * BRANCHES + branch];
-    attend(st, q, sq->k[branch] + at_k, sq->v[branch] + at_v, n, st->o);
+    attend(st, q, sq->k[branch] + k_offset, sq->v[branch] + v_offset, n, st->o);
     st->dgate[row * BRANCHES + branch] = dot(dout, st->o, c->v_dim);
     for (int64_t i = 0; i < c->v_dim; i++)
         st->d_o[i] = gate * dout[i];
-    attend_backward(st, q, sq->k[branch] + at_k, sq->v[branch] + at_v, n, st->dq + row * c->qk_dim,
-                    g->dk[branch] + at_k, g->dv[branch] + at_v);
+    attend_backward(st, q, sq->k[branch] + k_offset, sq->v[branch] + v_offset, n,
+                    st->dq + row * c->qk_dim, g->dk[branch] + k_offset, g->dv[branch] + v_offset);
 }
 
 /* Row r, for the query at position t: the blocks that forward chose are constants. */
@@ -40,11 +40,11 @@ void backward_row(stage *st, const sequence *sq, const gradient *g, int64_t t, i
     for (int64_t h = 0; h < c->q_heads; h++) {
         const int64_t row = r * c->q_heads + h, kvh = h / st->plan->group;
         const int32_t *idx = st->block_idx + (r * c->kv_heads + kvh) * c->slc_count;
-        branch_backward(st, sq, g, CMP, row, keep_cmp(st, sq, t));
-        nsa_lap(&st->laps, CMP);
-        branch_backward(st, sq, g, SLC, row, keep_slc(st, t, idx));
-        nsa_lap(&st->laps, SLC);
-        branch_backward(st, sq, g, WIN, row, keep_win(st, t));
-        nsa_lap(&st->laps, WIN);
+        branch_backward(st, sq, g, CMP, row, visible_cmp(st, sq, t));
+        nsa_timer_add(&st->timer, CMP);
+        branch_backward(st, sq, g, SLC, row, visible_slc(st, t, idx));
+        nsa_timer_add(&st->timer, SLC);
+        branch_backward(st, sq, g, WIN, row, visible_win(st, t));
+        nsa_timer_add(&st->timer, WIN);
     }
 }

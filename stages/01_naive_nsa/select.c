@@ -30,16 +30,16 @@ static bool ranks_before(real imp_a, int64_t a, real imp_b, int64_t b) {
 
 /* Insert block j where it belongs in the list, if it is among the best `most`; returns the length.
  */
-static int64_t insert(const real *imp, int32_t *list, int64_t length, int64_t most, int64_t j) {
-    int64_t at = length;
-    while (at > 0 && ranks_before(imp[j], j, imp[list[at - 1]], list[at - 1]))
-        at--;
-    if (at == most)
+static int64_t topk_insert(const real *imp, int32_t *topk, int64_t length, int64_t k, int64_t j) {
+    int64_t pos = length;
+    while (pos > 0 && ranks_before(imp[j], j, imp[topk[pos - 1]], topk[pos - 1]))
+        pos--;
+    if (pos == k)
         return length;
-    length = length < most ? length + 1 : most;
-    for (int64_t i = length - 1; i > at; i--)
-        list[i] = list[i - 1];
-    list[at] = (int32_t)j;
+    length = length < k ? length + 1 : k;
+    for (int64_t i = length - 1; i > pos; i--)
+        topk[i] = topk[i - 1];
+    topk[pos] = (int32_t)j;
     return length;
 }
 
@@ -47,19 +47,19 @@ static int64_t insert(const real *imp, int32_t *list, int64_t length, int64_t mo
  * and the slc_local that end with the query's own block b; the rest of the n go to the best others.
  */
 void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx) {
-    int64_t own = t / c->slc_block, n_forced = 0, n_free = 0, used = 0;
-    int32_t free_list[128]; /* n <= 128: a bound of the specification */
-    for (int64_t j = 0; j <= own; j++)
-        n_forced += j < c->slc_init || j > own - c->slc_local;
-    for (int64_t j = 0; j <= own; j++) {
-        if (!(j < c->slc_init || j > own - c->slc_local))
-            n_free = insert(imp, free_list, n_free, c->slc_count - n_forced, j);
+    int64_t own_block = t / c->slc_block, n_forced = 0, n_topk = 0, used = 0;
+    int32_t topk[128]; /* n <= 128: a bound of the specification */
+    for (int64_t j = 0; j <= own_block; j++)
+        n_forced += j < c->slc_init || j > own_block - c->slc_local;
+    for (int64_t j = 0; j <= own_block; j++) {
+        if (!(j < c->slc_init || j > own_block - c->slc_local))
+            n_topk = topk_insert(imp, topk, n_topk, c->slc_count - n_forced, j);
     }
-    for (int64_t j = 0; j <= own; j++) {
-        bool chosen = j < c->slc_init || j > own - c->slc_local;
-        for (int64_t i = 0; i < n_free && !chosen; i++)
-            chosen = free_list[i] == j;
-        if (chosen)
+    for (int64_t j = 0; j <= own_block; j++) {
+        bool selected = j < c->slc_init || j > own_block - c->slc_local;
+        for (int64_t i = 0; i < n_topk && !selected; i++)
+            selected = topk[i] == j;
+        if (selected)
             idx[used++] = (int32_t)j;
     }
     for (; used < c->slc_count; used++)

@@ -4,7 +4,7 @@
 #define STAGE_H
 
 #include "common/counts.h"
-#include "common/laps.h"
+#include "common/timer.h"
 #include "common/pool.h"
 #include "common/tensors.h"
 
@@ -41,7 +41,7 @@ typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
     nsa_batch batch; /* of the last load */
-    nsa_laps laps;   /* of the last call */
+    nsa_timer timer; /* of the last call */
     nsa_step step;   /* of the last load_step */
     int64_t rows;    /* of the results: R after forward, A after decode */
 
@@ -65,10 +65,10 @@ typedef struct stage {
     real *cache_phi[PAIR];                       /* [max_seqs,max N,Hkv,dk or dv] */
     int64_t cache_cmp;                           /* max N: compressed tokens of a full slot */
 
-    int32_t *list;          /* scratch [keys]: the keys that the query sees, ascending */
+    int32_t *key_list;      /* scratch [keys]: the keys that the query sees, ascending */
     real *p;                /* scratch [keys]: the listed keys' probabilities */
     real *o, *d_o;          /* scratch [dv]: one head's branch output and its gradient */
-    real *part;             /* scratch [dv]: a part of the sum that makes o */
+    real *partial;          /* scratch [dv]: a part of the sum that makes o */
     real *hidden, *dhidden; /* scratch [phi_hidden] of the mlp, [l] of the gated compressor */
     real *z, *dz;           /* scratch [l*D]: vec(x + pe) and its gradient */
 } stage;
@@ -106,10 +106,10 @@ void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t b
 void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
 
 /* attend.c */
-int64_t keep_cmp(const stage *st, const sequence *sq, int64_t t);
-int64_t keep_slc(const stage *st, int64_t t, const int32_t *idx);
-int64_t keep_win(const stage *st, int64_t t);
-int64_t keep_all(const stage *st, int64_t t);
+int64_t visible_cmp(const stage *st, const sequence *sq, int64_t t);
+int64_t visible_slc(const stage *st, int64_t t, const int32_t *idx);
+int64_t visible_win(const stage *st, int64_t t);
+int64_t visible_all(const stage *st, int64_t t);
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o);
 void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32_t *forced);
 

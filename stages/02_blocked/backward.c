@@ -43,12 +43,12 @@ static void compress_pack_backward(stage *st, work *w, int pair) {
     const real *d = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
     for (int64_t b = 0; b < batch->B; b++) {
         const int64_t N = batch->cmp[b + 1] - batch->cmp[b], step = st->cfg.cmp_stride * Hkv * D;
-        for (int64_t unit = 0, i = 0; i < N; i = ++unit / Hkv * COMPRESSED) {
+        for (int64_t unit = 0, i = 0; i < N; i = ++unit / Hkv * MLP_BATCH) {
             const int64_t h = unit % Hkv, left = N - i;
             const int64_t key = (h * st->in[CMP].stride + st->first[CMP][b]) * BLOCK + i;
             const int64_t at = (batch->seq[b] * Hkv + h) * D + i * step;
             compress_backward(st, w, pair, st->raw[pair] + at, step,
-                              left < COMPRESSED ? left : COMPRESSED, d + key * padded,
+                              left < MLP_BATCH ? left : MLP_BATCH, d + key * padded,
                               st->draw[pair] + at);
         }
     }
@@ -58,7 +58,7 @@ static void compress_pack_backward(stage *st, work *w, int pair) {
 nsa_status backward(void *self) {
     stage *st = self;
     const int64_t Hkv = st->cfg.kv_heads;
-    start_laps(st);
+    start_timers(st);
     zero_gradients(st);
 #pragma omp parallel num_threads(st->threads)
     {
@@ -69,7 +69,7 @@ nsa_status backward(void *self) {
             zero(st->in[x].dk + thread * keys * st->dkp, keys * st->dkp);
             zero(st->in[x].dv + thread * keys * st->dvp, keys * st->dvp);
         }
-        nsa_laps_start(&w->laps);
+        nsa_timer_start(&w->timer);
 #pragma omp for schedule(static, 1)
         for (int64_t unit = 0; unit < st->n_tiles * Hkv; unit++) {
             const tile_of_rows *rows = &st->tiles[unit / Hkv];
@@ -82,11 +82,11 @@ nsa_status backward(void *self) {
         sum_threads(st, st->in[x].dk, keys * st->dkp);
         sum_threads(st, st->in[x].dv, keys * st->dvp);
     }
-    end_laps(st);
+    stop_timers(st);
     const double before = nsa_now();
 #pragma omp parallel for num_threads(st->threads) schedule(static, 1)
     for (int pair = 0; pair < PAIR; pair++)
         compress_pack_backward(st, &st->work[this_thread()], pair);
-    st->laps.seconds[COMPRESS] = nsa_now() - before;
+    st->timer.seconds[COMPRESS] = nsa_now() - before;
     return NSA_OK;
 }

@@ -24,11 +24,11 @@ static void backward_span(const stage *st, work *w, const sequence *sq, int bran
     for (int64_t g = 0; g < G; g++) {
         const int64_t at = (head + g) * BRANCHES + branch;
         const real gate = st->gate[at], delta = gate * st->dgate[at];
-        const real most = st->stats[2 * at], over = st->stats[2 * at + 1];
+        const real row_max = st->stats[2 * at], inv_sum = st->stats[2 * at + 1];
         real *p = w->s + g * BLOCK, *dp = w->dp + g * BLOCK;
 #pragma omp simd
         for (int64_t j = n0; j < n1; j++) {
-            const real pj = exp2_bounded(log2e_scale * (p[j] - most)) * over;
+            const real pj = exp2_bounded(log2e_scale * (p[j] - row_max)) * inv_sum;
             dp[j] = scale * pj * (gate * dp[j] - delta); /* dp is ds from here on */
             p[j] = gate * pj;
         }
@@ -61,20 +61,20 @@ void backward_tile(stage *st, work *w, int thread, const sequence *sq, const til
             const int64_t row = rows->first + i;
             const int64_t t = st->batch.row[row] - st->batch.seq[rows->sequence];
             const int32_t *idx = st->block_idx + (row * c->kv_heads + kvh) * c->slc_count;
-            w->at[i] = i ? w->n[i - 1] : 0;
-            span *spans = w->spans + w->at[i];
-            w->n[i] = w->at[i] + (branch == CMP   ? keep_cmp(st, t, spans)
-                                  : branch == SLC ? keep_slc(st, t, idx, spans)
-                                                  : keep_win(st, t, spans));
+            w->next_span[i] = i ? w->end_span[i - 1] : 0;
+            span *spans = w->spans + w->next_span[i];
+            w->end_span[i] = w->next_span[i] + (branch == CMP   ? visible_cmp(st, t, spans)
+                                                : branch == SLC ? visible_slc(st, t, idx, spans)
+                                                                : visible_win(st, t, spans));
         }
-        for (walk path = start_walk(w, rows->count); next_block(w, &path);) {
-            for (uint32_t who = w->wanted[path.block]; who; who &= who - 1) {
-                const int64_t i = __builtin_ctz(who); /* the lowest bit */
-                for (; in_block(w, i, path.block); w->at[i]++)
+        for (block_iter iter = block_iter_init(w, rows->count); next_block(w, &iter);) {
+            for (uint32_t queries = w->query_mask[iter.block]; queries; queries &= queries - 1) {
+                const int64_t i = __builtin_ctz(queries); /* the lowest bit */
+                for (; in_block(w, i, iter.block); w->next_span[i]++)
                     backward_span(st, w, sq, branch, thread, kvh, rows->first + i,
-                                  w->spans[w->at[i]]);
+                                  w->spans[w->next_span[i]]);
             }
         }
-        nsa_lap(&w->laps, branch);
+        nsa_timer_add(&w->timer, branch);
     }
 }

@@ -38,12 +38,12 @@ static void phi_gated_backward(stage *st, work *w, int pair, const real *x, cons
  *   db2 += dy,  dW2 += dy h^T,  dh = W2^T dy,  du = dh silu'(u),  silu'(u) = sg (1 + u (1 - sg)),
  *   db1 += du,  dW1 += du vec(x)^T,  dx += W1^T du;   sg = 1/(1 + e^-u).
  * What pe has to do with it follows from db1 alone, once for all blocks: mlp_end_backward(). */
-static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, int64_t apart,
+static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
                              int64_t count, const real *dy, real *dx) {
     const int64_t D = width(st, pair), Dp = round_up(D, LANES), stride = st->cfg.kv_heads * D;
     const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
     real *const *dphi = st->dphi[pair], *h = w->hidden, *du = w->dhidden;
-    mlp_hidden(st, pair, x, apart, count, h);
+    mlp_hidden(st, pair, x, block_stride, count, h);
     matmul(count, padded, D, (operand){dy, Dp, 1}, st->w2[pair], padded, du, padded, 0);
     for (int64_t i = 0; i < count * padded; i++) {
         const real u = h[i], sg = 1 / (1 + real_exp(-u));
@@ -56,12 +56,12 @@ static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, int64_
     }
     matmul(D, padded, count, (operand){dy, 1, Dp}, h, padded, dphi[W2], padded, 1);
     for (int64_t r = 0; r < st->cfg.cmp_block; r++) {
-        matmul(D, padded, count, (operand){x + r * stride, 1, apart}, du, padded,
+        matmul(D, padded, count, (operand){x + r * stride, 1, block_stride}, du, padded,
                dphi[W1] + r * D * padded, padded, 1);
         matmul(count, Dp, hidden, (operand){du, padded, 1}, st->w1[pair] + r * hidden * Dp, Dp,
                w->dz, Dp, 0);
         for (int64_t i = 0; i < count; i++)
-            add_scaled(dx + i * apart + r * stride, 1, w->dz + i * Dp, D);
+            add_scaled(dx + i * block_stride + r * stride, 1, w->dz + i * Dp, D);
     }
 }
 
@@ -78,18 +78,19 @@ static void mlp_end_backward(stage *st, int pair) {
 
 /* `count` blocks of one head: x the first row of the first, `apart` reals to the next block's; dy
  * [count,D up to LANES] the gradients of their compressed tokens, dx that of x. */
-void compress_backward(stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
-                       const real *dy, real *dx) {
+void compress_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
+                       int64_t count, const real *dy, real *dx) {
     const int64_t Dp = round_up(width(st, pair), LANES);
     if (st->cfg.phi == NSA_PHI_MLP) {
-        phi_mlp_backward(st, w, pair, x, apart, count, dy, dx);
+        phi_mlp_backward(st, w, pair, x, block_stride, count, dy, dx);
         return;
     }
     for (int64_t i = 0; i < count; i++) {
         if (st->cfg.phi == NSA_PHI_MEAN)
-            phi_mean_backward(st, pair, dy + i * Dp, dx + i * apart);
+            phi_mean_backward(st, pair, dy + i * Dp, dx + i * block_stride);
         else
-            phi_gated_backward(st, w, pair, x + i * apart, dy + i * Dp, dx + i * apart);
+            phi_gated_backward(st, w, pair, x + i * block_stride, dy + i * Dp,
+                               dx + i * block_stride);
     }
 }
 

@@ -15,7 +15,7 @@ static sequence slot_sequence(const stage *st, int64_t slot, int64_t len) {
 }
 
 /* `n` blocks of every head, from the pack's to a slot's; whole, for their tails are never read. */
-static void keep_blocks(const stage *st, int branch, int64_t to, int64_t from, int64_t n) {
+static void copy_blocks(const stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const int64_t k = st->cfg.qk_dim * BLOCK, v = BLOCK * st->dvp;
     for (int64_t h = 0; h < st->cfg.kv_heads; h++) {
@@ -34,7 +34,7 @@ nsa_status prefill(void *self) {
     for (int64_t b = 0; b < batch->B; b++) {
         int64_t len = batch->seq[b + 1] - batch->seq[b], N = batch->cmp[b + 1] - batch->cmp[b];
         for (int x = 0; x < BRANCHES; x++)
-            keep_blocks(st, x, b * st->cache_first[x], st->first[x][b],
+            copy_blocks(st, x, b * st->cache_first[x], st->first[x][b],
                         ((x == CMP ? N : len) + BLOCK - 1) / BLOCK);
         for (int pair = 0; pair < PAIR; pair++) {
             int64_t row = c->kv_heads * width(st, pair);
@@ -62,9 +62,9 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
         for (int x = SLC; x <= WIN; x++) {
             int64_t block = slot * st->cache_first[x] + t / BLOCK;
             copy(row, &in->at[NSA_K_CMP + 2 * x], i * c->qk_dim, c->qk_dim);
-            put_key(st, &st->cache[x], h, block, t % BLOCK, row);
+            pack_key(st, &st->cache[x], h, block, t % BLOCK, row);
             copy(row, &in->at[NSA_V_CMP + 2 * x], i * c->v_dim, c->v_dim);
-            put_value(st, &st->cache[x], h, block, t % BLOCK, row);
+            pack_value(st, &st->cache[x], h, block, t % BLOCK, row);
         }
     }
     return NSA_OK;
@@ -81,9 +81,9 @@ static void compress_newest(stage *st, work *w, int64_t slot, int64_t h, int64_t
         int64_t at = ((slot * c->max_seq_len + token) * c->kv_heads + h) * width(st, pair);
         compress(st, w, pair, st->cache_raw[pair] + at, 0, 1, w->dz);
         if (pair == KEYS)
-            put_key(st, &st->cache[CMP], h, block, i % BLOCK, w->dz);
+            pack_key(st, &st->cache[CMP], h, block, i % BLOCK, w->dz);
         else
-            put_value(st, &st->cache[CMP], h, block, i % BLOCK, w->dz);
+            pack_value(st, &st->cache[CMP], h, block, i % BLOCK, w->dz);
     }
 }
 
@@ -93,11 +93,11 @@ nsa_status decode(void *self) {
     const int64_t Hkv = st->cfg.kv_heads;
     st->rows = step->A;
     st->keep_importance = 0;
-    start_laps(st);
+    start_timers(st);
 #pragma omp parallel num_threads(st->threads)
     {
         work *w = &st->work[this_thread()];
-        nsa_laps_start(&w->laps);
+        nsa_timer_start(&w->timer);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < step->A * Hkv; unit++) {
             const int64_t a = unit / Hkv;
@@ -107,6 +107,6 @@ nsa_status decode(void *self) {
             attend_tile(st, w, &sq, &row, unit % Hkv, &step->pos[a], step->block_idx);
         }
     }
-    end_laps(st);
+    stop_timers(st);
     return NSA_OK;
 }

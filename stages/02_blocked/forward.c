@@ -4,16 +4,16 @@
 #include "stage.h"
 
 /* A call begins on every thread's clock, and ends as the mean of all of them. */
-void start_laps(stage *st) {
+void start_timers(stage *st) {
     for (int i = 0; i < st->threads; i++)
-        nsa_laps_start(&st->work[i].laps);
-    nsa_laps_start(&st->laps);
+        nsa_timer_start(&st->work[i].timer);
+    nsa_timer_start(&st->timer);
 }
 
-void end_laps(stage *st) {
+void stop_timers(stage *st) {
     for (int i = 0; i < st->threads; i++) {
         for (int phase = 0; phase < COMPRESS; phase++)
-            st->laps.seconds[phase] += st->work[i].laps.seconds[phase] / st->threads;
+            st->timer.seconds[phase] += st->work[i].timer.seconds[phase] / st->threads;
     }
 }
 
@@ -28,24 +28,24 @@ nsa_status forward(void *self) {
     stage *st = self;
     st->rows = st->batch.R;
     st->keep_importance = (st->plan->setup.flags & NSA_WANT_IMPORTANCE) != 0;
-    start_laps(st);
+    start_timers(st);
     compress_pack(st);
-    nsa_lap(&st->laps, COMPRESS);
+    nsa_timer_add(&st->timer, COMPRESS);
 #pragma omp parallel num_threads(st->threads)
     {
         work *w = &st->work[this_thread()];
-        nsa_laps_start(&w->laps);
+        nsa_timer_start(&w->timer);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++) {
             /* the last tiles see most keys: they go first */
             const tile_of_rows *rows = &st->tiles[st->n_tiles - 1 - unit / st->cfg.kv_heads];
             const sequence sq = pack_sequence(st, rows->sequence);
-            int64_t t[QUERIES];
+            int64_t t[QUERY_TILE];
             positions(st, rows, t);
             attend_tile(st, w, &sq, rows, unit % st->cfg.kv_heads, t, st->batch.block_idx);
         }
     }
-    end_laps(st);
+    stop_timers(st);
     return NSA_OK;
 }
 
@@ -53,17 +53,17 @@ nsa_status forward(void *self) {
 static void causal_tile(stage *st, work *w, int branch, const tile_of_rows *rows, int64_t kvh) {
     const nsa_config *c = &st->cfg;
     const sequence sq = pack_sequence(st, rows->sequence);
-    int64_t t[QUERIES], G = st->plan->group;
+    int64_t t[QUERY_TILE], G = st->plan->group;
     positions(st, rows, t);
     for (int64_t i = 0; i < rows->count; i++) {
-        w->at[i] = i ? w->n[i - 1] : 0;
-        w->n[i] = w->at[i] + keep_all(st, t[i], w->spans + w->at[i]);
+        w->next_span[i] = i ? w->end_span[i - 1] : 0;
+        w->end_span[i] = w->next_span[i] + visible_all(st, t[i], w->spans + w->next_span[i]);
     }
-    attend_spans(st, w, &sq, branch, rows->first, rows->count, kvh);
+    attend_blocks(st, w, &sq, branch, rows->first, rows->count, kvh);
     for (int64_t i = 0; i < rows->count * G; i++) {
         const int64_t head = (rows->first + i / G) * c->q_heads + kvh * G + i % G;
         for (int64_t k = 0; k < c->v_dim; k++)
-            st->out_causal[head * c->v_dim + k] = w->over[i] * w->o[i * st->dvp + k];
+            st->out_causal[head * c->v_dim + k] = w->inv_sum[i] * w->o[i * st->dvp + k];
     }
 }
 

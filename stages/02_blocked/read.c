@@ -11,8 +11,8 @@ static void unpad(real *dst, const real *src, int64_t rows, int64_t D, int64_t p
 }
 
 /* Keys or values, or their gradients, out of natural blocks [BLOCK,padded]: dst [T or N,Hkv,D]. */
-static void unblock(const stage *st, int branch, real *dst, const real *src, int64_t D,
-                    int64_t padded) {
+static void unpack_rows(const stage *st, int branch, real *dst, const real *src, int64_t D,
+                        int64_t padded) {
     const nsa_batch *batch = &st->batch;
     const int64_t *at = branch == CMP ? batch->cmp : batch->seq, Hkv = st->cfg.kv_heads;
     for (int64_t b = 0; b < batch->B; b++) {
@@ -27,7 +27,7 @@ static void unblock(const stage *st, int branch, real *dst, const real *src, int
 }
 
 /* k_phi [N,Hkv,dk] out of transposed blocks. */
-static void untranspose(const stage *st, real *dst) {
+static void unpack_keys(const stage *st, real *dst) {
     const nsa_batch *batch = &st->batch;
     const int64_t Hkv = st->cfg.kv_heads, dk = st->cfg.qk_dim;
     for (int64_t b = 0; b < batch->B; b++) {
@@ -69,10 +69,10 @@ static void read_gradient(const stage *st, nsa_id id, real *dst) {
                (size_t)(st->batch.T * c->kv_heads * width(st, pair)) * sizeof *dst);
     } else if (id == NSA_DK_SLC || id == NSA_DK_WIN) {
         int branch = id == NSA_DK_SLC ? SLC : WIN;
-        unblock(st, branch, dst, st->in[branch].dk, c->qk_dim, st->dkp);
+        unpack_rows(st, branch, dst, st->in[branch].dk, c->qk_dim, st->dkp);
     } else {
         int branch = id == NSA_DV_SLC ? SLC : WIN;
-        unblock(st, branch, dst, st->in[branch].dv, c->v_dim, st->dvp);
+        unpack_rows(st, branch, dst, st->in[branch].dv, c->v_dim, st->dvp);
     }
 }
 
@@ -103,10 +103,10 @@ nsa_status read(void *self, nsa_id id, void *dst) {
         memcpy(dst, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
         break;
     case NSA_K_PHI:
-        untranspose(st, dst);
+        unpack_keys(st, dst);
         break;
     case NSA_V_PHI:
-        unblock(st, CMP, dst, st->in[CMP].v, c->v_dim, st->dvp);
+        unpack_rows(st, CMP, dst, st->in[CMP].v, c->v_dim, st->dvp);
         break;
     default:
         return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));

@@ -1,6 +1,6 @@
 /** @file
  *  @brief Where this stage keeps its tensors: open, load, and its table for the contract. The
- * layout that put_key() and put_value() write is the stage's idea. */
+ * layout that pack_key() and pack_value() write is the stage's idea. */
 #include "stage.h"
 
 #include <string.h>
@@ -11,8 +11,8 @@ static nsa_status available(void) {
 
 /* ------------------------------------------------------------------- open */
 
-static real *take(const stage *st, nsa_memory_kind kind, int64_t count) {
-    return nsa_take(st->plan->pool, kind, count, sizeof(real));
+static real *pool_alloc(const stage *st, nsa_memory_kind kind, int64_t count) {
+    return nsa_pool_alloc(st->plan->pool, kind, count, sizeof(real));
 }
 
 /* Elements of a compressor's weight, by its shape in the specification. */
@@ -34,46 +34,48 @@ static void open_blocks(const stage *st, kv_blocks *in, nsa_memory_kind kind, in
                         int backward) {
     const int64_t keys = st->cfg.kv_heads * stride * BLOCK;
     in->stride = stride;
-    in->kt = take(st, kind, keys * st->cfg.qk_dim);
-    in->v = take(st, kind, keys * st->dvp);
+    in->kt = pool_alloc(st, kind, keys * st->cfg.qk_dim);
+    in->v = pool_alloc(st, kind, keys * st->dvp);
     if (!backward)
         return;
-    in->k = take(st, kind, keys * st->dkp);
-    in->vt = take(st, kind, keys * st->cfg.v_dim);
-    in->dk = take(st, NSA_OF_BACKWARD, keys * st->dkp * st->threads);
-    in->dv = take(st, NSA_OF_BACKWARD, keys * st->dvp * st->threads);
+    in->k = pool_alloc(st, kind, keys * st->dkp);
+    in->vt = pool_alloc(st, kind, keys * st->cfg.v_dim);
+    in->dk = pool_alloc(st, NSA_MEM_BACKWARD, keys * st->dkp * st->threads);
+    in->dv = pool_alloc(st, NSA_MEM_BACKWARD, keys * st->dvp * st->threads);
 }
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
     const int causal_too = (st->plan->setup.flags & NSA_WANT_CAUSAL) != 0;
-    st->q = take(st, NSA_KEEP, R * c->q_heads * st->dkp);
-    st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
-    st->n_tiles = R / QUERIES + c->max_seqs + 1;
-    st->tiles = nsa_take(st->plan->pool, NSA_KEEP, st->n_tiles, sizeof *st->tiles);
+    st->q = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * st->dkp);
+    st->gate = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
+    st->n_tiles = R / QUERY_TILE + c->max_seqs + 1;
+    st->tiles = nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, st->n_tiles, sizeof *st->tiles);
     for (int pair = 0; pair < PAIR; pair++)
-        st->raw[pair] = take(st, NSA_KEEP, T * c->kv_heads * width(st, pair));
-    for (int x = 0; x < (causal_too ? LAID : BRANCHES); x++) {
+        st->raw[pair] = pool_alloc(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
+    for (int x = 0; x < (causal_too ? LAYOUTS : BRANCHES); x++) {
         /* every sequence begins a block, so it may leave one unfilled */
         int64_t blocks_of_all = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
-        open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks_of_all,
+        open_blocks(st, &st->in[x], x == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT, blocks_of_all,
                     backward && x != RAW);
-        st->first[x] = nsa_take(st->plan->pool, NSA_KEEP, c->max_seqs + 1, sizeof *st->first[x]);
+        st->first[x] = nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, c->max_seqs + 1,
+                                      sizeof *st->first[x]);
     }
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, NSA_PHI_FIRST + i))
             st->phi[i / WEIGHTS][i % WEIGHTS] =
-                take(st, NSA_KEEP, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+                pool_alloc(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
     for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
         const int64_t hidden = c->phi_hidden, P = round_up(hidden, LANES), D = width(st, pair);
-        st->w1t[pair] = take(st, NSA_KEEP, c->cmp_block * D * P);
-        st->w2t[pair] = take(st, NSA_KEEP, hidden * round_up(D, LANES));
-        st->bias[pair] = take(st, NSA_KEEP, P);
-        st->w1[pair] =
-            backward ? take(st, NSA_KEEP, c->cmp_block * hidden * round_up(D, LANES)) : NULL;
-        st->w2[pair] = backward ? take(st, NSA_KEEP, D * P) : NULL;
+        st->w1t[pair] = pool_alloc(st, NSA_MEM_PERSISTENT, c->cmp_block * D * P);
+        st->w2t[pair] = pool_alloc(st, NSA_MEM_PERSISTENT, hidden * round_up(D, LANES));
+        st->bias[pair] = pool_alloc(st, NSA_MEM_PERSISTENT, P);
+        st->w1[pair] = backward ? pool_alloc(st, NSA_MEM_PERSISTENT,
+                                             c->cmp_block * hidden * round_up(D, LANES))
+                                : NULL;
+        st->w2[pair] = backward ? pool_alloc(st, NSA_MEM_PERSISTENT, D * P) : NULL;
     }
 }
 
@@ -82,29 +84,29 @@ static void open_results(stage *st, int64_t T, int64_t R) {
     const uint32_t flags = st->plan->setup.flags;
     const int64_t outputs = R * c->q_heads * c->v_dim;
     const int64_t blocks_of_all = (T + c->slc_block - 1) / c->slc_block;
-    st->out = take(st, NSA_OF_FORWARD, outputs);
+    st->out = pool_alloc(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES && (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD)); x++)
-        st->out_x[x] = take(st, NSA_OF_FORWARD, outputs);
+        st->out_x[x] = pool_alloc(st, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_BACKWARD)
-        st->stats = take(st, NSA_OF_FORWARD, R * c->q_heads * BRANCHES * 2);
+        st->stats = pool_alloc(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES * 2);
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = take(st, NSA_OF_FORWARD, outputs);
+        st->out_causal = pool_alloc(st, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_IMPORTANCE)
-        st->importance = take(st, NSA_OF_FORWARD, R * c->kv_heads * blocks_of_all);
-    st->block_idx = nsa_take(st->plan->pool, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count,
-                             sizeof *st->block_idx);
+        st->importance = pool_alloc(st, NSA_MEM_FORWARD, R * c->kv_heads * blocks_of_all);
+    st->block_idx = nsa_pool_alloc(st->plan->pool, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
+                                   sizeof *st->block_idx);
 }
 
 static void open_gradients(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dout = take(st, NSA_KEEP, R * c->q_heads * st->dvp);
-    st->dq = take(st, NSA_OF_BACKWARD, R * c->q_heads * st->dkp);
-    st->dgate = take(st, NSA_OF_BACKWARD, R * c->q_heads * BRANCHES);
+    st->dout = pool_alloc(st, NSA_MEM_PERSISTENT, R * c->q_heads * st->dvp);
+    st->dq = pool_alloc(st, NSA_MEM_BACKWARD, R * c->q_heads * st->dkp);
+    st->dgate = pool_alloc(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int pair = 0; pair < PAIR; pair++) {
-        st->draw[pair] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * width(st, pair));
+        st->draw[pair] = pool_alloc(st, NSA_MEM_BACKWARD, T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
-                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, gradient_count(st, pair, w));
+                st->dphi[pair][w] = pool_alloc(st, NSA_MEM_BACKWARD, gradient_count(st, pair, w));
         }
     }
 }
@@ -114,58 +116,61 @@ static void open_caches(stage *st) {
     for (int x = 0; x < BRANCHES; x++) {
         int64_t keys = x == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
         st->cache_first[x] = (keys + BLOCK - 1) / BLOCK;
-        open_blocks(st, &st->cache[x], NSA_KEEP, c->max_seqs * st->cache_first[x], 0);
+        open_blocks(st, &st->cache[x], NSA_MEM_PERSISTENT, c->max_seqs * st->cache_first[x], 0);
     }
     for (int pair = 0; pair < PAIR; pair++)
-        st->cache_raw[pair] =
-            take(st, NSA_KEEP, c->max_seqs * c->max_seq_len * c->kv_heads * width(st, pair));
+        st->cache_raw[pair] = pool_alloc(
+            st, NSA_MEM_PERSISTENT, c->max_seqs * c->max_seq_len * c->kv_heads * width(st, pair));
 }
 
 /* One thread's scratch, for sequences of up to `longest` tokens. */
-static void open_work(const stage *st, work *w, int64_t longest) {
+static void open_work(const stage *st, work *w, int64_t max_len) {
     const nsa_config *c = &st->cfg;
-    const int64_t G = st->plan->group, N = round_up(nsa_cmp_tokens(c, longest), BLOCK);
+    const int64_t G = st->plan->group, N = round_up(nsa_cmp_tokens(c, max_len), BLOCK);
     const int64_t Dp = st->dkp > st->dvp ? st->dkp : st->dvp;
     const int64_t all = st->plan->max_blocks * (c->slc_block / c->cmp_stride); /* strides */
     const int64_t units =
         round_up(c->phi_hidden > c->cmp_block ? c->phi_hidden : c->cmp_block, LANES);
-    w->spans = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES * st->max_spans, sizeof *w->spans);
-    w->at = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->at);
-    w->n = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, QUERIES, sizeof *w->n);
-    w->wanted = nsa_take(st->plan->pool, NSA_OF_ONE_CALL, longest / BLOCK + 1, sizeof *w->wanted);
-    w->s = take(st, NSA_OF_ONE_CALL, G * BLOCK);
-    w->dp = take(st, NSA_OF_ONE_CALL, G * BLOCK);
-    w->apart = G * N;
-    w->scores = take(st, NSA_OF_ONE_CALL, TOGETHER * w->apart);
-    w->top = take(st, NSA_OF_ONE_CALL, TOGETHER * G * LANES);
-    w->aside = take(st, NSA_OF_ONE_CALL, TOGETHER * G * st->dvp);
-    w->p_sum = take(st, NSA_OF_ONE_CALL, OUTSIDE + N + all);
-    w->strides = take(st, NSA_OF_ONE_CALL, round_up(all, LANES));
-    w->importance = take(st, NSA_OF_ONE_CALL, st->plan->max_blocks);
-    w->o = take(st, NSA_OF_ONE_CALL, QUERIES * G * st->dvp);
-    w->most = take(st, NSA_OF_ONE_CALL, QUERIES * G);
-    w->sum = take(st, NSA_OF_ONE_CALL, QUERIES * G * LANES);
-    w->over = take(st, NSA_OF_ONE_CALL, QUERIES * G);
-    w->dz = take(st, NSA_OF_ONE_CALL, COMPRESSED * Dp);
-    w->hidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
-    w->dhidden = take(st, NSA_OF_ONE_CALL, COMPRESSED * units);
+    w->spans = nsa_pool_alloc(st->plan->pool, NSA_MEM_SCRATCH, QUERY_TILE * st->max_spans,
+                              sizeof *w->spans);
+    w->next_span =
+        nsa_pool_alloc(st->plan->pool, NSA_MEM_SCRATCH, QUERY_TILE, sizeof *w->next_span);
+    w->end_span = nsa_pool_alloc(st->plan->pool, NSA_MEM_SCRATCH, QUERY_TILE, sizeof *w->end_span);
+    w->query_mask =
+        nsa_pool_alloc(st->plan->pool, NSA_MEM_SCRATCH, max_len / BLOCK + 1, sizeof *w->query_mask);
+    w->s = pool_alloc(st, NSA_MEM_SCRATCH, G * BLOCK);
+    w->dp = pool_alloc(st, NSA_MEM_SCRATCH, G * BLOCK);
+    w->score_stride = G * N;
+    w->scores = pool_alloc(st, NSA_MEM_SCRATCH, QUERIES_PER_PASS * w->score_stride);
+    w->lane_max = pool_alloc(st, NSA_MEM_SCRATCH, QUERIES_PER_PASS * G * LANES);
+    w->partial = pool_alloc(st, NSA_MEM_SCRATCH, QUERIES_PER_PASS * G * st->dvp);
+    w->group_p = pool_alloc(st, NSA_MEM_SCRATCH, ZERO_PAD + N + all);
+    w->strides = pool_alloc(st, NSA_MEM_SCRATCH, round_up(all, LANES));
+    w->importance = pool_alloc(st, NSA_MEM_SCRATCH, st->plan->max_blocks);
+    w->o = pool_alloc(st, NSA_MEM_SCRATCH, QUERY_TILE * G * st->dvp);
+    w->row_max = pool_alloc(st, NSA_MEM_SCRATCH, QUERY_TILE * G);
+    w->row_sum = pool_alloc(st, NSA_MEM_SCRATCH, QUERY_TILE * G * LANES);
+    w->inv_sum = pool_alloc(st, NSA_MEM_SCRATCH, QUERY_TILE * G);
+    w->dz = pool_alloc(st, NSA_MEM_SCRATCH, MLP_BATCH * Dp);
+    w->hidden = pool_alloc(st, NSA_MEM_SCRATCH, MLP_BATCH * units);
+    w->dhidden = pool_alloc(st, NSA_MEM_SCRATCH, MLP_BATCH * units);
 }
 
 /* Spans of one query at the most: the branch that sees the most blocks. */
-static int64_t most_spans(const stage *st, int64_t longest) {
+static int64_t span_capacity(const stage *st, int64_t max_len) {
     const nsa_config *c = &st->cfg;
-    const int64_t window = c->window < longest ? c->window : longest;
-    const int64_t all = (st->plan->setup.flags & NSA_WANT_CAUSAL) ? longest / BLOCK + 1 : 0;
-    const int64_t spans[] = {nsa_cmp_tokens(c, longest) / BLOCK + 1,
+    const int64_t window = c->window < max_len ? c->window : max_len;
+    const int64_t all = (st->plan->setup.flags & NSA_WANT_CAUSAL) ? max_len / BLOCK + 1 : 0;
+    const int64_t spans[] = {nsa_cmp_tokens(c, max_len) / BLOCK + 1,
                              c->slc_count * (c->slc_block / BLOCK + 2), window / BLOCK + 2, all};
-    int64_t most = 0;
+    int64_t row_max = 0;
     for (int i = 0; i < 4; i++)
-        most = spans[i] > most ? spans[i] : most;
-    return most;
+        row_max = spans[i] > row_max ? spans[i] : row_max;
+    return row_max;
 }
 
 static nsa_status open(const nsa_plan *plan, void **self) {
-    stage *st = nsa_take(plan->pool, NSA_KEEP, 1, sizeof *st);
+    stage *st = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *st);
     if (!st)
         return nsa_pool_status(plan->pool);
     memset(st, 0, sizeof *st);
@@ -173,53 +178,54 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     st->cfg = plan->cfg;
     st->dkp = round_up(st->cfg.qk_dim, LANES);
     st->dvp = round_up(st->cfg.v_dim, LANES);
-    st->threads = plan->setup.threads ? plan->setup.threads : most_threads();
+    st->threads = plan->setup.threads ? plan->setup.threads : max_threads();
     if (st->threads > NSA_MAX_THREADS)
         return nsa_fail(NSA_ERR_CONFIG, "OMP_NUM_THREADS asks for %d threads, at most %d",
                         st->threads, NSA_MAX_THREADS);
     const int64_t T = st->cfg.seq_len, R = plan->setup.max_rows;
     const int decodes = (plan->setup.flags & NSA_DECODE) != 0;
-    const int64_t longest = decodes && st->cfg.max_seq_len > T ? st->cfg.max_seq_len : T;
+    const int64_t max_len = decodes && st->cfg.max_seq_len > T ? st->cfg.max_seq_len : T;
     open_inputs(st, T, R);
     open_results(st, T, R);
     if (plan->setup.flags & NSA_BACKWARD)
         open_gradients(st, T, R);
     if (decodes)
         open_caches(st);
-    st->max_spans = most_spans(st, longest);
-    st->work = nsa_take(plan->pool, NSA_KEEP, st->threads, sizeof *st->work);
+    st->max_spans = span_capacity(st, max_len);
+    st->work = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, st->threads, sizeof *st->work);
     for (int i = 0; i < st->threads && st->work; i++)
-        open_work(st, &st->work[i], longest);
+        open_work(st, &st->work[i], max_len);
     *self = st;
     nsa_status status = nsa_pool_status(plan->pool);
     if (status)
         return status;
         /* Threads are started here: what they take is taken in open too, not in the first call. */
 #pragma omp parallel num_threads(st->threads)
-    st->work[this_thread()].n[0] = 0; /* NOLINT(clang-analyzer-core.NullDereference): not NULL */
+    st->work[this_thread()].end_span[0] =
+        0; /* NOLINT(clang-analyzer-core.NullDereference): not NULL */
     return NSA_OK;
 }
 
 /* ------------------------------------------------------------------- load */
 
 /* One key to column `at` of its transposed block, and to a row of the natural one. */
-void put_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-             const real *k) {
-    const int64_t dk = st->cfg.qk_dim, place = h * in->stride + block;
+void pack_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+              const real *k) {
+    const int64_t dk = st->cfg.qk_dim, slot = h * in->stride + block;
     for (int64_t c = 0; c < dk; c++)
-        in->kt[(place * dk + c) * BLOCK + at] = k[c];
+        in->kt[(slot * dk + c) * BLOCK + at] = k[c];
     for (int64_t c = 0; in->k && c < st->dkp; c++)
-        in->k[(place * BLOCK + at) * st->dkp + c] = c < dk ? k[c] : 0;
+        in->k[(slot * BLOCK + at) * st->dkp + c] = c < dk ? k[c] : 0;
 }
 
 /* One value to row `at` of its block, and to a column of the transposed one. */
-void put_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-               const real *v) {
-    const int64_t dv = st->cfg.v_dim, place = h * in->stride + block;
+void pack_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+                const real *v) {
+    const int64_t dv = st->cfg.v_dim, slot = h * in->stride + block;
     for (int64_t c = 0; c < st->dvp; c++)
-        in->v[(place * BLOCK + at) * st->dvp + c] = c < dv ? v[c] : 0;
+        in->v[(slot * BLOCK + at) * st->dvp + c] = c < dv ? v[c] : 0;
     for (int64_t c = 0; in->vt && c < dv; c++)
-        in->vt[(place * dv + c) * BLOCK + at] = v[c];
+        in->vt[(slot * dv + c) * BLOCK + at] = v[c];
 }
 
 /* The rows to compute, each from its token's place in a tensor of T rows; heads padded with zeros.
@@ -242,17 +248,17 @@ static void load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tens
         for (int64_t i = batch->seq[b] * Hkv; i < batch->seq[b + 1] * Hkv; i++) {
             const int64_t t = i / Hkv - batch->seq[b], block = st->first[branch][b] + t / BLOCK;
             copy(row, k, i * dk, dk);
-            put_key(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
+            pack_key(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
             copy(row, v, i * dv, dv);
-            put_value(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
+            pack_value(st, &st->in[branch], i % Hkv, block, t % BLOCK, row);
         }
     }
 }
 
 /* Where each sequence begins in the blocks, and the tiles of neighbouring rows. */
-static void lay_out(stage *st) {
+static void make_tiles(stage *st) {
     const nsa_batch *batch = &st->batch;
-    for (int x = 0; x < LAID && st->first[x]; x++) {
+    for (int x = 0; x < LAYOUTS && st->first[x]; x++) {
         const int64_t *at = x == CMP ? batch->cmp : batch->seq;
         for (int64_t b = 0, first = 0; b < batch->B; b++) {
             st->first[x][b] = first;
@@ -264,7 +270,7 @@ static void lay_out(stage *st) {
         tile_of_rows *last = st->tiles + st->n_tiles - 1;
         while (batch->row[r] >= batch->seq[b + 1])
             b++;
-        if (st->n_tiles && last->sequence == b && last->count < QUERIES)
+        if (st->n_tiles && last->sequence == b && last->count < QUERY_TILE)
             last->count++;
         else
             st->tiles[st->n_tiles++] = (tile_of_rows){.first = r, .count = 1, .sequence = b};
@@ -272,12 +278,12 @@ static void lay_out(stage *st) {
 }
 
 /* y [to,padded] = x [rows,cols], or its transpose; zeros around. */
-static void lay_matrix(real *y, int64_t padded, const real *x, int64_t rows, int64_t cols,
-                       int64_t apart, int transposed) {
+static void pack_matrix(real *y, int64_t padded, const real *x, int64_t rows, int64_t cols,
+                        int64_t ld, int transposed) {
     const int64_t to = transposed ? cols : rows, n = transposed ? rows : cols;
     for (int64_t i = 0; i < to * padded; i++) {
         const int64_t r = i / padded, c = i % padded;
-        y[i] = c >= n ? 0 : transposed ? x[c * apart + r] : x[r * apart + c];
+        y[i] = c >= n ? 0 : transposed ? x[c * ld + r] : x[r * ld + c];
     }
 }
 
@@ -286,14 +292,14 @@ static void load_mlp(stage *st, int pair) {
     const int64_t hidden = st->cfg.phi_hidden, P = round_up(hidden, LANES), D = width(st, pair);
     const int64_t z = st->cfg.cmp_block * D, Dp = round_up(D, LANES);
     real *const *phi = st->phi[pair], *bias = st->bias[pair];
-    lay_matrix(st->w1t[pair], P, phi[W1], hidden, z, z, 1);
-    lay_matrix(st->w2t[pair], Dp, phi[W2], D, hidden, hidden, 1);
+    pack_matrix(st->w1t[pair], P, phi[W1], hidden, z, z, 1);
+    pack_matrix(st->w2t[pair], Dp, phi[W2], D, hidden, hidden, 1);
     for (int64_t m = 0; m < P; m++)
         bias[m] = m < hidden ? phi[B1][m] + dot(phi[W1] + m * z, phi[PE], z) : 0;
     for (int64_t r = 0; r < st->cfg.cmp_block && st->w1[pair]; r++)
-        lay_matrix(st->w1[pair] + r * hidden * Dp, Dp, phi[W1] + r * D, hidden, D, z, 0);
+        pack_matrix(st->w1[pair] + r * hidden * Dp, Dp, phi[W1] + r * D, hidden, D, z, 0);
     if (st->w2[pair])
-        lay_matrix(st->w2[pair], P, phi[W2], D, hidden, hidden, 0);
+        pack_matrix(st->w2[pair], P, phi[W2], D, hidden, hidden, 0);
 }
 
 static void load_weights(stage *st, const nsa_tensors *in) {
@@ -310,7 +316,7 @@ static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch
     stage *st = self;
     const nsa_config *c = &st->cfg;
     st->batch = *batch;
-    lay_out(st);
+    make_tiles(st);
     load_rows(st, st->q, &in->at[NSA_Q], c->qk_dim, st->dkp);
     load_rows(st, st->gate, &in->at[NSA_GATE], BRANCHES, BRANCHES);
     copy(st->raw[KEYS], &in->at[NSA_K_CMP], 0, batch->T * c->kv_heads * c->qk_dim);
@@ -334,7 +340,7 @@ sequence pack_sequence(const stage *st, int64_t b) {
     const nsa_batch *batch = &st->batch;
     sequence sq = {.len = batch->seq[b + 1] - batch->seq[b],
                    .n_cmp = batch->cmp[b + 1] - batch->cmp[b]};
-    for (int x = 0; x < LAID && st->first[x]; x++) {
+    for (int x = 0; x < LAYOUTS && st->first[x]; x++) {
         sq.in[x] = &st->in[x];
         sq.first[x] = st->first[x][b];
     }
@@ -345,12 +351,12 @@ static void close(void *self) {
     (void)self; /* all memory is the pool's */
 }
 
-static int phases(void *self, nsa_phase *list, int room) {
+static int phases(void *self, nsa_phase *list, int capacity) {
     static const char *const names[PHASES] = {"cmp", "slc", "win", "select", "compress"};
     const stage *st = self;
-    for (int i = 0; i < PHASES && i < room; i++)
-        list[i] = (nsa_phase){names[i], st->laps.seconds[i]};
-    return PHASES < room ? PHASES : room;
+    for (int i = 0; i < PHASES && i < capacity; i++)
+        list[i] = (nsa_phase){names[i], st->timer.seconds[i]};
+    return PHASES < capacity ? PHASES : capacity;
 }
 
 const nsa_stage *nsa_stage_get(void) {

@@ -4,7 +4,7 @@
 #define STAGE_H
 
 #include "common/counts.h"
-#include "common/laps.h"
+#include "common/timer.h"
 #include "common/pool.h"
 #include "common/tensors.h"
 #include "tile.h"
@@ -21,7 +21,7 @@ typedef float real; /* what this stage computes in */
 #define real_exp expf
 
 enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
-enum { RAW = BRANCHES, LAID };    /* k_cmp and v_cmp laid out too, for plain attention over them */
+enum { RAW = BRANCHES, LAYOUTS }; /* k_cmp and v_cmp laid out too, for plain attention over them */
 enum { KEYS, VALUES, PAIR };      /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
@@ -29,15 +29,16 @@ enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id
 enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 enum {
-    BLOCK = 64,    /* keys of a block in memory, whatever l' is */
-    QUERIES = 32,  /* neighbouring queries that walk the blocks together: a bit of a word each */
-    TOGETHER = 4,  /* of them, those whose compressed scores are kept at the same time */
-    ASIDE = 32,    /* blocks after which a long sum is set aside */
-    OUTSIDE = 256, /* zeros before a row of probabilities: l/d, at the most */
-    LAZY = 8 /* a score may be this far above the online softmax's maximum, in units of log2 */
+    BLOCK = 64,      /* keys of a block in memory, whatever l' is */
+    QUERY_TILE = 32, /* neighbouring queries that walk the blocks together: a bit of a word each */
+    QUERIES_PER_PASS = 4, /* of them, those whose compressed scores are kept at the same time */
+    FLUSH_EVERY = 32,     /* blocks after which a long sum is set aside */
+    ZERO_PAD = 256,       /* zeros before a row of probabilities: l/d, at the most */
+    RESCALE_THRESHOLD =
+        8 /* a score may be this far above the online softmax's maximum, in units of log2 */
 };
 
-_Static_assert(QUERIES <= 32, "each has a bit of a word of `wanted`");
+_Static_assert(QUERY_TILE <= 32, "each has a bit of a word of `wanted`");
 
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
  *     kt + (h * stride + first + j) * dk * BLOCK      keys,   transposed: [dk,BLOCK]
@@ -55,8 +56,8 @@ typedef struct kv_blocks {
 typedef struct sequence {
     int64_t len;   /* tokens */
     int64_t n_cmp; /* compressed tokens, N */
-    const kv_blocks *in[LAID];
-    int64_t first[LAID];
+    const kv_blocks *in[LAYOUTS];
+    int64_t first[LAYOUTS];
 } sequence;
 
 /* The keys lo..hi-1 of one block: what stage 01's list of tokens has become. */
@@ -71,29 +72,29 @@ typedef struct tile_of_rows {
 } tile_of_rows;
 
 /* A tile's walk: at `block`, then at `next`; `end` is one behind the last. */
-typedef struct walk {
+typedef struct block_iter {
     int64_t block, next, end;
-} walk;
+} block_iter;
 
 /* One thread's scratch. */
 typedef struct work {
-    span *spans;      /* [QUERIES*max_spans] what each query sees, query after query */
-    int64_t *at, *n;  /* [QUERIES] its next span, and the end of its spans */
-    uint32_t *wanted; /* [blocks of a sequence] which queries want it: bit i query i */
-    real *s, *dp;     /* [G,BLOCK] scores, then probabilities; and their gradients */
-    real *scores;     /* [TOGETHER][blocks of compressed keys][G,BLOCK] */
-    int64_t apart;    /* from one query's scores to the next one's */
-    real *top;        /* [TOGETHER,G,LANES] largest compressed scores, by lanes */
-    real *aside;      /* [TOGETHER,G,dvp] long sums of the compressed branch */
-    real *p_sum;   /* [OUTSIDE + compressed keys + strides] probabilities summed over the group */
-    real *strides; /* [strides] those summed over the blocks that share a stride; then what is
-                    * left to choose from */
+    span *spans; /* [QUERY_TILE*max_spans] what each query sees, query after query */
+    int64_t *next_span, *end_span; /* [QUERY_TILE] its next span, and the end of its spans */
+    uint32_t *query_mask;          /* [blocks of a sequence] which queries want it: bit i query i */
+    real *s, *dp;                  /* [G,BLOCK] scores, then probabilities; and their gradients */
+    real *scores;                  /* [QUERIES_PER_PASS][blocks of compressed keys][G,BLOCK] */
+    int64_t score_stride;          /* from one query's scores to the next one's */
+    real *lane_max; /* [QUERIES_PER_PASS,G,LANES] largest compressed scores, by lanes */
+    real *partial;  /* [QUERIES_PER_PASS,G,dvp] long sums of the compressed branch */
+    real *group_p;  /* [ZERO_PAD + compressed keys + strides] probabilities summed over the group */
+    real *strides;  /* [strides] those summed over the blocks that share a stride; then what is
+                     * left to choose from */
     real *importance; /* [max_blocks] */
-    real *o;          /* [QUERIES,G,dvp] a branch's outputs as they grow */
-    real *most;       /* [QUERIES,G] lazy maximum of the online softmax: a score q.k, not scaled */
-    real *sum, *over; /* [QUERIES,G,LANES] running sums; [QUERIES,G] 1/sum */
-    real *hidden, *dhidden, *dz; /* compressors: COMPRESSED blocks at a time */
-    nsa_laps laps;
+    real *o;          /* [QUERY_TILE,G,dvp] a branch's outputs as they grow */
+    real *row_max; /* [QUERY_TILE,G] lazy maximum of the online softmax: a score q.k, not scaled */
+    real *row_sum, *inv_sum;     /* [QUERY_TILE,G,LANES] running sums; [QUERY_TILE,G] 1/sum */
+    real *hidden, *dhidden, *dz; /* compressors: MLP_BATCH blocks at a time */
+    nsa_timer timer;
 } work;
 
 typedef struct stage {
@@ -104,16 +105,16 @@ typedef struct stage {
     int64_t rows;     /* of the results: R after forward, A after decode */
     int64_t dkp, dvp; /* dk and dv, rounded up to whole vectors */
     int threads;
-    work *work;    /* [threads] */
-    nsa_laps laps; /* of the last call: the threads' mean */
+    work *work;      /* [threads] */
+    nsa_timer timer; /* of the last call: the threads' mean */
     tile_of_rows *tiles;
     int64_t n_tiles;
     int64_t max_spans;
 
     real *q, *gate, *dout;      /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
     real *raw[PAIR];            /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAID];         /* compressed, selected and window keys and values */
-    int64_t *first[LAID];       /* [B+1] each sequence's first block */
+    kv_blocks in[LAYOUTS];      /* compressed, selected and window keys and values */
+    int64_t *first[LAYOUTS];    /* [B+1] each sequence's first block */
     real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL where phi has none */
     real *w1t[PAIR], *w2[PAIR]; /* [l*D,P] W1 transposed, [D,P] W2; P is hidden up to LANES */
     real *w1[PAIR], *w2t[PAIR]; /* [l,hidden,Dp] W1, [hidden,Dp] W2 transposed; Dp is dkp or dvp */
@@ -145,7 +146,7 @@ static inline int this_thread(void) {
 }
 
 /* Threads that a caller who asks for none in particular gets. */
-static inline int most_threads(void) {
+static inline int max_threads(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
 #else
@@ -181,52 +182,53 @@ static inline real dot(const real *a, const real *b, int64_t n) {
 /* Whether query i's next span lies in this block; it may have several there where l' is no multiple
  * of BLOCK. */
 static inline int in_block(const work *w, int64_t i, int64_t block) {
-    return w->at[i] < w->n[i] && w->spans[w->at[i]].block == block;
+    return w->next_span[i] < w->end_span[i] && w->spans[w->next_span[i]].block == block;
 }
 
 /* stage.c */
 int64_t weight_count(const stage *st, int pair, int weight);
 int64_t gradient_count(const stage *st, int pair, int weight);
 sequence pack_sequence(const stage *st, int64_t b);
-void put_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-             const real *k);
-void put_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-               const real *v);
+void pack_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+              const real *k);
+void pack_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
+                const real *v);
 
 /* compress.c */
-enum { COMPRESSED = 48 }; /* blocks that an mlp compressor takes at a time */
+enum { MLP_BATCH = 48 }; /* blocks that an mlp compressor takes at a time */
 int64_t width(const stage *st, int pair);
-void compress(const stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
-              real *y);
-void mlp_hidden(const stage *st, int pair, const real *x, int64_t apart, int64_t count, real *u);
+void compress(const stage *st, work *w, int pair, const real *x, int64_t block_stride,
+              int64_t count, real *y);
+void mlp_hidden(const stage *st, int pair, const real *x, int64_t block_stride, int64_t count,
+                real *u);
 void compress_pack(stage *st);
 void gated_weights(const stage *st, int pair, const real *x, real *a);
 
 /* select.c */
 void add_importance(const nsa_config *c, const real *p, real *strides, int64_t blocks, real *imp);
-void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *rest, int32_t *idx);
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *candidates, int32_t *idx);
 
 /* attend.c */
-int64_t keep_cmp(const stage *st, int64_t t, span *spans);
-int64_t keep_slc(const stage *st, int64_t t, const int32_t *idx, span *spans);
-int64_t keep_win(const stage *st, int64_t t, span *spans);
-int64_t keep_all(const stage *st, int64_t t, span *spans);
+int64_t visible_cmp(const stage *st, int64_t t, span *spans);
+int64_t visible_slc(const stage *st, int64_t t, const int32_t *idx, span *spans);
+int64_t visible_win(const stage *st, int64_t t, span *spans);
+int64_t visible_all(const stage *st, int64_t t, span *spans);
 void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
            const real *next);
 real log2_scale(const stage *st);
-walk start_walk(work *w, int64_t count);
-int next_block(const work *w, walk *path);
+block_iter block_iter_init(work *w, int64_t count);
+int next_block(const work *w, block_iter *iter);
 void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
                  const int64_t *t, const int32_t *forced);
-void attend_spans(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
-                  int64_t count, int64_t kvh);
+void attend_blocks(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
+                   int64_t count, int64_t kvh);
 
 /* read.c */
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* forward.c, decode.c, backward*.c */
-void start_laps(stage *st);
-void end_laps(stage *st);
+void start_timers(stage *st);
+void stop_timers(stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status prefill(void *self);
@@ -235,8 +237,8 @@ nsa_status decode(void *self);
 nsa_status backward(void *self);
 void backward_tile(stage *st, work *w, int thread, const sequence *sq, const tile_of_rows *rows,
                    int64_t kvh);
-void compress_backward(stage *st, work *w, int pair, const real *x, int64_t apart, int64_t count,
-                       const real *dy, real *dx);
+void compress_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
+                       int64_t count, const real *dy, real *dx);
 void compress_end_backward(stage *st, int pair);
 
 #endif

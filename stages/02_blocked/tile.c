@@ -16,8 +16,8 @@ void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t 
         column(1, M, K, a, b, ldb, c, ldc, add, NULL);
 }
 
-void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
-                  int64_t ldc, int add, const float *next) {
+void matmul_prefetch(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb,
+                     float *c, int64_t ldc, int add, const float *next) {
     for (; next && N >= TILE_VECS * LANES; N -= TILE_VECS * LANES) {
         column(TILE_VECS, M, K, a, b, ldb, c, ldc, add, next);
         b += TILE_VECS * LANES, c += TILE_VECS * LANES, next += TILE_VECS * LANES;

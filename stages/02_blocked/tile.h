@@ -80,18 +80,18 @@ static inline __attribute__((always_inline)) void column(int NV, int64_t M, int6
                                                          const float *b, int64_t ldb, float *c,
                                                          int64_t ldc, int add, const float *next) {
     const int64_t all = next ? NV : 0, each = M < TILE_ROWS + 4 ? NV : (NV + 1) / 2;
-    int64_t asked = 0; /* lines of next's rows, by the tiles so far */
+    int64_t prefetched = 0; /* lines of next's rows, by the tiles so far */
     for (int64_t rows; M > 0; M -= rows, a.at += rows * a.row, c += rows * ldc) {
-        const int64_t lines = all - asked < each ? all - asked : each;
-        const float *ask = next ? next + asked * LANES : NULL;
+        const int64_t lines = all - prefetched < each ? all - prefetched : each;
+        const float *prefetch = next ? next + prefetched * LANES : NULL;
         rows = M >= TILE_ROWS ? TILE_ROWS : M >= 4 ? 4 : 1;
         if (rows == TILE_ROWS)
-            tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add, ask, lines);
+            tile(TILE_ROWS, NV, K, a, b, ldb, c, ldc, add, prefetch, lines);
         else if (rows == 4)
-            tile(4, NV, K, a, b, ldb, c, ldc, add, ask, lines);
+            tile(4, NV, K, a, b, ldb, c, ldc, add, prefetch, lines);
         else
-            tile(1, NV, K, a, b, ldb, c, ldc, add, ask, lines);
-        asked += lines;
+            tile(1, NV, K, a, b, ldb, c, ldc, add, prefetch, lines);
+        prefetched += lines;
     }
 }
 
@@ -101,8 +101,8 @@ void matmul(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t 
 
 /* The same, and asks for the whole columns of `next`, a matrix like B that a product soon reads, to
  * come nearer; NULL for none: near ones cost more to ask for than to read. */
-void matmul_ahead(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb, float *c,
-                  int64_t ldc, int add, const float *next);
+void matmul_prefetch(int64_t M, int64_t N, int64_t K, operand a, const float *b, int64_t ldb,
+                     float *c, int64_t ldc, int add, const float *next);
 
 /* 2^x for x <= 64: the nearest whole power n, times a polynomial on [-1/2,1/2] (minimax, relative
  * error 7.5e-8). shifted holds n + 127 in its low bits: 23 places further left nothing else is left

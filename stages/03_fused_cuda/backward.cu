@@ -7,7 +7,7 @@
 nsa_status open_backward(stage *st) {
     const nsa_config *c = &st->cfg;
     const int64_t tiles = st->plan->setup.max_rows * c->kv_heads * st->c.GT;
-    scratch *s = (scratch *)nsa_take(st->plan->pool, NSA_KEEP, 1, sizeof *s);
+    scratch *s = (scratch *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *s);
     int device = 0, room = 0;
     if (!s)
         return nsa_pool_status(st->plan->pool);
@@ -18,7 +18,7 @@ nsa_status open_backward(stage *st) {
     TRY(open_queries(s, &st->c, (size_t)room));
     TRY(open_range(s, &st->c, (size_t)room));
     TRY(open_keys(s, (size_t)room));
-    s->terms = (float4 *)take_device(st, NSA_OF_ONE_CALL, BRANCHES * tiles * ROWS, sizeof(float4));
+    s->terms = (float4 *)take_device(st, NSA_MEM_SCRATCH, BRANCHES * tiles * ROWS, sizeof(float4));
     TRY(open_visits(st, s));
     return open_compress(st, s);
 }

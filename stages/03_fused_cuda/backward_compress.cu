@@ -352,12 +352,12 @@ nsa_status open_compress(stage *st, scratch *s) {
     s->some = s->some < st->plan->max_cmp ? s->some : st->plan->max_cmp;
     const int64_t M = s->some * c->kv_heads;
     const int64_t columns = mlp && c->phi_hidden > lD ? c->phi_hidden : lD;
-    s->dy = (real *)take_device(st, NSA_OF_ONE_CALL, M * D, sizeof(real));
-    s->z = (real *)take_device(st, NSA_OF_ONE_CALL, mlp ? M * lD : 0, sizeof(real));
-    s->silu = (real *)take_device(st, NSA_OF_ONE_CALL, M * units, sizeof(real));
-    s->du = (real *)take_device(st, NSA_OF_ONE_CALL, M * units, sizeof(real));
-    s->spread = (real *)take_device(st, NSA_OF_ONE_CALL, gated ? c->seq_len * c->kv_heads : 0,
+    s->dy = (real *)take_device(st, NSA_MEM_SCRATCH, M * D, sizeof(real));
+    s->z = (real *)take_device(st, NSA_MEM_SCRATCH, mlp ? M * lD : 0, sizeof(real));
+    s->silu = (real *)take_device(st, NSA_MEM_SCRATCH, M * units, sizeof(real));
+    s->du = (real *)take_device(st, NSA_MEM_SCRATCH, M * units, sizeof(real));
+    s->spread = (real *)take_device(st, NSA_MEM_SCRATCH, gated ? c->seq_len * c->kv_heads : 0,
                                     sizeof(real));
-    s->sums = (real *)take_device(st, NSA_OF_ONE_CALL, SUM_PARTS * columns, sizeof(real));
+    s->sums = (real *)take_device(st, NSA_MEM_SCRATCH, SUM_PARTS * columns, sizeof(real));
     return NSA_OK;
 }

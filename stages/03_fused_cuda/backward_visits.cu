@@ -166,14 +166,14 @@ nsa_status open_visits(stage *st, scratch *s) {
         blocks = of > blocks ? of : blocks;
         units = all > units ? all : units;
     }
-    v->start = (int64_t *)take_device(st, NSA_OF_ONE_CALL, blocks, sizeof *v->start);
-    v->count = (int32_t *)take_device(st, NSA_OF_ONE_CALL, blocks, sizeof *v->count);
-    v->first_unit = (int32_t *)take_device(st, NSA_OF_ONE_CALL, blocks + 1, sizeof *v->first_unit);
-    s->list = (int32_t *)take_device(st, NSA_OF_ONE_CALL, c->kv_heads * R * most_blocks(st, SLC, T),
+    v->start = (int64_t *)take_device(st, NSA_MEM_SCRATCH, blocks, sizeof *v->start);
+    v->count = (int32_t *)take_device(st, NSA_MEM_SCRATCH, blocks, sizeof *v->count);
+    v->first_unit = (int32_t *)take_device(st, NSA_MEM_SCRATCH, blocks + 1, sizeof *v->first_unit);
+    s->list = (int32_t *)take_device(st, NSA_MEM_SCRATCH, c->kv_heads * R * most_blocks(st, SLC, T),
                                      sizeof *s->list);
     v->counted = (int32_t *)take_device(
-        st, NSA_OF_ONE_CALL, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride, sizeof *v->counted);
-    v->partial = (real *)take_device(st, NSA_OF_ONE_CALL, units * BLOCK * (st->c.dkp + st->c.dvp),
+        st, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride, sizeof *v->counted);
+    v->partial = (real *)take_device(st, NSA_MEM_SCRATCH, units * BLOCK * (st->c.dkp + st->c.dvp),
                                      sizeof *v->partial);
     return NSA_OK;
 }

@@ -25,20 +25,21 @@ static void open_caches(stage *st) {
         kv_blocks *in = &st->cache[branch];
         st->cache_first[branch] = (keys + BLOCK - 1) / BLOCK;
         in->stride = c->max_seqs * st->cache_first[branch];
-        in->kt =
-            (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * x->dk8 * BLOCK, sizeof(real));
-        in->v =
-            (real *)take_device(st, NSA_KEEP, x->Hkv * in->stride * BLOCK * x->dvp, sizeof(real));
+        in->kt = (real *)take_device(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * x->dk8 * BLOCK,
+                                     sizeof(real));
+        in->v = (real *)take_device(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * BLOCK * x->dvp,
+                                    sizeof(real));
     }
     for (int pair = 0; pair < PAIR; pair++)
         st->cache_raw[pair] = (real *)take_device(
-            st, NSA_KEEP, c->max_seqs * c->max_seq_len * x->Hkv * width(st, pair), sizeof(real));
+            st, NSA_MEM_PERSISTENT, c->max_seqs * c->max_seq_len * x->Hkv * width(st, pair),
+            sizeof(real));
 }
 
 nsa_status open_decode(stage *st) {
     const nsa_config *c = &st->cfg;
     nsa_pool *pool = st->plan->pool;
-    decoder *dec = (decoder *)nsa_take(pool, NSA_KEEP, 1, sizeof *dec);
+    decoder *dec = (decoder *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 1, sizeof *dec);
     if (!dec)
         return nsa_pool_status(pool);
     open_caches(st);
@@ -60,15 +61,17 @@ nsa_status open_decode(stage *st) {
     a->slot = st->row_seq;
     a->q_t = st->q_t;
     a->gate = st->gate;
-    a->scores = (real *)take_device(st, NSA_OF_ONE_CALL, a->units * a->first[CMP] * ROWS * BLOCK,
+    a->scores = (real *)take_device(st, NSA_MEM_SCRATCH, a->units * a->first[CMP] * ROWS * BLOCK,
                                     sizeof(real));
-    a->part_o = (real *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS * st->c.dvp, sizeof(real));
-    a->part_stats = (row_stats *)take_device(st, NSA_OF_ONE_CALL, parts * ROWS, sizeof(row_stats));
+    a->part_o = (real *)take_device(st, NSA_MEM_SCRATCH, parts * ROWS * st->c.dvp, sizeof(real));
+    a->part_stats = (row_stats *)take_device(st, NSA_MEM_SCRATCH, parts * ROWS, sizeof(row_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    dec->places = (cmp_place *)take_device(st, NSA_KEEP, c->max_seqs, sizeof(cmp_place));
-    dec->host_places = (cmp_place *)nsa_take(pool, NSA_KEEP, c->max_seqs, sizeof(cmp_place));
-    dec->host_ints = (int32_t *)nsa_take(pool, NSA_KEEP, 2 * c->max_seqs, sizeof(int32_t));
+    dec->places = (cmp_place *)take_device(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_place));
+    dec->host_places =
+        (cmp_place *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_place));
+    dec->host_ints =
+        (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
     st->decoder = dec;
     return st->failed ? NSA_OK : open_decode_attend(st, a); /* a shortage is open's to report */
 }
@@ -168,7 +171,7 @@ nsa_status decode(void *self) {
     const real *const raw[PAIR] = {st->cache_raw[KEYS], st->cache_raw[VALUES]};
     const int before = a->parts[CMP] + a->parts[WIN];
     st->rows = st->step.A;
-    TRY(poison(st, NSA_OF_FORWARD | NSA_OF_ONE_CALL));
+    TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(lap(st, -1));
     TRY(compress(st, raw, &st->cache[CMP], dec->places, st->cfg.max_seqs));
     TRY(lap(st, LAP_COMPRESS));

@@ -46,7 +46,7 @@ nsa_status forward(void *self) {
     const rows_args args = arguments(st);
     const size_t picks = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
     st->rows = st->batch.R;
-    TRY(poison(st, NSA_OF_FORWARD | NSA_OF_ONE_CALL));
+    TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(lap(st, -1));
     TRY(compress_pack(st));
     TRY(lap(st, LAP_COMPRESS));
@@ -64,7 +64,7 @@ nsa_status forward(void *self) {
 nsa_status causal(void *self, int pair) {
     stage *st = (stage *)self;
     const rows_args args = arguments(st);
-    TRY(poison(st, NSA_OF_ONE_CALL));
+    TRY(poison(st, NSA_MEM_SCRATCH));
     TRY(lap(st, -1));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
     TRY(lap(st, LAP_CMP));

@@ -45,7 +45,7 @@ static real *take(stage *st, nsa_memory_kind kind, int64_t count) {
 }
 
 static void *take_host(const stage *st, int64_t count, size_t size) {
-    return nsa_take(st->plan->pool, NSA_KEEP, count, size);
+    return nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, size);
 }
 
 /* ------------------------------------------------------------------- open */
@@ -101,8 +101,8 @@ static void open_blocks(stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t 
         return;
     in->k = take(st, kind, blocks * BLOCK * st->c.dkp);
     in->vt = take(st, kind, blocks * st->c.dv8 * BLOCK);
-    in->dk = take(st, NSA_OF_BACKWARD, blocks * BLOCK * st->c.dkp);
-    in->dv = take(st, NSA_OF_BACKWARD, blocks * BLOCK * st->c.dvp);
+    in->dk = take(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dkp);
+    in->dv = take(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dvp);
 }
 
 static void open_tables(stage *st, int64_t R) {
@@ -112,16 +112,17 @@ static void open_tables(stage *st, int64_t R) {
     st->host_seqs = (sequence *)take_host(st, B, sizeof(sequence));
     st->host_rows = (int32_t *)take_host(st, R, sizeof(int32_t));
     st->host_places = (cmp_place *)take_host(st, st->plan->max_cmp, sizeof(cmp_place));
-    st->tiles = (tile_of_rows *)take_device(st, NSA_KEEP, tiles, sizeof(tile_of_rows));
-    st->seqs = (sequence *)take_device(st, NSA_KEEP, B, sizeof(sequence));
-    st->row_t = (int32_t *)take_device(st, NSA_KEEP, R, sizeof(int32_t));
-    st->row_seq = (int32_t *)take_device(st, NSA_KEEP, R, sizeof(int32_t));
-    st->row_token = (int64_t *)take_device(st, NSA_KEEP, R, sizeof(int64_t));
-    st->places = (cmp_place *)take_device(st, NSA_KEEP, st->plan->max_cmp, sizeof(cmp_place));
+    st->tiles = (tile_of_rows *)take_device(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
+    st->seqs = (sequence *)take_device(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
+    st->row_t = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
+    st->row_seq = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
+    st->row_token = (int64_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
+    st->places =
+        (cmp_place *)take_device(st, NSA_MEM_PERSISTENT, st->plan->max_cmp, sizeof(cmp_place));
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
     st->chunk = a_token > chunk ? a_token : chunk;
     st->host = (real *)take_host(st, st->chunk, sizeof(real));
-    st->dev_chunk = take(st, NSA_KEEP, st->chunk);
+    st->dev_chunk = take(st, NSA_MEM_PERSISTENT, st->chunk);
 }
 
 static void open_weights(stage *st) {
@@ -129,7 +130,7 @@ static void open_weights(stage *st) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, (nsa_id)(NSA_PHI_FIRST + i)))
             st->phi[i / WEIGHTS][i % WEIGHTS] =
-                take(st, NSA_KEEP, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+                take(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
     for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
         const int64_t Dp = pair == KEYS ? st->c.dkp : st->c.dvp;
@@ -137,9 +138,9 @@ static void open_weights(stage *st) {
         if ((st->plan->setup.flags & NSA_DECODE) && N < c->max_seqs)
             N = c->max_seqs; /* a decode step may complete one a slot */
         st->w1t[pair] =
-            take(st, NSA_KEEP, round_up(c->cmp_block * width(st, pair), DIM) * st->c.hp);
-        st->w2t[pair] = take(st, NSA_KEEP, round_up(c->phi_hidden, DIM) * Dp);
-        st->z[pair] = take(st, NSA_OF_FORWARD, N * c->kv_heads * st->c.hp);
+            take(st, NSA_MEM_PERSISTENT, round_up(c->cmp_block * width(st, pair), DIM) * st->c.hp);
+        st->w2t[pair] = take(st, NSA_MEM_PERSISTENT, round_up(c->phi_hidden, DIM) * Dp);
+        st->z[pair] = take(st, NSA_MEM_FORWARD, N * c->kv_heads * st->c.hp);
     }
 }
 
@@ -148,55 +149,55 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
     const int causal_too = (st->plan->setup.flags & NSA_WANT_CAUSAL) != 0;
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
-    st->q_t = take(st, NSA_KEEP, row_tiles * st->c.dk8 * ROWS);
-    st->gate = take(st, NSA_KEEP, R * c->q_heads * BRANCHES);
-    st->forced_idx =
-        (int32_t *)take_device(st, NSA_KEEP, R * c->kv_heads * c->slc_count, sizeof(int32_t));
+    st->q_t = take(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * ROWS);
+    st->gate = take(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
+    st->forced_idx = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
+                                            sizeof(int32_t));
     for (int pair = 0; pair < PAIR; pair++)
-        st->raw[pair] = take(st, NSA_KEEP, T * c->kv_heads * width(st, pair));
+        st->raw[pair] = take(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
     for (int x = 0; x < BRANCHES + causal_too; x++) {
         /* every sequence begins a block, so it may leave one unfilled */
         const int64_t blocks = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
-        open_blocks(st, &st->in[x], x == CMP ? NSA_OF_FORWARD : NSA_KEEP, blocks,
+        open_blocks(st, &st->in[x], x == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT, blocks,
                     backward && x != RAW);
     }
     if (!backward)
         return;
-    st->q_n = take(st, NSA_KEEP, row_tiles * ROWS * st->c.dkp);
-    st->dout_t = take(st, NSA_KEEP, row_tiles * st->c.dv8 * ROWS);
-    st->dout_n = take(st, NSA_KEEP, row_tiles * ROWS * st->c.dvp);
+    st->q_n = take(st, NSA_MEM_PERSISTENT, row_tiles * ROWS * st->c.dkp);
+    st->dout_t = take(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * ROWS);
+    st->dout_n = take(st, NSA_MEM_PERSISTENT, row_tiles * ROWS * st->c.dvp);
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const uint32_t flags = st->plan->setup.flags;
     const int64_t outputs = R * c->q_heads * st->c.dvp;
-    st->out = take(st, NSA_OF_FORWARD, outputs);
+    st->out = take(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
         if (x == CMP || (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD)))
-            st->out_x[x] = take(st, NSA_OF_FORWARD, outputs);
+            st->out_x[x] = take(st, NSA_MEM_FORWARD, outputs);
     }
     if (flags & NSA_BACKWARD)
-        st->stats = (row_stats *)take_device(st, NSA_OF_FORWARD, R * c->q_heads * BRANCHES,
+        st->stats = (row_stats *)take_device(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
                                              sizeof(row_stats));
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = take(st, NSA_OF_FORWARD, outputs);
+        st->out_causal = take(st, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_IMPORTANCE)
         st->importance =
-            take(st, NSA_OF_FORWARD, R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
-    st->block_idx =
-        (int32_t *)take_device(st, NSA_OF_FORWARD, R * c->kv_heads * c->slc_count, sizeof(int32_t));
+            take(st, NSA_MEM_FORWARD, R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
+    st->block_idx = (int32_t *)take_device(st, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
+                                           sizeof(int32_t));
 }
 
 static void open_gradients(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dq = take(st, NSA_OF_BACKWARD, R * c->q_heads * st->c.dkp);
-    st->dgate = take(st, NSA_OF_BACKWARD, R * c->q_heads * BRANCHES);
+    st->dq = take(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
+    st->dgate = take(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int pair = 0; pair < PAIR; pair++) {
-        st->draw[pair] = take(st, NSA_OF_BACKWARD, T * c->kv_heads * width(st, pair));
+        st->draw[pair] = take(st, NSA_MEM_BACKWARD, T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
-                st->dphi[pair][w] = take(st, NSA_OF_BACKWARD, weight_count(st, pair, w));
+                st->dphi[pair][w] = take(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
         }
     }
 }
@@ -243,7 +244,7 @@ static nsa_status open_all(stage *st) {
 }
 
 static nsa_status open(const nsa_plan *plan, void **self) {
-    stage *st = (stage *)nsa_take(plan->pool, NSA_KEEP, 1, sizeof *st);
+    stage *st = (stage *)nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *st);
     if (!st)
         return nsa_pool_status(plan->pool);
     memset(st, 0, sizeof *st);

@@ -11,12 +11,13 @@ static const char *dtype_name(nsa_dtype dtype) {
 }
 
 /* "[97,4,8]" into a small buffer */
-static const char *shape_text(const nsa_tensor *t, char *text, size_t room) {
-    size_t used = (size_t)snprintf(text, room, "[");
-    for (int i = 0; i < t->ndim && i < 3 && used < room; i++)
-        used += (size_t)snprintf(text + used, room - used, "%s%" PRId64, i ? "," : "", t->shape[i]);
-    if (used < room)
-        snprintf(text + used, room - used, "]");
+static const char *shape_text(const nsa_tensor *t, char *text, size_t capacity) {
+    size_t used = (size_t)snprintf(text, capacity, "[");
+    for (int i = 0; i < t->ndim && i < 3 && used < capacity; i++)
+        used +=
+            (size_t)snprintf(text + used, capacity - used, "%s%" PRId64, i ? "," : "", t->shape[i]);
+    if (used < capacity)
+        snprintf(text + used, capacity - used, "]");
     return text;
 }
 
@@ -67,15 +68,15 @@ static nsa_status check_gate(const nsa_tensor *gate, int64_t heads) {
 
 static nsa_status check_cu_seqlens(const nsa_context *ctx, const nsa_tensor *t, nsa_batch *batch) {
     const int32_t *cu = t->data;
-    int64_t most = ctx->max_seqs;
+    int64_t max = ctx->max_seqs;
     batch->B = t->shape[0] - 1;
     if (batch->B < 1)
         return nsa_fail(NSA_ERR_INPUT, "cu_seqlens has %" PRId64 " entries, expected at least 2",
                         t->shape[0]);
-    if (batch->B > most)
+    if (batch->B > max)
         return nsa_fail(NSA_ERR_INPUT,
                         "cu_seqlens packs %" PRId64 " sequences, max_seqs is %" PRId64, batch->B,
-                        most);
+                        max);
     if (cu[0] != 0)
         return nsa_fail(NSA_ERR_INPUT, "cu_seqlens[0] = %d, expected 0", cu[0]);
     for (int64_t b = 0; b < batch->B; b++) {

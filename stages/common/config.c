@@ -12,12 +12,12 @@
 typedef struct key_rule {
     const char *name;
     size_t offset;
-    int64_t least, most;
+    int64_t min, max;
     int required;
 } key_rule;
 
-#define KEY(name, least, most, required)                                                           \
-    { #name, offsetof(nsa_config, name), least, most, required }
+#define KEY(name, min, max, required)                                                              \
+    { #name, offsetof(nsa_config, name), min, max, required }
 
 /* Positions fit int32, so a length, a count and a window may be that large and no larger. */
 static const key_rule rules[] = {KEY(seq_len, 1, INT32_MAX, 1),
@@ -49,9 +49,9 @@ static void put(nsa_config *config, const key_rule *rule, int64_t value) {
 }
 
 static nsa_status in_bounds(const key_rule *rule, int64_t value) {
-    if (value < rule->least || value > rule->most)
+    if (value < rule->min || value > rule->max)
         return nsa_fail(NSA_ERR_CONFIG, "%s %" PRId64 " is not in %" PRId64 "..%" PRId64,
-                        rule->name, value, rule->least, rule->most);
+                        rule->name, value, rule->min, rule->max);
     return NSA_OK;
 }
 

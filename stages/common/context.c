@@ -137,7 +137,7 @@ nsa_status nsa_forward(nsa_context *ctx) {
     if (status)
         return status;
     ctx->done &= WEIGHTS | LOADED | DOUT;
-    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->forward(ctx->self);
     if (!status)
         ctx->done |= FORWARD;
@@ -151,7 +151,7 @@ nsa_status nsa_backward(nsa_context *ctx) {
     if (status)
         return status;
     ctx->done &= ~(unsigned)BACKWARD;
-    nsa_pool_poison(ctx->plan.pool, NSA_OF_BACKWARD | NSA_OF_ONE_CALL);
+    nsa_pool_poison(ctx->plan.pool, NSA_MEM_BACKWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->backward(ctx->self);
     if (!status)
         ctx->done |= BACKWARD;
@@ -176,7 +176,7 @@ nsa_status nsa_prefill(nsa_context *ctx) {
         return status;
     ctx->done &= WEIGHTS | LOADED | DOUT;
     memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
-    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->prefill(ctx->self);
     for (int64_t b = 0; b < ctx->batch.B && !status; b++)
         ctx->len[b] = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
@@ -191,7 +191,7 @@ nsa_status nsa_decode(nsa_context *ctx) {
     if (status)
         return status;
     ctx->done &= WEIGHTS; /* results are the step's from here on, and it is used up */
-    nsa_pool_poison(ctx->plan.pool, NSA_OF_FORWARD | NSA_OF_ONE_CALL);
+    nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->decode(ctx->self);
     for (int64_t a = 0; a < ctx->step.A && !status; a++)
         ctx->len[ctx->step.slot[a]]++;
@@ -210,7 +210,7 @@ nsa_status nsa_causal(nsa_context *ctx, int pair) {
     if (status)
         return status;
     ctx->done &= ~(unsigned)CAUSAL;
-    nsa_pool_poison(ctx->plan.pool, NSA_OF_ONE_CALL);
+    nsa_pool_poison(ctx->plan.pool, NSA_MEM_SCRATCH);
     status = ctx->stage->causal(ctx->self, pair);
     if (!status)
         ctx->done |= CAUSAL;
@@ -285,6 +285,6 @@ nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
     return count ? ctx->stage->read(ctx->self, id, tensor->data) : NSA_OK;
 }
 
-int nsa_phases(nsa_context *ctx, nsa_phase *list, int room) {
-    return ctx->stage->phases ? ctx->stage->phases(ctx->self, list, room) : 0;
+int nsa_phases(nsa_context *ctx, nsa_phase *list, int capacity) {
+    return ctx->stage->phases ? ctx->stage->phases(ctx->self, list, capacity) : 0;
 }

@@ -77,12 +77,12 @@ static inline const char *nsa_device_error(cudaError_t error) {
  *  @return NSA_ERR_DEVICE if the device refuses */
 template <class kernel> static inline nsa_status nsa_allow_shared(kernel *which) {
     cudaFuncAttributes own;
-    int device = 0, most = 0;
+    int device = 0, limit = 0;
     NSA_CUDA(cudaGetDevice(&device));
-    NSA_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    NSA_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     NSA_CUDA(cudaFuncGetAttributes(&own, which));
     NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  most - (int)own.sharedSizeBytes));
+                                  limit - (int)own.sharedSizeBytes));
     return NSA_OK;
 }
 

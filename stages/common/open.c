@@ -41,17 +41,20 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
 static nsa_status take_own_memory(nsa_context *ctx) {
     nsa_pool *pool = ctx->plan.pool;
     const nsa_config *c = &ctx->plan.cfg;
-    int64_t rows = ctx->plan.setup.max_rows, seqs = c->max_seqs, picks = c->kv_heads * c->slc_count;
-    ctx->seq = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->seq);
-    ctx->cmp = nsa_take(pool, NSA_KEEP, seqs + 1, sizeof *ctx->cmp);
-    ctx->row = nsa_take(pool, NSA_KEEP, rows, sizeof *ctx->row);
-    ctx->block_idx = nsa_take(pool, NSA_KEEP, rows * picks, sizeof *ctx->block_idx);
+    int64_t rows = ctx->plan.setup.max_rows, seqs = c->max_seqs,
+            idx_stride = c->kv_heads * c->slc_count;
+    ctx->seq = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs + 1, sizeof *ctx->seq);
+    ctx->cmp = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs + 1, sizeof *ctx->cmp);
+    ctx->row = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows, sizeof *ctx->row);
+    ctx->block_idx =
+        nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows * idx_stride, sizeof *ctx->block_idx);
     if (!(ctx->plan.setup.flags & NSA_DECODE))
         return nsa_pool_status(pool);
-    ctx->len = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->len);
-    ctx->slot = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->slot);
-    ctx->pos = nsa_take(pool, NSA_KEEP, seqs, sizeof *ctx->pos);
-    ctx->step_idx = nsa_take(pool, NSA_KEEP, seqs * picks, sizeof *ctx->step_idx);
+    ctx->len = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->len);
+    ctx->slot = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->slot);
+    ctx->pos = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->pos);
+    ctx->step_idx =
+        nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs * idx_stride, sizeof *ctx->step_idx);
     nsa_status status = nsa_pool_status(pool);
     if (!status)
         memset(ctx->len, 0, (size_t)seqs * sizeof *ctx->len);

@@ -16,7 +16,7 @@ enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
 /* A block in memory:  | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5 |
  */
 typedef struct block {
-    void *from;           /* of calloc() */
+    void *allocation;     /* of calloc() */
     unsigned char *start; /* of the first fence */
     size_t bytes;         /* the stage's */
     nsa_memory_kind kind;
@@ -24,9 +24,9 @@ typedef struct block {
 
 struct nsa_pool {
     block *blocks;
-    size_t count, room, bytes;
-    size_t most;    /* bytes that may be taken together */
-    int64_t wanted; /* bytes of the take that failed; 0 if none did */
+    size_t count, capacity, bytes;
+    size_t max_bytes;     /* bytes that may be taken together */
+    int64_t failed_bytes; /* bytes of the take that failed; 0 if none did */
     int debug;
 };
 
@@ -43,15 +43,15 @@ static size_t machine_memory(void) {
     limit[n > 0 ? n : 0] = 0;
     const size_t allowed = strtoull(limit, NULL, 10);
     (void)sysinfo(&info); /* it cannot fail */
-    const size_t most = ((size_t)info.totalram + info.totalswap) * info.mem_unit;
-    return allowed && allowed < most ? allowed : most;
+    const size_t max_bytes = ((size_t)info.totalram + info.totalswap) * info.mem_unit;
+    return allowed && allowed < max_bytes ? allowed : max_bytes;
 }
 
 nsa_pool *nsa_pool_new(int debug) {
     nsa_pool *pool = calloc(1, sizeof *pool);
     if (pool) {
         pool->debug = debug;
-        pool->most = machine_memory();
+        pool->max_bytes = machine_memory();
     }
     return pool;
 }
@@ -70,10 +70,10 @@ static void open_fences(const block *b) {
 /* Whole lines of 64 bytes, all zero: calloc() has zeros of the system, which gives a page when it
  * is first written, so that room that nothing is put in costs nothing. What is large comes in huge
  * pages where the system has them: a walk over many blocks otherwise waits for page tables. */
-static unsigned char *aligned(size_t bytes, void **from) {
+static unsigned char *aligned(size_t bytes, void **allocation) {
     const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
     const size_t whole = (bytes + page - 1) / page * page;
-    unsigned char *start = *from = calloc(1, whole + page);
+    unsigned char *start = *allocation = calloc(1, whole + page);
     if (!start)
         return NULL;
     start += (page - (uintptr_t)start % page) % page;
@@ -82,17 +82,17 @@ static unsigned char *aligned(size_t bytes, void **from) {
     return start;
 }
 
-static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
-    if (pool->count == pool->room) {
-        size_t room = pool->room ? 2 * pool->room : 64;
-        block *blocks = realloc(pool->blocks, room * sizeof *blocks);
+static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
+    if (pool->count == pool->capacity) {
+        size_t capacity = pool->capacity ? 2 * pool->capacity : 64;
+        block *blocks = realloc(pool->blocks, capacity * sizeof *blocks);
         if (!blocks)
             return NULL;
         pool->blocks = blocks;
-        pool->room = room;
+        pool->capacity = capacity;
     }
-    void *from;
-    unsigned char *start = aligned(bytes + 2 * FENCE, &from);
+    void *allocation;
+    unsigned char *start = aligned(bytes + 2 * FENCE, &allocation);
     if (!start)
         return NULL;
     memset(start, FENCE_BYTE, FENCE);
@@ -101,31 +101,31 @@ static unsigned char *take_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t by
         memset(start + FENCE, POISON_BYTE, bytes);
         nsa_forget(start + FENCE, bytes);
     }
-    pool->blocks[pool->count] = (block){from, start, bytes, kind};
+    pool->blocks[pool->count] = (block){allocation, start, bytes, kind};
     close_fences(&pool->blocks[pool->count++]);
     pool->bytes += bytes;
     return start + FENCE;
 }
 
-void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size) {
+void *nsa_pool_alloc(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size) {
     size_t bytes;
-    void *taken = NULL;
+    void *memory = NULL;
     if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) ||
         bytes > PTRDIFF_MAX - 4 * HUGE_PAGE)
         bytes = PTRDIFF_MAX;
-    else if (bytes <= pool->most - pool->bytes)
-        taken = take_bytes(pool, kind, bytes);
-    if (!taken && !pool->wanted)
-        pool->wanted = (int64_t)bytes;
-    return taken;
+    else if (bytes <= pool->max_bytes - pool->bytes)
+        memory = alloc_bytes(pool, kind, bytes);
+    if (!memory && !pool->failed_bytes)
+        pool->failed_bytes = (int64_t)bytes;
+    return memory;
 }
 
 nsa_status nsa_pool_status(const nsa_pool *pool) {
-    if (!pool->wanted)
+    if (!pool->failed_bytes)
         return NSA_OK;
     return nsa_fail(NSA_ERR_MEMORY,
                     "cannot take %" PRId64 " bytes more after %zu bytes, of %zu that there are",
-                    pool->wanted, pool->bytes, pool->most);
+                    pool->failed_bytes, pool->bytes, pool->max_bytes);
 }
 
 void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
@@ -168,7 +168,7 @@ void nsa_pool_free(nsa_pool *pool) {
         return;
     for (size_t i = 0; i < pool->count; i++) {
         open_fences(&pool->blocks[i]);
-        free(pool->blocks[i].from);
+        free(pool->blocks[i].allocation);
     }
     free(pool->blocks);
     free(pool);

@@ -14,18 +14,18 @@
 
 /** When a block's contents stop mattering. */
 typedef enum nsa_memory_kind {
-    NSA_KEEP = 1 << 0, /**< never: loaded inputs, caches */
-    NSA_OF_FORWARD =
+    NSA_MEM_PERSISTENT = 1 << 0, /**< never: loaded inputs, caches */
+    NSA_MEM_FORWARD =
         1 << 1, /**< before each forward, prefill or decode: outputs and saved statistics */
-    NSA_OF_BACKWARD = 1 << 2, /**< before each backward: gradients */
-    NSA_OF_ONE_CALL = 1 << 3  /**< before every call: scratch */
+    NSA_MEM_BACKWARD = 1 << 2, /**< before each backward: gradients */
+    NSA_MEM_SCRATCH = 1 << 3   /**< before every call: scratch */
 } nsa_memory_kind;
 
 /** Take `count` elements of `size` bytes, aligned to 64 bytes. Zero elements give a valid pointer.
  *  @return NULL when memory is short; the pool then remembers, and nsa_pool_status() says so. */
-NSA_EXPORT void *nsa_take(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size);
+NSA_EXPORT void *nsa_pool_alloc(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size);
 
-/** @return NSA_OK if every nsa_take() so far succeeded, else NSA_ERR_MEMORY: the last line of
+/** @return NSA_OK if every nsa_pool_alloc() so far succeeded, else NSA_ERR_MEMORY: the last line of
  * `open`. */
 NSA_EXPORT nsa_status nsa_pool_status(const nsa_pool *pool);
 

@@ -20,7 +20,7 @@ static int64_t keep_slc(const problem *pb, work *w, int64_t t) {
  * 2 to G find its 2 * 64 * D floats in the L1 or L2 cache. The price: G rows of scores are kept. */
 static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o) {
     const int64_t G = pb->G, D = pb->D, apart = pb->n * BLOCK;
-    real *p = w->p, *most = w->most, *sum = w->sum;
+    real *p = w->p, *most = w->most, *sum = w->row_sum;
     for (int64_t g = 0; g < G; g++)
         most[g] = -INFINITY;
     for (int64_t i = 0; i < n; i++) {

@@ -22,7 +22,7 @@ static void attend_span(const problem *pb, work *w, const real *q, span sp, real
     const int64_t G = pb->G, D = pb->D;
     const real *kt = pb->kt + sp.block * D * BLOCK, *v = pb->vb + sp.block * BLOCK * D;
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->sum + g;
+        real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->row_sum + g;
         real now = *most, part = 0;
         for (int64_t j = 0; j < sp.hi; j++) {
             s[j] = dot(q + g * D, kt + j, BLOCK, D);
@@ -50,12 +50,12 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
     const int64_t G = pb->G, D = pb->D;
     for (int64_t g = 0; g < G; g++)
         w->most[g] = -INFINITY;
-    memset(w->sum, 0, (size_t)G * sizeof *w->sum);
+    memset(w->row_sum, 0, (size_t)G * sizeof *w->row_sum);
     memset(o, 0, (size_t)(G * D) * sizeof *o);
     for (int64_t i = 0; i < n; i++)
         attend_span(pb, w, q, w->spans[i], o);
     for (int64_t g = 0; g < G; g++) {
-        const real over = 1 / w->sum[g];
+        const real over = 1 / w->row_sum[g];
         for (int64_t c = 0; c < D; c++)
             o[g * D + c] *= over;
     }

@@ -52,7 +52,7 @@ static void attend_span(const problem *pb, work *w, const real *q, span sp, real
     const real scale = (real)(pb->scale * 1.4426950408889634);
     matmul(G, whole, D, (operand){q, D, 1}, kt, BLOCK, w->s, BLOCK, 0);
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->sum + g * LANES;
+        real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->row_sum + g * LANES;
         for (int64_t j = sp.hi; j < whole; j++)
             s[j] = -INFINITY; /* whole vectors, then a mask: there is no other code for a tail */
         const real now = largest(s, whole, *most);
@@ -74,14 +74,14 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
     const int64_t G = pb->G, D = pb->D;
     for (int64_t g = 0; g < G; g++)
         w->most[g] = -INFINITY;
-    memset(w->sum, 0, (size_t)(G * LANES) * sizeof *w->sum);
+    memset(w->row_sum, 0, (size_t)(G * LANES) * sizeof *w->row_sum);
     memset(o, 0, (size_t)(G * D) * sizeof *o);
     for (int64_t i = 0; i < n; i++)
         attend_span(pb, w, q, w->spans[i], o);
     for (int64_t g = 0; g < G; g++) {
         real sum = 0;
         for (int lane = 0; lane < LANES; lane++)
-            sum += w->sum[g * LANES + lane];
+            sum += w->row_sum[g * LANES + lane];
         for (int64_t c = 0; c < D; c++)
             o[g * D + c] *= 1 / sum;
     }

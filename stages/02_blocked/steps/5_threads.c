@@ -55,7 +55,7 @@ static void attend_span(const problem *pb, work *w, int64_t i, span sp, const re
     matmul(G, whole, D, (operand){q, D, 1}, kt, BLOCK, w->s, BLOCK, 0);
     for (int64_t g = 0; g < G; g++) {
         real *s = w->s + g * BLOCK, *most = w->most + i * G + g,
-             *sum = w->sum + (i * G + g) * LANES;
+             *sum = w->row_sum + (i * G + g) * LANES;
         for (int64_t j = sp.hi; j < whole; j++)
             s[j] = -INFINITY; /* whole vectors, then a mask: there is no other code for a tail */
         const real now = largest(s, whole, *most);
@@ -76,8 +76,8 @@ static void attend_span(const problem *pb, work *w, int64_t i, span sp, const re
 static int next_block(const work *w, int64_t count, int32_t *block) {
     *block = INT32_MAX;
     for (int64_t i = 0; i < count; i++) {
-        if (w->at[i] < w->end[i] && w->spans[w->at[i]].block < *block)
-            *block = w->spans[w->at[i]].block;
+        if (w->next_span[i] < w->end[i] && w->spans[w->next_span[i]].block < *block)
+            *block = w->spans[w->next_span[i]].block;
     }
     return *block != INT32_MAX;
 }
@@ -89,18 +89,18 @@ static void attend(const problem *pb, work *w, const real *q, int64_t count, rea
     const int64_t G = pb->G, D = pb->D;
     for (int64_t g = 0; g < count * G; g++)
         w->most[g] = -INFINITY;
-    memset(w->sum, 0, (size_t)(count * G * LANES) * sizeof *w->sum);
+    memset(w->row_sum, 0, (size_t)(count * G * LANES) * sizeof *w->row_sum);
     memset(o, 0, (size_t)(count * G * D) * sizeof *o);
     for (int32_t block; next_block(w, count, &block);) {
         for (int64_t i = 0; i < count; i++) {
-            if (w->at[i] < w->end[i] && w->spans[w->at[i]].block == block)
-                attend_span(pb, w, i, w->spans[w->at[i]++], q + i * G * D, o + i * G * D);
+            if (w->next_span[i] < w->end[i] && w->spans[w->next_span[i]].block == block)
+                attend_span(pb, w, i, w->spans[w->next_span[i]++], q + i * G * D, o + i * G * D);
         }
     }
     for (int64_t g = 0; g < count * G; g++) {
         real sum = 0;
         for (int lane = 0; lane < LANES; lane++)
-            sum += w->sum[g * LANES + lane];
+            sum += w->row_sum[g * LANES + lane];
         for (int64_t c = 0; c < D; c++)
             o[g * D + c] *= 1 / sum;
     }
@@ -115,7 +115,7 @@ void step_5_threads(const problem *pb) {
         const int64_t count = pb->T - first < QUERIES ? pb->T - first : QUERIES;
         work *w = pb->work + omp_get_thread_num();
         for (int64_t i = 0, used = 0; i < count; i++) {
-            w->at[i] = used;
+            w->next_span[i] = used;
             w->end[i] = used += keep_slc(pb, w->spans + used, first + i);
         }
         attend(pb, w, pb->q + first * G * D, count, pb->out + first * G * D);

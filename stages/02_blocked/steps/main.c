@@ -106,12 +106,12 @@ static problem make(int64_t T, int threads) {
         work *w = pb.work + i;
         w->list = allocate(pb.n * BLOCK, sizeof *w->list);
         w->spans = allocate(QUERIES * pb.n, sizeof *w->spans);
-        w->at = allocate(QUERIES, sizeof *w->at);
+        w->next_span = allocate(QUERIES, sizeof *w->next_span);
         w->end = allocate(QUERIES, sizeof *w->end);
         w->p = allocate(pb.G * pb.n * BLOCK, sizeof *w->p);
         w->s = allocate(pb.G * BLOCK, sizeof *w->s);
         w->most = allocate(QUERIES * pb.G, sizeof *w->most);
-        w->sum = allocate(QUERIES * pb.G * LANES, sizeof *w->sum);
+        w->row_sum = allocate(QUERIES * pb.G * LANES, sizeof *w->row_sum);
     }
     return pb;
 }
