@@ -105,7 +105,7 @@ set_partner() {
     fi
 }
 
-# rank NAME A-FILE B-FILE: a line for sort: the place in reading order, the name in C, both files
+# rank NAME A-FILE B-FILE: a line for sort: place in reading order, name in C, name, both files
 rank() {
     plain=$1 place=100
     case $1 in
@@ -118,7 +118,7 @@ rank() {
         [ "$known" != "$plain" ] || break
         place=$((place + 1))
     done
-    printf '%s\t%s\t%s\t%s\n' "$place" "$plain" "$2" "$3"
+    printf '%s\t%s\t%s\t%s\t%s\n' "$place" "$plain" "$1" "$2" "$3"
 }
 
 # shown FILE: is it one to print?
@@ -199,10 +199,13 @@ find_named A "$1"
 a=$found
 find_named B "$2"
 b=$found
+code=0
 if [ -d "$a" ] && [ -d "$b" ]; then
-    pairs "$a" "$b" | LC_ALL=C sort | cut -f 3,4 | differences | print "$a -> $b"
+    pairs "$a" "$b" | LC_ALL=C sort | cut -f 4,5 | differences | print "$a -> $b" || code=$?
 elif [ -f "$a" ] && [ -f "$b" ]; then
-    printf '%s\t%s\n' "$a" "$b" | differences | print "$a -> $b"
+    printf '%s\t%s\n' "$a" "$b" | differences | print "$a -> $b" || code=$?
 else
     refuse "A=$1 B=$2: name two stages (01), or two steps (02/attend/3)"
 fi
+[ "$code" -ne 141 ] || exit 0 # SIGPIPE: a pager that was left early
+exit "$code"
