@@ -194,18 +194,18 @@ expect "a whole name that begins another" \
 # ------------------------------------------------------- how similar stages are, sizes of steps
 
 similar=$work/similar/stages
-mkdir -p "$work/similar" && cp -R stages "$work/similar"
-cp -R "$similar/01_naive_nsa" "$similar/99_mine"
+mkdir -p "$similar"
+for stage in 00_dense 01_naive_nsa 02_blocked 03_fused_cuda; do
+    cp -R "stages/$stage" "$similar"
+done
+cp stages/*.sh "$similar"
+cp -R stages/01_naive_nsa "$similar/99_mine"
 echo '/* mine */' >>"$similar/99_mine/attend.c"
-# shellcheck disable=SC2046 # a word a stage
-sh "$similar/similar.sh" $(cd "$similar" && ls -d [0-9][0-9]_*) >"$work/out"
-expect "a copy of stage 01 stands beside" "$(sed -n 's/ -> 99_mine: 99% .*//p' "$work/out")" \
-    01_naive_nsa
-expect "stages stand beside the one before" "$(grep -v mine "$work/out" | sed 's/:.*//')" \
-    "$(before='' && for stage in stages/[0-9][0-9]_*; do
-        [ -z "$before" ] || echo "$before -> ${stage#stages/}"
-        before=${stage#stages/}
-    done)"
+sh "$similar/similar.sh" 00_dense 01_naive_nsa 02_blocked 03_fused_cuda 99_mine >"$work/out"
+expect "what stands beside what" "$(sed 's/:.*//' "$work/out" | paste -sd ,)" \
+    "$(printf '%s\n' '00_dense -> 01_naive_nsa' '01_naive_nsa -> 02_blocked' \
+        '02_blocked -> 03_fused_cuda' '01_naive_nsa -> 99_mine' | paste -sd ,)"
+expect "a copy with one line more" "$(grep -c '99_mine: 99% of' "$work/out")" 1
 
 # sizes WHAT CODE LINES CHANGES: tests/step_sizes.sh on stage 00_first of the made-up tree
 mkdir "$work/tree/tests" && cp tests/step_sizes.sh "$work/tree/tests"
