@@ -43,7 +43,7 @@ MARCH_FLAG := $(call march,$(CC))
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 
-.PHONY: all help demo test test-all lint docs diff similar steps test-steps format install clean
+.PHONY: all help demo test test-all lint docs diff similar steps test-steps step-sizes format install clean
 .DEFAULT_GOAL := all
 
 all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
@@ -125,11 +125,8 @@ demo: all ## the main job on real text: nsa-demo/block_map.svg
 
 # ----------------------------------------------------------------- reading
 
-diff: ## the lesson between two stages: make diff A=00 B=01
-	@diff -u -r -x steps stages/$(A)_* stages/$(B)_* | grep -v '^Only in .*: .*\.\(cuh*\|[ch]\)$$' || [ $$? -eq 1 ]
-	@for f in stages/$(B)_*/*.cu*; do n=$$(basename $$f | sed 's/\.cuh*$$//'); c=.c; \
-	    [ $${f%.cuh} = $$f ] || c=.h; o=$$(echo stages/$(A)_*/$$n$$c); [ -f $$o ] || o=$$(echo stages/$(A)_*/$$n.c); \
-	    [ ! -f $$f ] || { [ -f $$o ] && diff -u $$o $$f; } || [ $$? -eq 1 ]; done
+diff: ## two stages, or two steps: make diff A=00 B=01, A=02/attend/3 B=02/attend/4, README=1
+	@sh stages/diff.sh $(if $(filter-out 0,$(README)),--readme) '$(A)' '$(B)'
 
 # The moves of a stage one by one, in its folder steps, whose steps.mk builds $(BUILD)/steps/NN_name.
 STEPPED  := $(patsubst stages/%/steps/steps.mk,%,$(wildcard stages/[0-9][0-9]_*/steps/steps.mk))
@@ -141,21 +138,21 @@ steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## attend's moves within a stage, each che
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
 	$(if $(STEPS_OF),$(abspath $<) $(T))
 
-test-steps: $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages on short problems: each must agree with the first
+test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages: small moves, and each agrees with the first
 	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
 	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
 	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
 	for more in $(filter %_far,$^); do $(abspath $(BUILD))/steps/$${more##*/} 3 || exit 1; done
 
-# How much of each stage already stands in the one before: unchanged lines of files of the same
-# name, where attend.cu counts as attend.c.
+# A step is read at once, a move as one diff. A stage's steps.mk may set MOVE_LINES_NN_name.
+STEP_LINES := 150
+MOVE_LINES := 100
+step-sizes: ## the steps of all stages: lines of a step, changed lines of a move
+	@set -e; $(foreach s,$(STEPPED),sh tests/step_sizes.sh $(s) $(STEP_LINES) $(or $(MOVE_LINES_$(s)),$(MOVE_LINES));)
+
+# How much of a stage stands already in the one before it.
 similar:
-	@set -- $(STAGES); while [ $$# -gt 1 ]; do same=0; all=0; \
-	    for f in stages/$$2/*.[ch]*; do o=stages/$$1/$${f##*/}; [ -f $$o ] || o=$$(echo $$o | sed 's/\.cu\(h*\)$$/.c\1/; s/\.ch$$/.h/'); \
-	        all=$$((all + $$(wc -l <$$f))); [ -f $$o ] || continue; \
-	        same=$$((same + $$(diff --unchanged-line-format=x --old-line-format= \
-	            --new-line-format= $$o $$f | wc -c))); done; \
-	    echo "$$1 -> $$2: $$((100 * same / all))% of $$all lines stay as they were"; shift; done
+	@sh stages/similar.sh $(STAGES)
 
 clean: ## remove build/
 	rm -rf $(BUILD)
@@ -165,11 +162,11 @@ clean: ## remove build/
 
 # ------------------------------------------------------------ looking after it
 
-STEPS_FILES := $(wildcard stages/*/steps/*.c stages/*/steps/*/*.c stages/*/steps/*.h stages/*/steps/*.cu)
+STEPS_FILES := $(foreach e,c h cu,$(wildcard stages/*/steps/*.$e stages/*/steps/*/*.$e))
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
 C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)
-SCRIPTS  := setup.sh .ci/run $(wildcard tests/*.sh tests/*/*.sh tests/*.mk)
+SCRIPTS  := setup.sh .ci/run $(wildcard stages/*.sh tests/*.sh tests/*/*.sh tests/*.mk)
 CLANG_TIDY   ?= clang-tidy
 CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)

@@ -35,6 +35,12 @@ test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## wrong files and options:
 $(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH)
 
+# ----------------------------------------------------------------------- reading
+
+.PHONY: test-diff
+test-diff: ## make diff prints every file of two stages once; similar stages; the sizes of steps
+	MAKE='$(AGAIN)' sh tests/diff.sh
+
 # ----------------------------------------------------------------------- fuzzing
 
 # The leak detector of GCC up to 13 and LLVM up to 16 takes a thread-local block of a shared library

@@ -29,7 +29,8 @@ CUDA_STAGES := $(sort $(notdir $(patsubst %/,%,$(dir $(CUDA_FILES)))))
 CUDA_STAMP  := $(BUILD)/obj/cuda.$(CUDA)
 SIMT_FILES  := $(wildcard tests/simt/*.cpp)
 SIMT_TESTS  := $(wildcard tests/simt/test/*.cu)
-CUDA_HEADERS := $(wildcard stages/*/*.cuh stages/*/steps/*.cuh tests/simt/*.h tests/simt/test/*.cuh)
+CUDA_HEADERS := $(wildcard stages/*/*.cuh stages/*/steps/*.cuh stages/*/steps/*/*.cuh \
+                    tests/simt/*.h tests/simt/test/*.cuh)
 
 # For the simulator. -fsanitize=alignment makes a misaligned access call the simulator, which
 # reports it. Optimised without debug checks of the C++ library: a kernel is a fiber of 400 KiB.

@@ -1,6 +1,7 @@
 /** @file
- *  @brief From stage 01's attend to stage 02's in five moves: what the steps share. Read them in
- *  order: `diff -u 0_gathered.c 1_relaid.c`, and so on; each changes one thing.
+ *  @brief From stage 01's attend to stage 02's in five moves: what the steps of the chain `attend`
+ *  share. Read them in order: `make diff A=02/attend/0 B=02/attend/1`, and so on; each changes one
+ *  thing.
  *
  *  The problem of every step is the selected branch of one KV head: the query at position t has G
  *  heads, which all see the tokens s <= t of the same n blocks of 64 (Eq. 12):

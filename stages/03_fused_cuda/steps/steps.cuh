@@ -1,7 +1,7 @@
 /** @file
  *  @brief From a thread for each row to the stage's fused kernel in four moves: what the steps
- *  share. Read them in order: `diff -u 0_thread_row.cu 1_shared_block.cu`, and so on; each changes
- *  one thing.
+ *  of the chain `attend` share. Read them in order: `make diff A=03/attend/0 B=03/attend/1`, and so
+ *  on; each changes one thing.
  *
  *  The problem of every step is one KV head whose query at position t has G heads. All of them see
  *  the tokens s <= t of the same n selected blocks, and the tokens t-w < s <= t of a window, each

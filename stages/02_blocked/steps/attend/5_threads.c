@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 5: tiles of neighbouring queries walk the blocks together, tiles go to threads.
  */
-#include "steps.h"
+#include "../steps.h"
 
 #include <omp.h>
 

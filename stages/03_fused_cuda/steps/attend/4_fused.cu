@@ -2,7 +2,7 @@
  *  @brief Step 4: one launch for both branches, and the gated sum where the outputs are made. No
  *  branch's outputs go through device memory.
  */
-#include "steps.cuh"
+#include "../steps.cuh"
 
 enum {
     CHUNK = 16,            /* rows of K^T or V in shared memory at a time */

@@ -2,7 +2,7 @@
  *  @brief Step 2: a CUDA block is a query with all its heads, a warp's tile of 16 x 64. A loaded
  *  block serves 16 rows, and is loaded a sixteenth as often.
  */
-#include "steps.cuh"
+#include "../steps.cuh"
 
 enum {
     CHUNK = 16,            /* rows of K^T or V in shared memory at a time */

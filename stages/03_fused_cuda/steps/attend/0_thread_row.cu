@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 0: a thread is a row, and reads its keys and values from global memory by itself.
  */
-#include "steps.cuh"
+#include "../steps.cuh"
 
 enum { EIGHT = 8 }; /* keys at a time: a row of K^T is read 32 bytes, a sector, at a time */
 

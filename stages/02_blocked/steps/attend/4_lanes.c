@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 4: vector lanes over keys. The group's G rows make both products matrix products.
  */
-#include "steps.h"
+#include "../steps.h"
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into w->spans, a span a block; returns how many.
  * 16 spans say what took 1024 tokens. */

@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 3: online softmax. One pass over the blocks; no more scores kept than of one block.
  */
-#include "steps.h"
+#include "../steps.h"
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into w->spans, a span a block; returns how many.
  * 16 spans say what took 1024 tokens. */

@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 0: stage 01's loops. Each head gathers a list of tokens and fetches K and V alone.
  */
-#include "steps.h"
+#include "../steps.h"
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into w->list; returns how many. */
 static int64_t keep_slc(const problem *pb, work *w, int64_t t) {

@@ -2,7 +2,7 @@
  *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into
  *  shared memory as whole lines; a thread owns a key there, then a column.
  */
-#include "steps.cuh"
+#include "../steps.cuh"
 
 /* The largest x of the CUDA block's two warps, in every thread. s_top [2] is free for the next call
  * after another barrier. */

@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 2: each block goes to all G heads of its group before the next block is fetched.
  */
-#include "steps.h"
+#include "../steps.h"
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into w->spans, a span a block; returns how many.
  * 16 spans say what took 1024 tokens. */

@@ -2,7 +2,7 @@
  *  @brief Step 3: a CUDA block is four neighbouring queries, a warp each. Their windows are nearly
  *  the same, so a window's block is loaded once for all four; a selected block is its warp's own.
  */
-#include "steps.cuh"
+#include "../steps.cuh"
 
 enum {
     CHUNK = 16,            /* rows of K^T or V in shared memory at a time */

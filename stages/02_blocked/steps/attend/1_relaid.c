@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 1: K and V lie in blocks, K transposed, and the list of tokens becomes spans.
  */
-#include "steps.h"
+#include "../steps.h"
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into w->spans, a span a block; returns how many.
  * 16 spans say what took 1024 tokens. */
