@@ -209,7 +209,7 @@ install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa
 	install -m 755 $(BUILD)/libnsa.so $(DESTDIR)$(PREFIX)/lib/libnsa.so
 	install -m 755 $(STAGES:%=$(BUILD)/stages/%.so) $(DESTDIR)$(PREFIX)/lib/nsa/stages
 	install -m 644 stages/nsa.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
-	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h timer.h) \
+	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h timer.h cpu_stage.h) \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 
 -include tests/tests.mk tests/quality.mk apps/bench/bench.mk

@@ -22,7 +22,7 @@ static void zero_gradients(stage *st) {
         zero(st->dxphi[pair], batch->N * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
-                zero(st->dphi[pair][w], weight_count(st, pair, w));
+                zero(st->dphi[pair][w], weight_count(c, pair, w));
         }
     }
 }

@@ -4,9 +4,6 @@
 #define STAGE_H
 
 #include "common/counts.h"
-#include "common/timer.h"
-#include "common/pool.h"
-#include "common/tensors.h"
 
 #include <math.h>
 
@@ -16,12 +13,7 @@ typedef double real; /* what this stage computes in */
 #define copy     nsa_copy_f64 /* from a tensor of either float type to reals */
 #define real_exp exp
 
-enum { CMP, SLC, WIN, BRANCHES };           /* the branches, in the order of the gate */
-enum { KEYS, VALUES, PAIR };                /* the two compressors */
-enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
-
-/* What the lap clock tells apart; the branches' phases have the branches' numbers. */
-enum { SELECT = BRANCHES, COMPRESS, PHASES };
+#include "common/cpu_stage.h"
 
 /* The keys and values that one sequence attends to; k[CMP] and v[CMP] are its compressed tokens.
  * They are a stretch of the pack, or a slot of the decode cache. Rows are Hkv*dk or Hkv*dv apart.
@@ -40,10 +32,11 @@ typedef struct gradient {
 typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
-    nsa_batch batch; /* of the last load */
-    nsa_timer timer; /* of the last call */
-    nsa_step step;   /* of the last load_step */
-    int64_t rows;    /* of the results: R after forward, A after decode */
+    nsa_batch batch;            /* of the last load */
+    nsa_timer timer;            /* of the last call */
+    nsa_step step;              /* of the last load_step */
+    int64_t rows;               /* of the results: R after forward, A after decode */
+    void *result[NSA_ID_COUNT]; /* what read() copies from; NULL where nothing is kept */
 
     real *q, *gate, *dout;           /* [R,Hq,dk] [R,Hq,3] [R,Hq,dv]: the rows to compute */
     real *k[BRANCHES], *v[BRANCHES]; /* [T,Hkv,dk] [T,Hkv,dv]: the three pairs as loaded */
@@ -89,7 +82,6 @@ static inline void add_scaled(real *y, real a, const real *x, int64_t n) {
 /* Scratch is written through a const stage * too: only the pointers are const. */
 
 /* stage.c */
-int64_t weight_count(const stage *st, int pair, int weight);
 sequence pack_sequence(const stage *st, int64_t b);
 int64_t sequence_of(const stage *st, int64_t token);
 
