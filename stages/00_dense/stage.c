@@ -174,11 +174,4 @@ static nsa_status read(void *self, nsa_id id, void *dst) {
     return read_result(&st->cfg, &st->batch, st->rows, id, st->result[id], dst);
 }
 
-static int phases(void *self, nsa_phase *list, int capacity) {
-    return phase_times(&((stage *)self)->timer, list, capacity);
-}
-
-const nsa_stage *nsa_stage_get(void) {
-    static const nsa_stage table = NSA_CPU_STAGE_TABLE(ARITH, IDEA);
-    return &table;
-}
+NSA_CPU_STAGE(ARITH, IDEA)

@@ -3,8 +3,6 @@
  */
 #include "stage.h"
 
-#include <string.h>
-
 static void zero(real *x, int64_t count) {
     memset(x, 0, (size_t)count * sizeof *x);
 }
@@ -18,7 +16,8 @@ static void zero_gradients(stage *st) {
         zero(st->draw[pair], st->batch.T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
-                zero(st->dphi[pair][w], gradient_count(st, pair, w));
+                zero(st->dphi[pair][w],
+                     w == W1 ? c->phi_hidden * z_width(st, pair) : weight_count(c, pair, w));
         }
     }
 }
@@ -38,55 +37,54 @@ static void sum_threads(const stage *st, real *d, int64_t count) {
  * weights. */
 static void compress_pack_backward(stage *st, work *w, int pair) {
     const nsa_batch *batch = &st->batch;
-    const int64_t D = width(st, pair), Hkv = st->cfg.kv_heads;
-    const int64_t padded = pair == KEYS ? st->dkp : st->dvp;
-    const real *d = pair == KEYS ? st->in[CMP].dk : st->in[CMP].dv;
+    const kv_blocks *in = &st->in[CMP];
+    const int64_t D = width(st, pair), Hkv = st->cfg.kv_heads, step = st->cfg.cmp_stride * Hkv * D;
+    const real *dy = in->gradient[pair];
     for (int64_t b = 0; b < batch->B; b++) {
-        const int64_t N = batch->cmp[b + 1] - batch->cmp[b], step = st->cfg.cmp_stride * Hkv * D;
+        const int64_t N = batch->cmp[b + 1] - batch->cmp[b];
         for (int64_t unit = 0, i = 0; i < N; i = ++unit / Hkv * MLP_BATCH) {
-            const int64_t h = unit % Hkv, left = N - i;
-            const int64_t key = (h * st->in[CMP].stride + st->first[CMP][b]) * BLOCK + i;
-            const int64_t at = (batch->seq[b] * Hkv + h) * D + i * step;
-            compress_backward(st, w, pair, st->raw[pair] + at, step,
-                              left < MLP_BATCH ? left : MLP_BATCH, d + key * padded,
+            const int64_t h = unit % Hkv, at = (batch->seq[b] * Hkv + h) * D + i * step;
+            const int64_t key = (h * in->stride + first_block(st, CMP, b)) * BLOCK + i;
+            const cmp_blocks blocks = {st->raw[pair] + at, step,
+                                       N - i < MLP_BATCH ? N - i : MLP_BATCH};
+            compress_backward(st, w, pair, blocks, dy + key * round_up(D, LANES),
                               st->draw[pair] + at);
         }
     }
-    compress_end_backward(st, pair);
 }
 
 nsa_status backward(void *self) {
     stage *st = self;
-    const int64_t Hkv = st->cfg.kv_heads;
-    start_timers(st);
+    nsa_timer_start(&st->timer);
     zero_gradients(st);
 #pragma omp parallel num_threads(st->threads)
     {
-        const int thread = this_thread();
+        const int64_t thread = omp_get_thread_num();
         work *w = &st->work[thread];
         for (int x = 0; x < BRANCHES; x++) {
-            const int64_t keys = Hkv * st->in[x].stride * BLOCK;
-            zero(st->in[x].dk + thread * keys * st->dkp, keys * st->dkp);
-            zero(st->in[x].dv + thread * keys * st->dvp, keys * st->dvp);
+            const int64_t keys = st->cfg.kv_heads * st->in[x].stride * BLOCK;
+            for (int pair = 0; pair < PAIR; pair++) {
+                const int64_t count = keys * round_up(width(st, pair), LANES);
+                zero(st->in[x].gradient[pair] + thread * count, count);
+            }
         }
         nsa_timer_start(&w->timer);
 #pragma omp for schedule(static, 1)
-        for (int64_t unit = 0; unit < st->n_tiles * Hkv; unit++) {
-            const tile_of_rows *rows = &st->tiles[unit / Hkv];
-            const sequence sq = pack_sequence(st, rows->sequence);
-            backward_tile(st, w, thread, &sq, rows, unit % Hkv);
+        for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++) {
+            const query_tile qt = pack_tile(st, unit);
+            backward_tile(st, w, &qt);
         }
     }
     for (int x = 0; x < BRANCHES; x++) {
-        const int64_t keys = Hkv * st->in[x].stride * BLOCK;
-        sum_threads(st, st->in[x].dk, keys * st->dkp);
-        sum_threads(st, st->in[x].dv, keys * st->dvp);
+        const int64_t keys = st->cfg.kv_heads * st->in[x].stride * BLOCK;
+        for (int pair = 0; pair < PAIR; pair++)
+            sum_threads(st, st->in[x].gradient[pair], keys * round_up(width(st, pair), LANES));
     }
     stop_timers(st);
     const double before = nsa_now();
 #pragma omp parallel for num_threads(st->threads) schedule(static, 1)
     for (int pair = 0; pair < PAIR; pair++)
-        compress_pack_backward(st, &st->work[this_thread()], pair);
+        compress_pack_backward(st, &st->work[omp_get_thread_num()], pair);
     st->timer.seconds[COMPRESS] = nsa_now() - before;
     return NSA_OK;
 }

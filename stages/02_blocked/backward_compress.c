@@ -34,68 +34,53 @@ static void phi_gated_backward(stage *st, work *w, int pair, const real *x, cons
     }
 }
 
-/* y = W2 h + b2, h = silu(u), u = W1 vec(x) + W1 pe + b1, of `count` blocks at once:
+/* y = W2 h + b2, h = silu(u), u = W1 z + b1, z = vec(x + pe), a lane a block of the batch:
  *   db2 += dy,  dW2 += dy h^T,  dh = W2^T dy,  du = dh silu'(u),  silu'(u) = sg (1 + u (1 - sg)),
- *   db1 += du,  dW1 += du vec(x)^T,  dx += W1^T du;   sg = 1/(1 + e^-u).
- * What pe has to do with it follows from db1 alone, once for all blocks: mlp_end_backward(). */
-static void phi_mlp_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
-                             int64_t count, const real *dy, real *dx) {
+ *   db1 += du,  dW1 += du z^T,  dz = W1^T du,  dx += dz,  dpe += dz;   sg = 1/(1 + e^-u). */
+static void phi_mlp_backward(stage *st, work *w, int pair, cmp_blocks in, const real *dy,
+                             real *dx) {
     const int64_t D = width(st, pair), Dp = round_up(D, LANES), stride = st->cfg.kv_heads * D;
-    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
-    real *const *dphi = st->dphi[pair], *h = w->hidden, *du = w->dhidden;
-    mlp_hidden(st, pair, x, block_stride, count, h);
-    matmul(count, padded, D, (operand){dy, Dp, 1}, st->w2[pair], padded, du, padded, 0);
-    for (int64_t i = 0; i < count * padded; i++) {
-        const real u = h[i], sg = 1 / (1 + real_exp(-u));
-        du[i] *= sg * (1 + u * (1 - sg));
-        h[i] = u * sg;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        add_scaled(dphi[B2], 1, dy + i * Dp, D);
-        add_scaled(dphi[B1], 1, du + i * padded, padded);
-    }
-    matmul(D, padded, count, (operand){dy, 1, Dp}, h, padded, dphi[W2], padded, 1);
-    for (int64_t r = 0; r < st->cfg.cmp_block; r++) {
-        matmul(D, padded, count, (operand){x + r * stride, 1, block_stride}, du, padded,
-               dphi[W1] + r * D * padded, padded, 1);
-        matmul(count, Dp, hidden, (operand){du, padded, 1}, st->w1[pair] + r * hidden * Dp, Dp,
-               w->dz, Dp, 0);
-        for (int64_t i = 0; i < count; i++)
-            add_scaled(dx + i * block_stride + r * stride, 1, w->dz + i * Dp, D);
-    }
-}
-
-/* z = vec(x) + pe in every block, so dpe = W1^T db1 and dW1 += db1 pe^T. */
-static void mlp_end_backward(stage *st, int pair) {
-    const int64_t z = st->cfg.cmp_block * width(st, pair), hidden = st->cfg.phi_hidden;
-    const int64_t padded = round_up(hidden, LANES);
+    const int64_t hidden = st->cfg.phi_hidden, Z = z_width(st, pair);
+    const int64_t lanes = round_up(in.count, LANES);
     real *const *phi = st->phi[pair], *const *dphi = st->dphi[pair];
-    for (int64_t m = 0; m < hidden; m++)
-        add_scaled(dphi[PE], dphi[B1][m], phi[W1] + m * z, z);
-    for (int64_t k = 0; k < z; k++)
-        add_scaled(dphi[W1] + k * padded, phi[PE][k], dphi[B1], padded);
+    mlp_hidden(st, w, pair, in);
+    memset(w->yt, 0, (size_t)(D * MLP_BATCH) * sizeof *w->yt);
+    transpose(w->yt, dy, Dp, in.count, D);
+    matmul(hidden, lanes, D, columns_of(phi[W2], hidden), rows_of(w->yt, MLP_BATCH),
+           rows_of(w->dhidden, MLP_BATCH));
+    for (int64_t m = 0; m < hidden; m++) {
+        real *u = w->hidden + m * MLP_BATCH, *du = w->dhidden + m * MLP_BATCH;
+        for (int64_t i = 0; i < lanes; i++) {
+            const real sg = 1 / (1 + real_exp(-u[i]));
+            du[i] *= sg * (1 + u[i] * (1 - sg));
+            u[i] *= sg; /* h from here on */
+            dphi[B1][m] += du[i];
+        }
+        for (int64_t c = 0; c < D; c++)
+            dphi[W2][c * hidden + m] += dot(w->yt + c * MLP_BATCH, u, lanes);
+    }
+    matmul_add(hidden, Z, in.count, rows_of(w->dhidden, MLP_BATCH), rows_of(w->z, Z),
+               rows_of(dphi[W1], Z));
+    matmul(in.count, Z, hidden, columns_of(w->dhidden, MLP_BATCH), rows_of(phi[W1], Z),
+           rows_of(w->dz, Z));
+    for (int64_t i = 0; i < in.count; i++) {
+        add_scaled(dphi[B2], 1, dy + i * Dp, D);
+        add_scaled(dphi[PE], 1, w->dz + i * Z, st->cfg.cmp_block * D);
+        for (int64_t r = 0; r < st->cfg.cmp_block; r++)
+            add_scaled(dx + i * in.stride + r * stride, 1, w->dz + i * Z + r * D, D);
+    }
 }
 
-/* `count` blocks of one head: x the first row of the first, `apart` reals to the next block's; dy
- * [count,D up to LANES] the gradients of their compressed tokens, dx that of x. */
-void compress_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
-                       int64_t count, const real *dy, real *dx) {
+/* Blocks of one head: dy [count,D up to LANES] the gradients of their compressed tokens, dx that of
+ * in.x. */
+void compress_backward(stage *st, work *w, int pair, cmp_blocks in, const real *dy, real *dx) {
     const int64_t Dp = round_up(width(st, pair), LANES);
-    if (st->cfg.phi == NSA_PHI_MLP) {
-        phi_mlp_backward(st, w, pair, x, block_stride, count, dy, dx);
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        if (st->cfg.phi == NSA_PHI_MEAN)
-            phi_mean_backward(st, pair, dy + i * Dp, dx + i * block_stride);
-        else
-            phi_gated_backward(st, w, pair, x + i * block_stride, dy + i * Dp,
-                               dx + i * block_stride);
-    }
-}
-
-/* What is left once all blocks are done. */
-void compress_end_backward(stage *st, int pair) {
     if (st->cfg.phi == NSA_PHI_MLP)
-        mlp_end_backward(st, pair);
+        phi_mlp_backward(st, w, pair, in, dy, dx);
+    for (int64_t i = 0; i < in.count && st->cfg.phi != NSA_PHI_MLP; i++) {
+        if (st->cfg.phi == NSA_PHI_MEAN)
+            phi_mean_backward(st, pair, dy + i * Dp, dx + i * in.stride);
+        else
+            phi_gated_backward(st, w, pair, in.x + i * in.stride, dy + i * Dp, dx + i * in.stride);
+    }
 }

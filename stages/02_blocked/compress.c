@@ -7,6 +7,11 @@ int64_t width(const stage *st, int pair) {
     return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
 }
 
+/* l*D up to LANES: a row of z, and of W1 */
+int64_t z_width(const stage *st, int pair) {
+    return round_up(st->cfg.cmp_block * width(st, pair), LANES);
+}
+
 /* y = mean_r x_r */
 static void phi_mean(const stage *st, int pair, const real *x, real *y) {
     int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
@@ -44,62 +49,81 @@ static void phi_gated(const stage *st, work *w, int pair, const real *x, real *y
         add_scaled(y, a[r], x + r * stride, D);
 }
 
-/* u [count,hidden up to LANES] = W1 vec(x) of `count` blocks at once, so that W1 is read once for
- * all: position after position, rows of x where they lie times D rows of W1 transposed. */
-void mlp_hidden(const stage *st, int pair, const real *x, int64_t block_stride, int64_t count,
-                real *u) {
-    const int64_t D = width(st, pair), stride = st->cfg.kv_heads * D;
-    const int64_t padded = round_up(st->cfg.phi_hidden, LANES);
-    for (int64_t r = 0; r < st->cfg.cmp_block; r++)
-        matmul(count, padded, D, (operand){x + r * stride, block_stride, 1},
-               st->w1t[pair] + r * D * padded, padded, u, padded, r > 0);
-    for (int64_t i = 0; i < count; i++)
-        add_scaled(u + i * padded, 1, st->bias[pair], padded); /* W1 pe + b1 */
-}
-
-/* y = W2 silu(W1 vec(x + pe) + b1) + b2 */
-static void phi_mlp(const stage *st, work *w, int pair, const real *x, int64_t block_stride,
-                    int64_t count, real *y) {
-    const int64_t D = width(st, pair), Dp = round_up(D, LANES);
-    const int64_t hidden = st->cfg.phi_hidden, padded = round_up(hidden, LANES);
-    mlp_hidden(st, pair, x, block_stride, count, w->hidden);
-    for (int64_t i = 0; i < count * padded; i++)
-        w->hidden[i] = w->hidden[i] / (1 + real_exp(-w->hidden[i]));
-    matmul(count, Dp, hidden, (operand){w->hidden, padded, 1}, st->w2t[pair], Dp, y, Dp, 0);
-    for (int64_t i = 0; i < count; i++)
-        add_scaled(y + i * Dp, 1, st->phi[pair][B2], D);
-}
-
-/* `count` blocks of one head: x the first row of the first, `apart` reals to the next block's; y
- * [count,D up to LANES] their compressed tokens. */
-void compress(const stage *st, work *w, int pair, const real *x, int64_t block_stride,
-              int64_t count, real *y) {
-    const int64_t Dp = round_up(width(st, pair), LANES);
-    if (st->cfg.phi == NSA_PHI_MLP) {
-        phi_mlp(st, w, pair, x, block_stride, count, y);
-        return;
+/* y [cols,rows] = x [rows,cols] transposed, in tiles of LANES columns: a tile's rows of y stay in
+ * cache while they fill. Rows of x lie x_row apart, those of y MLP_BATCH. */
+void transpose(real *y, const real *x, int64_t x_row, int64_t rows, int64_t cols) {
+    for (int64_t c0 = 0; c0 < cols; c0 += LANES) {
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t c = c0; c < c0 + LANES && c < cols; c++)
+                y[c * MLP_BATCH + r] = x[r * x_row + c];
+        }
     }
-    for (int64_t i = 0; i < count; i++) {
+}
+
+/* z [MLP_BATCH,l*D] = vec(x + pe), position-major, a row a block; hidden [phi_hidden,MLP_BATCH] =
+ * W1 z^T + b1, before the activation. The batch's blocks are the lanes, so W1 is read once for all
+ * of them. Lanes without a block hold z = 0. */
+void mlp_hidden(const stage *st, work *w, int pair, cmp_blocks in) {
+    const int64_t D = width(st, pair), stride = st->cfg.kv_heads * D, Z = z_width(st, pair);
+    const int64_t lD = st->cfg.cmp_block * D, lanes = round_up(in.count, LANES);
+    real *const *phi = st->phi[pair];
+    for (int64_t i = 0; i < lanes; i++) {
+        for (int64_t k = 0; k < Z; k++)
+            w->z[i * Z + k] = i < in.count && k < lD
+                                  ? in.x[i * in.stride + k / D * stride + k % D] + phi[PE][k]
+                                  : 0;
+    }
+    transpose(w->zt, w->z, Z, lanes, lD);
+    matmul(st->cfg.phi_hidden, lanes, lD, rows_of(phi[W1], Z), rows_of(w->zt, MLP_BATCH),
+           rows_of(w->hidden, MLP_BATCH));
+    for (int64_t m = 0; m < st->cfg.phi_hidden; m++) {
+        for (int64_t i = 0; i < lanes; i++)
+            w->hidden[m * MLP_BATCH + i] += phi[B1][m];
+    }
+}
+
+/* y^T = W2 silu(W1 z^T + b1) + b2, the paper's MLP; silu(u) = u / (1 + e^-u) */
+static void phi_mlp(const stage *st, work *w, int pair, cmp_blocks in) {
+    const int64_t hidden = st->cfg.phi_hidden, D = width(st, pair);
+    const int64_t lanes = round_up(in.count, LANES);
+    real *const *phi = st->phi[pair];
+    mlp_hidden(st, w, pair, in);
+    for (int64_t m = 0; m < hidden; m++) {
+        for (int64_t i = m * MLP_BATCH; i < m * MLP_BATCH + lanes; i++)
+            w->hidden[i] = w->hidden[i] / (1 + real_exp(-w->hidden[i]));
+    }
+    matmul(D, lanes, hidden, rows_of(phi[W2], hidden), rows_of(w->hidden, MLP_BATCH),
+           rows_of(w->yt, MLP_BATCH));
+    for (int64_t i = 0; i < in.count; i++) {
+        for (int64_t c = 0; c < D; c++)
+            w->y[i * D + c] = w->yt[c * MLP_BATCH + i] + phi[B2][c];
+    }
+}
+
+void compress(const stage *st, work *w, int pair, cmp_blocks in) {
+    if (st->cfg.phi == NSA_PHI_MLP)
+        phi_mlp(st, w, pair, in);
+    for (int64_t i = 0; i < in.count && st->cfg.phi != NSA_PHI_MLP; i++) {
+        const real *x = in.x + i * in.stride;
+        real *y = w->y + i * width(st, pair);
         if (st->cfg.phi == NSA_PHI_MEAN)
-            phi_mean(st, pair, x + i * block_stride, y + i * Dp);
+            phi_mean(st, pair, x, y);
         else
-            phi_gated(st, w, pair, x + i * block_stride, y + i * Dp);
+            phi_gated(st, w, pair, x, y);
     }
 }
 
-/* Compressed tokens i..i+count-1 of one head of sequence b, to their places in the blocks. */
-static void compress_batch(const stage *st, work *w, int pair, int64_t b, int64_t h, int64_t i,
+/* Compressed tokens i..i+count-1 of head h of sequence b, to their places in the blocks. */
+static void compress_batch(const stage *st, work *w, int64_t b, int64_t h, int64_t i,
                            int64_t count) {
-    int64_t D = width(st, pair), Hkv = st->cfg.kv_heads, d = st->cfg.cmp_stride;
-    int64_t Dp = round_up(D, LANES);
-    int64_t token = st->batch.seq[b] + i * d;
-    compress(st, w, pair, st->raw[pair] + (token * Hkv + h) * D, d * Hkv * D, count, w->dz);
-    for (int64_t k = i; k < i + count; k++) {
-        int64_t block = st->first[CMP][b] + k / BLOCK;
-        if (pair == KEYS)
-            pack_key(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * Dp);
-        else
-            pack_value(st, &st->in[CMP], h, block, k % BLOCK, w->dz + (k - i) * Dp);
+    const kv_blocks *in = &st->in[CMP];
+    const int64_t Hkv = st->cfg.kv_heads, d = st->cfg.cmp_stride;
+    const int64_t key = (h * in->stride + first_block(st, CMP, b)) * BLOCK + i;
+    for (int pair = 0; pair < PAIR; pair++) {
+        const int64_t D = width(st, pair), row = (st->batch.seq[b] + i * d) * Hkv + h;
+        compress(st, w, pair, (cmp_blocks){st->raw[pair] + row * D, d * Hkv * D, count});
+        for (int64_t k = 0; k < count; k++)
+            pack_row(st, in, pair, key + k, w->y + k * D);
     }
 }
 
@@ -108,12 +132,13 @@ void compress_pack(stage *st) {
     const nsa_batch *batch = &st->batch;
     const int64_t Hkv = st->cfg.kv_heads;
     for (int64_t b = 0; b < batch->B; b++) {
-        int64_t N = batch->cmp[b + 1] - batch->cmp[b], parts = (N + MLP_BATCH - 1) / MLP_BATCH;
+        const int64_t N = batch->cmp[b + 1] - batch->cmp[b];
+        const int64_t batches = (N + MLP_BATCH - 1) / MLP_BATCH;
 #pragma omp parallel for num_threads(st->threads) schedule(static)
-        for (int64_t unit = 0; unit < PAIR * Hkv * parts; unit++) {
-            int64_t i = unit % parts * MLP_BATCH, left = N - i;
-            compress_batch(st, &st->work[this_thread()], (int)(unit / parts / Hkv), b,
-                           unit / parts % Hkv, i, left < MLP_BATCH ? left : MLP_BATCH);
+        for (int64_t unit = 0; unit < Hkv * batches; unit++) {
+            const int64_t i = unit % batches * MLP_BATCH;
+            compress_batch(st, &st->work[omp_get_thread_num()], b, unit / batches, i,
+                           N - i < MLP_BATCH ? N - i : MLP_BATCH);
         }
     }
 }

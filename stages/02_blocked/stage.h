@@ -4,14 +4,18 @@
 #define STAGE_H
 
 #include "common/counts.h"
-#include "common/timer.h"
-#include "common/pool.h"
-#include "common/tensors.h"
 #include "tile.h"
 
 #include <math.h>
 #ifdef _OPENMP
 #include <omp.h>
+#else /* one thread */
+static inline int omp_get_thread_num(void) {
+    return 0;
+}
+static inline int omp_get_max_threads(void) {
+    return 1;
+}
 #endif
 
 typedef float real; /* what this stage computes in */
@@ -20,80 +24,72 @@ typedef float real; /* what this stage computes in */
 #define copy     nsa_copy_f32 /* from a tensor of either float type to reals */
 #define real_exp expf
 
-enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
-enum { RAW = BRANCHES, LAYOUTS }; /* k_cmp and v_cmp laid out too, for plain attention over them */
-enum { KEYS, VALUES, PAIR };      /* the two compressors */
-enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
+#include "common/cpu_stage.h"
 
-/* What the lap clock tells apart; the branches' phases have the branches' numbers. */
-enum { SELECT = BRANCHES, COMPRESS, PHASES };
+enum {
+    RAW = BRANCHES, /* k_cmp and v_cmp in blocks too, for plain attention over them */
+    LAYOUTS
+};
 
 enum {
     BLOCK = 64,      /* keys of a block in memory, whatever l' is */
-    QUERY_TILE = 32, /* neighbouring queries that walk the blocks together: a bit of a word each */
-    QUERIES_PER_PASS = 4, /* of them, those whose compressed scores are kept at the same time */
-    FLUSH_EVERY = 32,     /* blocks after which a long sum is set aside */
-    ZERO_PAD = 256,       /* zeros before a row of probabilities: l/d, at the most */
-    RESCALE_THRESHOLD =
-        8 /* a score may be this far above the online softmax's maximum, in units of log2 */
+    QUERY_TILE = 32, /* neighbouring queries that visit the blocks together */
+    MLP_BATCH = 48   /* blocks that an mlp compressor takes at a time */
 };
 
-_Static_assert(QUERY_TILE <= 32, "each has a bit of a word of `wanted`");
-
-/* Where one branch's keys and values lie. Head h's block j of a sequence is at
- *     kt + (h * stride + first + j) * dk * BLOCK      keys,   transposed: [dk,BLOCK]
- *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
- * so that q k^T and p v are both sums of rows that are contiguous. Backward needs them the other
- * way round too: k [BLOCK,dkp] and vt [dv,BLOCK]. dkp and dvp are dk and dv, rounded up to LANES.
- */
+/* Where one branch's keys and values lie, [KEYS] and [VALUES]. Block j of head h in a sequence is
+ * number h * stride + first + j of all blocks, and D is dk or dv. In each block,
+ *     transposed: [D,BLOCK]      element c of key j at [c * BLOCK + j]
+ *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c], Dp being D up to LANES
+ * Keys transposed and values natural make q k^T and p v both sums of rows that are contiguous.
+ * Backward needs them the other way round, too. */
 typedef struct kv_blocks {
-    real *kt, *v, *k, *vt;
-    real *dk, *dv;  /* gradients, [BLOCK,dkp] and [BLOCK,dvp]; one such set for each thread */
-    int64_t stride; /* blocks of one head */
+    real *transposed[PAIR], *natural[PAIR]; /* NULL where not needed */
+    real *gradient[PAIR];                   /* natural; one such set for each thread */
+    int64_t stride;                         /* blocks of one head */
 } kv_blocks;
 
-/* One sequence: where it begins in the blocks of each branch. */
-typedef struct sequence {
-    int64_t len;   /* tokens */
-    int64_t n_cmp; /* compressed tokens, N */
-    const kv_blocks *in[LAYOUTS];
-    int64_t first[LAYOUTS];
-} sequence;
-
-/* The keys lo..hi-1 of one block: what stage 01's list of tokens has become. */
+/* The keys lo..hi-1 of one block: what stage 01's list of tokens has become. `next` is the block to
+ * prefetch meanwhile; -1 for none. */
 typedef struct span {
-    int32_t block;
+    int32_t block, next;
     int16_t lo, hi;
 } span;
 
-/* Query rows first..first+count-1 of the results, of one sequence. */
-typedef struct tile_of_rows {
-    int64_t first, count, sequence;
-} tile_of_rows;
+/* The blocks first..end-1 of a sequence. */
+typedef struct block_range {
+    int64_t first, end;
+} block_range;
 
-/* A tile's walk: at `block`, then at `next`; `end` is one behind the last. */
-typedef struct block_iter {
-    int64_t block, next, end;
-} block_iter;
+/* Result rows first..first+count-1: neighbouring queries of one sequence. */
+typedef struct row_range {
+    int64_t first, count, sequence;
+} row_range;
+
+/* The same rows, for the group of heads of one KV head: what a thread works on. */
+typedef struct query_tile {
+    const kv_blocks *in;          /* [LAYOUTS] the pack's, or the decode caches */
+    int64_t first_block[LAYOUTS]; /* where the queries' sequence begins in each */
+    int64_t row, count, kvh;      /* result rows row..row+count-1 */
+    int64_t t[QUERY_TILE];        /* positions of the queries in their sequence */
+} query_tile;
 
 /* One thread's scratch. */
 typedef struct work {
-    span *spans; /* [QUERY_TILE*max_spans] what each query sees, query after query */
-    int64_t *next_span, *end_span; /* [QUERY_TILE] its next span, and the end of its spans */
-    uint32_t *query_mask;          /* [blocks of a sequence] which queries want it: bit i query i */
-    real *s, *dp;                  /* [G,BLOCK] scores, then probabilities; and their gradients */
-    real *scores;                  /* [QUERIES_PER_PASS][blocks of compressed keys][G,BLOCK] */
-    int64_t score_stride;          /* from one query's scores to the next one's */
-    real *lane_max; /* [QUERIES_PER_PASS,G,LANES] largest compressed scores, by lanes */
-    real *partial;  /* [QUERIES_PER_PASS,G,dvp] long sums of the compressed branch */
-    real *group_p;  /* [ZERO_PAD + compressed keys + strides] probabilities summed over the group */
-    real *strides;  /* [strides] those summed over the blocks that share a stride; then what is
-                     * left to choose from */
-    real *importance; /* [max_blocks] */
-    real *o;          /* [QUERY_TILE,G,dvp] a branch's outputs as they grow */
-    real *row_max; /* [QUERY_TILE,G] lazy maximum of the online softmax: a score q.k, not scaled */
-    real *row_sum, *inv_sum;     /* [QUERY_TILE,G,LANES] running sums; [QUERY_TILE,G] 1/sum */
-    real *hidden, *dhidden, *dz; /* compressors: MLP_BATCH blocks at a time */
+    span *spans; /* [QUERY_TILE*max_spans] what each query sees, in turn */
+    int64_t next_span[QUERY_TILE], end_span[QUERY_TILE]; /* of each query's spans */
+    real *s, *dp;           /* [G,BLOCK] scores, then probabilities; their gradients */
+    real *scores;           /* [blocks of compressed keys][G,BLOCK] */
+    real *p_group;          /* [compressed keys] probabilities summed over the group */
+    real *importance;       /* [max_blocks] */
+    real *o;                /* [QUERY_TILE,G,dvp] a branch's outputs as they grow */
+    real *partial;          /* [G,dvp] a part of the compressed branch's outputs */
+    real *row_max;          /* [QUERY_TILE,G] of the online softmax: scores as they are */
+    real *row_sum;          /* [QUERY_TILE,G,LANES] in LANES parts */
+    real *inv_sum;          /* [QUERY_TILE,G] 1/row_sum */
+    real *hidden, *dhidden; /* gated: [l]; mlp: [phi_hidden,MLP_BATCH] */
+    real *z, *zt, *dz, *yt; /* mlp: [MLP_BATCH,lDp] [lD,MLP_BATCH], [D,MLP_BATCH] */
+    real *y;                /* [MLP_BATCH,Dp] compressed tokens, on their way to blocks */
     nsa_timer timer;
 } work;
 
@@ -103,65 +99,37 @@ typedef struct stage {
     nsa_batch batch;  /* of the last load */
     nsa_step step;    /* of the last load_step */
     int64_t rows;     /* of the results: R after forward, A after decode */
-    int64_t dkp, dvp; /* dk and dv, rounded up to whole vectors */
+    int64_t dkp, dvp; /* dk and dv up to LANES */
     int threads;
     work *work;      /* [threads] */
     nsa_timer timer; /* of the last call: the threads' mean */
-    tile_of_rows *tiles;
+    row_range *tiles;
     int64_t n_tiles;
-    int64_t max_spans;
+    int64_t max_spans; /* of one query */
 
-    real *q, *gate, *dout;      /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
-    real *raw[PAIR];            /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAYOUTS];      /* compressed, selected and window keys and values */
-    int64_t *first[LAYOUTS];    /* [B+1] each sequence's first block */
-    real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL where phi has none */
-    real *w1t[PAIR], *w2[PAIR]; /* [l*D,P] W1 transposed, [D,P] W2; P is hidden up to LANES */
-    real *w1[PAIR], *w2t[PAIR]; /* [l,hidden,Dp] W1, [hidden,Dp] W2 transposed; Dp is dkp or dvp */
-    real *bias[PAIR];           /* [P] W1 pe + b1 */
+    real *q, *gate, *dout;    /* [R,Hq,dkp] [R,Hq,3] [R,Hq,dvp]: the rows to compute */
+    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
+    kv_blocks in[LAYOUTS];    /* compressed, selected and window keys and values */
+    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
 
     real *out, *out_x[BRANCHES]; /* [R,Hq,dv]; out_x NULL if not wanted */
     real *out_causal;            /* [R,Hq,dv] */
     int32_t *block_idx;          /* [R,Hkv,n] */
     real *importance;            /* [R,Hkv,J]; NULL if not wanted */
     int keep_importance;         /* after forward, not after decode */
-    real *stats;                 /* [R,Hq,3,2] maximum and 1/sum of each softmax, for backward */
+    real *stats;                 /* [R,Hq,3,2] row_max and inv_sum, for backward */
 
-    real *dq, *dgate;          /* [R,Hq,dkp] [R,Hq,3] */
-    real *draw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
-    real *dphi[PAIR][WEIGHTS]; /* those of W1, B1 and W2 as w1t and w2 are */
+    real *dq, *dgate;           /* [R,Hq,dkp] [R,Hq,3] */
+    real *draw[PAIR];           /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
+    real *dphi[PAIR][WEIGHTS];  /* W1's rows are padded as z's */
+    void *result[NSA_ID_COUNT]; /* what read() copies as it lies; NULL for the others */
 
-    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of a full length each */
+    kv_blocks cache[BRANCHES]; /* the decode caches; a slot's blocks lie together */
     real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
-    int64_t cache_first[BRANCHES]; /* blocks of one slot */
 } stage;
-
-/* Number of the thread that runs this. */
-static inline int this_thread(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-/* Threads that a caller who asks for none in particular gets. */
-static inline int max_threads(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
 
 static inline int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
-}
-
-/* y += a x over n elements */
-static inline void add_scaled(real *y, real a, const real *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        y[i] += a * x[i];
 }
 
 /* <a,b> over n elements, in LANES sums of their own */
@@ -179,6 +147,33 @@ static inline real dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
+/* y += a x over n elements */
+static inline void add_scaled(real *y, real a, const real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+/* The group's first head, among the heads of all result rows, for query i of the tile. */
+static inline int64_t first_head(const stage *st, const query_tile *qt, int64_t i) {
+    return (qt->row + i) * st->cfg.q_heads + qt->kvh * st->plan->group;
+}
+
+/* The tile's block number `block` of a branch, among all blocks of that branch. */
+static inline int64_t block_of(const query_tile *qt, int branch, int64_t block) {
+    return qt->kvh * qt->in[branch].stride + qt->first_block[branch] + block;
+}
+
+/* The first block of sequence b of the pack. Each begins a block of its own and leaves at most one
+ * unfilled: room for b blocks more than the tokens before it fill. */
+static inline int64_t first_block(const stage *st, int branch, int64_t b) {
+    return (branch == CMP ? st->batch.cmp : st->batch.seq)[b] / BLOCK + b;
+}
+
+/* The same of slot `slot` of the decode caches, which are alike. */
+static inline int64_t first_of_slot(const stage *st, int branch, int64_t slot) {
+    return slot * (st->cache[branch].stride / st->cfg.max_seqs);
+}
+
 /* Whether query i's next span lies in this block; it may have several there where l' is no multiple
  * of BLOCK. */
 static inline int in_block(const work *w, int64_t i, int64_t block) {
@@ -186,48 +181,37 @@ static inline int in_block(const work *w, int64_t i, int64_t block) {
 }
 
 /* stage.c */
-int64_t weight_count(const stage *st, int pair, int weight);
-int64_t gradient_count(const stage *st, int pair, int weight);
-sequence pack_sequence(const stage *st, int64_t b);
-void pack_key(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-              const real *k);
-void pack_value(const stage *st, const kv_blocks *in, int64_t h, int64_t block, int64_t at,
-                const real *v);
+query_tile pack_tile(const stage *st, int64_t unit);
+void pack_row(const stage *st, const kv_blocks *in, int pair, int64_t key, const real *x);
 
-/* compress.c */
-enum { MLP_BATCH = 48 }; /* blocks that an mlp compressor takes at a time */
+/* compress.c: `count` blocks of one head, x the first row of the first, `stride` reals to the next
+ * block's; compress() leaves their compressed tokens in w->y [count,D] */
+typedef struct cmp_blocks {
+    const real *x;
+    int64_t stride, count;
+} cmp_blocks;
 int64_t width(const stage *st, int pair);
-void compress(const stage *st, work *w, int pair, const real *x, int64_t block_stride,
-              int64_t count, real *y);
-void mlp_hidden(const stage *st, int pair, const real *x, int64_t block_stride, int64_t count,
-                real *u);
+int64_t z_width(const stage *st, int pair);
+void compress(const stage *st, work *w, int pair, cmp_blocks in);
 void compress_pack(stage *st);
 void gated_weights(const stage *st, int pair, const real *x, real *a);
+void mlp_hidden(const stage *st, work *w, int pair, cmp_blocks in);
+void transpose(real *y, const real *x, int64_t x_row, int64_t rows, int64_t cols);
 
 /* select.c */
-void add_importance(const nsa_config *c, const real *p, real *strides, int64_t blocks, real *imp);
-void select_blocks(const nsa_config *c, const real *imp, int64_t t, real *candidates, int32_t *idx);
+void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp);
+void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx);
 
 /* attend.c */
-int64_t visible_cmp(const stage *st, int64_t t, span *spans);
-int64_t visible_slc(const stage *st, int64_t t, const int32_t *idx, span *spans);
-int64_t visible_win(const stage *st, int64_t t, span *spans);
-int64_t visible_all(const stage *st, int64_t t, span *spans);
-void score(const stage *st, const real *q, const real *kt, int64_t lo, int64_t hi, real *s,
-           const real *next);
-real log2_scale(const stage *st);
-block_iter block_iter_init(work *w, int64_t count);
-int next_block(const work *w, block_iter *iter);
-void attend_tile(stage *st, work *w, const sequence *sq, const tile_of_rows *rows, int64_t kvh,
-                 const int64_t *t, const int32_t *forced);
-void attend_blocks(const stage *st, work *w, const sequence *sq, int branch, int64_t row,
-                   int64_t count, int64_t kvh);
+block_range list_spans(const stage *st, work *w, const query_tile *qt, int mask);
+void score(const stage *st, const query_tile *qt, int64_t i, int branch, span sp, real *s);
+void attend_blocks(const stage *st, work *w, const query_tile *qt, int branch, block_range range);
+void attend_tile(stage *st, work *w, const query_tile *qt, const int32_t *forced);
 
 /* read.c */
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* forward.c, decode.c, backward*.c */
-void start_timers(stage *st);
 void stop_timers(stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
@@ -235,10 +219,7 @@ nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
 nsa_status backward(void *self);
-void backward_tile(stage *st, work *w, int thread, const sequence *sq, const tile_of_rows *rows,
-                   int64_t kvh);
-void compress_backward(stage *st, work *w, int pair, const real *x, int64_t block_stride,
-                       int64_t count, const real *dy, real *dx);
-void compress_end_backward(stage *st, int pair);
+void backward_tile(stage *st, work *w, const query_tile *qt);
+void compress_backward(stage *st, work *w, int pair, cmp_blocks in, const real *dy, real *dx);
 
 #endif

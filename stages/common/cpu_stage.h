@@ -79,13 +79,30 @@ static inline void close(void *self) {
     (void)self;
 }
 
-/** The stage's table for the contract: its functions have the same names in every stage. */
-#define NSA_CPU_STAGE_TABLE(arithmetic, one_idea)                                                  \
-    {                                                                                              \
-        .abi = NSA_ABI, .arith = (arithmetic), .idea = (one_idea), .available = available,         \
-        .open = open, .load = load, .load_dout = load_dout, .load_step = load_step,                \
-        .forward = forward, .backward = backward, .prefill = prefill, .decode = decode,            \
-        .causal = causal, .read = read, .close = close, .phases = phases,                          \
+/** The stage's table for the contract, whose functions have the same names in every stage; and the
+ *  function of the table that asks for the times. */
+#define NSA_CPU_STAGE(arithmetic, one_idea)                                                        \
+    static int phases(void *self, nsa_phase *list, int capacity) {                                 \
+        return phase_times(&((stage *)self)->timer, list, capacity);                               \
+    }                                                                                              \
+    const nsa_stage *nsa_stage_get(void) {                                                         \
+        static const nsa_stage table = {.abi = NSA_ABI,                                            \
+                                        .arith = (arithmetic),                                     \
+                                        .idea = (one_idea),                                        \
+                                        .available = available,                                    \
+                                        .open = open,                                              \
+                                        .load = load,                                              \
+                                        .load_dout = load_dout,                                    \
+                                        .load_step = load_step,                                    \
+                                        .forward = forward,                                        \
+                                        .backward = backward,                                      \
+                                        .prefill = prefill,                                        \
+                                        .decode = decode,                                          \
+                                        .causal = causal,                                          \
+                                        .read = read,                                              \
+                                        .close = close,                                            \
+                                        .phases = phases};                                         \
+        return &table;                                                                             \
     }
 
 #endif
