@@ -12,7 +12,7 @@ enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);
 /* Bytes to the device; `from` is free again afterwards. */
-nsa_status send(stage *st, void *to, const void *from, size_t bytes);
+nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
 /* Rows of [T,Hq,D] into row tiles: of the R tokens listed, or the first R if `tokens` is NULL. */
 nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
                      real *g_t, real *g_n);

@@ -19,26 +19,26 @@ typedef float real; /* what this stage computes in */
 
 enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
 /* k_cmp and v_cmp laid out too, for plain attention over them */
-enum { RAW = (int)BRANCHES, LAID = RAW + 1 };
+enum { RAW = (int)BRANCHES, LAYOUTS = RAW + 1 };
 enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 enum {
-    BLOCK = 64,        /* keys of a block in memory, whatever l' is */
-    QUERIES = 12,      /* neighbouring queries of a CUDA block, a warp each, at most */
-    DIM = 8,           /* rows of K^T and Q^T are made whole multiples of this, with zeros */
-    MOST_BUFFERS = 160 /* device buffers of a context that is asked for everything, and more */
+    BLOCK = 64,       /* keys of a block in memory, whatever l' is */
+    QUERY_TILE = 12,  /* neighbouring queries of a CUDA block, a warp each, at most */
+    DIM_ALIGN = 8,    /* rows of K^T and Q^T are made whole multiples of this, with zeros */
+    MAX_BUFFERS = 160 /* device buffers of a context that is asked for everything, and more */
 };
 
 /* The numbers that kernels need, by value in their parameters. */
 typedef struct dims {
     int dk, dv;          /* as configured */
     int dk8, dv8;        /* up to DIM: rows of transposed blocks and tiles */
-    int dkp, dvp;        /* up to STRIP: width of natural rows */
+    int dkp, dvp;        /* up to TILE_COLS: width of natural rows */
     int G, GT, Hq, Hkv;  /* group, its tiles of 16 heads, heads */
     int l, d, lb, n;     /* compression block and stride, l', n */
     int init, local, w;  /* forced blocks, window */
-    int hidden, hp;      /* phi_hidden, and up to STRIP */
+    int hidden, hp;      /* phi_hidden, and up to TILE_COLS */
     float scale, scale2; /* of scores; the same in units of log2: scale log2(e) */
 } dims;
 
@@ -55,10 +55,10 @@ typedef struct kv_blocks {
 
 /* One sequence: where it begins in the blocks of each branch. */
 typedef struct sequence {
-    int64_t len;         /* tokens */
-    int64_t n_cmp;       /* compressed tokens, N */
-    int64_t token, cmp;  /* its first token in the pack, its first compressed token */
-    int64_t first[LAID]; /* its first block */
+    int64_t len;            /* tokens */
+    int64_t n_cmp;          /* compressed tokens, N */
+    int64_t token, cmp;     /* its first token in the pack, its first compressed token */
+    int64_t first[LAYOUTS]; /* its first block */
 } sequence;
 
 /* Query rows first..first+count-1 of the results, of one sequence: the rows of a CUDA block. */
@@ -69,24 +69,24 @@ typedef struct tile_of_rows {
 
 /* Maximum (of q.k, not scaled) and 1/sum of one softmax: p = 2^(scale2 (s - most)) over. */
 typedef struct row_stats {
-    float most, over;
+    float row_max, inv_sum;
 } row_stats;
 
 /* Where a compressed token comes from and goes to. */
-typedef struct cmp_place {
+typedef struct cmp_coord {
     int64_t token; /* first of its l tokens in `raw`; -1: nothing to do */
-    int64_t block; /* its block within a head, times BLOCK, plus its column */
-} cmp_place;
+    int64_t key;   /* its block within a head, times BLOCK, plus its column */
+} cmp_coord;
 
 /* What one launch over query rows reads and writes; all pointers are the device's. For a pair
  * (row r, kv head h), tile g16 of its heads is number (r*Hkv + h)*GT + g16. */
-typedef struct rows_args {
+typedef struct attend_args {
     dims c;
     const tile_of_rows *tiles; /* [n_tiles] */
     int64_t n_tiles;
     const sequence *seqs;  /* [B] */
     const int32_t *row_t;  /* [R] each row's position in its sequence */
-    kv_blocks in[LAID];    /* where the sequences' blocks are */
+    kv_blocks in[LAYOUTS]; /* where the sequences' blocks are */
     const real *q_t;       /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
     const real *gate;      /* [R,Hq,3] */
     real *out;             /* [R,Hq,dvp] */
@@ -96,29 +96,29 @@ typedef struct rows_args {
     real *importance;      /* [R,Hkv,J]; NULL if not wanted */
     int64_t J;
     int forced; /* block_idx is given: do not choose */
-} rows_args;
+} attend_args;
 
 /* A device buffer and when its contents stop mattering. */
 typedef struct buffer {
-    void *at;
+    void *ptr;
     size_t bytes;
     nsa_memory_kind kind;
 } buffer;
 
 /* What the lap events tell apart. */
 enum {
-    LAP_CMP,
-    LAP_SLC_WIN,
-    LAP_COMPRESS,
-    LAP_GATE,
-    LAP_DQ,
-    LAP_DQ_SLC,
-    LAP_LISTS,
-    LAP_DKV, /* of each branch */
-    LAP_PHI = LAP_DKV + BRANCHES,
+    PHASE_CMP,
+    PHASE_SLC_WIN,
+    PHASE_COMPRESS,
+    PHASE_GATE,
+    PHASE_DQ,
+    PHASE_DQ_SLC,
+    PHASE_LISTS,
+    PHASE_DKV, /* of each branch */
+    PHASE_PHI = PHASE_DKV + BRANCHES,
     PHASES
 };
-enum { MOST_LAPS = 16 };
+enum { MAX_INTERVALS = 16 };
 
 typedef struct stage {
     const nsa_plan *plan;
@@ -130,27 +130,27 @@ typedef struct stage {
     int warps;       /* query rows of a CUDA block */
 
     cudaStream_t stream;
-    cudaEvent_t lap[MOST_LAPS + 1]; /* lap i ends where lap[i + 1] is recorded */
-    int lap_phase[MOST_LAPS], laps;
-    buffer buffers[MOST_BUFFERS];
+    cudaEvent_t event[MAX_INTERVALS + 1]; /* lap i ends where lap[i + 1] is recorded */
+    int interval_phase[MAX_INTERVALS], intervals;
+    buffer buffers[MAX_BUFFERS];
     int n_buffers, failed;
-    int64_t chunk;   /* floats of one transfer: at least one token of any tensor */
-    real *host;      /* [chunk] transfers go through here; the pool's */
-    real *dev_chunk; /* [chunk] and here */
+    int64_t chunk;      /* floats of one transfer: at least one token of any tensor */
+    real *host_staging; /* [chunk] transfers go through here; the pool's */
+    real *dev_staging;  /* [chunk] and here */
 
-    /* inputs; row tiles as in rows_args, the natural forms only for backward */
+    /* inputs; row tiles as in attend_args, the natural forms only for backward */
     tile_of_rows *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
-    sequence *seqs, *host_seqs;      /* [B] */
-    int32_t *row_t, *row_seq;        /* [R] position in its sequence, and which */
-    int32_t *host_rows;              /* [R] */
-    int64_t *row_token;              /* [R] the token in the pack */
-    cmp_place *places, *host_places; /* [N] of each compressed token */
-    real *q_t, *q_n;                 /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
-    real *dout_t, *dout_n;           /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
-    real *gate;                      /* [R,Hq,3] */
+    sequence *seqs, *host_seqs;              /* [B] */
+    int32_t *row_t, *row_seq;                /* [R] position in its sequence, and which */
+    int32_t *host_rows;                      /* [R] */
+    int64_t *row_token;                      /* [R] the token in the pack */
+    cmp_coord *cmp_coords, *host_cmp_coords; /* [N] of each compressed token */
+    real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
+    real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
+    real *gate;                              /* [R,Hq,3] */
     real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAID];       /* compressed, selected and window keys and values */
+    kv_blocks in[LAYOUTS];    /* compressed, selected and window keys and values */
     real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
     real *w1t[PAIR];          /* [l*D][hp] W1 transposed, columns past hidden zero */
     real *w2t[PAIR];          /* [hidden up to DIM][Dp] W2 transposed, Dp = dkp or dvp */
@@ -191,24 +191,25 @@ int64_t weight_count(const stage *st, int pair, int weight);
 int64_t width(const stage *st, int pair);
 /* Device memory, in open only; NULL when there is none left, and open reports it. With
  * NSA_DEBUG_MEMORY, poison() fills what is of these kinds with NaN. */
-void *take_device(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
+void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
 nsa_status poison(stage *st, unsigned kinds);
-/* lap(st, -1) starts a call's clock; lap(st, phase) says that what was queued since was `phase`. */
-nsa_status lap(stage *st, int phase);
-rows_args arguments(const stage *st);
+/* record_phase(st, -1) starts a call's clock; record_phase(st, phase) says that what was queued
+ * since was `phase`. */
+nsa_status record_phase(stage *st, int phase);
+attend_args make_attend_args(const stage *st);
 
 /* compress.cu */
 nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
-                    const cmp_place *places, int64_t count);
+                    const cmp_coord *cmp_coords, int64_t count);
 
 /* read.cu */
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* attend.cu */
 nsa_status open_attend(stage *st); /* decides st->warps */
-nsa_status attend_cmp(stage *st, const rows_args *args);
-nsa_status attend_slc_win(stage *st, const rows_args *args);
-nsa_status attend_causal(stage *st, const rows_args *args, int branch, real *out);
+nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_slc_win(stage *st, const attend_args *args);
+nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* forward.cu, decode.cu, backward.cu */
 nsa_status forward(void *self);
@@ -217,7 +218,7 @@ nsa_status open_decode(stage *st);
 nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
-/* Takes what backward needs beyond the fields above, with take_device(); sets st->scratch. */
+/* Takes what backward needs beyond the fields above, with device_alloc(); sets st->scratch. */
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
 

@@ -8,15 +8,15 @@
 
 namespace simt {
 
-cudaError_t device_take(void **address, size_t bytes) {
+cudaError_t device_alloc(void **address, size_t bytes) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaMalloc");
     if (refused || !bytes)
         return refused;
-    return arena_take(address, bytes);
+    return arena_alloc(address, bytes);
 }
 
-cudaError_t host_take(void **address, size_t bytes) {
+cudaError_t host_alloc(void **address, size_t bytes) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaMallocHost");
     if (refused || !bytes)
@@ -100,7 +100,7 @@ using namespace simt;
 cudaError_t cudaFree(void *address) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaFree");
-    return refused || !address ? refused : arena_give(address);
+    return refused || !address ? refused : arena_free(address);
 }
 
 cudaError_t cudaFreeHost(void *address) {

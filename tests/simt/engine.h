@@ -44,8 +44,8 @@ struct Launch {
 // Run all blocks. False if it was abandoned; the report then says why.
 bool launch_run(const Launch &launch);
 const Launch *launch_running(); // NULL outside of kernels
-bool launch_take_fault(const char *format,
-                       ...); // from a signal handler: fail(), if inside a kernel
+bool launch_fault(const char *format,
+                  ...); // from a signal handler: fail(), if inside a kernel
 
 // Where a thread waits.
 struct Wait {
@@ -61,7 +61,7 @@ bool same_call(const char *a, const char *b); // two names of what is waited at
 void lanes_wake(int warp, uint32_t lanes);
 
 enum Order { FORWARD, REVERSE, RANDOM };
-Order order_now();
+Order thread_order();
 uint32_t random_next();
 
 // -------------------------------------------------------------------- warp.cpp
@@ -74,13 +74,13 @@ uint32_t lanes_missing(int warp, uint32_t mask); // who has not come to the meet
 void arena_open();                         // device memory may be touched
 void arena_close();                        // and not any more
 bool arena_owns(const void *address);      // does it lie in the arena, allocated or not?
-bool arena_check(char *text, size_t room); // false, and which fence broke
-bool arena_describe(const void *address, char *text, size_t room); // whose address this is
+bool arena_check(char *text, size_t size); // false, and which fence broke
+bool arena_describe(const void *address, char *text, size_t size); // whose address this is
 // NULL if that range of device memory may be copied to or from, else what is wrong with it
 const char *arena_range(const void *address, size_t bytes);
-cudaError_t arena_take(void **address, size_t bytes);
-cudaError_t arena_give(void *address);
-void arena_usage(size_t *used, size_t *room);
+cudaError_t arena_alloc(void **address, size_t bytes);
+cudaError_t arena_free(void *address);
+void arena_usage(size_t *used, size_t *size);
 
 // ------------------------------------------------------------------ shared.cpp
 
@@ -94,7 +94,7 @@ bool shared_check(); // false if something was written behind the dynamic part
 cudaError_t report(cudaError_t error, const char *format, ...)
     __attribute__((format(printf, 2, 3))); // keep the text and the error; returns the error
 void report_text(const char *format, va_list args); // with kernel, block and thread in front
-const char *setting(const char *name, const char *otherwise); // an environment variable
+const char *setting(const char *name, const char *fallback); // an environment variable
 void note_kernel(const char *name); // that it runs, to the file NSA_SIMT_KERNELS
 
 // ------------------------------------------------------------------ faults.cpp

@@ -29,14 +29,14 @@ static void in_kernel(int signal, siginfo_t *info, void *) {
     char whose[128];
     unblock(signal);
     if (signal == SIGFPE)
-        launch_take_fault("an integer was divided by zero");
+        launch_fault("an integer was divided by zero");
     if (stack_guards(info->si_addr))
-        launch_take_fault("the thread's stack is full (local arrays, or recursion)");
+        launch_fault("the thread's stack is full (local arrays, or recursion)");
     if (!arena_describe(info->si_addr, whose, sizeof whose))
         snprintf(whose, sizeof whose, "%s",
                  (uintptr_t)info->si_addr < 4096 ? "a null pointer or near one"
                                                  : "which is not device memory");
-    launch_take_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
+    launch_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
 }
 
 static void in_host(int signal, siginfo_t *info, void *) {

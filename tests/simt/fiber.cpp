@@ -26,11 +26,12 @@ namespace simt {
 // The guard is wide, for a large local array steps over a page. What is not touched costs nothing.
 enum { STACK = 512 << 10, GUARD = 128 << 10, STEP = 320 };
 
-static char *stacks;       // MAX_THREADS of them, the low end of each a guard
-static int on_stack = -1;  // whose stack is running, -1 for the caller's
-static int came_from = -1; // and whose was before
+static char *stacks;            // MAX_THREADS of them, the low end of each a guard
+static int current_stack = -1;  // whose stack is running, -1 for the caller's
+static int previous_stack = -1; // and whose was before
 #ifdef NSA_ASAN
-static void *fake[MAX_THREADS + 1]; // the sanitizer's own stack of each fiber, the caller's last
+static void
+    *asan_stack[MAX_THREADS + 1]; // the sanitizer's own stack of each fiber, the caller's last
 static const void *caller_bottom;
 static size_t caller_size;
 #endif
@@ -71,7 +72,7 @@ bool stack_guards(const void *address) {
 static void stack_clean(int stack) {
     (void)stack;
 #ifdef NSA_ASAN
-    fake[stack] = nullptr;
+    asan_stack[stack] = nullptr;
     nsa_show(stack_top(stack) - 4096, 4096);
 #endif
 }
@@ -155,11 +156,11 @@ void context_switch(Context *save, Context to, int stack, bool ends) {
 #ifdef NSA_ASAN
     const void *bottom = stack < 0 ? caller_bottom : stack_bottom(stack) + GUARD;
     size_t size = stack < 0 ? caller_size : (size_t)(STACK - GUARD);
-    void **mine = &fake[on_stack < 0 ? (int)MAX_THREADS : on_stack];
+    void **mine = &asan_stack[current_stack < 0 ? (int)MAX_THREADS : current_stack];
     __sanitizer_start_switch_fiber(ends ? nullptr : mine, bottom, size);
 #endif
-    came_from = on_stack;
-    on_stack = stack;
+    previous_stack = current_stack;
+    current_stack = stack;
     simt_switch(save, to);
     context_arrive();
 }
@@ -168,9 +169,9 @@ void context_arrive() {
 #ifdef NSA_ASAN
     const void *bottom;
     size_t size;
-    void *mine = fake[on_stack < 0 ? (int)MAX_THREADS : on_stack];
+    void *mine = asan_stack[current_stack < 0 ? (int)MAX_THREADS : current_stack];
     __sanitizer_finish_switch_fiber(mine, &bottom, &size);
-    if (came_from < 0)
+    if (previous_stack < 0)
         caller_bottom = bottom, caller_size = size;
 #endif
 }

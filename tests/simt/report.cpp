@@ -16,12 +16,12 @@ const char *simt_last_report() {
 
 namespace simt {
 
-const char *setting(const char *name, const char *otherwise) {
+const char *setting(const char *name, const char *fallback) {
     const char *text = getenv(name);
-    return text && *text ? text : otherwise;
+    return text && *text ? text : fallback;
 }
 
-static void keep(cudaError_t error, const char *text) {
+static void record_error(cudaError_t error, const char *text) {
     if (pending == cudaSuccess) // what follows from the first is not worth telling
         snprintf(last_report, sizeof last_report, "%s", text);
     if (pending == cudaSuccess)
@@ -36,7 +36,7 @@ cudaError_t report(cudaError_t error, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    keep(error, text);
+    record_error(error, text);
     return error;
 }
 
@@ -48,7 +48,7 @@ void report_text(const char *format, va_list args) {
                      blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
     if (n > 0 && (size_t)n < sizeof text)
         vsnprintf(text + n, sizeof text - (size_t)n, format, args);
-    keep(cudaErrorLaunchFailure, text);
+    record_error(cudaErrorLaunchFailure, text);
 }
 
 // With NSA_SIMT_KERNELS=FILE, every kernel that runs adds its name there, once in a process; a

@@ -27,8 +27,8 @@ struct simtEvent {
 namespace simt {
 
 static std::vector<simtStream *> streams;
-static int captures; // under way
-static bool spoilt;  // by a call that is not allowed in one
+static int captures;         // under way
+static bool capture_invalid; // by a call that is not allowed in one
 
 bool stream_known(cudaStream_t stream) {
     return !stream || std::find(streams.begin(), streams.end(), stream) != streams.end();
@@ -41,7 +41,7 @@ bool capturing(cudaStream_t stream) {
 cudaError_t not_in_capture(const char *what) {
     if (!captures)
         return cudaSuccess;
-    spoilt = true;
+    capture_invalid = true;
     return report(cudaErrorStreamCaptureUnsupported, "%s: not while a stream is being captured",
                   what);
 }
@@ -52,7 +52,7 @@ cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work) {
         return cudaSuccess;
     }
     if (!stream && captures) {
-        spoilt = true;
+        capture_invalid = true;
         return report(cudaErrorStreamCaptureImplicit,
                       "work for the default stream while another is being captured");
     }
@@ -72,7 +72,7 @@ static double seconds() {
 }
 
 // What waits for a stream, and brings what went wrong in it.
-static cudaError_t waited(const char *call, cudaStream_t stream) {
+static cudaError_t synchronize(const char *call, cudaStream_t stream) {
     cudaError_t error = known(call, stream);
     if (!error && (capturing(stream) || (!stream && captures)))
         error = not_in_capture(call);
@@ -112,12 +112,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     Guard guard(lock);
-    return waited("cudaStreamSynchronize", stream);
+    return synchronize("cudaStreamSynchronize", stream);
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Guard guard(lock);
-    return waited("cudaStreamQuery", stream);
+    return synchronize("cudaStreamQuery", stream);
 }
 
 cudaError_t cudaDeviceSynchronize() {
@@ -199,7 +199,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
                              : "the default stream cannot be captured");
     stream->graph = new simtGraph;
     stream->origin = true;
-    spoilt = captures++ ? spoilt : false;
+    capture_invalid = captures++ ? capture_invalid : false;
     return cudaSuccess;
 }
 
@@ -214,10 +214,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
         if (s->graph == made)
             s->graph = nullptr, s->origin = false;
     captures--;
-    if (spoilt) {
+    if (capture_invalid) {
         delete made;
         return report(cudaErrorStreamCaptureInvalidated,
-                      "cudaStreamEndCapture: a call that is not allowed spoilt the capture");
+                      "cudaStreamEndCapture: a call that is not allowed invalidated the capture");
     }
     *graph = made;
     return cudaSuccess;

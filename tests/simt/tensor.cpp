@@ -87,22 +87,22 @@ void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where whe
 
 // ------------------------------------------------------------------- cp.async
 
-struct Late {
+struct PendingCopy {
     void *to;
     const void *from; // NULL: zeros
     int group;
 };
 
-static std::vector<Late> late[MAX_THREADS];
+static std::vector<PendingCopy> pending_copies[MAX_THREADS];
 static int group[MAX_THREADS]; // the one that a thread's copies belong to now
-static bool used;
+static bool any_pending;
 
 void copies_reset() {
-    if (!used)
+    if (!any_pending)
         return;
     for (int i = 0; i < MAX_THREADS; i++)
-        late[i].clear(), group[i] = 0;
-    used = false;
+        pending_copies[i].clear(), group[i] = 0;
+    any_pending = false;
 }
 
 void copy_async(void *shared, const void *global, bool valid, Where where) {
@@ -115,27 +115,27 @@ void copy_async(void *shared, const void *global, bool valid, Where where) {
     if (valid && !arena_owns(global))
         fail("cp.async (%s:%d): the source %p is not in device memory", where.file, where.line,
              global);
-    used = true;
+    any_pending = true;
     memset(shared, 0xff, 16);
-    late[self].push_back({shared, valid ? global : nullptr, group[self]});
+    pending_copies[self].push_back({shared, valid ? global : nullptr, group[self]});
 }
 
 void copy_commit() {
-    used = true;
+    any_pending = true;
     group[self]++;
 }
 
 void copy_wait(int pending) {
     size_t kept = 0;
-    for (const Late &copy : late[self]) {
+    for (const PendingCopy &copy : pending_copies[self]) {
         if (copy.group >= group[self] - pending)
-            late[self][kept++] = copy;
+            pending_copies[self][kept++] = copy;
         else if (copy.from)
             memcpy(copy.to, copy.from, 16);
         else
             memset(copy.to, 0, 16);
     }
-    late[self].resize(kept);
+    pending_copies[self].resize(kept);
 }
 
 } // namespace simt

@@ -17,8 +17,8 @@
 #include "attend.cuh"
 
 enum {
-    G = ROWS,      /* heads of the group: the 16 rows of a tile */
-    D = STRIP,     /* dimension of a head, keys and values: one strip of 64 columns */
+    G = TILE_ROWS, /* heads of the group: the 16 rows of a tile */
+    D = TILE_COLS, /* dimension of a head, keys and values: one strip of 64 columns */
     NEIGHBOURS = 4 /* neighbouring queries that share a window's blocks (steps 3 and 4) */
 };
 
@@ -93,9 +93,9 @@ typedef struct host {
 /* What a problem's size and lists come to. */
 typedef struct counts {
     double keys[BRANCHES];   /* keys seen, of all queries */
-    double visits[BRANCHES]; /* blocks seen, of all queries */
-    double shared;   /* window blocks that NEIGHBOURS neighbours see, once for all of them */
-    double of_warps; /* window keys that 32 neighbours see, once for all of them */
+    double blocks[BRANCHES]; /* blocks seen, of all queries */
+    double shared;    /* window blocks that NEIGHBOURS neighbours see, once for all of them */
+    double warp_keys; /* window keys that 32 neighbours see, once for all of them */
 } counts;
 
 /* Zeroed memory of the host; ends the program if there is none. */

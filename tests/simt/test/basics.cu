@@ -18,7 +18,7 @@ static void test_add() {
     NSA_LAUNCH(add, dim3((n + 127) / 128), dim3(128), 0, (cudaStream_t)0, device(n, a),
                device(n, b), g_c, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(c, g_c, n);
+    copy_to_host(c, g_c, n);
     int wrong = 0;
     for (int i = 0; i < n; i++)
         wrong += c[i] != 3 * (float)i;
@@ -50,7 +50,7 @@ template <class T> static void test_total() {
     NSA_LAUNCH((total<T, 256>), dim3((n + 255) / 256), dim3(256), 0, (cudaStream_t)0, device(n, a),
                g_sum, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(&sum, g_sum, 1);
+    copy_to_host(&sum, g_sum, 1);
     EXPECT(sum == expected, "total: %g, not %g", (double)sum, (double)expected);
     free_all();
 }
@@ -78,7 +78,7 @@ static void test_transpose() {
     NSA_LAUNCH(transpose, dim3(3, 2), dim3(32, 8), 32 * 33 * sizeof(float), (cudaStream_t)0,
                device(rows * columns, a), g_b, rows, columns);
     EXPECT_OK(cudaGetLastError());
-    fetch(b, g_b, rows * columns);
+    copy_to_host(b, g_b, rows * columns);
     int wrong = 0;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++)
@@ -115,7 +115,8 @@ static void test_scan() {
     NSA_LAUNCH(scan, dim3(2), dim3(64), 0, (cudaStream_t)0, device(n, a), g_up, g_all, g_last,
                g_narrow);
     EXPECT_OK(cudaGetLastError());
-    fetch(up, g_up, n), fetch(all, g_all, n), fetch(last, g_last, n), fetch(narrow, g_narrow, n);
+    copy_to_host(up, g_up, n), copy_to_host(all, g_all, n), copy_to_host(last, g_last, n),
+        copy_to_host(narrow, g_narrow, n);
     for (int i = 0; i < n; i++) {
         int first = i & ~31, sum = 0, whole = 0;
         for (int j = first; j < first + 32; j++)
@@ -160,7 +161,7 @@ static void test_votes() {
     unsigned *g_r = device<unsigned>(320);
     NSA_LAUNCH(votes, dim3(1), dim3(32), 0, (cudaStream_t)0, device(32, a), g_r);
     EXPECT_OK(cudaGetLastError());
-    fetch(&r[0][0], g_r, 320);
+    copy_to_host(&r[0][0], g_r, 320);
     for (int i = 0; i < 32; i++) {
         unsigned ballot = 0, same = 0, any = 0, least = 1000, most = 0, sum = 0, threes = 0;
         for (int j = 0; j < 32; j++) {
@@ -212,8 +213,9 @@ static void test_atomics() {
     NSA_LAUNCH(atomics, dim3(3), dim3(100), 0, (cudaStream_t)0, g_i, g_u, g_l, g_f);
     NSA_LAUNCH(tickets, dim3(1), dim3(48), 0, (cudaStream_t)0, g_turn, g_seen);
     EXPECT_OK(cudaGetLastError());
-    fetch(i, g_i, 3), fetch(u, g_u, 2), fetch(&l, g_l, 1), fetch(&f, g_f, 1);
-    fetch(seen, g_seen, 48), fetch(&turn, g_turn, 1);
+    copy_to_host(i, g_i, 3), copy_to_host(u, g_u, 2), copy_to_host(&l, g_l, 1),
+        copy_to_host(&f, g_f, 1);
+    copy_to_host(seen, g_seen, 48), copy_to_host(&turn, g_turn, 1);
     EXPECT(i[0] == 99 && i[1] == -99 && i[2] == 900, "atomics: %d %d %d", i[0], i[1], i[2]);
     EXPECT(u[0] == ~0u && u[1] == 600 && l == 300ull << 33 && f == 150, "atomics: %x %u %g", u[0],
            u[1], (double)f);
@@ -237,7 +239,7 @@ static void test_numbers() {
     int *g_i = device<int>(9);
     NSA_LAUNCH(numbers, dim3(1), dim3(1), 0, (cudaStream_t)0, g_f, g_i, 4.0f);
     EXPECT_OK(cudaGetLastError());
-    fetch(f, g_f, 10), fetch(i, g_i, 9);
+    copy_to_host(f, g_f, 10), copy_to_host(i, g_i, 9);
     for (int k = 0; k < 10; k++)
         EXPECT(fabsf(f[k] - want_f[k]) <= 1e-6f, "numbers: f[%d] = %g", k, (double)f[k]);
     for (int k = 0; k < 9; k++)

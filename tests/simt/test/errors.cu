@@ -58,7 +58,7 @@ static void test_barriers() {
     NSA_LAUNCH(no_barrier, dim3(1), dim3(64), 0, (cudaStream_t)0, g);
     float a[64];
     int wrong = 0;
-    fetch(a, g, 64);
+    copy_to_host(a, g, 64);
     nsa_show(a, sizeof a);
     for (int i = 0; i < 64; i++)
         wrong += !(a[i] == (float)((i + 1) % 64));
@@ -129,9 +129,9 @@ static __global__ void behind_shared(float *a) {
     s_a[threadIdx.x] = a[threadIdx.x];
 }
 static __global__ void deep(float *a, int i) {
-    volatile float wide[110 << 10];
-    wide[i] = a[0];
-    a[0] = wide[i];
+    volatile float big[110 << 10];
+    big[i] = a[0];
+    a[0] = big[i];
 }
 
 static void test_memory() {
@@ -154,14 +154,14 @@ static void test_memory() {
     expect_report("deep", "the thread's stack is full", "");
     NSA_LAUNCH(unwritten, dim3(3), dim3(32), 32 * sizeof(float), (cudaStream_t)0, g);
     EXPECT_OK(cudaGetLastError());
-    fetch(h, g, 100);
+    copy_to_host(h, g, 100);
     nsa_show(h, sizeof h); // valgrind: these are looked at although nobody wrote them
     int numbers = 0;
     for (int i = 0; i < 64; i++)
         numbers += h[i] == h[i];
     EXPECT(numbers == 0, "unwritten: %d of 64 reads of shared memory are not NaN", numbers);
     float *fresh = device<float>(4);
-    fetch(h, fresh, 4);
+    copy_to_host(h, fresh, 4);
     nsa_show(h, sizeof h);
     EXPECT(h[0] != h[0] && h[3] != h[3], "unwritten: fresh device memory is not NaN");
     EXPECT(cudaMemcpy(h, g, 404, cudaMemcpyDeviceToHost) != cudaSuccess, "copy beyond the end");
@@ -242,7 +242,7 @@ static void test_launches() {
     float *g = device<float>(64), h[64];
     NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
     EXPECT_OK(cudaGetLastError());
-    fetch(h, g, 64);
+    copy_to_host(h, g, 64);
     nsa_show(h, sizeof h);
     EXPECT(h[0] != h[0] && h[31] != h[31], "no_wait: a copy arrived before its wait");
     EXPECT(h[32] == 1 && h[63] == 1, "no_wait: a copy did not arrive");
@@ -257,8 +257,9 @@ static void test_captures() {
     EXPECT_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     EXPECT(cudaMalloc(&p, 4) == cudaErrorStreamCaptureUnsupported, "cudaMalloc in a capture");
     expect_report("capture", "cudaMalloc", "not while a stream is being captured");
-    EXPECT(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated, "spoilt");
-    expect_report("capture", "cudaStreamEndCapture", "spoilt");
+    EXPECT(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated,
+           "invalidated");
+    expect_report("capture", "cudaStreamEndCapture", "invalidated");
     EXPECT(cudaStreamEndCapture(stream, &graph) != cudaSuccess, "the end of no capture");
     expect_report("capture", "no capture began", "");
     EXPECT_OK(cudaStreamDestroy(stream));

@@ -61,7 +61,7 @@ static void test_graph() {
     for (int i = 0; i < 3; i++)
         EXPECT_OK(cudaGraphLaunch(exec, stream));
     EXPECT_OK(cudaStreamSynchronize(stream));
-    fetch(h, g, n);
+    copy_to_host(h, g, n);
     EXPECT(h[0] == 1000 && h[63] == 1000, "graph: %g, not 1000", (double)h[0]);
     EXPECT_OK(cudaGraphExecDestroy(exec));
     EXPECT_OK(cudaStreamDestroy(stream));

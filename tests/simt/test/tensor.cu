@@ -37,7 +37,7 @@ static void test_multiply() {
     NSA_LAUNCH(multiply, dim3(1), dim3(32), 0, (cudaStream_t)0, device(256, a), device(128, b),
                g_c);
     EXPECT_OK(cudaGetLastError());
-    fetch(c, g_c, 128);
+    copy_to_host(c, g_c, 128);
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             float sum = 1;
@@ -85,7 +85,7 @@ static void test_pipeline() {
     NSA_LAUNCH(pipeline, dim3(1), dim3(CHUNK / 4), STAGES * CHUNK * sizeof(float), (cudaStream_t)0,
                device(n, a), g_sum, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(sum, g_sum, CHUNK / 4);
+    copy_to_host(sum, g_sum, CHUNK / 4);
     for (float s : sum)
         all += s;
     EXPECT(all == expected, "pipeline: %g, not %g", (double)all, (double)expected);
@@ -109,7 +109,7 @@ static void test_convert() {
     unsigned short *g_y = device<unsigned short>(9);
     NSA_LAUNCH(convert, dim3(1), dim3(32), 0, (cudaStream_t)0, device(9, x), g_y, 9);
     EXPECT_OK(cudaGetLastError());
-    fetch(y, g_y, 9);
+    copy_to_host(y, g_y, 9);
     for (int i = 0; i < 9; i++)
         EXPECT(y[i] == want[i], "convert: %g is %04x, not %04x", (double)x[i], y[i], want[i]);
     __nv_bfloat162 pair = __floats2bfloat162_rn(1.5f, -3.0f);

@@ -21,12 +21,12 @@ void expect(bool holds, const char *file, int line, const char *format, ...)
 extern const char *order; // the one that runs now, for messages
 
 // Device memory of n elements, filled from `host` if that is given; free_all() gives it back.
-void *take(size_t bytes, const void *host);
+void *device_copy(size_t bytes, const void *host);
 template <class T> T *device(size_t n, const T *host = nullptr) {
-    return (T *)take(n * sizeof(T), host);
+    return (T *)device_copy(n * sizeof(T), host);
 }
 void free_all();
-template <class T> void fetch(T *host, const T *from, size_t n) {
+template <class T> void copy_to_host(T *host, const T *from, size_t n) {
     EXPECT_OK(cudaMemcpy(host, from, n * sizeof(T), cudaMemcpyDeviceToHost));
 }
 
