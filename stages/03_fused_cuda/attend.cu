@@ -1,19 +1,21 @@
 /** @file
- *  @brief The three branches and their gate, two kernels: the compressed branch with importance and
- *  choice; then window, selected blocks and the gated sum. A warp is a query row of one group. */
+ *  @brief The three branches and their gate in two kernels: the compressed branch with importance
+ *  and selection; then window, selected blocks and the gated sum. Each warp has one query row of a
+ *  group. */
 #include "attend.cuh"
 #include "select.cuh"
 
-/* Queries of a CUDA block, at most: a warp each, and registers for one CUDA block a multiprocessor.
- * Wide outputs take more of them. N_TILES = dvp/64, a constant, so that outputs are registers. */
+/* Maximum of queries of a CUDA block, one warp each: one CUDA block fills a multiprocessor's
+ * registers. Wide outputs need more of them. N_TILES = dvp/64 is a constant, so that outputs stay
+ * in registers. */
 #define QUERY_TILE_OF(N_TILES) ((N_TILES) <= 2 ? (int)QUERY_TILE : (int)QUERY_TILE * 2 / 3)
 
-/* What a warp works on. */
+/* The row and kv head of a warp. */
 typedef struct tile_coord {
     int head;                 /* kv head */
     int64_t row;              /* result row */
-    int t;                    /* its position, -1 for a warp without a row */
-    const tile_of_rows *rows; /* of the CUDA block */
+    int t;                    /* its position, -1 if the warp has no row */
+    const tile_of_rows *rows; /* the CUDA block's rows */
     const sequence *sq;
 } tile_coord;
 
@@ -28,7 +30,7 @@ static __device__ __forceinline__ tile_coord tile_coord_of(const attend_args *a,
     return coord;
 }
 
-/* Position of the CUDA block's last row, the one that sees most. */
+/* Position of the CUDA block's last row, which sees the most keys. */
 static __device__ __forceinline__ int last_position(const attend_args *a, const tile_coord *coord) {
     return a->row_t[coord->rows->first + coord->rows->count - 1];
 }
@@ -52,7 +54,7 @@ static __device__ __forceinline__ void load_query(const attend_args *a, const ti
     load_tile(s_q, a->q_t + tile * a->c.dk8 * TILE_ROWS, a->c.dk8 * TILE_ROWS);
 }
 
-/* Statistics of a finished tile of heads; a lane of each row group has them all. */
+/* Store the statistics of a finished tile of heads; one lane of each row group writes. */
 template <int N_TILES>
 static __device__ __forceinline__ void store_stats(const softmax_state<N_TILES> *x, row_stats *to,
                                                    int stride, int heads) {
@@ -65,8 +67,8 @@ static __device__ __forceinline__ void store_stats(const softmax_state<N_TILES> 
     }
 }
 
-/* Write branch outputs of a finished tile: out_x as they are, out (+)= gate times them. `before`,
- * if not negative, is a branch whose outputs have been written to out_x and join the sum here. */
+/* Store a finished tile: its outputs to out_x, and out (+)= gate times them. If `earlier` is not
+ * negative, that branch's outputs are in out_x already, and join the sum here. */
 template <int N_TILES>
 static __device__ __forceinline__ void accumulate_gated(const attend_args *a,
                                                         const softmax_state<N_TILES> *x,
@@ -105,8 +107,8 @@ static __device__ __forceinline__ void accumulate_gated(const attend_args *a,
 
 /* -------------------------------------------------------- compressed branch */
 
-/* Compressed attention of one tile of heads: all visible blocks, online softmax. n_visible: keys
- * that the warp's query sees, n_last: those that the CUDA block's last query does. s_stats [16] */
+/* Compressed attention of one tile of heads over all visible blocks. n_visible: keys that the
+ * warp's query sees. n_last: keys that the CUDA block's last query sees. s_stats [16]. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_visible(const attend_args *a, const tile_coord *coord,
                                                       int g16, int n_visible, int n_last,
@@ -138,10 +140,11 @@ static __device__ __forceinline__ void attend_visible(const attend_args *a, cons
     accumulate_gated<N_TILES>(a, &x, coord, g16, CMP, -1, false);
 }
 
-/* Compressed attention, importance and choice (Eq. 8-11), in two passes over the keys: the first
- * finds each row's largest score and sum, the second has the probabilities themselves. Grid: a CUDA
- * block for each kv head and tile of rows, the last rows first: they see most. Block: a warp for
- * each query row of the tile, which owns its G heads. Shared: smem_layout, 205 KiB at 128/128. */
+/* Compressed attention, importance and selection (Eq. 8-11), in two passes over the keys: the first
+ * finds each row's maximum and sum, the second computes the probabilities themselves. Grid: a CUDA
+ * block for each kv head and tile of rows, the last rows first, because they see the most. Block: a
+ * warp for each query row of the tile, with all G heads. Shared: smem_layout, 205 KiB at
+ * 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_cmp_kernel(attend_args a, smem_layout smem) {
@@ -164,7 +167,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     __syncwarp();
     if (!a.importance && a.forced)
         return;
-    /* As many blocks as places: which is more important does not matter. */
+    /* If all blocks fit into the list, their order does not matter. */
     const bool need_ranking = a.importance || last / c->lb + 1 > c->n;
     const int64_t group = coord.row * c->Hkv + coord.head;
     float *g_imp = a.importance && live ? a.importance + group * a.J : NULL;
@@ -174,8 +177,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     for (int b = 0; need_ranking && b * BLOCK < n_last; b += 2) {
         const int64_t block_stride = (b + 1) * BLOCK < n_last ? (int64_t)c->dk8 * BLOCK : 0;
         for (int g16 = 0; g16 < c->GT; g16++) {
-            acc_16x64
-                s[2]; /* two blocks at a time: no outputs need registers. The last may be alone */
+            acc_16x64 s[2]; /* two blocks; no outputs need registers */
             if (live && c->GT > 1)
                 load_query(&a, &coord, g16, s_q);
             shared_scores<2>(s, s_q, keys_of(&a.in[CMP], c, &coord, CMP, b), block_stride, s_chunk,
@@ -197,7 +199,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     add_importance(c, s_ring, smem.ring, need_ranking ? n_visible : 0, own_block, done,
                    own_block + 1, !a.forced, &best, g_imp);
     for (int64_t j = own_block + 1 + lane_id(); g_imp && j < a.J; j += WARP_SIZE)
-        g_imp[j] = 0; /* past the query's own block */
+        g_imp[j] = 0; /* blocks after the query's own */
     if (!a.forced)
         topk_emit(&best, c, own_block, (int *)s_p, a.block_idx + group * c->n);
 }
@@ -205,7 +207,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
 /* ------------------------------------------- window, selected blocks, gate */
 
 /* The next memory block from `block` on that some row of the CUDA block has in its window t-w < s
- * <= t; INT32_MAX when there is none. Rows may lie far apart, if the caller listed some. */
+ * <= t; INT32_MAX when there is none. Rows may lie far apart if the caller listed them. */
 static __device__ __forceinline__ int next_window_block(const attend_args *a,
                                                         const tile_coord *coord, int window,
                                                         int block) {
@@ -219,7 +221,7 @@ static __device__ __forceinline__ int next_window_block(const attend_args *a,
     return next;
 }
 
-/* All tokens t - window < s <= t of one branch's pair. */
+/* Attention over all tokens t - window < s <= t, with one branch's keys and values. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
                                                      const attend_args *a, const tile_coord *coord,
@@ -237,18 +239,18 @@ static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
     softmax_finalize(x);
 }
 
-/* Window and selected attention and the gated sum (Eq. 5, 12) of one tile of heads. Window blocks
- * are shared by the CUDA block's rows; selected ones a warp reads for itself. Grid: a CUDA block
- * for each kv head, tile of rows and tile of heads, kv head outermost: one head's keys and values
- * stay in the second-level cache. Block: a warp for each query row, which owns 16 of its heads.
- * Shared: smem_layout without rings, 192 KiB at 128/128. */
+/* Window and selected attention and the gated sum (Eq. 5, 12) of one tile of heads. The CUDA
+ * block's rows share window blocks; each warp reads its selected blocks alone. Grid: a CUDA block
+ * for each kv head, tile of rows and tile of heads, kv head outermost, so that one head's keys and
+ * values stay in the second-level cache. Block: a warp for each query row, with 16 of its heads.
+ * Shared: smem_layout without ring buffers, 192 KiB at 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_slc_win_kernel(attend_args a, smem_layout smem) {
     NSA_DYNAMIC_SHARED(float, s_chunk);
     const dims *c = &a.c;
     float *s_q = s_chunk + smem.chunk + warp_id() * smem.warp, *s_p = s_q + c->dk8 * TILE_ROWS;
-    const int64_t unit = blockIdx.x / c->GT; /* stage 02's loop over units has become the grid */
+    const int64_t unit = blockIdx.x / c->GT; /* the grid replaces stage 02's loop over units */
     const int g16 = (int)(blockIdx.x % c->GT);
     const tile_coord coord = tile_coord_of(&a, unit % a.n_tiles, (int)(unit / a.n_tiles));
     softmax_state<N_TILES> x;
@@ -271,8 +273,8 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     accumulate_gated<N_TILES>(&a, &x, &coord, g16, SLC, -1, true);
 }
 
-/* Plain causal attention: a window without an end. Grid as above, the last rows first; block and
- * shared memory as above. */
+/* Plain causal attention: an unlimited window. Grid as above, the last rows first; block and shared
+ * memory as above. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_causal_kernel(attend_args a, smem_layout smem, int branch, real *g_out) {
@@ -305,7 +307,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
 smem_layout make_smem_layout(const stage *st, int warps, int with_ring) {
     const dims *c = &st->c;
     smem_layout smem;
-    /* 4 KiB a warp, so that each has four loads to make; at least four rows of values */
+    /* 4 KiB a warp: each makes four loads; at least four rows of values */
     smem.chunk = warps * 1024 > LANE_COLS * c->dvp ? warps * 1024 : LANE_COLS * c->dvp;
     smem.ring = with_ring ? ring_size(c) : 0;
     smem.warp = c->dk8 * TILE_ROWS + BLOCK * TILE_ROWS + smem.ring +
@@ -323,7 +325,7 @@ template <int N_TILES> static nsa_status allow_shared(void) {
     return nsa_allow_shared(attend_causal_kernel<N_TILES>);
 }
 
-/* As many rows to a CUDA block as its registers and shared memory have room for. */
+/* Rows of a CUDA block: as many as registers and shared memory allow. */
 nsa_status open_attend(stage *st) {
     int device, max_shared;
     NSA_CUDA(cudaGetDevice(&device));
@@ -344,7 +346,7 @@ nsa_status open_attend(stage *st) {
     }
 }
 
-/* One CUDA block for each of `units`, of st->warps warps. */
+/* One CUDA block of st->warps warps for each unit. */
 template <int N_TILES>
 static void launch(stage *st, const attend_args *a, int kernel, int branch, real *out) {
     const int64_t units = a->n_tiles * a->c.Hkv;

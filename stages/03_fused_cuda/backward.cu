@@ -1,9 +1,9 @@
 /** @file
- *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then
- *  the compressed tokens back to their blocks. */
+ *  @brief Backward: gradients of the queries, then of keys and values in each branch, then of the
+ *  compressors and their inputs. */
 #include "backward.cuh"
 
-/* What this pass needs beyond the stage's own fields. */
+/* Allocate what backward needs beyond the stage's own fields. */
 nsa_status open_backward(stage *st) {
     const nsa_config *c = &st->cfg;
     const int64_t tiles = st->plan->setup.max_rows * c->kv_heads * st->c.GT;
@@ -29,7 +29,7 @@ static nsa_status zero(const stage *st, real *x, int64_t count) {
     return NSA_OK;
 }
 
-/* Gradients that are added to start from zero; of no rows, all are zero. */
+/* Zero the gradients that are accumulated; without rows, all of them. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int x = 0; x < BRANCHES && !st->batch.R; x++) {
@@ -47,7 +47,7 @@ static nsa_status zero_gradients(stage *st) {
     return NSA_OK;
 }
 
-/* The kernels' parameters. */
+/* Arguments of the attention kernels. */
 static grad_args gradients_of(const stage *st) {
     grad_args a;
     a.c = st->c;

@@ -1,10 +1,10 @@
 /** @file
- *  @brief Backward, seen from the queries: dgate, what the attention kernels need of a row, and
- *  dq of selected keys. backward_keys.cu is the same attention seen from the keys. */
+ *  @brief Backward by queries: dgate, the terms that the attention kernels need of a row, and dq of
+ *  selected keys. backward_keys.cu goes through the same attention by keys. */
 #include "backward.cuh"
 
-/* dgate = <dout,o> of each branch, and the row's terms for the other kernels.
- * Grid (row tiles / 8), 8 warps: a warp has one tile, its heads one after the other. */
+/* dgate = <dout,o> of each branch, and the row's terms for the other kernels. Grid (row tiles / 8),
+ * 8 warps: a warp has one tile, and loops over its heads. */
 static __global__ void __launch_bounds__(8 * WARP_SIZE)
     gate_backward(const grad_args a, const attend_args f, float4 *terms, real *dgate) {
     const dims *c = &a.c;
@@ -36,13 +36,13 @@ static __global__ void __launch_bounds__(8 * WARP_SIZE)
     }
 }
 
-/* Where one row's list of selected blocks is being read. */
+/* Position in one row's list of selected blocks. */
 typedef struct block_iter {
-    int entry, min_block; /* next entry, next block at the least */
+    int entry, min_block; /* next entry; no block before this one */
 } block_iter;
 
-/* The next block of 64 that the row's list touches, with the keys of all its
- * entries in it; 0 when there is none left. */
+/* The next block of 64 that the row's list touches, and the mask of all its selected keys; 0 when
+ * there is none left. */
 static __device__ uint64_t next_block(const dims *c, const int32_t *idx, int t, block_iter *iter,
                                       int *block) {
     uint64_t mask = 0;
@@ -55,13 +55,13 @@ static __device__ uint64_t next_block(const dims *c, const int32_t *idx, int t, 
         *block = from;
         mask |= key_mask(visible.lo, visible.hi, from * BLOCK);
         if (visible.hi > (from + 1) * BLOCK)
-            break; /* the entry goes on in the next block */
+            break; /* it goes on in the next block */
     }
     iter->min_block = *block + 1;
     return mask;
 }
 
-/* Ask for the keys and values of a block that is visited next. */
+/* Prefetch the keys and values of the next block. */
 static __device__ __forceinline__ void prefetch_block(const dims *c, const kv_blocks *in,
                                                       int64_t block) {
     prefetch(in->kt + block * c->dk8 * BLOCK, c->dk8 * BLOCK);
@@ -69,11 +69,11 @@ static __device__ __forceinline__ void prefetch_block(const dims *c, const kv_bl
     prefetch(in->k + block * c->dkp * BLOCK, c->dkp * BLOCK);
 }
 
-/* One row tile against one block, with dP = dO V^T:
- *     gate P = 2^(scale2 (Q K^T - most)) over gate,
+/* dS of one row tile and one block, with dP = dO V^T:
+ *     gate P = 2^(scale2 (Q K^T - row_max)) inv_sum gate,
  *     dS = scale gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s;
- * 0 where a key is not seen, whatever lies there. P waits in s_p, 4 KiB of the warp's own, each
- * lane's pieces in its own place: registers are scarce. */
+ * 0 if the key is not visible, whatever lies there. P is kept in s_p, 4 KiB of this warp, each
+ * lane's part apart, because registers are scarce. */
 static __device__ __forceinline__ void compute_ds(const dims *c, acc_16x64 *ds, const float *s_q,
                                                   const float *s_dout, const float *kt,
                                                   const float *vt, const float4 *terms,
@@ -107,7 +107,8 @@ static __device__ __forceinline__ void compute_ds(const dims *c, acc_16x64 *ds, 
     }
 }
 
-/* dq of one tile over the keys `mask` of one block: dq += dS K. s_ds [64][16] is the warp's own. */
+/* dq += dS K of one tile, over the keys in `mask` of one block. s_ds [64][16] belongs to the
+ * warp. */
 template <int N_TILES>
 static __device__ __forceinline__ void backward_span(const grad_args *a, acc_16x64 *dq,
                                                      const float *s_q, const float *s_dout,
@@ -126,10 +127,10 @@ static __device__ __forceinline__ void backward_span(const grad_args *a, acc_16x
                            BLOCK / LANE_COLS);
 }
 
-/* dq of `warps` neighbouring rows, a warp each: the selected keys' part is added to what
- * backward_range.cu left there. Grid (rows / warps, the last rows first; Hkv * GT), shared memory
- * (dk8 + dv8 + 64) * 16 floats a warp: the warp's Q^T, dO^T and dS^T. Keys and values are read
- * where they lie: each block by one warp. */
+/* dq of `warps` neighbouring rows, one warp each: adds the part of selected keys to what
+ * backward_range.cu stored. Grid (rows / warps, the last rows first; Hkv * GT), shared memory (dk8
+ * + dv8 + 64) * 16 floats a warp: its Q^T, dO^T and dS^T. Keys and values are read from global
+ * memory, each block by one warp. */
 template <int N_TILES>
 static __global__ void __launch_bounds__((N_TILES > 2 ? DQ_WARPS * 2 / 3 : DQ_WARPS) * WARP_SIZE, 1)
     dq_slc_kernel(const grad_args a, int warps) {
@@ -197,11 +198,11 @@ static nsa_status launch_queries(stage *st, const grad_args *args, int warps) {
     const size_t bytes = (size_t)warps * warp_bytes(c);
     TRY(nsa_allow_shared(dq_slc_kernel<N_TILES>));
     NSA_LAUNCH((dq_slc_kernel<N_TILES>), grid, warps * WARP_SIZE, bytes, st->stream, *args, warps);
-    NSA_LAUNCHED("dq_slc_kernel");
+    NSA_LAUNCHED("dq_slc");
     return NSA_OK;
 }
 
-/* As many rows a CUDA block as `room` bytes of shared memory hold. */
+/* Rows of a CUDA block: as many as max_shared bytes of shared memory hold. */
 nsa_status open_queries(scratch *s, const dims *c, size_t max_shared) {
     s->dq_warps = c->dkp / TILE_COLS > 2 ? DQ_WARPS * 2 / 3 : (int)DQ_WARPS;
     while (s->dq_warps > 1 && (size_t)s->dq_warps * warp_bytes(c) > max_shared)
@@ -209,7 +210,7 @@ nsa_status open_queries(scratch *s, const dims *c, size_t max_shared) {
     return NSA_OK;
 }
 
-/* dgate of all rows, and their terms. */
+/* dgate and the terms of all rows. */
 nsa_status backward_gate(stage *st, const grad_args *args) {
     const scratch *s = (const scratch *)st->scratch;
     const int64_t tiles = args->R * args->c.Hkv * args->c.GT;
@@ -220,7 +221,7 @@ nsa_status backward_gate(stage *st, const grad_args *args) {
     return NSA_OK;
 }
 
-/* dq of all rows, the rest of it: selected keys. */
+/* Add the selected keys' part to dq of all rows. */
 nsa_status backward_queries(stage *st, const grad_args *args) {
     const scratch *s = (const scratch *)st->scratch;
     switch (args->c.dkp / TILE_COLS) {

@@ -1,22 +1,23 @@
 /** @file
- *  @brief Backward of compression: from the compressed tokens' gradients to their tokens and the
- *  weights. Tokens gather from the blocks that cover them, weights sum over all blocks: in a fixed
- *  order both. */
+ *  @brief Backward of compression: from the gradients of compressed tokens to those of their tokens
+ *  and of the weights. Each token gathers from the blocks that cover it, weights sum over all
+ *  blocks, both in a fixed order. */
 #include "backward.cuh"
 
 enum {
-    SUM_PARTIALS = 64, /* parts of a long sum over rows */
+    SUM_PARTIALS = 64, /* partial sums of a long sum over rows */
     SUM_THREADS = 128  /* columns of a CUDA block */
 };
 
-/* What the small kernels of one compressor need. Compressed tokens i0..i0+count-1 of the pack. */
+/* Arguments of the kernels for one compressor, for the compressed tokens i0..i0+count-1 of the
+ * pack. */
 typedef struct phi_args {
     int D, Dp, l, d, Hkv, hidden;
     int64_t i0, count, B;
     const sequence *seqs;
     const cmp_coord *cmp_coords;
     int64_t stride;  /* blocks of a head */
-    const real *dkv; /* their gradients, in blocks [BLOCK,Dp] */
+    const real *dkv; /* gradients of the compressed tokens, in blocks [BLOCK,Dp] */
     const real *raw; /* [T,Hkv,D] */
     const real *u;   /* [N,Hkv][hp] mlp: hidden units before silu */
     int hp;
@@ -26,8 +27,8 @@ typedef struct phi_args {
 
 /* ---------------------------------------------------------- sums and products */
 
-/* part[p][c] = sum over the rows m of part p of (scale ? scale[m] : 1) x[m][c]; rows of scale 0 are
- * left out, whatever they hold. Grid (columns / 128, parts), a thread a column. */
+/* partial[p][c] = sum over the rows m of part p of (scale ? scale[m] : 1) x[m][c]; rows with scale
+ * 0 are left out, whatever they hold. Grid (columns / 128, partials), one thread a column. */
 static __global__ void __launch_bounds__(SUM_THREADS)
     partial_column_sums(const real *x, const real *scale, int64_t rows, int64_t columns,
                         real *partial) {
@@ -42,7 +43,7 @@ static __global__ void __launch_bounds__(SUM_THREADS)
     partial[blockIdx.y * columns + c] = sum;
 }
 
-/* to[c] += the parts, in order */
+/* to[c] += the partial sums, in their order. */
 static __global__ void __launch_bounds__(SUM_THREADS)
     reduce_column_sums(const real *partial, int partials, int64_t columns, real *to) {
     const int64_t c = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x;
@@ -76,13 +77,13 @@ typedef struct operand {
     int64_t row, col;
 } operand;
 
-enum { GEMM = 128, GEMM_K = 16 }; /* a CUDA block's part of C, and how far it looks ahead in k */
+enum { GEMM = 128, GEMM_K = 16 }; /* tile of C of a CUDA block, and its step of k */
 
-/* Rows k0.. of an operand, as [GEMM_K][GEMM] in shared memory; zero outside of [M] and [K]. */
+/* Load rows k0.. of an operand into s_x [GEMM_K][GEMM]; zero outside of [M] and [K]. */
 static __device__ __forceinline__ void stage_operand(float *s_x, operand x, int64_t m0, int64_t M,
                                                      int64_t k0, int64_t K) {
     for (int i = (int)threadIdx.x; i < GEMM * GEMM_K; i += 256) {
-        /* neighbouring threads along whichever way is contiguous */
+        /* neighbouring threads read contiguous elements */
         const int m = x.col == 1 ? i / GEMM_K : i % GEMM, k = x.col == 1 ? i % GEMM_K : i / GEMM;
         const bool inside = m0 + m < M && k0 + k < K;
         s_x[k * GEMM + m] = inside ? x.at[(m0 + m) * x.row + (k0 + k) * x.col] : 0;
@@ -90,7 +91,7 @@ static __device__ __forceinline__ void stage_operand(float *s_x, operand x, int6
 }
 
 /* C [M,N] (+)= A [M,K] B [K,N]; b is B transposed, an operand (n,k). Grid (M / 128, N / 128), 8
- * warps: each has 16 rows and 128 columns. */
+ * warps with 16 rows and 128 columns each. */
 static __global__ void __launch_bounds__(256)
     matmul_kernel(int64_t M, int64_t N, int64_t K, operand a, operand b, real *c, int add) {
     __shared__ float4 s_a[GEMM_K * GEMM / 4];
@@ -129,7 +130,8 @@ static nsa_status matmul(stage *st, int64_t M, int64_t N, int64_t K, operand a, 
 
 /* -------------------------------------------------------------- from and to tokens */
 
-/* dy [count*Hkv][D], out of the blocks; for the mlp z = vec(x + pe) too. A CUDA block each m. */
+/* dy [count*Hkv][D], out of the blocks; for the mlp z = vec(x + pe) too. One CUDA block for each
+ * m. */
 static __global__ void __launch_bounds__(128) gather_blocks(const phi_args p, int with_z) {
     const int64_t m = blockIdx.x, h = m % p.Hkv;
     const cmp_coord coord = p.cmp_coords[p.i0 + m / p.Hkv];
@@ -141,7 +143,7 @@ static __global__ void __launch_bounds__(128) gather_blocks(const phi_args p, in
             p.raw[((coord.token + i / p.D) * p.Hkv + h) * p.D + i % p.D] + p.pe[i];
 }
 
-/* mlp: silu(u), and in place of dh [m][hidden]:  du = dh silu'(u) = dh sg (1 + u (1 - sg)). */
+/* mlp: silu(u); and dh [m][hidden] becomes du = dh silu'(u) = dh sg (1 + u (1 - sg)). */
 static __global__ void __launch_bounds__(256) silu_backward(const phi_args p) {
     const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (i >= p.count * p.Hkv * p.hidden)
@@ -159,7 +161,7 @@ static __device__ __forceinline__ float warp_reduce_sum(float x) {
 }
 
 /* gated: a = softmax_r(w.(x_r + pe_r) + b_r),  da_r = dy.x_r,  du_r = a_r (da_r - sum_s a_s da_s).
- * A warp each m; a to p.silu, du to p.du, both [m][l]. */
+ * One warp for each m; a goes to p.silu, du to p.du, both [m][l]. */
 static __global__ void __launch_bounds__(WARP_SIZE) gated_backward(const phi_args p) {
     const int64_t m = blockIdx.x, h = m % p.Hkv;
     const real *x = p.raw + (p.cmp_coords[p.i0 + m / p.Hkv].token * p.Hkv + h) * p.D;
@@ -176,7 +178,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) gated_backward(const phi_arg
         logit = warp_reduce_sum(logit) + p.b[r];
         da = warp_reduce_sum(da);
         row_max = logit > row_max || logit != logit ? logit : row_max;
-        if (lane == r % WARP_SIZE) { /* whoever reads it again */
+        if (lane == r % WARP_SIZE) { /* the lane that reads it below */
             a[r] = logit;
             du[r] = da;
         }
@@ -195,9 +197,10 @@ static __global__ void __launch_bounds__(WARP_SIZE) gated_backward(const phi_arg
         du[r] = a[r] * (du[r] - mean);
 }
 
-/* What a token collects from the blocks that cover it: with r its place in block i,
+/* The gradient of a token, from the blocks that cover it; r is its index in block i:
  *     mean   dx += dy_i / l        gated  dx += a_ir dy_i + du_ir w        mlp  dx += dz_ir
- * A CUDA block each (token from `first` on, head). Gated: spread = sum of du too. */
+ * One CUDA block for each (token from `first` on, head). Gated: sum_du too, the token's sum of
+ * du. */
 static __global__ void __launch_bounds__(128)
     gather_tokens(const phi_args p, nsa_phi phi, int64_t first) {
     const int64_t token = first + blockIdx.x / p.Hkv, h = blockIdx.x % p.Hkv;
@@ -237,7 +240,7 @@ static __global__ void __launch_bounds__(128)
     }
 }
 
-/* gated, after all: dpe_r = db_r w,  dw += sum_r db_r pe_r. A thread a column. */
+/* gated, at the end: dpe_r = db_r w,  dw += sum_r db_r pe_r. One thread a column. */
 static __global__ void __launch_bounds__(128)
     gated_weights_backward(const phi_args p, const real *db, real *dpe, real *dw) {
     const int c = (int)(blockIdx.x * 128 + threadIdx.x);
@@ -270,13 +273,13 @@ static nsa_status phi_mlp_backward(stage *st, const phi_args *p, int pair) {
     return column_sums(st, p->z, NULL, M, lD, dphi[PE]);
 }
 
-/* The tokens that the compressed tokens of p cover: first, and how many. */
+/* Number of tokens that the compressed tokens of p cover, and the first of them. */
 static int64_t covered(const stage *st, const phi_args *p, int64_t *first) {
     *first = st->host_cmp_coords[p->i0].token;
     return st->host_cmp_coords[p->i0 + p->count - 1].token + p->l - *first;
 }
 
-/* Compressed tokens p->i0.. of one compressor. */
+/* Backward of one batch of one compressor. */
 static nsa_status compress_backward(stage *st, const phi_args *p, int pair) {
     const nsa_phi phi = st->cfg.phi;
     const unsigned M = (unsigned)(p->count * p->Hkv);
@@ -292,14 +295,13 @@ static nsa_status compress_backward(stage *st, const phi_args *p, int pair) {
     }
     NSA_LAUNCH(gather_tokens, (unsigned)(tokens * p->Hkv), 128, 0, st->stream, *p, phi, first);
     NSA_LAUNCHED("gather_tokens");
-    if (phi == NSA_PHI_GATED) /* dw += sum over tokens of spread x */
+    if (phi == NSA_PHI_GATED) /* dw += sum over tokens of sum_du x */
         TRY(column_sums(st, p->raw + first * p->Hkv * p->D, p->sum_du + first * p->Hkv,
                         tokens * p->Hkv, p->D, st->dphi[pair][W]));
     return NSA_OK;
 }
 
-/* One compressor: every compressed token's gradient to its tokens and the weights, `some` at a
- * time; gradients are zero before. */
+/* Backward of one compressor, a batch of compressed tokens at a time; gradients are zero before. */
 nsa_status compress_pack_backward(stage *st, int pair) {
     const dims *c = &st->c;
     const scratch *s = (const scratch *)st->scratch;
@@ -340,7 +342,7 @@ nsa_status compress_pack_backward(stage *st, int pair) {
     return NSA_OK;
 }
 
-/* Room for `some` compressed tokens: as many as the largest scratch, bounded, holds. */
+/* Allocate buffers for a batch of compressed tokens: as many as a bounded size allows. */
 nsa_status open_compress(stage *st, scratch *s) {
     const nsa_config *c = &st->cfg;
     const int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim, lD = c->cmp_block * D;

@@ -1,13 +1,14 @@
 /** @file
- *  @brief Backward: which query rows visit each block of keys, and how they are cut into units.
+ *  @brief Backward: the inverse lists, which name the query rows that see each block of keys, and
+ *  how they are cut into work units.
  *
  *  Compressed and window: the rows that see a block are neighbours, a range. Selected: a list, made
- *  by counting: each chunk of rows counts its visits of every block, prefix sums give each chunk
- * its places in every block's part of the list, and each chunk fills them in the order of its rows.
- * So lists are ascending, and the same in every run. */
+ *  by a counting sort. Each chunk of rows counts its rows for every block, prefix sums give each
+ *  chunk its offset in every block's list, and each chunk stores its rows in their order. So lists
+ *  are ascending, and the same in every run. */
 #include "backward.cuh"
 
-/* The sequence that block `at` of a head belongs to: the last that begins at or before it. */
+/* The sequence that block `block` of a head belongs to: the last that begins at or before it. */
 static __device__ int64_t sequence_of(const grad_args *a, int branch, int64_t block) {
     int64_t lo = 0, hi = a->B - 1;
     while (lo < hi) {
@@ -20,7 +21,7 @@ static __device__ int64_t sequence_of(const grad_args *a, int branch, int64_t bl
     return lo;
 }
 
-/* The first row at or after position t of sequence b. */
+/* The first row of sequence b at position t or later. */
 static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t t) {
     int64_t lo = 0, hi = a->R;
     while (lo < hi) {
@@ -33,7 +34,7 @@ static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t 
     return lo;
 }
 
-/* A thread a block: the rows that may see one of its keys, by its first and last. */
+/* One thread a block: the range of rows that see one of its keys. */
 static __global__ void __launch_bounds__(256)
     find_row_ranges(const grad_args a, const inverse_list inv) {
     const dims *c = &a.c;
@@ -43,7 +44,7 @@ static __global__ void __launch_bounds__(256)
     const int64_t b = sequence_of(&a, inv.branch, block % inv.stride);
     const sequence *sq = &a.seqs[b];
     const int64_t key = (block % inv.stride - sq->first[inv.branch]) * BLOCK;
-    int64_t from = 0, to = 0; /* positions */
+    int64_t from = 0, to = 0; /* of positions */
     if (inv.branch == CMP && key < sq->n_cmp) {
         from = key * c->d + c->l - 1;
         to = sq->len;
@@ -55,8 +56,8 @@ static __global__ void __launch_bounds__(256)
     inv.count[block] = from < to ? (int32_t)(first_row_from(&a, b, to) - inv.start[block]) : 0;
 }
 
-/* The visits of one chunk of rows to one head's blocks, row after row; a lane has one entry of the
- * row's list. First to be counted; then, with `list`, each to its place. Grid (chunks, Hkv), 1
+/* Invert one chunk of rows for one head, row after row; each lane has one entry of the row's list.
+ * The first launch counts; the second, with `list`, stores each row. Grid (chunks, Hkv), one
  * warp. */
 static __global__ void __launch_bounds__(WARP_SIZE)
     invert_chunk(const grad_args a, const inverse_list inv, int32_t *list) {
@@ -72,7 +73,8 @@ static __global__ void __launch_bounds__(WARP_SIZE)
             if (idx[i] < 0)
                 continue;
             const key_range visible = visible_block(c, idx[i], t);
-            int block = visible.lo / BLOCK; /* a block that the entry before ends in is its */
+            int block =
+                visible.lo / BLOCK; /* the entry before has counted a block that both share */
             if (i > 0 && (visible_block(c, idx[i - 1], t).hi - 1) / BLOCK == block)
                 block++;
             for (; block <= (visible.hi - 1) / BLOCK; block++) {
@@ -86,7 +88,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     }
 }
 
-/* A thread a block: from each chunk's visits to where its first one goes. */
+/* One thread a block: prefix sum over the chunks, from counts to offsets. */
 static __global__ void __launch_bounds__(256) scan_chunks(const inverse_list inv, int chunks) {
     const int64_t block = (int64_t)blockIdx.x * 256 + threadIdx.x;
     int32_t sum = 0;
@@ -102,9 +104,9 @@ static __global__ void __launch_bounds__(256) scan_chunks(const inverse_list inv
     inv.count[block] = sum;
 }
 
-enum { SCAN_THREADS = 1024 }; /* threads, each with a run of blocks */
+enum { SCAN_THREADS = 1024 }; /* of one CUDA block; each has a run of blocks */
 
-/* first_unit, and start in the list, from count. One CUDA block. */
+/* Prefix sums over the blocks: first_unit and start, from count. One CUDA block. */
 static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(const inverse_list inv) {
     __shared__ int64_t s_rows[SCAN_THREADS];
     __shared__ int64_t s_units[SCAN_THREADS];
@@ -136,7 +138,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(const inverse
 
 /* ----------------------------------------------------------------- host */
 
-/* Blocks that one row visits at the most, in sequences of up to `longest` tokens. */
+/* Largest number of blocks that one row sees, in sequences of up to max_len tokens. */
 static int64_t max_row_blocks(const stage *st, int branch, int64_t max_len) {
     const nsa_config *c = &st->cfg;
     const int64_t lb = c->slc_block, all = (max_len + BLOCK - 1) / BLOCK;
@@ -147,13 +149,13 @@ static int64_t max_row_blocks(const stage *st, int branch, int64_t max_len) {
     return some < all ? some : all;
 }
 
-/* Visits of a unit, by the shape alone: as few units as bound their partial sums. */
+/* Rows of a unit, from the shape alone: enough to bound the number of units. */
 static int64_t unit_size(int64_t rows) {
     const int64_t min_rows = (rows + MAX_EXTRA_UNITS - 1) / MAX_EXTRA_UNITS;
     return min_rows > MIN_UNIT_ROWS ? min_rows : (int64_t)MIN_UNIT_ROWS;
 }
 
-/* Units beyond one for each block, at most, of this many visits or fewer. */
+/* Units beyond one for each block, at most, if there are this many rows in all lists. */
 static int64_t extra_units(int64_t rows) {
     return (rows / MIN_UNIT_ROWS < MAX_EXTRA_UNITS ? rows / MIN_UNIT_ROWS
                                                    : (int64_t)MAX_EXTRA_UNITS) +
@@ -185,7 +187,7 @@ nsa_status open_inverse_list(stage *st, scratch *s) {
     return NSA_OK;
 }
 
-/* The selected branch's lists. */
+/* Inverse lists of the selected branch. */
 static nsa_status invert_selected(stage *st, const grad_args *args, inverse_list *inv) {
     const int64_t chunk = (args->R + LIST_CHUNKS - 1) / LIST_CHUNKS;
     inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
@@ -206,7 +208,7 @@ static nsa_status invert_selected(stage *st, const grad_args *args, inverse_list
     return NSA_OK;
 }
 
-/* Who visits which block of a branch, and in which units: into *inv. */
+/* Build the inverse list of a branch and its units. */
 nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv) {
     const scratch *s = (const scratch *)st->scratch;
     int64_t max_len = 0;

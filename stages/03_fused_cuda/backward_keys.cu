@@ -1,30 +1,30 @@
 /** @file
- *  @brief Backward, seen from the keys: dk and dv of a block, from all rows that visit it.
+ *  @brief Backward by keys: dk and dv of a block, from all rows that see it.
  *
- *  All four products of a step take equally long, so a quarter of the warps has each, and works
- *  on another step than the others: while some make P of step i, others make dS of step i-1, from
- *  its P, and add P^T dO of i-1 to dv and dS^T Q of i-2 to dk. So multiply-adds of one product fill
- *  the gaps of another, and the warps meet once a step. */
+ *  The warps are specialised. All four products of a step take equally long, so a quarter of the
+ *  warps computes each of them, at different steps: while some make P of step i, others make dS of
+ *  step i-1 from its P, and the rest add P^T dO of step i-1 to dv and dS^T Q of step i-2 to dk. So
+ *  the multiply-adds of one product fill the gaps of another, and the warps meet at one barrier a
+ *  step. */
 #include "backward.cuh"
 
-/* The visits of a unit, in row tiles; of one block of one head. */
+/* A work unit: row tiles that see one block of one head. */
 typedef struct work_unit {
     int64_t block;
-    int64_t begin;  /* its first tile among those of all the block's visits */
-    int count;      /* its tiles */
-    int step_tiles; /* tiles of a step */
+    int64_t begin;  /* its first tile among all of the block's */
+    int count;      /* number of tiles */
+    int step_tiles; /* tiles in one step */
 } work_unit;
 
-/* What the warps of a CUDA block tell each other, in shared memory: registers are
- * scarce. */
+/* What the warps of a CUDA block share about a step, in shared memory: registers are scarce. */
 typedef struct step_info {
     work_unit unit;
-    int64_t tile[RING][MAX_STEP_TILES];  /* row tiles of a step, in slot step % RING */
-    uint64_t mask[RING][MAX_STEP_TILES]; /* which keys of the block each sees */
+    int64_t tile[RING][MAX_STEP_TILES];  /* row tiles of a step, at step % RING */
+    uint64_t mask[RING][MAX_STEP_TILES]; /* keys of the block that each sees */
 } step_info;
 
-/* The keys of block `own` of its sequence that position t sees through the list idx [n]; the lanes
- * look through the list together. */
+/* Mask of the keys of block `seq_block` of its sequence that position t sees through the list idx
+ * [n]. The lanes search the list together. */
 static __device__ uint64_t selected_mask(const dims *c, const int32_t *idx, int seq_block, int t) {
     uint64_t mask = 0;
     for (int i = (int)threadIdx.x % WARP_SIZE; i < c->n && idx[i] >= 0; i += WARP_SIZE) {
@@ -37,8 +37,8 @@ static __device__ uint64_t selected_mask(const dims *c, const int32_t *idx, int 
     return mask;
 }
 
-/* Which tiles step i of the unit has, and what they see: warp `by` of `of` looks up its share of
- * them. Those past the end see nothing, and have the last one's address. */
+/* Load the tiles of step i of the unit, and their masks; warp `warp` of `warps` loads its share.
+ * Tiles past the end get an empty mask and the last tile's number. */
 static __device__ void load_indices(const grad_args *a, const inverse_list *inv, int i,
                                     step_info *s_info, int warp, int warps) {
     const dims *c = &a->c;
@@ -70,14 +70,14 @@ static __device__ void load_indices(const grad_args *a, const inverse_list *inv,
     }
 }
 
-/* Tiles of step i; 0 if there is no such step. */
+/* Number of tiles of step i; 0 if there is no such step. */
 static __device__ __forceinline__ int tiles_of(const step_info *s_info, int i) {
     const work_unit *unit = &s_info->unit;
     const int left = unit->count - i * unit->step_tiles;
     return i < 0 || left <= 0 ? 0 : left < unit->step_tiles ? left : unit->step_tiles;
 }
 
-/* The last block whose units begin at or before `unit`. */
+/* The block that a unit belongs to: the last whose units begin at or before it. */
 static __device__ int64_t block_of_unit(const inverse_list *inv, int64_t unit) {
     int64_t lo = 0, hi = inv->blocks - 1;
     while (lo < hi) {
@@ -100,8 +100,8 @@ static __device__ void find_unit(const grad_args *a, const inverse_list *inv, in
     unit->step_tiles = step_tiles;
 }
 
-/* A warp that makes P (of step i) or dS (of i-1): of tiles 2 pair and 2 pair + 1. `acc` holds
- * nothing before or after. */
+/* A producer warp: P of step i, or dS of step i-1, of tiles 2 pair and 2 pair + 1. `acc` is
+ * scratch. */
 static __device__ __forceinline__ void produce(const grad_args *a, const inverse_list *inv,
                                                const step_info *s_info, acc_32x64 *acc, int i,
                                                int pair, bool makes_p, const float *s_p,
@@ -128,26 +128,27 @@ static __device__ __forceinline__ void produce(const grad_args *a, const inverse
     }
 }
 
-/* One unit: up to `most` visits of one block of keys, `step` tiles at a time. step / 2 warps make P
- * of two tiles each, as many their dS; each of the others sums 32 keys and 64 columns of dv or dk.
- * Grid: as many units as there may be; 2 if one CUDA block sums dv and another dk, where one has no
- * warps for both. Shared memory: step_bytes(). */
+/* One unit: up to unit_rows rows that see one block of keys, step_tiles tiles at a time. step_tiles
+ * / 2 warps make P of two tiles each, as many make dS; each of the others sums 32 keys and 64
+ * columns of dv or dk. Grid: the largest number of units; times 2 if one CUDA block lacks the warps
+ * for both, so that one sums dv and another dk. Shared memory: step_bytes(). */
 static __global__ void __launch_bounds__((MAX_STEP_TILES + MAX_SUM_WARPS) * WARP_SIZE, 1)
     dkv_kernel(const grad_args a, const inverse_list inv, int step_tiles) {
     NSA_DYNAMIC_SHARED(float, s_all);
     const dims *c = &a.c;
     const int warp = (int)threadIdx.x / WARP_SIZE, size = step_tiles * TILE_ROWS * BLOCK,
               producers = step_tiles / 2;
-    const int consumer = warp - 2 * producers; /* negative: this warp sums nothing */
+    const int consumer = warp - 2 * producers; /* negative: a producer */
     const int dv_warps = blockIdx.y ? 0 : 2 * c->dvp / TILE_COLS;
     const int dk_warps = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / TILE_COLS;
     const bool values = consumer < dv_warps,
                active = consumer >= 0 && consumer < dv_warps + dk_warps;
-    const int part = values ? consumer : consumer - dv_warps; /* half of the keys, strip */
+    const int part =
+        values ? consumer : consumer - dv_warps; /* which half of the keys, which 64 columns */
     const int keys = part % 2 * PAIR_ROWS + lane_row_32x64(),
               column = part / 2 * TILE_COLS + lane_col_32x64();
     const int ld = values ? c->dvp : c->dkp;
-    float *s_p = s_all, *s_ds = s_all + 2 * size; /* of two steps each */
+    float *s_p = s_all, *s_ds = s_all + 2 * size; /* two steps of each */
     float *s_staging = s_all + 4 * size + warp * STAGING_FLOATS;
     step_info *s_info =
         (step_info *)(s_all + 4 * size + (step_tiles + MAX_SUM_WARPS) * STAGING_FLOATS);
@@ -160,7 +161,7 @@ static __global__ void __launch_bounds__((MAX_STEP_TILES + MAX_SUM_WARPS) * WARP
     zero_acc_32x64(&acc);
     const int steps = (s_info->unit.count + step_tiles - 1) / step_tiles;
 #pragma unroll 1
-    for (int i = -2; i < steps + 2; i++) { /* two rounds to look up, two to empty the pipeline */
+    for (int i = -2; i < steps + 2; i++) { /* two rounds to fill the pipeline, two to drain it */
         if (warp < 2 * producers) {
             const bool makes_p = warp < producers;
             const int my_step = makes_p ? i : i - 1;
@@ -188,7 +189,7 @@ static __global__ void __launch_bounds__((MAX_STEP_TILES + MAX_SUM_WARPS) * WARP
     store_rows(to, ld, &acc);
 }
 
-/* dv and dk of a block: its units' sums, added in the units' order. Grid (blocks), 256 threads. */
+/* dv and dk of a block: sum over its units, in their order. Grid (blocks), 256 threads. */
 static __global__ void __launch_bounds__(256)
     reduce_partials(const grad_args a, const inverse_list inv) {
     const dims *c = &a.c;
@@ -207,14 +208,14 @@ static __global__ void __launch_bounds__(256)
 
 /* ----------------------------------------------------------------- host */
 
-/* P and dS, of two steps each; what is staged; the tiles' numbers and masks. */
+/* P and dS of two steps, the staging buffers of all warps, step_info. */
 static size_t step_bytes(int tiles) {
     return (size_t)(tiles * 4 * TILE_ROWS * BLOCK + (tiles + MAX_SUM_WARPS) * STAGING_FLOATS) *
                sizeof(float) +
            sizeof(step_info);
 }
 
-/* As many tiles a step as `room` bytes of shared memory hold. */
+/* Tiles in one step: as many as max_shared bytes of shared memory hold. */
 nsa_status open_keys(scratch *s, size_t max_shared) {
     s->dkv_tiles = MAX_STEP_TILES;
     while (s->dkv_tiles > 2 && step_bytes(s->dkv_tiles) > max_shared)
@@ -222,7 +223,7 @@ nsa_status open_keys(scratch *s, size_t max_shared) {
     return nsa_allow_shared(dkv_kernel);
 }
 
-/* dk and dv of one branch, from the visits that build_inverse_list() found. */
+/* dk and dv of one branch, by its inverse list. */
 nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv) {
     const dims *c = &args->c;
     const int step_tiles = ((const scratch *)st->scratch)->dkv_tiles;
@@ -232,7 +233,7 @@ nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *i
     const dim3 grid((unsigned)(inv->blocks + inv->max_extra_units), both ? 1 : 2);
     NSA_LAUNCH(dkv_kernel, grid, (step_tiles + sums) * WARP_SIZE, step_bytes(step_tiles),
                st->stream, *args, *inv, step_tiles);
-    NSA_LAUNCHED("dkv_kernel");
+    NSA_LAUNCHED("dkv");
     NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, 256, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");
     return NSA_OK;

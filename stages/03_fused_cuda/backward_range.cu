@@ -1,22 +1,22 @@
 /** @file
- *  @brief Backward, seen from the queries: dq of the two branches where neighbouring rows see the
- *  same keys, compressed and window.
+ *  @brief Backward by queries: dq over compressed and window keys, where neighbouring rows see the
+ *  same keys.
  *
- *  As in backward_keys.cu each product has its own warps, and each a step of its own: of block i
- *  some make P, of i-1 others dS, of i-2 the rest add dS K to dq. */
+ *  The warps are specialised as in backward_keys.cu, each product at a step of its own: some make P
+ *  of block i, others dS of block i-1, the rest add dS K of block i-2 to dq. */
 #include "backward.cuh"
 
 enum {
-    RANGE_WARPS = 16, /* of a CUDA block, at most */
-    MAX_PAIRS = 4,    /* row tiles come in pairs, a wide tile each; 2 PAIRS neighbouring rows */
-    LD_DS = 36,       /* dS^T [64 keys][32 rows] of a pair, rows so far apart: banks */
+    RANGE_WARPS = 16, /* warps of a CUDA block; the maximum */
+    MAX_PAIRS = 4,    /* pairs of row tiles, one 32 x 64 tile each */
+    LD_DS = 36,       /* row stride of dS^T [64 keys][32 rows], against bank conflicts */
     PAIR_P = PAIR_ROWS * BLOCK,
     PAIR_DS = BLOCK * LD_DS
 };
 
-/* The blocks that some row of the CUDA block sees, of both branches; on the device's account. */
+/* The blocks that some row of the CUDA block sees, in both branches. */
 typedef struct visible_blocks {
-    int64_t first[2]; /* in the head; CMP, then WIN */
+    int64_t first[2]; /* within the head; CMP, then WIN */
     int count[2];
 } visible_blocks;
 
@@ -39,10 +39,10 @@ static __device__ void find_visible_blocks(const grad_args *a, int64_t row0, int
     }
 }
 
-/* Step i: which branch, which block of head h. */
+/* The branch and block of one step. */
 typedef struct step_coord {
     int branch;
-    int64_t seq_block, block; /* within the head, of all heads */
+    int64_t seq_block, block; /* index within the head, and among all heads */
 } step_coord;
 
 static __device__ __forceinline__ step_coord step_coord_of(const grad_args *a,
@@ -56,7 +56,8 @@ static __device__ __forceinline__ step_coord step_coord_of(const grad_args *a,
     return coord;
 }
 
-/* Which keys of a step row r sees; blocks of other sequences lie before or after its own. */
+/* Mask of the keys of a step that row r sees; blocks of other sequences lie outside of its
+ * range. */
 static __device__ __forceinline__ uint64_t row_mask(const grad_args *a, const step_coord *coord,
                                                     int64_t r) {
     const key_range visible = visible_range(&a->c, coord->branch, a->row_t[r]);
@@ -64,7 +65,7 @@ static __device__ __forceinline__ uint64_t row_mask(const grad_args *a, const st
     return sequence_block < 0 ? 0 : key_mask(visible.lo, visible.hi, (int)sequence_block * BLOCK);
 }
 
-/* dS of a pair, transposed: `to` is the lane's address in [64 keys][LD_DS]. */
+/* Store dS of a pair transposed; `to` is the lane's address in [64 keys][LD_DS]. */
 static __device__ __forceinline__ void store_columns(float *to, const acc_32x64 *x) {
 #pragma unroll
     for (int j = 0; j < 2 * LANE_COLS; j++) {
@@ -74,9 +75,9 @@ static __device__ __forceinline__ void store_columns(float *to, const acc_32x64 
     }
 }
 
-/* dq of 2 `pairs` neighbouring rows of one head group over compressed and window keys. Warps:
- * one a pair for P, one a pair for dS, one a pair and strip of dq. Grid (rows / (2 pairs), the last
- * rows first; Hkv * GT); shared memory: range_bytes(). */
+/* dq of 2 `pairs` neighbouring rows of one head tile, over compressed and window keys. For each
+ * pair one warp makes P, one makes dS, and one for each 64 columns sums dq. Grid (rows / (2 pairs),
+ * the last rows first; Hkv * GT); shared memory: range_bytes(). */
 static __global__ void __launch_bounds__(RANGE_WARPS *WARP_SIZE, 1)
     dq_range_kernel(const grad_args a, int pairs) {
     NSA_DYNAMIC_SHARED(float, s_all);
@@ -87,7 +88,7 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP_SIZE, 1)
     const int h = (int)blockIdx.y / c->GT;
     const int64_t row0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * 2 * pairs;
     const int64_t my_row = row0 + 2 * pair + lane_row_32x64() / TILE_ROWS;
-    const bool valid_row = my_row < a.R; /* the lane's row; the others see nothing */
+    const bool valid_row = my_row < a.R; /* rows past the end see nothing */
     const int64_t r = valid_row ? my_row : a.R - 1;
     const int64_t tile = r * c->Hkv * c->GT + blockIdx.y, tiles = a.R * c->Hkv * c->GT;
     const int row = lane_row_32x64() % TILE_ROWS,
@@ -153,13 +154,13 @@ static __global__ void __launch_bounds__(RANGE_WARPS *WARP_SIZE, 1)
 
 /* ----------------------------------------------------------------- host */
 
-/* P and dS^T of two steps; what is staged. */
+/* P and dS^T of two steps, and the staging buffers of all warps. */
 static size_t range_bytes(const dims *c, int pairs) {
     const int warps = pairs * (2 + c->dkp / TILE_COLS);
     return (size_t)(pairs * 2 * (PAIR_P + PAIR_DS) + warps * STAGING_FLOATS) * sizeof(float);
 }
 
-/* As many pairs as a CUDA block has warps for, and `room` bytes of shared memory hold. */
+/* Pairs of a CUDA block: as many as its warps and max_shared bytes of shared memory allow. */
 nsa_status open_range(scratch *s, const dims *c, size_t max_shared) {
     s->dq_pairs = RANGE_WARPS / (2 + c->dkp / TILE_COLS);
     s->dq_pairs = s->dq_pairs < MAX_PAIRS ? s->dq_pairs : (int)MAX_PAIRS;
@@ -168,7 +169,7 @@ nsa_status open_range(scratch *s, const dims *c, size_t max_shared) {
     return nsa_allow_shared(dq_range_kernel);
 }
 
-/* dq of all rows, as far as compressed and window keys make it. */
+/* dq of all rows over compressed and window keys. */
 nsa_status backward_range(stage *st, const grad_args *args) {
     const dims *c = &args->c;
     const int pairs = ((const scratch *)st->scratch)->dq_pairs;
@@ -177,6 +178,6 @@ nsa_status backward_range(stage *st, const grad_args *args) {
                     (unsigned)(c->Hkv * c->GT));
     NSA_LAUNCH(dq_range_kernel, grid, warps * WARP_SIZE, range_bytes(c, pairs), st->stream, *args,
                pairs);
-    NSA_LAUNCHED("dq_range_kernel");
+    NSA_LAUNCHED("dq_range");
     return NSA_OK;
 }

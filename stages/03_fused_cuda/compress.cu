@@ -1,22 +1,22 @@
 /** @file
- *  @brief Compression (Eq. 7): every d tokens, the last l become one key and one value. */
+ *  @brief Compression (Eq. 7): at every d-th token, l tokens become one key and one value. */
 #include "stage.cuh"
 
-/* A compressor's part in a launch, for `count` compressed tokens of every kv head. x_r of token i,
- * head h, is raw + ((places[i].token + r) Hkv + h) D. */
+/* Arguments of one compressor's launch, for `count` compressed tokens of every kv head. x_r of
+ * token i, head h, is raw + ((cmp_coords[i].token + r) Hkv + h) D. */
 typedef struct compressor {
     dims c;
-    int D, Dp; /* dk or dv; width of a natural row */
+    int D, Dp; /* dk or dv; width of a padded row */
     const real *raw;
     const real *pe, *w, *b, *b1, *b2; /* [l,D] [D] [l] [hidden] [D] */
-    const real *w1t, *w2t;            /* [l*D up to DIM][hp] [hidden up to DIM][Dp] */
+    const real *w1t, *w2t;            /* [l*D up to DIM_ALIGN][hp] [hidden up to DIM_ALIGN][Dp] */
     const cmp_coord *cmp_coords;      /* [count] */
     int64_t count, stride;
     real *z;       /* [count,Hkv][hp] hidden units before silu */
     real *t, *nat; /* blocks [D8][64] and [64][Dp]; one may be NULL */
 } compressor;
 
-/* Element `col` of the compressed token at `place`, to where blocks have it. */
+/* Store element `col` of a compressed token as key `key` of the head's blocks. */
 static __device__ __forceinline__ void store_compressed(const compressor *x, int h, int64_t key,
                                                         int col, float y) {
     const int64_t block = h * x->stride + key / BLOCK, row = key % BLOCK;
@@ -27,7 +27,7 @@ static __device__ __forceinline__ void store_compressed(const compressor *x, int
         x->nat[(block * BLOCK + row) * x->Dp + col] = y;
 }
 
-/* y = mean_r x_r. Grid: elements of y / 256, or as many as fill the device. Block: 256 threads, an
+/* y = mean_r x_r. Grid: elements of y / 256, within the limit of a grid. Block: 256 threads, one
  * element of y each. */
 static __global__ void phi_mean_kernel(compressor x) {
     const int64_t all = x.count * x.c.Hkv * x.D, threads = (int64_t)gridDim.x * blockDim.x;
@@ -59,10 +59,10 @@ static __device__ __forceinline__ float warp_reduce_max(float x) {
     return x;
 }
 
-/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Grid: compressed tokens times
- * kv heads. Block: a warp, which owns one y. Shared: a [l], 1 KiB. */
+/* y = sum_r a_r x_r with a = softmax_r(w . (x_r + pe_r) + b_r). Grid: compressed tokens times kv
+ * heads. Block: one warp, for one y. Shared: a [l], 1 KiB. */
 static __global__ void phi_gated_kernel(compressor x) {
-    __shared__ float s_a[256]; /* l <= 256: a bound of the specification */
+    __shared__ float s_a[256]; /* l <= 256 by the specification */
     const int64_t token_stride = (int64_t)x.c.Hkv * x.D;
     const cmp_coord coord = x.cmp_coords[blockIdx.x / x.c.Hkv];
     const int h = (int)(blockIdx.x % x.c.Hkv), lane = (int)threadIdx.x;
@@ -99,22 +99,21 @@ static __global__ void phi_gated_kernel(compressor x) {
 enum {
     MLP_WARPS = 4,
     MLP_ROWS = MLP_WARPS * TILE_ROWS,
-    MLP_K = 32,                      /* of the long dimension at a time: a thread's k is its lane */
-    MLP_LD = MLP_ROWS + 4,           /* banks */
-    MLP_LEFT = MLP_ROWS / MLP_WARPS, /* numbers of the left matrix a thread loads */
-    MLP_RIGHT =
-        MLP_K * TILE_COLS / (4 * MLP_WARPS * WARP_SIZE) /* four of the right one, so many times */
+    MLP_K = 32,                      /* step of the summed dimension; a thread loads k = its lane */
+    MLP_LD = MLP_ROWS + 4,           /* 4 more, against bank conflicts */
+    MLP_LEFT = MLP_ROWS / MLP_WARPS, /* floats of the left matrix that a thread loads */
+    MLP_RIGHT = MLP_K * TILE_COLS / (4 * MLP_WARPS * WARP_SIZE) /* float4s of the right one */
 };
 
-/* What a thread has on its way from global memory: the next step's operands. */
+/* Operands of the next step, loaded ahead by one thread. */
 typedef struct mlp_prefetch {
     float left[MLP_LEFT];
     float4 right[MLP_RIGHT];
 } mlp_prefetch;
 
-/* Column k of the left matrix: vec(x + pe), or silu of the hidden units, for every MLP_WARPS-th row
- * from this warp's first on. s_from [MLP_ROWS]: where a row's numbers begin, -1 if it has none. The
- * windows of neighbouring rows overlap in memory, and are never written out. */
+/* Column k of the left matrix, vec(x + pe) or silu of the hidden units, for every MLP_WARPS-th row
+ * from this warp's first on. s_from [MLP_ROWS]: the offset of each row's elements, -1 if there is
+ * no row. Neighbouring rows overlap in memory; they are never copied out. */
 template <int SECOND>
 static __device__ __forceinline__ void mlp_load_left(const compressor *x, const int64_t *s_from,
                                                      int k, float *left) {
@@ -129,7 +128,7 @@ static __device__ __forceinline__ void mlp_load_left(const compressor *x, const 
     }
 }
 
-/* Rows k.. of the right matrix, 64 columns of them. */
+/* Rows k.. of the right matrix, 64 of its columns. */
 static __device__ __forceinline__ void mlp_load_right(const float *g_right, int columns, int k,
                                                       int K, float4 *right) {
 #pragma unroll
@@ -141,11 +140,11 @@ static __device__ __forceinline__ void mlp_load_right(const float *g_right, int 
     }
 }
 
-/* A layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as one matrix product, rows = compressed tokens
+/* One layer of y = W2 silu(W1 vec(x + pe) + b1) + b2 as a matrix product, rows = compressed tokens
  * times kv heads: z [rows,hp] = vec(x + pe) W1^T + b1, or with SECOND y [rows,Dp] = silu(z) W2^T +
- * b2. Grid: (rows / 64, columns / 64). Block: 4 warps, which own 16 rows each. Shared: 17 KiB,
- * 32 of the long dimension at a time, the left matrix transposed, while the next 32 are on their
- * way. */
+ * b2. Grid: (rows / 64, columns / 64). Block: 4 warps with 16 rows each. Shared: 17 KiB, 32
+ * elements of the summed dimension at a time, the left matrix transposed, while the next 32 are
+ * loaded. */
 template <int SECOND>
 static __global__ void __launch_bounds__(MLP_WARPS *WARP_SIZE) phi_mlp_kernel(compressor x) {
     __shared__ __align__(16) float s_left[MLP_K * MLP_LD];
@@ -161,7 +160,7 @@ static __global__ void __launch_bounds__(MLP_WARPS *WARP_SIZE) phi_mlp_kernel(co
     mlp_prefetch next;
     acc_16x64 acc;
     zero_acc_16x64(&acc);
-    bool any = false; /* no row: a decode step that completes no compressed token */
+    bool any = false; /* none if a decode step completes no compressed token */
     if ((int)threadIdx.x < MLP_ROWS) {
         const int64_t row = row0 + (int)threadIdx.x;
         const int64_t token = row < rows ? x.cmp_coords[row / x.c.Hkv].token : -1;
@@ -175,7 +174,7 @@ static __global__ void __launch_bounds__(MLP_WARPS *WARP_SIZE) phi_mlp_kernel(co
     mlp_load_left<SECOND>(&x, s_from, lane, next.left);
     mlp_load_right(g_right, columns, 0, K, next.right);
     for (int k = 0; k < K; k += MLP_K) {
-        __syncthreads(); /* the last step's operands have been used */
+        __syncthreads(); /* all warps have used the last step's operands */
 #pragma unroll
         for (int i = 0; i < MLP_LEFT; i++)
             s_left[lane * MLP_LD + warp + i * MLP_WARPS] =
@@ -225,7 +224,8 @@ static compressor make_compressor(const stage *st, int pair) {
     return x;
 }
 
-/* `count` compressed tokens of every kv head, keys and values, to their places in the blocks. */
+/* Compress: keys and values of `count` compressed tokens of every kv head, into the blocks of
+ * `to`. */
 nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
                     const cmp_coord *cmp_coords, int64_t count) {
     const int64_t rows = count * st->c.Hkv;

@@ -1,18 +1,17 @@
 /** @file
- *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. Every launch of a
- * step has the shape that open() fixed; what a step changes lies in device memory. */
+ *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. open() fixes the
+ *  grids of all launches; what changes from step to step lies in device memory. */
 #include "decode.cuh"
 #include "load.cuh"
 
-/* Behind st->decoder, in the pool. */
+/* The struct that st->decoder points to. */
 typedef struct decoder {
     decode_args args;
-    cmp_coord *cmp_coords,
-        *host_cmp_coords; /* [max_seqs] the compressed token that each row completes */
-    int32_t *host_ints;   /* [2,max_seqs] positions and slots */
+    cmp_coord *coords, *host_coords; /* [max_seqs] the compressed token that each row completes */
+    int32_t *host_ints;              /* [2,max_seqs] positions and slots */
 } decoder;
 
-/* CUDA blocks for `items` memory blocks, `each` to one. */
+/* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
 static int splits_for(int64_t items, int64_t each) {
     const int64_t splits = (items + each - 1) / each;
     return splits < 1 ? 1 : splits > MAX_SPLITS ? (int)MAX_SPLITS : (int)splits;
@@ -48,11 +47,12 @@ nsa_status open_decode(stage *st) {
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    /* A warp a memory block where there are few of them, two where there are many. */
+    /* One memory block a warp if there are few, two if there are many. */
     a->splits[CMP] = splits_for(st->cache_first[CMP], 2 * SPLIT_WARPS);
     a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
     a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
     const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
+    const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
         a->in[x] = st->cache[x];
         a->first[x] = st->cache_first[x];
@@ -64,23 +64,21 @@ nsa_status open_decode(stage *st) {
     a->gate = st->gate;
     a->scores = (real *)device_alloc(st, NSA_MEM_SCRATCH,
                                      a->units * a->first[CMP] * TILE_ROWS * BLOCK, sizeof(real));
-    a->split_o =
-        (real *)device_alloc(st, NSA_MEM_SCRATCH, splits * TILE_ROWS * st->c.dvp, sizeof(real));
-    a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, splits * TILE_ROWS,
-                                                   sizeof(partial_stats));
+    a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
+    a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    dec->cmp_coords =
-        (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
-    dec->host_cmp_coords =
+    dec->coords = (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
+    dec->host_coords =
         (cmp_coord *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
     dec->host_ints =
         (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
     st->decoder = dec;
-    return st->failed ? NSA_OK : open_decode_attend(st, a); /* a shortage is open's to report */
+    return st->failed ? NSA_OK : open_decode_attend(st, a); /* open reports a shortage */
 }
 
-/* `n` blocks of every head, from the pack's to a slot's; whole, for their tails are never read. */
+/* Copy `n` blocks of every head from the pack to a slot; whole blocks, because the tails are never
+ * read. */
 static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const size_t k = (size_t)st->c.dk8 * BLOCK * sizeof(real);
@@ -118,9 +116,8 @@ nsa_status prefill(void *self) {
     return NSA_OK;
 }
 
-/* Positions and slots of the rows, and the compressed tokens that they complete: token number `len`
- * of a slot completes i = (len - l)/d, if d divides len - l. Rows past the active ones do nothing.
- */
+/* Load positions and slots of the rows, and the compressed tokens that they complete: token number
+ * `len` of a slot completes i = (len - l)/d, if d divides len - l. Inactive rows do nothing. */
 static nsa_status load_coords(stage *st, const nsa_step *step) {
     const nsa_config *c = &st->cfg;
     decoder *dec = (decoder *)st->decoder;
@@ -129,22 +126,20 @@ static nsa_status load_coords(stage *st, const nsa_step *step) {
         const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
         t[a] = (int32_t)(len - 1);
         slot[a] = a < step->A ? step->slot[a] : 0;
-        dec->host_cmp_coords[a].token = -1;
-        dec->host_cmp_coords[a].key = 0;
+        dec->host_coords[a].token = -1;
+        dec->host_coords[a].key = 0;
         if (begin < 0 || begin % c->cmp_stride)
             continue;
-        dec->host_cmp_coords[a].token = slot[a] * c->max_seq_len + begin;
-        dec->host_cmp_coords[a].key =
-            slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
+        dec->host_coords[a].token = slot[a] * c->max_seq_len + begin;
+        dec->host_coords[a].key = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
     }
     const size_t rows = (size_t)c->max_seqs;
     TRY(copy_to_device(st, st->row_t, t, rows * sizeof *t));
     TRY(copy_to_device(st, st->row_seq, slot, rows * sizeof *slot));
-    return copy_to_device(st, dec->cmp_coords, dec->host_cmp_coords,
-                          rows * sizeof *dec->cmp_coords);
+    return copy_to_device(st, dec->coords, dec->host_coords, rows * sizeof *dec->coords);
 }
 
-/* The new tokens' keys and values go straight to their places in the caches, q and gate to rows. */
+/* New keys and values go straight into the caches; q and gate into row tiles. */
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
@@ -179,7 +174,7 @@ nsa_status decode(void *self) {
     st->rows = st->step.A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(record_phase(st, -1));
-    TRY(compress(st, raw, &st->cache[CMP], dec->cmp_coords, st->cfg.max_seqs));
+    TRY(compress(st, raw, &st->cache[CMP], dec->coords, st->cfg.max_seqs));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(decode_splits(st, a, 0, first_slc));
     if (a->forced)

@@ -1,12 +1,13 @@
 /** @file
- *  @brief One row a slot against its caches. Keys are read once: compressed scores are kept, for
- * the choice of blocks needs their probabilities, and those the sum over all parts. */
+ *  @brief Attention of one row of each slot over its caches. Keys are read once: the scores of
+ *  compressed keys are kept, because selection needs the probabilities, which need the sum over all
+ *  splits. */
 #include "decode.cuh"
 #include "attend.cuh"
 
-/* What a CUDA block works on. */
+/* The unit of a CUDA block. */
 typedef struct decode_unit {
-    int unit, row, head, g16; /* the row of the step, kv head, tile of heads */
+    int unit, row, head, g16; /* row of the step, kv head, tile of heads */
     int64_t slot;
     int t;
 } decode_unit;
@@ -24,7 +25,7 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
 
 /* ------------------------------------------------------------- attend parts */
 
-/* This warp's share, blocks warp, warp + warps, .. of a branch: `turn` of `turns`. */
+/* This warp's share of a split: every block_step-th block of a branch from first_block on. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, const decode_args *a,
                                                     const decode_unit *u, int branch,
@@ -54,8 +55,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, c
     }
 }
 
-/* Put the warps' attentions together and write them as one part. s_o [16][dvp], s_stats
- * [warps][16]. */
+/* Combine the warps' outputs and store them as one split. s_o [16][dvp], s_stats [warps][16]. */
 template <int N_TILES>
 static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> *x, const dims *c,
                                                    float *s_o, partial_stats *s_stats, real *g_o,
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> 
         if (threadIdx.x < 2)
             g_stats[lane_row() + i] = partial_stats{row_max, row_sum};
     }
-    for (int w = 0; w < warps; w++) { /* one after the other: always the same sum */
+    for (int w = 0; w < warps; w++) { /* one warp after the other: a fixed order of addition */
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
@@ -100,9 +100,9 @@ static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> 
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
-/* Grid: `count` parts from `from` on of every unit. Block: SPLIT_WARPS warps, with blocks of keys
- * of their own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of each warp,
- * outputs [16][dvp]. */
+/* Grid: `count` splits of every unit, from split `from` on. Block: SPLIT_WARPS warps, each with
+ * blocks of keys of its own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of
+ * each warp, outputs [16][dvp]. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3 : 2)
     decode_splits_kernel(decode_args a, int from, int count) {
@@ -134,8 +134,8 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
 
 /* ------------------------------------------------------------------ combine */
 
-/* One unit's parts into branch outputs, and those by their gates into out (Eq. 5).
- * Grid: units. Block: 128 threads, four columns of a head each. */
+/* Combine one unit's splits to branch outputs, and these by their gates to out (Eq. 5). Grid:
+ * units. Block: 128 threads, each four columns of a head. */
 static __global__ void decode_combine_kernel(decode_args a) {
     const dims *c = &a.c;
     const decode_unit u = decode_unit_of(&a, (int)blockIdx.x);

@@ -3,7 +3,7 @@
  *  attention. */
 #include "stage.cuh"
 
-/* What the attention kernels take, for the rows of the last load. */
+/* Arguments of the attention kernels, for the rows of the last load. */
 attend_args make_attend_args(const stage *st) {
     attend_args a;
     a.c = st->c;
@@ -26,8 +26,8 @@ attend_args make_attend_args(const stage *st) {
     return a;
 }
 
-/* Every block that fits whole into its sequence; a tail that fills none is never compressed. Keys
- * past a sequence's end are zero. */
+/* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
+ * Keys past a sequence's end are zero. */
 static nsa_status compress_pack(stage *st) {
     const kv_blocks *in = &st->in[CMP];
     const real *const raw[PAIR] = {st->raw[KEYS], st->raw[VALUES]};

@@ -1,12 +1,13 @@
 /** @file
- *  @brief Inputs to the device: each tensor in chunks over the bus, then into its layout by a
- * kernel. The layouts are stage 02's blocks, and Q and dO as the A of the tile's product. */
+ *  @brief Copy inputs to the device: each tensor in chunks, which a kernel then packs into its
+ *  layout. K and V become stage 02's blocks; Q and dO become row tiles, the A of the tile
+ *  product. */
 #include "load.cuh"
 
 enum { THREADS = 256 };
 
-/* The grid of all kernels here: CUDA blocks of THREADS for `count` elements, within what a grid may
- * have. A thread owns an element, and every grid-th after it; none has shared memory. */
+/* Grid of all kernels here: CUDA blocks of THREADS for `count` elements, up to the limit of a grid.
+ * Each thread has one element and every grid-th after it; none has shared memory. */
 static unsigned blocks_for(int64_t count) {
     const int64_t blocks = (count + THREADS - 1) / THREADS;
     return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);
@@ -22,9 +23,9 @@ static __device__ __forceinline__ int64_t threads_of_grid(void) {
 
 /* ------------------------------------------------------------ the layouts */
 
-/* g_src [count,Hq,D], result rows `row`.. -> row tiles: g_t [D8][16] and (unless NULL) g_n
- * [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. An element a
- * thread. */
+/* g_src [count,Hq,D], the rows from result row `row` on -> row tiles: g_t [D8][16] and (unless
+ * NULL) g_n [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One
+ * element a thread. */
 static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count,
                                         int D, int D8, int Dp, real *g_t, real *g_n) {
     const int64_t all = count * c.Hq * D;
@@ -39,8 +40,7 @@ static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, 
 }
 
 /* g_src [count,Hkv,D], positions t.. of a sequence whose first block is `first` -> blocks,
- * transposed g_t [D8][64] and natural g_n [64][Dp], either of which may be NULL. An element a
- * thread. */
+ * transposed g_t [D8][64] and natural g_n [64][Dp]; either may be NULL. One element a thread. */
 static __global__ void pack_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
                                         int64_t t, int64_t count, int D, int D8, int Dp, real *g_t,
                                         real *g_n) {
@@ -54,8 +54,8 @@ static __global__ void pack_keys_kernel(const real *g_src, int Hkv, int64_t stri
     }
 }
 
-/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_t[a] of slot g_slot[a],
- * which has `blocks` blocks. An element a thread. */
+/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_pos[a] of slot
+ * g_slot[a], which has `blocks` blocks. One element a thread. */
 static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride, int64_t blocks,
                                      const int32_t *g_pos, const int32_t *g_slot, int64_t A, int D,
                                      int D8, int Dp, real *g_t, real *g_n) {
@@ -69,7 +69,7 @@ static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride,
     }
 }
 
-/* And to [slot,room,Hkv,D], as the compressors read it. */
+/* The same to [slot,capacity,Hkv,D], as the compressors read it. */
 static __global__ void append_raw_kernel(const real *g_src, int Hkv, int64_t capacity,
                                          const int32_t *g_pos, const int32_t *g_slot, int64_t A,
                                          int D, real *g_raw) {
@@ -79,7 +79,7 @@ static __global__ void append_raw_kernel(const real *g_src, int Hkv, int64_t cap
     }
 }
 
-/* g_dst [cols,ld] = g_src [rows,cols] transposed. An element a thread. */
+/* g_dst [cols,ld] = g_src [rows,cols] transposed. One element a thread. */
 static __global__ void transpose_kernel(const real *g_src, int64_t rows, int64_t cols, int64_t ld,
                                         real *g_dst) {
     for (int64_t i = first_of_thread(); i < rows * cols; i += threads_of_grid())
@@ -104,8 +104,8 @@ nsa_status upload(stage *st, real *to, const nsa_tensor *src, int64_t first, int
     return NSA_OK;
 }
 
-/* Rows r..r+count-1 of a tensor [T,row_size] to st->host_staging: those of the tokens that `tokens`
- * lists, or of the first ones if it is NULL. */
+/* Rows r..r+count-1 of a tensor [T,row_size] to st->host_staging: those of the listed tokens, or
+ * the first ones if `tokens` is NULL. */
 static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r,
                    int64_t count, int64_t row_size) {
     for (int64_t i = 0; i < count; i++)
@@ -178,7 +178,7 @@ nsa_status append_raw(stage *st, const nsa_tensor *src, real *raw, int64_t A, in
     return NSA_OK;
 }
 
-/* One of a pair's tensors into blocks; every sequence begins a new one. */
+/* Pack keys or values into blocks; every sequence begins a new one. */
 static nsa_status load_keys(stage *st, int branch, const nsa_tensor *src, real *kt, real *nat,
                             int64_t D) {
     const nsa_batch *batch = &st->batch;
@@ -196,8 +196,8 @@ static nsa_status load_keys(stage *st, int branch, const nsa_tensor *src, real *
     return NSA_OK;
 }
 
-/* A pair's blocks. Padding is zero: the keys past a sequence's end are another's keys of last time.
- */
+/* Keys and values of one branch. Padding must be zero; the last load may have left other keys
+ * there. */
 static nsa_status load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tensor *v) {
     const kv_blocks *in = &st->in[branch];
     const dims *c = &st->c;
@@ -214,7 +214,7 @@ static nsa_status load_pair(stage *st, int branch, const nsa_tensor *k, const ns
 
 /* ------------------------------------------------------------------- load */
 
-/* Where each sequence begins in the blocks, and where its compressed tokens go. */
+/* Set where each sequence begins in the blocks, and where its compressed tokens go. */
 static void make_sequences(stage *st) {
     const nsa_batch *batch = &st->batch;
     int64_t first[LAYOUTS] = {0};
@@ -235,7 +235,7 @@ static void make_sequences(stage *st) {
     }
 }
 
-/* The rows of each CUDA block: neighbours of one sequence. Positions and sequences go up too. */
+/* Group the rows into tiles of neighbours of one sequence; copy these, positions and sequences. */
 static nsa_status make_tiles(stage *st) {
     const nsa_batch *batch = &st->batch;
     const size_t R = (size_t)batch->R;

@@ -1,12 +1,12 @@
 /** @file
- *  @brief Reading results back: out of the blocks, without the padding, in chunks over the bus. */
+ *  @brief Copy results to the host: out of the blocks, without the padding, in chunks. */
 #include "load.cuh"
 
 #include <string.h>
 
-enum { THREADS = 256 }; /* of a CUDA block; grid_for() covers the elements, a thread each */
+enum { THREADS = 256 }; /* of a CUDA block; grid_for() gives each element a thread */
 
-/* g_dst [rows,D] = g_src [rows,padded] without the padding. An element a thread. */
+/* g_dst [rows,D] = g_src [rows,padded] without the padding. One element a thread. */
 static __global__ void unpad_kernel(const real *g_src, int64_t rows, int D, int padded,
                                     real *g_dst) {
     const int64_t threads = (int64_t)gridDim.x * blockDim.x;
@@ -14,8 +14,8 @@ static __global__ void unpad_kernel(const real *g_src, int64_t rows, int D, int 
         g_dst[i] = g_src[i / D * padded + i % D];
 }
 
-/* g_dst [count,Hkv,D]: keys s.. of a sequence whose first block is `first`, out of natural blocks
- * [64][padded] or, with padded 0, transposed ones [D8][64]. An element a thread. */
+/* g_dst [count,Hkv,D]: keys s.. of a sequence whose first block is `first`, from natural blocks
+ * [64][padded] or, if padded is 0, from transposed ones [D8][64]. One element a thread. */
 static __global__ void unpack_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
                                           int64_t s, int64_t count, int D, int padded,
                                           real *g_dst) {
@@ -57,7 +57,7 @@ static nsa_status read_rows(stage *st, real *dst, const real *src, int64_t rows,
     return NSA_OK;
 }
 
-/* Keys or values, or their gradients, out of blocks: dst [T or N,Hkv,D]. */
+/* Keys, values or their gradients, from blocks to dst [T or N,Hkv,D]. */
 static nsa_status read_blocks(stage *st, int branch, real *dst, const real *src, int64_t D,
                               int64_t padded) {
     const int64_t token_size = st->c.Hkv * D, at_once = st->chunk / token_size;

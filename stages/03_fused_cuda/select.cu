@@ -1,12 +1,12 @@
 /** @file
- *  @brief The choice of blocks (Eq. 9-11) as a kernel of its own: a decode step's. Forward chooses
- * inside attend_cmp, while the keys stream past; both by the functions of select.cuh. */
+ *  @brief Selection of blocks (Eq. 9-11) as a kernel of its own, for decode. Forward selects inside
+ *  attend_cmp, as scores are computed; both use select.cuh. */
 #include "decode.cuh"
 #include "select.cuh"
 
-/* Importance and choice of one row and kv head, out of the scores. Every warp ranks its share of
- * the blocks, then the first ranks the warps' best. Grid: rows * Hkv. Block: SELECT_WARPS warps.
- * Shared: statistics [GT*16], a ring and a list a warp. */
+/* Importance and selection for one row and kv head, from the scores. Each warp finds the top k of
+ * its share of the blocks, then the first warp merges them. Grid: rows * Hkv. Block: SELECT_WARPS
+ * warps. Shared: statistics [GT*16], a ring buffer and a list for each warp. */
 static __global__ void decode_select_kernel(decode_args a, int ring) {
     __shared__ sort_key s_best[SELECT_WARPS][TOPK_PER_LANE * WARP_SIZE];
     __shared__ int s_list[TOPK_PER_LANE * WARP_SIZE];
@@ -18,14 +18,14 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     if (t < 0)
         return;
     const int own_block = t / c->lb, per_block = c->lb / c->d, n_visible = visible_cmp(c, t);
-    const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks to a warp */
+    const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks of a warp */
     const int from = min(warp_id() * share, own_block + 1), to = min(from + share, own_block + 1);
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
         s_stats[i] = combine_stats(&a, (int64_t)group * c->GT + i / TILE_ROWS, CMP, i % TILE_ROWS);
     __syncthreads();
     topk best;
     int n0, local, done = from;
-    const bool need_ranking = own_block + 1 > c->n; /* else all are chosen */
+    const bool need_ranking = own_block + 1 > c->n; /* else all are selected */
     topk_init(&best, c->n - forced_blocks(c, own_block, &n0, &local));
     const int first = max(per_block * from - c->l / c->d + 1, 0),
               last = min(per_block * to, n_visible);

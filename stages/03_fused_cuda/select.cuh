@@ -1,14 +1,14 @@
 /** @file
- *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11), by one warp as scores stream
- * past: the compressed keys come in blocks of 64, and nothing is kept but a ring of their group
- * sums and the best blocks so far. */
+ *  @brief Importance (Eq. 9, 10) and selection of blocks (Eq. 11) by one warp, as scores are
+ *  computed: compressed keys come in blocks of 64, and only a ring buffer of their group sums and
+ *  the best blocks so far are kept. */
 #ifndef SELECT_CUH
 #define SELECT_CUH
 
 #include "attend.cuh"
 
-/* The ring holds two blocks' columns, and those before them that an unfinished selection block
- * wants. */
+/* The ring buffer holds the columns of two blocks, and those before them that an unfinished
+ * selection block still needs. */
 static inline int ring_size(const dims *c) {
     int size = BLOCK;
     while (size < 2 * BLOCK + (c->lb + c->l) / c->d)
@@ -16,24 +16,26 @@ static inline int ring_size(const dims *c) {
     return size;
 }
 
-typedef unsigned long long sort_key; /* orders candidates: the greater is chosen first */
+typedef unsigned long long sort_key; /* orders candidates: greater is better */
 
-enum { TOPK_PER_LANE = 4 }; /* of n <= 128 places a lane has 4 */
+enum { TOPK_PER_LANE = 4 }; /* n <= 128 entries, 4 in each lane */
 
-/* The free places of one row: place p is key[p / 32] of lane p % 32. 0 is an empty place, and least
- * is the warp's smallest key, the next to go. */
+/* Top-k list of one row's blocks that are not forced: entry p is key[p / 32] of lane p % 32. A key
+ * of 0 is an empty entry; min_key is the smallest key of the whole warp, the next to be
+ * replaced. */
 typedef struct topk {
     sort_key key[TOPK_PER_LANE], min_key;
 } topk;
 
-/* Importance descending, index ascending; NaN below every number. Importance is at least +0, so its
- * bits are in its order; 0 is left for NaN. The index makes every rank different, and none 0. */
+/* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
+ * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
+ * 0. */
 static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) {
     const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
     return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
 }
 
-/* `places` free ones; the others are taken by what nothing exceeds. */
+/* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
 static __device__ __forceinline__ void topk_init(topk *best, int capacity) {
 #pragma unroll
     for (int i = 0; i < TOPK_PER_LANE; i++)
@@ -41,7 +43,7 @@ static __device__ __forceinline__ void topk_init(topk *best, int capacity) {
     best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
 }
 
-/* Each lane offers one candidate (0: none). One after the other takes the least one's place. */
+/* Insert one candidate of each lane (0: none). Each one better than min_key replaces that entry. */
 static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
     unsigned candidates;
     while ((candidates = __ballot_sync(ALL_LANES, key > best->min_key)) != 0) {
@@ -69,8 +71,8 @@ static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
     }
 }
 
-/* How many blocks are forced for a query in block `own`: the first slc_init (n0), and from `local`
- * on those that end with its own. */
+/* Number of blocks that are forced for a query in block `own_block`: the first slc_init (their
+ * number in n0), and those from `local` to its own. */
 static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block, int *n0,
                                                     int *local) {
     *n0 = min(c->init, own_block + 1);
@@ -78,7 +80,7 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     return *n0 + max(0, own_block - *local + 1);
 }
 
-/* idx [n] of a row: forced blocks and picks, ascending, padded with -1. s_list [n] is scratch. */
+/* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
 static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c, int own_block,
                                                  int *s_list, int32_t *g_idx) {
     int n0, local, count = forced_blocks(c, own_block, &n0, &local);
@@ -104,9 +106,10 @@ static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c
     __syncwarp();
 }
 
-/* The probabilities of 64 columns from compressed key `first` on, summed over a tile's heads, into
- * the ring. One expression for every column, and heads are added in one order, so that equal scores
- * give equal sums: 8 in a lane pairwise, the other 8, then the group's other tiles. */
+/* Add the probabilities of 64 compressed keys, from key `first` on, summed over a tile's heads, to
+ * the ring buffer. Every column has the same expression and heads are added in a fixed order, so
+ * that equal scores give equal sums: 8 rows of a lane pairwise, then the other 8, then the group's
+ * other tiles. */
 static __device__ __forceinline__ void add_to_ring(const acc_16x64 *s, const row_stats *s_stats,
                                                    float scale2, int heads, int first,
                                                    bool accumulate, float *s_ring, int ring) {
@@ -131,10 +134,10 @@ static __device__ __forceinline__ void add_to_ring(const acc_16x64 *s, const row
     __syncwarp();
 }
 
-/* Importance of blocks next..end-1, a lane each, out of the ring; with `choose` they become
- * candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms
- * taken together: compressed key (l'/d) j + k counts min(l/d, l/d + k, l'/d - k) times. Keys that
- * are not visible count 0. g_imp [J] may be NULL. */
+/* Importance of blocks next..end-1, one in each lane, from the ring buffer; with `want_topk` they
+ * are candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal
+ * terms taken together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k). Keys
+ * that are not visible count 0. g_imp [J] may be NULL. */
 static __device__ __forceinline__ void add_importance(const dims *c, const float *s_ring, int ring,
                                                       int n_visible, int own_block, int next,
                                                       int end, bool want_topk, topk *best,
@@ -159,7 +162,7 @@ static __device__ __forceinline__ void add_importance(const dims *c, const float
         if (want_topk)
             topk_insert(best, key);
     }
-    __syncwarp(); /* the ring's oldest may be overwritten */
+    __syncwarp(); /* the oldest columns may be overwritten */
 }
 
 #endif

@@ -1,5 +1,5 @@
 /** @file
- *  @brief Where this stage keeps its tensors: open, close, and its table for the contract. */
+ *  @brief Memory of this stage: open, close, timing, and its table for the contract. */
 #include "load.cuh"
 
 #include <string.h>
@@ -20,13 +20,13 @@ void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) 
     if (st->failed || st->n_buffers == MAX_BUFFERS)
         return st->failed = 1, (void *)NULL;
     if (cudaMalloc(&b->ptr, bytes) != cudaSuccess) {
-        (void)cudaGetLastError(); /* told once, by open */
+        (void)cudaGetLastError(); /* cleared: open reports it */
         return st->failed = 1, (void *)NULL;
     }
     b->bytes = bytes;
     b->kind = kind;
     st->n_buffers++;
-    /* what is never written is padding, and padding is zero */
+    /* what is never written is padding, which must be zero */
     if (cudaMemsetAsync(b->ptr, 0, bytes, st->stream) != cudaSuccess)
         st->failed = 1;
     return b->ptr;
@@ -50,12 +50,12 @@ static void *host_alloc(const stage *st, int64_t count, size_t size) {
 
 /* ------------------------------------------------------------------- open */
 
-/* D: dk for the key compressor, dv for the value compressor */
+/* D of a compressor: dk for keys, dv for values */
 int64_t width(const stage *st, int pair) {
     return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
 }
 
-/* Elements of a compressor's weight, by its shape in the specification. */
+/* Number of elements of a compressor's weight, from its shape. */
 int64_t weight_count(const stage *st, int pair, int weight) {
     const nsa_lengths none = {0, 0, 0, 0};
     nsa_tensor shape;
@@ -90,7 +90,7 @@ static dims dims_of(const nsa_plan *plan) {
     return x;
 }
 
-/* Room for `stride` blocks a head; with `backward` the other way round too, and gradients. */
+/* Allocate `stride` blocks for each head; for `backward` the other layouts too, and gradients. */
 static void open_blocks(stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t stride,
                         int backward) {
     const int64_t blocks = st->cfg.kv_heads * stride;
@@ -136,7 +136,7 @@ static void open_weights(stage *st) {
         const int64_t Dp = pair == KEYS ? st->c.dkp : st->c.dvp;
         int64_t N = st->plan->max_cmp;
         if ((st->plan->setup.flags & NSA_DECODE) && N < c->max_seqs)
-            N = c->max_seqs; /* a decode step may complete one a slot */
+            N = c->max_seqs; /* a decode step may complete one in each slot */
         st->w1t[pair] = alloc_reals(st, NSA_MEM_PERSISTENT,
                                     round_up(c->cmp_block * width(st, pair), DIM_ALIGN) * st->c.hp);
         st->w2t[pair] =
@@ -157,7 +157,7 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     for (int pair = 0; pair < PAIR; pair++)
         st->raw[pair] = alloc_reals(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
     for (int x = 0; x < BRANCHES + causal_too; x++) {
-        /* every sequence begins a block, so it may leave one unfilled */
+        /* each sequence begins a block and may leave its last unfilled */
         const int64_t blocks = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
         open_blocks(st, &st->in[x], x == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT, blocks,
                     backward && x != RAW);
@@ -208,7 +208,7 @@ static void close(void *self) {
     if (!st)
         return;
     if (st->stream)
-        (void)cudaStreamSynchronize(st->stream); /* nothing is left to report to */
+        (void)cudaStreamSynchronize(st->stream); /* no one to report an error to */
     for (int i = 0; i < st->n_buffers; i++)
         (void)cudaFree(st->buffers[i].ptr);
     for (int i = 0; i <= MAX_INTERVALS; i++) {
@@ -259,7 +259,7 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     return status;
 }
 
-/* ------------------------------------------------------------------- laps */
+/* ------------------------------------------------------------------ timing */
 
 nsa_status record_phase(stage *st, int phase) {
     if (phase < 0)

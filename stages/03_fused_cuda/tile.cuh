@@ -1,21 +1,20 @@
 /** @file
- *  @brief The one matrix product of this stage: a warp multiplies 16 rows by strips of 64 columns.
+ *  @brief The matrix product of this stage: a warp multiplies 16 rows by tiles of 64 columns.
  *
- *      acc [16 rows, 64 columns a strip] += sum_k A^T [k][16 rows] B [k][64 columns a strip]
+ *      acc [16 rows, 64 columns a tile] += sum_k A^T [k][16 rows] B [k][64 columns a tile]
  *
- *  Rows are the heads of a group, or keys in backward; k runs over what is summed. A lane owns 8
- *  rows and 4 neighbouring columns of each strip:
+ *  Rows are the heads of a group, or keys in backward; k is the summed dimension. A lane owns 8
+ *  rows and 4 neighbouring columns of each tile:
  *
- *      lane        0   1   2   3  ..  30    31       a step k:
+ *      lane        0   1   2   3  ..  30    31       a step of k:
  *      row group   0   1   0   1  ..   0     1       8 rows of A     2 x 16 bytes
- *      columns    0-3 0-3 4-7 4-7 .. 60-63 60-63     4 columns of B  1 x 16 bytes a strip
+ *      columns    0-3 0-3 4-7 4-7 .. 60-63 60-63     4 columns of B  1 x 16 bytes a tile
  *
- *  and a step is 32 multiply-adds a strip. A comes from shared memory, B from shared or global
- *  memory. Why lanes lie this way: shared memory hands out 128 bytes a clock, so 16 bytes a lane
- *  take four clocks; but two where every lane i has the address of i^1 (here B) or of i^2 (here A).
- *  A step then costs 6 clocks of shared memory, and a multiprocessor's 128 lanes need 8 for its
- *  multiply-adds. A row of B is one run of 256 bytes.
- */
+ *  and a step is 32 multiply-adds a tile. A comes from shared memory, B from shared or global
+ *  memory. Why this arrangement: shared memory delivers 128 bytes a clock, so a load of 16 bytes a
+ *  lane takes four clocks, but two if every lane i reads the address of i^1 (here B) or of i^2
+ *  (here A). So a step takes 6 clocks of shared memory, while the 128 lanes of a multiprocessor
+ *  need 8 clocks for its multiply-adds. A row of B is 256 contiguous bytes. */
 #ifndef TILE_CUH
 #define TILE_CUH
 
@@ -23,16 +22,15 @@
 
 enum {
     WARP_SIZE = 32,
-    TILE_ROWS = 16, /* of a warp's tile */
-    TILE_COLS = 64, /* columns of one strip: the keys of a block, or 64 columns of a value */
-    LANE_ROWS = 8,  /* a lane's share of both */
+    TILE_ROWS = 16, /* rows of a warp's tile */
+    TILE_COLS = 64, /* columns of one tile: the keys of a block, or 64 columns of a value */
+    LANE_ROWS = 8,  /* a lane's rows and columns of a tile */
     LANE_COLS = 4,
-    PREFETCH_DEPTH = 4, /* rows of B on their way; counts of k are multiples of it */
-    PREFETCH_DEPTH_GLOBAL =
-        8 /* the same where they come from beyond this multiprocessor: DIM is a multiple */
+    PREFETCH_DEPTH = 4, /* rows of B that are loaded ahead; every k count is a multiple of it */
+    PREFETCH_DEPTH_GLOBAL = 8 /* the same if B is in global memory; DIM_ALIGN is a multiple of it */
 };
 
-/* Which rows and columns are mine: rows lane_row()..+7, columns lane_col()..+3 of each strip. */
+/* This lane's part of a tile: rows lane_row()..+7, columns lane_col()..+3. */
 static __device__ __forceinline__ int lane_row(void) {
     return ((int)threadIdx.x & 1) * LANE_ROWS;
 }
@@ -41,7 +39,7 @@ static __device__ __forceinline__ int lane_col(void) {
     return ((int)threadIdx.x % WARP_SIZE / 2) * LANE_COLS;
 }
 
-/* A lane's piece of one strip. */
+/* A lane's accumulators of a 16 x 64 tile. */
 typedef struct acc_16x64 {
     float x[LANE_ROWS][LANE_COLS];
 } acc_16x64;
@@ -76,9 +74,9 @@ static __device__ __forceinline__ void outer_product(acc_16x64 *acc, float4 lo, 
     }
 }
 
-/* acc[N_TILES] += sum over k < count. `a` is the lane's address in row 0 of A^T (base +
- * lane_row()), `b` in row 0 of B (base + lane_col()); lda and ldb are the floats from row to row.
- * DEPTH rows of B are on their way while one is used; count is a multiple of that. */
+/* acc[N_TILES] += sum over k < count of A^T's row k times B's. `a` is the lane's address in row 0
+ * of A^T (base + lane_row()), `b` in row 0 of B (base + lane_col()); lda and ldb are the floats
+ * from one row to the next. DEPTH rows of B are loaded ahead; count is a multiple of DEPTH. */
 template <int N_TILES, int DEPTH = PREFETCH_DEPTH>
 static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *a, int lda,
                                                    const float *b, int ldb, int count) {
@@ -107,8 +105,7 @@ static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *
     }
 }
 
-/* The 16 lanes that share a row group hold a row's 64 columns between them: the row's sum, maximum.
- */
+/* Reductions over a row: its 64 columns lie in the 16 lanes of one row group. */
 static __device__ __forceinline__ float row_reduce_sum(float x) {
 #pragma unroll
     for (int lane = 2; lane < WARP_SIZE; lane *= 2)
@@ -123,14 +120,15 @@ static __device__ __forceinline__ float row_reduce_max(float x) {
     return x;
 }
 
-/* Probabilities as the A of the second product: P^T [64 keys][16 rows] in shared memory. Key s lies
- * in row 16 (s % 4) + s / 4, so that lanes that store their four keys meet in few banks. */
+/* The probabilities are the A of the second product: P^T [64 keys][16 rows] in shared memory, with
+ * its rows permuted (swizzled). Key s lies in row 16 (s % 4) + s / 4, so that lanes that store
+ * their four keys meet in few banks. */
 static __device__ __forceinline__ int swizzled_row(int s) {
     return (s % LANE_COLS * (TILE_COLS / LANE_COLS) + s / LANE_COLS) * TILE_ROWS;
 }
 
-/* Store a piece of [16 rows, 64 keys] as P^T; s_p is the warp's own [64][16]. Say __syncwarp()
- * before and after. */
+/* Store a tile [16 rows, 64 keys] as P^T in s_p [64][16], which belongs to the warp. The caller
+ * must call __syncwarp() before and after. */
 static __device__ __forceinline__ void store_transposed(float *s_p, const acc_16x64 *p) {
     float *at = s_p + swizzled_row(lane_col()) + lane_row();
 #pragma unroll
@@ -140,7 +138,8 @@ static __device__ __forceinline__ void store_transposed(float *s_p, const acc_16
     }
 }
 
-/* One key's share: acc[N_TILES] += P^T's row of key s times B's row s (b as in product()). */
+/* One key: acc[N_TILES] += P^T's row of key s times B's row s; a and b are the lane's addresses
+ * there. */
 template <int N_TILES>
 static __device__ __forceinline__ void matmul_one_key(acc_16x64 *acc, const float *a,
                                                       const float *b) {
@@ -150,14 +149,12 @@ static __device__ __forceinline__ void matmul_one_key(acc_16x64 *acc, const floa
         outer_product(&acc[s], lo, hi, load4(b + s * TILE_COLS));
 }
 
-/* The same for `fours` times four keys, the first a multiple of four: product() with
- * swizzled_row()'s A.
- */
+/* The same for 4 `quads` keys, the first a multiple of 4: warp_matmul() with P^T as A. */
 template <int N_TILES>
 static __device__ __forceinline__ void matmul_quads(acc_16x64 *acc, const float *a, const float *b,
                                                     int ldb, int quads) {
     const int key_stride =
-        TILE_COLS / LANE_COLS * TILE_ROWS; /* from a key's row to the next key's */
+        TILE_COLS / LANE_COLS * TILE_ROWS; /* floats from one key's row to the next key's */
     float4 r_b[LANE_COLS][N_TILES];
 #pragma unroll
     for (int u = 0; u < LANE_COLS; u++) {
@@ -182,9 +179,9 @@ static __device__ __forceinline__ void matmul_quads(acc_16x64 *acc, const float 
     }
 }
 
-/* acc[N_TILES] += P^T [keys] times B's rows of the same keys, for the keys 4 j0..4 j1-1 of a block
- * whose bit is set in `mask`. The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p
- * as store_transposed() leaves it; `b` is the lane's address in row 4 j0 of B. */
+/* acc[N_TILES] += P^T times B, over the keys 4 j0..4 j1-1 of a block whose bit in `mask` is set.
+ * The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p is as store_transposed()
+ * leaves it; `b` is the lane's address in row 4 j0 of B. */
 template <int N_TILES>
 static __device__ __forceinline__ void matmul_masked(acc_16x64 *acc, const float *s_p,
                                                      const float *b, int ldb, uint64_t mask, int j0,
@@ -200,7 +197,7 @@ static __device__ __forceinline__ void matmul_masked(acc_16x64 *acc, const float
         } else if (s % LANE_COLS || end - s < LANE_COLS) {
             matmul_one_key<N_TILES>(acc, s_p + swizzled_row(s) + lane_row(), b + (s - s0) * ldb);
             s++;
-        } else { /* nearly always: loads are ahead of their use */
+        } else { /* the common case: loads run ahead of their use */
             const int quads = (end - s) / LANE_COLS;
             matmul_quads<N_TILES>(acc, s_p + swizzled_row(s) + lane_row(), b + (s - s0) * ldb, ldb,
                                   quads);

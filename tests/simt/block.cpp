@@ -1,8 +1,9 @@
 // One launch: its blocks one after the other, the threads of a block as fibers.
 //
-// Which threads are ready is a bit mask a warp, and which warps have some is a mask again, so the
-// next thread is found in a few instructions. The order is chosen by NSA_SIMT_ORDER: forward and
-// reverse run a warp until all its lanes wait, random goes where it likes at every wait.
+// A bit mask for each warp says which of its threads are ready, another says which warps have ready
+// threads, so the next thread is found in a few instructions. NSA_SIMT_ORDER sets the order:
+// forward and reverse run a warp until all its lanes wait, random picks any ready thread at every
+// wait.
 #include "engine.h"
 
 #include <stdio.h>
@@ -18,7 +19,7 @@ int self;
 
 struct Thread {
     Context context;
-    int stack; // -1: not started, or on the stack of whoever returned before it
+    int stack; // -1: not started
     uint3 index;
     Wait wait;
 };
@@ -30,14 +31,14 @@ struct Barrier {
     Votes votes, result;
 };
 
-static const long SPIN = 1L << 16; // turns in a row, a thread, that get nobody anywhere
+static const long SPIN = 1L << 16; // yields without progress, for each thread, before a report
 
 static Thread threads[MAX_THREADS];
 static uint32_t ready[MAX_WARPS], ready_warps;
 static int total, warps, live; // threads and warps of a block; threads that have not returned
 static int free_stacks[MAX_THREADS], free_count, highest_stack;
 static Barrier block_barrier;
-static long spins; // yields since something last happened
+static long spins; // yields since the last progress
 static Context caller;
 static const Launch *running;
 static bool abandoned;
@@ -70,7 +71,7 @@ static void order_read() {
     random_state += !random_state;
 }
 
-// A set bit of `mask`, which is not 0: the next after `last` in the order, around the end.
+// The next set bit of `mask` (not 0) after `last` in the order, with wraparound.
 static int next_bit(uint32_t mask, int last) {
     if (order == FORWARD) {
         uint32_t above = mask & ~((2u << last) - 1);
@@ -85,7 +86,7 @@ static int next_bit(uint32_t mask, int last) {
     return (__builtin_ctz(turned) + turn) & 31;
 }
 
-// The thread to run next, -1 if none is ready: of the same warp while it has one.
+// The thread to run next, -1 if none is ready; of the same warp if that has one.
 static int next_ready() {
     if (!ready_warps)
         return -1;
@@ -97,7 +98,7 @@ static int next_ready() {
     return warp << 5 | next_bit(ready[warp], lane);
 }
 
-// The same for a thread that yields: everybody else comes before it does again.
+// The same for a thread that yields: it is the last to run again.
 static int next_other() {
     int warp = self >> 5, lane = self & 31, next = next_bit(ready[warp], lane);
     bool around = order == FORWARD ? next <= lane : next >= lane;
@@ -140,7 +141,7 @@ static void set_current(int thread) {
 
 static void fiber_main();
 
-// Continue or start `next` while the running thread, if it does not end, is kept in `save`.
+// Save the running thread in `save`, unless it ends, and continue or start `next`.
 static void switch_to(int next, Context *save, bool ends) {
     Thread &t = threads[next];
     set_current(next);
@@ -158,7 +159,7 @@ static void leave_block() {
 
 static void report_deadlock();
 
-// What every fiber does: run its thread, and then, on the same stack, threads that have not begun.
+// Body of every fiber: run its thread, then other new threads on the same stack.
 static void fiber_main() {
     context_arrive();
     for (;;) {
@@ -239,10 +240,10 @@ Votes barrier(const char *what, int predicate, Where where) {
 }
 
 bool same_call(const char *a, const char *b) {
-    return a == b || !strcmp(a, b); // one literal may stand in memory twice
+    return a == b || !strcmp(a, b); // equal literals may have two addresses
 }
 
-// What a thread that did not come does instead.
+// Describe the state of a thread that did not arrive.
 static const char *thread_state(int thread) {
     static char text[160];
     if (thread >= total)
@@ -254,8 +255,8 @@ static const char *thread_state(int thread) {
     return text;
 }
 
-// No thread is ready and some have not returned: say who waits for whom. Where a barrier is waited
-// for, the first thread that is not there is named, else the first that waits.
+// Deadlock: no thread is ready and some have not returned. At a barrier, report the first thread
+// that is missing there, else the first that waits.
 static void report_deadlock() {
     int first = 0;
     for (;; first++) {
@@ -323,7 +324,7 @@ static bool run_block() {
     warps_reset(warps);
     copies_reset();
     shared_poison();
-    self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // the first comes after the last
+    self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // thread 0 must not run first
     self = next_ready();
     switch_to(self, &caller, false);
     if (abandoned)
@@ -339,7 +340,7 @@ static void set_block_index(size_t number, dim3 grid) {
     blockIdx.z = (unsigned)(number / grid.x / grid.y);
 }
 
-// A number that shares no factor with n, so that its multiples visit everything.
+// A number coprime to n: its multiples visit every block.
 static size_t coprime_stride(size_t n) {
     for (size_t s = n / 2 + random_next() % n;; s++) {
         size_t a = s, b = n;

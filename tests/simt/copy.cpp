@@ -1,4 +1,4 @@
-// Memory from the host's side: allocation, copies, fills.
+// Memory calls of the host: allocation, copies, fills.
 #include "engine.h"
 
 #include "common/fence.h"
@@ -36,7 +36,7 @@ cudaError_t symbol_copy(void *to, const void *from, size_t bytes) {
     return cudaSuccess;
 }
 
-// One side of a copy: is it where `kind` says?
+// Check that one side of a copy is where `kind` says.
 static cudaError_t check_side(const char *call, const char *side, const void *address, size_t bytes,
                               cudaMemcpyKind kind, cudaMemcpyKind host, cudaMemcpyKind device) {
     bool on_device = arena_owns(address);

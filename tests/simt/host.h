@@ -1,7 +1,7 @@
-// CUDA's runtime API, as far as it is simulated: names, types and meanings are CUDA's.
+// The simulated part of CUDA's runtime API: names, types and meanings are CUDA's.
 //
-// There is one device. A stream's work is done before the call that gives it returns, unless the
-// stream is being captured.
+// There is one device. Calls run a stream's work before they return, unless the stream is being
+// captured.
 #ifndef SIMT_HOST_H
 #define SIMT_HOST_H
 

@@ -1,10 +1,10 @@
-// Device memory: one range of addresses that is closed while no kernel or copy runs.
+// Device memory: one range of addresses, the arena, which is closed while no kernel or copy runs.
 //
 //     arena | fence | bytes of a caller | fence | free | fence | bytes ... | closed for good
 //
 // Only the part in use is opened and closed, in steps of a huge page, so that a launch pays a few
-// microseconds. Fences hold a pattern that is a NaN in float32, float64 and bfloat16: what reads
-// beyond its own memory gets NaN, and what writes there is found by the check after each launch.
+// microseconds. Fences hold a pattern that is a NaN in float32, float64 and bfloat16: a read
+// outside of an allocation gets NaN, and a write is found by the check after each launch.
 #include "engine.h"
 
 #include "common/fence.h"
@@ -16,19 +16,19 @@
 
 namespace simt {
 
-static size_t arena_size = (size_t)64 << 30; // of addresses; less where so many cannot be had
+static size_t arena_size = (size_t)64 << 30; // bytes of addresses; less if they cannot be reserved
 static const size_t STEP = (size_t)2 << 20, ALIGN = 256;
 static const uint32_t FENCE = 0x7ffadbadu;
 
 struct Region {
-    size_t start, span; // all of it, both fences included
-    size_t bytes;       // what was asked for; it begins at start + ALIGN
+    size_t start, span; // with both fences
+    size_t bytes;       // requested; they begin at start + ALIGN
     int number;         // counts allocations, for reports
     bool used;
 };
 
 static char *arena;
-static size_t opened, top;          // opened: bytes to open; top: end of the last piece
+static size_t opened, top;          // opened: bytes to open; top: end of the last region
 static std::vector<Region> regions; // in the order of addresses
 static int allocations, depth;
 
@@ -70,13 +70,13 @@ bool arena_owns(const void *address) {
 
 // ---------------------------------------------------------------------- fences
 
-// Whole words; what is left before the first of them and behind the last is never used.
+// Fill a fence with the pattern.
 static void fence_fill(size_t from, size_t to) {
     for (size_t i = from; i < to; i++)
         ((unsigned char *)arena)[i] = (unsigned char)(FENCE >> 8 * (i & 3));
 }
 
-// The first byte that is not as it was, or `to`; whole words are looked at first.
+// The first byte that differs from the pattern, or `to`; checks whole words first.
 static size_t fence_check(size_t from, size_t to) {
     const unsigned char *byte = (const unsigned char *)arena;
     for (; from + 8 <= to && !(from & 7); from += 8)
@@ -90,7 +90,7 @@ static size_t fence_check(size_t from, size_t to) {
 
 static bool region_check(const Region &p, char *text, size_t size) {
     size_t begin = p.start + ALIGN, end = begin + p.bytes, limit = p.start + p.span;
-    nsa_show(arena + p.start, begin - p.start); // for valgrind: whatever was written there
+    nsa_show(arena + p.start, begin - p.start); // valgrind: checked whatever was written
     nsa_show(arena + end, limit - end);
     size_t before = fence_check(p.start, begin), behind = fence_check(end, limit);
     if (before == begin && behind == limit)
@@ -102,7 +102,7 @@ static bool region_check(const Region &p, char *text, size_t size) {
     else
         snprintf(text, size, "wrote behind allocation %d (%zu bytes, cudaMalloc), from byte %zu on",
                  p.number, p.bytes, p.bytes + (behind - end));
-    fence_fill(p.start, begin); // so that it is told once
+    fence_fill(p.start, begin); // so that it is reported once
     fence_fill(end, limit);
     return false;
 }
@@ -116,14 +116,14 @@ bool arena_check(char *text, size_t size) {
 
 // ----------------------------------------------------------------- allocations
 
-static Region *region_at(const void *address) { // the last that begins at or before it
+static Region *region_at(const void *address) { // the last one that begins at or before address
     size_t offset = (size_t)((const char *)address - arena);
     auto after = std::upper_bound(regions.begin(), regions.end(), offset,
                                   [](size_t o, const Region &p) { return o < p.start; });
     return after == regions.begin() ? nullptr : &after[-1];
 }
 
-static size_t first_fit(size_t span) { // first fit: the index of a free piece, split; or the end
+static size_t first_fit(size_t span) { // a free region, split; or a new one at the end
     for (size_t i = 0; i < regions.size(); i++) {
         if (regions[i].used || regions[i].span < span)
             continue;
@@ -142,7 +142,7 @@ static void grow() {
     size_t wanted = (top + STEP - 1) & ~(STEP - 1);
     if (wanted <= opened)
         return;
-    madvise(arena + opened, wanted - opened, MADV_HUGEPAGE); // a wish: it closes faster
+    madvise(arena + opened, wanted - opened, MADV_HUGEPAGE); // a hint: huge pages close faster
     opened = wanted;
     if (depth)
         protect(PROT_READ | PROT_WRITE);

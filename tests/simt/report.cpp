@@ -1,4 +1,4 @@
-// What went wrong, in words, and as CUDA's error codes.
+// Error reports: texts, and CUDA's error codes.
 #include "engine.h"
 
 #include <algorithm>
@@ -22,7 +22,7 @@ const char *setting(const char *name, const char *fallback) {
 }
 
 static void record_error(cudaError_t error, const char *text) {
-    if (pending == cudaSuccess) // what follows from the first is not worth telling
+    if (pending == cudaSuccess) // only the first error; others follow from it
         snprintf(last_report, sizeof last_report, "%s", text);
     if (pending == cudaSuccess)
         pending = error;
@@ -51,8 +51,8 @@ void report_text(const char *format, va_list args) {
     record_error(cudaErrorLaunchFailure, text);
 }
 
-// With NSA_SIMT_KERNELS=FILE, every kernel that runs adds its name there, once in a process; a
-// template's arguments are left out. What a set of cases does not reach can be seen from it.
+// With NSA_SIMT_KERNELS=FILE, append the name of every kernel that runs, once in a process, without
+// template arguments. This shows which kernels a set of cases does not reach.
 void note_kernel(const char *name) {
     static std::vector<std::string> noted;
     const char *file = setting("NSA_SIMT_KERNELS", nullptr);
@@ -63,7 +63,7 @@ void note_kernel(const char *name) {
     if (std::find(noted.begin(), noted.end(), plain) != noted.end())
         return;
     noted.push_back(plain);
-    FILE *to = fopen(file, "a"); // in one write, so that processes may share the file
+    FILE *to = fopen(file, "a"); // one write: processes may share the file
     if (!to || fprintf(to, "%s\n", plain.c_str()) < 0 || fclose(to))
         report(cudaErrorInvalidValue, "NSA_SIMT_KERNELS: cannot write to %s", file);
 }

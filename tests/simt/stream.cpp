@@ -1,5 +1,5 @@
-// Streams, events and graphs. Work is done when it is given, so that a stream is always idle; a
-// stream that is being captured keeps its work in a graph, to be done by cudaGraphLaunch().
+// Streams, events and graphs. Work runs when it is submitted, so a stream is always idle. A stream
+// that is being captured stores its work in a graph, which cudaGraphLaunch() runs.
 #include "engine.h"
 
 #include <algorithm>
@@ -15,20 +15,20 @@ struct simtGraphExec {
     Work work;
 };
 struct simtStream {
-    simtGraph *graph; // that it is captured into, NULL while it is not
+    simtGraph *graph; // that it is captured into, or NULL
     bool origin;      // whether the capture began here
 };
 struct simtEvent {
     bool recorded;
     double time;
-    simtGraph *graph; // recorded in a captured stream
+    simtGraph *graph; // if recorded in a captured stream
 };
 
 namespace simt {
 
 static std::vector<simtStream *> streams;
-static int captures;         // under way
-static bool capture_invalid; // by a call that is not allowed in one
+static int captures;         // in progress
+static bool capture_invalid; // a call was made that is not allowed in a capture
 
 bool stream_known(cudaStream_t stream) {
     return !stream || std::find(streams.begin(), streams.end(), stream) != streams.end();
@@ -71,7 +71,7 @@ static double seconds() {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-// What waits for a stream, and brings what went wrong in it.
+// Wait for a stream; returns the last error.
 static cudaError_t synchronize(const char *call, cudaStream_t stream) {
     cudaError_t error = known(call, stream);
     if (!error && (capturing(stream) || (!stream && captures)))

@@ -1,4 +1,4 @@
-// Tensor core instructions as warp collectives, and asynchronous copies as late ones.
+// Tensor core instructions as warp collectives, and asynchronous copies, done when waited for.
 #include "tensor.h"
 
 #include "bf16.h"
@@ -20,7 +20,7 @@ static float half(unsigned pair, int which) {
     return bf16_value((unsigned short)(pair >> 16 * which));
 }
 
-// Lane 4 g + t holds of A rows g and g + 8, of B column g, of C rows g and g + 8; t picks two
+// Lane 4 g + t holds rows g and g + 8 of A, column g of B, rows g and g + 8 of C; t selects two
 // neighbours along k, or along C's columns. (PTX manual, mma.m16n8k16, .bf16.)
 static void mma_done(uint32_t, void **record) {
     float a[16][16], b[16][8];
@@ -57,8 +57,8 @@ struct Rows {
     bool transposed;
 };
 
-// Lanes 8 m .. 8 m + 7 point to the rows of matrix m; lane 4 r + t gets of each matrix elements
-// 2 t and 2 t + 1 of row r, or of column r if transposed.
+// Lanes 8 m .. 8 m + 7 point to the rows of matrix m. Lane 4 r + t gets elements 2 t and 2 t + 1 of
+// row r of each matrix, or of column r if transposed.
 static void ldmatrix_done(uint32_t, void **record) {
     for (int lane = 0; lane < 32; lane++) {
         const Rows *mine = (const Rows *)record[lane];
@@ -94,7 +94,7 @@ struct PendingCopy {
 };
 
 static std::vector<PendingCopy> pending_copies[MAX_THREADS];
-static int group[MAX_THREADS]; // the one that a thread's copies belong to now
+static int group[MAX_THREADS]; // current group of each thread's copies
 static bool any_pending;
 
 void copies_reset() {

@@ -1,13 +1,12 @@
 /** @file
- *  @brief Step 0: a thread is a row, and reads its keys and values from global memory by itself.
- */
+ *  @brief Step 0: a thread is a row, and reads its keys and values from global memory itself. */
 #include "steps.cuh"
 
-enum { KEY_CHUNK = 8 }; /* keys at a time: a row of K^T is read 32 bytes, a sector, at a time */
+enum { KEY_CHUNK = 8 }; /* keys at a time: 32 bytes of a row of K^T, one sector */
 
 /* Eight keys of a block, the first at `kt` [D][BLOCK] and `v` [BLOCK][D], of which lo..hi-1 are
- * seen. Online softmax (Milakov and Gimelshein 2018): with the largest score so far m and m' after
- * these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. */
+ * visible. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum before and
+ * after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. */
 static __device__ __forceinline__ void attend_keys(const float *q, const float *kt, const float *v,
                                                    int lo, int hi, float scale2, float *o,
                                                    float *row_max, float *row_sum) {
@@ -50,8 +49,8 @@ static __device__ __forceinline__ void attend_keys(const float *q, const float *
 
 /* One branch. Grid: a CUDA block for each 64 neighbouring queries (x) and head (y). Block: 64
  * threads; thread i owns query 64 blockIdx.x + i: q and o in its registers, nothing shared. In the
- * window the lanes of a warp happen to read the same keys at the same time; selected blocks are
- * other ones in each lane, so that a load asks for 32 lines. */
+ * window the lanes of a warp happen to read the same keys at the same time; selected blocks differ
+ * from lane to lane, so that one load asks for 32 lines. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
     const int t = (int)(blockIdx.x * BLOCK + threadIdx.x);
     if (t >= pb.T)
@@ -76,8 +75,8 @@ template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_ker
         pb.o[BRANCH][row + c] = o[c] / row_sum;
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

@@ -1,11 +1,10 @@
 /** @file
- *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into
- *  shared memory as whole lines; a thread owns a key there, then a column.
- */
+ *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into shared
+ *  memory as whole lines; a thread owns a key there, then a column. */
 #include "steps.cuh"
 
-/* The largest x of the CUDA block's two warps, in every thread. s_max [2] is free for the next call
- * after another barrier. */
+/* The largest x of the CUDA block's two warps, in every thread. s_max [2] may be reused after
+ * another barrier. */
 static __device__ __forceinline__ float block_max(float x, float *s_max) {
 #pragma unroll
     for (int lane = 1; lane < WARP_SIZE; lane *= 2)
@@ -16,9 +15,9 @@ static __device__ __forceinline__ float block_max(float x, float *s_max) {
     return fmaxf(s_max[0], s_max[1]);
 }
 
-/* One span of a row. Online softmax (Milakov and Gimelshein 2018): with the largest score so far m
- * and m' after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Thread
- * i has key i's part of the sum, and column i of o. */
+/* One span of a row. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum
+ * before and after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum.
+ * Thread i has key i's part of the sum, and column i of o. */
 static __device__ __forceinline__ void softmax_step(const problem *pb, int branch, span sp,
                                                     float *s_block, const float *s_q, float *s_p,
                                                     float *s_max, float *o, float *row_max,
@@ -43,9 +42,9 @@ static __device__ __forceinline__ void softmax_step(const problem *pb, int branc
         *o += s_p[j] * s_block[j * D + i];
 }
 
-/* One branch. Grid: a CUDA block a row, heads innermost. Block: 64 threads; thread i owns key i of
- * each block, column i of q and o. Shared: 16.5 KiB, a block of keys or values and the row's q and
- * p. */
+/* One branch. Grid: a CUDA block for each row, heads innermost. Block: 64 threads; thread i owns
+ * key i of each block, column i of q and o. Shared: 16.5 KiB, a block of keys or values and the
+ * row's q and p. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_block[BLOCK * D], s_q[D], s_p[BLOCK], s_max[2];
     const int t = (int)blockIdx.x / G, i = (int)threadIdx.x;
@@ -63,8 +62,8 @@ template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_ker
     pb.o[BRANCH][row + i] = o / total;
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

@@ -1,7 +1,6 @@
 /** @file
- *  @brief Step 2: a CUDA block is a query with all its heads, a warp's tile of 16 x 64. A loaded
- *  block serves 16 rows, and is loaded a sixteenth as often.
- */
+ *  @brief Step 2: a CUDA block is a query with all its heads, a warp's tile of 16 x 64. Each loaded
+ *  block serves 16 rows, so it is loaded a sixteenth as often. */
 #include "steps.cuh"
 
 enum {
@@ -21,9 +20,9 @@ static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) 
     }
 }
 
-/* A chunk from global memory, by the warp. */
+/* Load a chunk from global memory, by the warp. */
 static __device__ __forceinline__ void load_chunk(float *s_chunk, const float *g_from) {
-    __syncwarp(); /* the last chunk has been used */
+    __syncwarp(); /* all lanes have used the last chunk */
 #pragma unroll
     for (int i = 4 * lane_id(); i < FLOATS; i += 4 * WARP_SIZE)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
@@ -50,7 +49,7 @@ static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const p
     }
 }
 
-/* Write a finished tile: o [G,D]. */
+/* Store a finished tile: o [G,D]. */
 static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++)
@@ -68,8 +67,8 @@ static __device__ __forceinline__ void attend(softmax_state<1> *x, const problem
     softmax_finalize(x);
 }
 
-/* One branch. Grid: a CUDA block a query. Block: one warp; a lane owns 8 heads x 4 keys, then
- * 8 heads x 4 columns (tile.cuh). Shared: 12 KiB, a chunk of a block, Q^T and P^T. */
+/* One branch. Grid: a CUDA block for each query. Block: one warp; a lane owns 8 heads x 4 keys,
+ * then 8 heads x 4 columns (tile.cuh). Shared: 12 KiB, a chunk of a block, Q^T and P^T. */
 template <int BRANCH>
 static __global__ void __launch_bounds__(WARP_SIZE, 12) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_chunk[FLOATS], s_q[D * G], s_p[BLOCK * G];
@@ -80,8 +79,8 @@ static __global__ void __launch_bounds__(WARP_SIZE, 12) attend_kernel(problem pb
     write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

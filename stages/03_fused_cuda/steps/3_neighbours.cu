@@ -1,7 +1,7 @@
 /** @file
- *  @brief Step 3: a CUDA block is four neighbouring queries, a warp each. Their windows are nearly
- *  the same, so a window's block is loaded once for all four; a selected block is its warp's own.
- */
+ *  @brief Step 3: a CUDA block is four neighbouring queries, one warp each. Their windows are
+ *  nearly the same, so a window's block is loaded once for all four; each warp loads its selected
+ *  blocks alone. */
 #include "steps.cuh"
 
 enum {
@@ -28,20 +28,21 @@ template <bool SHARED> static __device__ __forceinline__ void barrier(void) {
         __syncwarp();
 }
 
-/* A chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all. */
+/* Load a chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all
+ * warps. */
 template <bool SHARED>
 static __device__ __forceinline__ void load_chunk(float *s_chunk, const float *g_from) {
     const int threads = SHARED ? NEIGHBOURS * WARP_SIZE : WARP_SIZE,
               floats = FLOATS / WARP_SIZE * threads;
-    barrier<SHARED>(); /* the last chunk has been used */
+    barrier<SHARED>(); /* the last chunk is no longer in use */
 #pragma unroll
     for (int i = 4 * ((int)threadIdx.x % threads); i < floats; i += 4 * threads)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
     barrier<SHARED>();
 }
 
-/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: of
- * all four queries', and the mask of some may be empty. */
+/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: for
+ * all four queries; the mask of some may be empty. */
 template <bool SHARED>
 static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const problem *pb,
                                                     int branch, span sp, float *s_chunk,
@@ -66,7 +67,7 @@ static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const p
     }
 }
 
-/* Write a finished tile: o [G,D]. */
+/* Store a finished tile: o [G,D]. */
 static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++)
@@ -74,7 +75,7 @@ static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o
                o->x[i][3]);
 }
 
-/* The window of the CUDA block's queries t0..t0+3: all blocks that some of them see. */
+/* The window of the CUDA block's queries t0..t0+3: all blocks that one of them sees. */
 static __device__ __forceinline__ void attend_win(softmax_state<1> *x, const problem *pb, int t0,
                                                   int t, float *s_chunks, const float *s_q,
                                                   float *s_p) {
@@ -97,9 +98,9 @@ static __device__ __forceinline__ void attend_slc(softmax_state<1> *x, const pro
     softmax_finalize(x);
 }
 
-/* One branch. Grid: a CUDA block for 4 neighbouring queries. Block: a warp a query; a lane owns
- * 8 heads x 4 keys, then 8 heads x 4 columns (tile.cuh). Shared: 48 KiB, for each warp a chunk of a
- * block, Q^T and P^T. */
+/* One branch. Grid: a CUDA block for each 4 neighbouring queries. Block: a warp for each query; a
+ * lane owns 8 heads x 4 keys, then 8 heads x 4 columns (tile.cuh). Shared: 48 KiB, for each warp a
+ * chunk of a block, Q^T and P^T. */
 template <int BRANCH>
 static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE, 3) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_chunks[NEIGHBOURS * FLOATS], s_qs[NEIGHBOURS * D * G],
@@ -118,8 +119,8 @@ static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE, 3) attend_kernel
         write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

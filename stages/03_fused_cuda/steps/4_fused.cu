@@ -1,7 +1,6 @@
 /** @file
- *  @brief Step 4: one launch for both branches, and the gated sum where the outputs are made. No
- *  branch's outputs go through device memory.
- */
+ *  @brief Step 4: one launch for both branches and the gated sum. No branch's outputs go through
+ *  device memory. */
 #include "steps.cuh"
 
 enum {
@@ -28,20 +27,21 @@ template <bool SHARED> static __device__ __forceinline__ void barrier(void) {
         __syncwarp();
 }
 
-/* A chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all. */
+/* Load a chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all
+ * warps. */
 template <bool SHARED>
 static __device__ __forceinline__ void load_chunk(float *s_chunk, const float *g_from) {
     const int threads = SHARED ? NEIGHBOURS * WARP_SIZE : WARP_SIZE,
               floats = FLOATS / WARP_SIZE * threads;
-    barrier<SHARED>(); /* the last chunk has been used */
+    barrier<SHARED>(); /* the last chunk is no longer in use */
 #pragma unroll
     for (int i = 4 * ((int)threadIdx.x % threads); i < floats; i += 4 * threads)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
     barrier<SHARED>();
 }
 
-/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: of
- * all four queries', and the mask of some may be empty. */
+/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: for
+ * all four queries; the mask of some may be empty. */
 template <bool SHARED>
 static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const problem *pb,
                                                     int branch, span sp, float *s_chunk,
@@ -66,7 +66,7 @@ static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const p
     }
 }
 
-/* Write a finished tile: out [G,D] = gate times it, or out += that; `gate` is head 0's. */
+/* Store a finished tile: out [G,D] (+)= gate times it; `gate` is head 0's. */
 static __device__ __forceinline__ void write_tile(float *g_out, const float *gate,
                                                   const acc_16x64 *o, bool add) {
 #pragma unroll
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void write_tile(float *g_out, const float *gat
     }
 }
 
-/* The window of the CUDA block's queries t0..t0+3: all blocks that some of them see. */
+/* The window of the CUDA block's queries t0..t0+3: all blocks that one of them sees. */
 static __device__ __forceinline__ void attend_win(softmax_state<1> *x, const problem *pb, int t0,
                                                   int t, float *s_chunks, const float *s_q,
                                                   float *s_p) {
@@ -103,8 +103,8 @@ static __device__ __forceinline__ void attend_slc(softmax_state<1> *x, const pro
 }
 
 /* Both branches and their gated sum (Eq. 5). Grid, block and shared memory as before. A lane adds
- * the selected part to the window's, which it has written itself, and not long ago: second-level
- * cache still has it. In registers the window's 32 numbers a lane would not fit beside three CUDA
+ * the selected part to the window's, which it has just stored itself, so the second-level cache
+ * still has it. In registers the window's 32 numbers a lane would not leave room for three CUDA
  * blocks on a multiprocessor. */
 static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE, 3) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_chunks[NEIGHBOURS * FLOATS], s_qs[NEIGHBOURS * D * G],
@@ -117,7 +117,7 @@ static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE, 3) attend_kernel
     if (live)
         load_query(s_q, pb.q + row_of(t, 0) * D);
     attend_win(&x, &pb, t0, t, s_chunks, s_q, s_p);
-    __syncthreads(); /* from here on a chunk is its warp's own */
+    __syncthreads(); /* from here on each warp uses its own chunk */
     if (!live)
         return;
     write_tile(pb.out + row_of(t, 0) * D, gate + WIN, &x.o[0], false);

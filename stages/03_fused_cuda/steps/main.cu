@@ -1,7 +1,6 @@
 /** @file
- *  @brief Checks each step against step 0, and step 0 against float64; times those that agree, and
- *  prints one table, with the bytes that each step is counted to move.
- */
+ *  @brief Check each step against step 0, and step 0 against float64; time those that agree, and
+ *  print a table, with the number of bytes that each step moves. */
 #include "steps.cuh"
 
 #include <stdio.h>
@@ -10,7 +9,7 @@
 
 enum { RUNS = 11, STEPS = 5, CELLS = 9, MAX_TOKENS = 1 << 20 };
 
-static const double TOLERANCE = 1e-5; /* float32 sums of 1024 terms in another order: ~1e-6 */
+static const double TOLERANCE = 1e-5; /* 1024 float32 terms in another order: about 1e-6 */
 
 #ifdef NSA_SIMT
 static const bool TIMED = false; /* its times say nothing about a GPU */
@@ -20,14 +19,14 @@ static const bool TIMED = true;
 static const int DEFAULT_T = 16384;
 #endif
 
-/* How often a key or a block goes to a multiprocessor: for each row that sees it, or once for the
- * rows that share it. */
+/* How often a key or a block is sent to a multiprocessor: for each row that sees it, or once for
+ * the rows that share it. */
 enum { KEY_PER_ROW, KEY_PER_WARP, BLOCK_PER_ROW, BLOCK_PER_QUERY, BLOCK_PER_FOUR };
 
 static const struct {
     const char *name, *change;
     nsa_status (*run)(const problem *pb);
-    int slc, win; /* counted: one of the above */
+    int slc, win; /* one of the above */
     bool fused;   /* no outputs between launches */
 } steps[STEPS] = {
     {"0_thread_row", "a thread a row", step_0_thread_row, KEY_PER_ROW, KEY_PER_WARP, false},
@@ -41,11 +40,11 @@ static const struct {
      BLOCK_PER_FOUR, true},
 };
 
-/* What a step came to. */
+/* The result of a step. */
 typedef struct result {
-    double rms_diff; /* from step 0, as a share of the rms; step 0's own is from float64 */
+    double rms_diff; /* from step 0, relative to the rms; step 0's is from float64 */
     double ms;       /* median; 0 if not timed */
-    char error[512]; /* if a call failed */
+    char error[512]; /* empty unless a call failed */
 } result;
 
 static bool passed(const result *r) {
@@ -54,8 +53,8 @@ static bool passed(const result *r) {
 
 /* ---------------------------------------------------------------- bytes */
 
-/* Keys and values that one branch sends to multiprocessors, in bytes. Lanes of a warp that read the
- * same address at the same time are one request. */
+/* Bytes of keys and values that one branch sends to multiprocessors. Lanes of a warp that read the
+ * same address at the same time make one request. */
 static double kv_bytes(const counts *n, int branch, int reuse) {
     const double key = 2 * D * sizeof(float); /* and its value */
     const double blocks = reuse == BLOCK_PER_FOUR ? n->shared : n->blocks[branch];
@@ -64,18 +63,17 @@ static double kv_bytes(const counts *n, int branch, int reuse) {
     return key * BLOCK * (reuse == BLOCK_PER_ROW ? G : 1) * blocks;
 }
 
-/* All that moves between second-level cache and multiprocessors. With X the bytes of q, as many as
- * of an output: q, output and, of two launches and a third that combines them, 2 q, 2 o written, 2
- * o read, out: 7 X. Fused: q, out written, read and written: 4 X. Lists and gates are below 1%. */
+/* All bytes between second-level cache and multiprocessors. Let X be the bytes of q, the same as of
+ * an output. Two launches read q and write o each, a third reads both and writes out: 7 X. Fused: q
+ * read; out written, read and written: 4 X. Lists and gates are below 1%. */
 static double bytes_to_cores(const problem *pb, const counts *n, int step) {
     const double X = (double)pb->T * G * D * sizeof(float);
     return kv_bytes(n, SLC, steps[step].slc) + kv_bytes(n, WIN, steps[step].win) +
            (steps[step].fused ? 4 : 7) * X;
 }
 
-/* The same to and from device memory, if second-level cache keeps keys and values for as long as a
- * launch, and nothing from launch to launch: what out reads back, a fused launch has just written.
- */
+/* The same for device memory, if the second-level cache keeps keys and values during a launch, and
+ * nothing from one launch to the next: what a fused launch reads back it has just written. */
 static double bytes_of_memory(const problem *pb, int step) {
     const double X = (double)pb->T * G * D * sizeof(float);
     return 4.0 * (double)pb->T * D * sizeof(float) + (steps[step].fused ? 2 : 7) * X;
@@ -88,7 +86,7 @@ static double useful_flops(const counts *n) {
 
 /* -------------------------------------------------------- check and measure */
 
-/* NaN into all that a step may write. On a GPU this also leaves little else in its caches. */
+/* Fill all that a step may write with NaN. On a GPU this also leaves little else in the caches. */
 static nsa_status poison(const problem *pb) {
     const size_t bytes = (size_t)pb->T * G * D * sizeof(float);
     NSA_CUDA(cudaMemsetAsync(pb->o[SLC], 0xff, bytes, 0));
@@ -97,7 +95,7 @@ static nsa_status poison(const problem *pb) {
     return NSA_OK;
 }
 
-/* One run of a step, its outputs on the host. */
+/* Run a step once, and copy its outputs to the host. */
 static nsa_status run(const problem *pb, int step, float *out) {
     TRY(poison(pb));
     TRY(steps[step].run(pb));
@@ -107,7 +105,7 @@ static nsa_status run(const problem *pb, int step, float *out) {
     return NSA_OK;
 }
 
-/* One run of a step between two events. */
+/* Run a step once between two events. */
 static nsa_status run_timed(const problem *pb, int step, const cudaEvent_t *event, double *ms) {
     float passed_ms = 0;
     TRY(poison(pb));
@@ -136,7 +134,7 @@ static void record_error(result *r, nsa_status status) {
         snprintf(r->error, sizeof r->error, "%s", nsa_last_error());
 }
 
-/* Each step once: this is the check, and the warm-up. */
+/* Check: run each step once. It is also the warm-up. */
 static void check(const problem *pb, const host *h, result *results) {
     const int64_t n = (int64_t)pb->T * G * D;
     float *out = (float *)allocate(n, sizeof *out), *first = (float *)allocate(n, sizeof *first);
@@ -144,7 +142,7 @@ static void check(const problem *pb, const host *h, result *results) {
         result *r = &results[step];
         record_error(r, run(pb, step, step ? out : first));
         if (!*r->error)
-            r->rms_diff = step ? difference(out, first, n) : from_float64(pb, h, first);
+            r->rms_diff = step ? difference(out, first, n) : rms_diff_float64(pb, h, first);
     }
     free(out);
     free(first);
@@ -155,8 +153,8 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Medians of the steps that passed. Round after round, each step once a round: what else the
- * machine does then slows all of them alike. */
+/* Medians of the steps that passed. Each round runs every step once, so that what else the machine
+ * does slows all of them alike. */
 static nsa_status measure(const problem *pb, result *results) {
     double runs[STEPS][RUNS] = {};
     cudaEvent_t event[2];
@@ -183,7 +181,7 @@ static void put(cell to, int digits, double x) {
     snprintf(to, sizeof(cell), x > 0 ? "%.*f" : "-", digits, x);
 }
 
-/* Aligned for a terminal, or a row of Markdown. Words stand left, numbers right. */
+/* Aligned for a terminal, or a row of Markdown. Words are aligned left, numbers right. */
 static void print_row(const cell *cells, bool markdown) {
     static const int widths[CELLS] = {-14, -36, 8, 8, 8, 8, 8, 7, 7};
     for (int i = 0; i < CELLS; i++)

@@ -1,6 +1,5 @@
 /** @file
- *  @brief The problem of all steps: its inputs, its answer in float64, and what is counted of it.
- */
+ *  @brief The problem of all steps: inputs, a float64 reference, and counts of keys and blocks. */
 #include "steps.cuh"
 
 #include "harness/random.h"
@@ -9,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The program ends with the memory, so only what is large and short-lived is freed. */
+/* Only large, short-lived memory is freed; the end of the program frees the rest. */
 void *allocate(int64_t count, size_t size) {
     void *at = calloc((size_t)count, size);
     if (!at) {
@@ -21,7 +20,7 @@ void *allocate(int64_t count, size_t size) {
 
 /* ------------------------------------------------------------------- inputs */
 
-/* n normal numbers, none of them 0: a product with 0 would hide a wrong factor. */
+/* n normal numbers, none of them 0, because a product with 0 would hide a wrong factor. */
 static float *draw(int64_t n, uint64_t *random) {
     float *x = (float *)allocate(n, sizeof *x);
     for (int64_t i = 0; i < n; i++) {
@@ -31,8 +30,8 @@ static float *draw(int64_t n, uint64_t *random) {
     return x;
 }
 
-/* For each query its own block and n-1 earlier ones, each set as likely as any other, ascending
- * (Knuth's algorithm S): block j is taken with chance (still wanted)/(still to come). */
+/* For each query its own block and n-1 earlier ones, every set equally likely, ascending (Knuth's
+ * algorithm S): block j is taken with probability (still needed)/(still to come). */
 static int32_t *select_blocks(int T, int n, uint64_t *random) {
     int32_t *idx = (int32_t *)allocate((int64_t)T * n, sizeof *idx);
     for (int t = 0; t < T; t++) {
@@ -60,7 +59,8 @@ static nsa_status copy_to_device(const void *from, int64_t bytes, void **to) {
     return NSA_OK;
 }
 
-/* One branch's keys and values in blocks. The last block's tail is NaN: nothing may come of it. */
+/* Pack one branch's keys and values into blocks. The last block's tail is NaN: a step that uses it
+ * fails. */
 static nsa_status pack_blocks(const host *h, int T, int branch, problem *pb) {
     const int64_t padded = ((int64_t)T + BLOCK - 1) / BLOCK * BLOCK, bytes = padded * D * 4;
     float *kt = (float *)allocate(padded * D, sizeof *kt),
@@ -91,7 +91,7 @@ nsa_status make_problem(int T, host *h, problem *pb) {
     pb->scale2 = (float)(1.4426950408889634 / sqrt((double)D));
     h->q = draw(floats, &random);
     h->gate = (float *)allocate(gates, sizeof *h->gate);
-    for (int64_t i = 0; i < gates; i++) /* between 0 and 1, neither of them */
+    for (int64_t i = 0; i < gates; i++) /* between 0 and 1, exclusive */
         h->gate[i] = i % BRANCHES == CMP ? NAN : (random_uniform(&random) + 1) / 3;
     h->idx = select_blocks(T, pb->n, &random);
     TRY(copy_to_device(h->q, floats * 4, (void **)&pb->q));
@@ -139,7 +139,7 @@ static void accumulate_gated(const problem *pb, const host *h, int branch, int t
     }
 }
 
-double from_float64(const problem *pb, const host *h, const float *out) {
+double rms_diff_float64(const problem *pb, const host *h, const float *out) {
     const int T = pb->T, rows[] = {0,     1,     BLOCK - 1, BLOCK,         pb->w - 1, pb->w,
                                    T / 3, T / 2, T - BLOCK, T - BLOCK + 1, T - 2,     T - 1};
     double *p = (double *)allocate(T, sizeof *p), rms_diff = 0, all = 0;

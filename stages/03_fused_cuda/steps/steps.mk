@@ -1,5 +1,5 @@
-# The steps of stage 03, compiled like the stage (stage.mk names this program beside it): for a GPU,
-# or with the simulator, which checks them and times nothing. `make steps STAGE=03 T=4096`.
+#The steps of stage 03, compiled like the stage(stage.mk names this program beside it) : for a GPU,
+# or with the simulator, which checks them and times nothing. `make steps STAGE = 03 T = 4096`.
 STEPS_03 := $(patsubst %.cu,$(BUILD)/obj/$(CUDA)/%.o,$(wildcard stages/03_fused_cuda/steps/*.cu))
 steps_ld_sim = $(CXX) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa \
                -Wl,-rpath,'$$ORIGIN/..' $(SIMT_LIBS)

@@ -1,4 +1,4 @@
-// Kernels that are right, compared with plain loops.
+// Correct kernels, compared with plain loops.
 #include "test.cuh"
 
 #include <math.h>
@@ -26,7 +26,7 @@ static void test_add() {
     free_all();
 }
 
-// A tree over shared memory, then one atomic a block. T makes it a template with its own array.
+// A tree reduction in shared memory, then one atomic a block. A template with its own shared array.
 template <class T, int N> static __global__ void total(const T *a, T *sum, int n) {
     __shared__ T s_part[N];
     int i = (int)(blockIdx.x * N + threadIdx.x);
@@ -55,7 +55,7 @@ template <class T> static void test_total() {
     free_all();
 }
 
-// Tiles of 32 x 32 through dynamic shared memory, rows one word longer than they look.
+// Tiles of 32 x 32 through dynamic shared memory, rows padded by one word.
 static __global__ void transpose(const float *a, float *b, int rows, int columns) {
     NSA_DYNAMIC_SHARED(float, s_tile);
     int x = (int)(blockIdx.x * 32 + threadIdx.x);
@@ -87,7 +87,7 @@ static void test_transpose() {
     free_all();
 }
 
-// Each warp: an inclusive sum upwards, the total by a butterfly, the last lane's value to all.
+// Each warp: an inclusive scan, the total by a butterfly, a broadcast of the last lane's value.
 static __global__ void scan(const int *a, int *up, int *all, int *last, double *narrow) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), lane = (int)threadIdx.x & 31;
     int sum = a[i];
@@ -163,25 +163,25 @@ static void test_votes() {
     EXPECT_OK(cudaGetLastError());
     copy_to_host(&r[0][0], g_r, 320);
     for (int i = 0; i < 32; i++) {
-        unsigned ballot = 0, same = 0, any = 0, least = 1000, most = 0, sum = 0, threes = 0;
+        unsigned ballot = 0, same = 0, any = 0, min_a = 1000, max_a = 0, sum = 0, threes = 0;
         for (int j = 0; j < 32; j++) {
             threes += a[j] == 3;
             if ((i ^ j) & 1)
                 continue;
             ballot |= (unsigned)(a[j] > 5) << j, same |= (unsigned)(a[j] == a[i]) << j;
             any |= a[j] == 7, sum += (unsigned)a[j];
-            least = (unsigned)a[j] < least ? (unsigned)a[j] : least;
-            most = (unsigned)a[j] > most ? (unsigned)a[j] : most;
+            min_a = (unsigned)a[j] < min_a ? (unsigned)a[j] : min_a;
+            max_a = (unsigned)a[j] > max_a ? (unsigned)a[j] : max_a;
         }
         wrong += r[i][0] != ballot || r[i][1] != any || r[i][2] != 1 || r[i][3] != sum ||
-                 r[i][4] != least - 4 || r[i][5] != most || r[i][6] != same || r[i][7] != threes ||
+                 r[i][4] != min_a - 4 || r[i][5] != max_a || r[i][6] != same || r[i][7] != threes ||
                  r[i][8] != 0 || r[i][9] != 1;
     }
     EXPECT(wrong == 0, "votes: %d of 32 are wrong", wrong);
     free_all();
 }
 
-// Threads of a block take turns by a ticket: nobody may be starved.
+// Threads of a block take turns by a ticket: no thread may starve.
 static __global__ void tickets(int *turn, int *seen) {
     while (atomicAdd(turn, 0) != (int)threadIdx.x)
         __threadfence();

@@ -1,5 +1,5 @@
-// Run the tests in every order and count what held. On a GPU there is no order and no report, so
-// test_errors() is left out and everything else runs once.
+// Run the tests in every order and count passed and failed expectations. A GPU has no orders and no
+// reports, so test_errors() is left out there and everything else runs once.
 #include "test.cuh"
 
 #include <stdarg.h>

@@ -50,9 +50,9 @@ static void test_multiply() {
     free_all();
 }
 
-enum { STAGES = 3, CHUNK = 128 }; // chunks on their way; floats in one
+enum { STAGES = 3, CHUNK = 128 }; // chunks in flight; floats of one
 
-// One block sums chunks that arrive through a ring of STAGES buffers; the last one is half a chunk.
+// One block sums chunks that arrive through a ring of STAGES buffers; the last chunk is half full.
 static __global__ void pipeline(const float *a, float *sum, int n) {
     NSA_DYNAMIC_SHARED(float, s_ring);
     int i = (int)threadIdx.x * 4, chunks = (n + CHUNK - 1) / CHUNK;
@@ -70,7 +70,7 @@ static __global__ void pipeline(const float *a, float *sum, int n) {
             nsa_cp_async_16(s_ring + next % STAGES * CHUNK + i, a + next * CHUNK + i,
                             next * CHUNK + i < n);
         nsa_cp_async_commit();
-        for (int k = 0; k < 4; k++) // another thread's numbers
+        for (int k = 0; k < 4; k++) // loaded by another thread
             mine += s_ring[c % STAGES * CHUNK + (CHUNK - 1 - i - k)];
     }
     sum[threadIdx.x] = mine;
