@@ -1,25 +1,26 @@
 /** @file
- *  @brief Backward: the queries' gradients, then the keys' and values', branch after branch, then
- *  the compressed tokens back to their blocks. */
+ *  @brief Backward: gradients of the queries, then of keys and values in each branch, then of the
+ *  compressors and their inputs. */
 #include "backward.cuh"
 
-/* What this pass needs beyond the stage's own fields. */
+/* Allocate what backward needs beyond the stage's own fields. */
 nsa_status open_backward(stage *st) {
     const nsa_config *c = &st->cfg;
     const int64_t tiles = st->plan->setup.max_rows * c->kv_heads * st->c.GT;
     scratch *s = (scratch *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *s);
-    int device = 0, room = 0;
+    int device = 0, max_shared = 0;
     if (!s)
         return nsa_pool_status(st->plan->pool);
     memset(s, 0, sizeof *s);
     st->scratch = s;
     NSA_CUDA(cudaGetDevice(&device));
-    NSA_CUDA(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    TRY(open_queries(s, &st->c, (size_t)room));
-    TRY(open_range(s, &st->c, (size_t)room));
-    TRY(open_keys(s, (size_t)room));
-    s->terms = (float4 *)take_device(st, NSA_MEM_SCRATCH, BRANCHES * tiles * ROWS, sizeof(float4));
-    TRY(open_visits(st, s));
+    NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    TRY(open_queries(s, &st->c, (size_t)max_shared));
+    TRY(open_range(s, &st->c, (size_t)max_shared));
+    TRY(open_keys(s, (size_t)max_shared));
+    s->terms =
+        (float4 *)device_alloc(st, NSA_MEM_SCRATCH, BRANCHES * tiles * TILE_ROWS, sizeof(float4));
+    TRY(open_inverse_list(st, s));
     return open_compress(st, s);
 }
 
@@ -28,7 +29,7 @@ static nsa_status zero(const stage *st, real *x, int64_t count) {
     return NSA_OK;
 }
 
-/* Gradients that are added to start from zero; of no rows, all are zero. */
+/* Zero the gradients that are accumulated; without rows, all of them. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int x = 0; x < BRANCHES && !st->batch.R; x++) {
@@ -46,7 +47,7 @@ static nsa_status zero_gradients(stage *st) {
     return NSA_OK;
 }
 
-/* The kernels' parameters. */
+/* Arguments of the attention kernels. */
 static grad_args gradients_of(const stage *st) {
     grad_args a;
     a.c = st->c;
@@ -70,26 +71,26 @@ static grad_args gradients_of(const stage *st) {
 nsa_status backward(void *self) {
     stage *st = (stage *)self;
     const grad_args args = gradients_of(st);
-    TRY(lap(st, -1));
+    TRY(record_phase(st, -1));
     TRY(zero_gradients(st));
     if (args.R) {
         TRY(backward_gate(st, &args));
-        TRY(lap(st, LAP_GATE));
+        TRY(record_phase(st, PHASE_GATE));
         TRY(backward_range(st, &args));
-        TRY(lap(st, LAP_DQ));
+        TRY(record_phase(st, PHASE_DQ));
         TRY(backward_queries(st, &args));
-        TRY(lap(st, LAP_DQ_SLC));
+        TRY(record_phase(st, PHASE_DQ_SLC));
         for (int x = 0; x < BRANCHES; x++) {
-            visit_args visits;
-            TRY(list_visits(st, &args, x, &visits));
-            TRY(lap(st, LAP_LISTS));
-            TRY(backward_keys(st, &args, &visits));
-            TRY(lap(st, LAP_DKV + x));
+            inverse_list inverse;
+            TRY(build_inverse_list(st, &args, x, &inverse));
+            TRY(record_phase(st, PHASE_LISTS));
+            TRY(backward_keys(st, &args, &inverse));
+            TRY(record_phase(st, PHASE_DKV + x));
         }
     }
     for (int pair = 0; pair < PAIR; pair++)
         TRY(compress_pack_backward(st, pair));
-    TRY(lap(st, LAP_PHI));
+    TRY(record_phase(st, PHASE_PHI));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

@@ -1,20 +1,20 @@
 /** @file
- *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. Every launch of a
- * step has the shape that open() fixed; what a step changes lies in device memory. */
+ *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. open() fixes the
+ *  grids of all launches; what changes from step to step lies in device memory. */
 #include "decode.cuh"
 #include "load.cuh"
 
-/* Behind st->decoder, in the pool. */
+/* The struct that st->decoder points to. */
 typedef struct decoder {
     decode_args args;
-    cmp_place *places, *host_places; /* [max_seqs] the compressed token that each row completes */
+    cmp_coord *coords, *host_coords; /* [max_seqs] the compressed token that each row completes */
     int32_t *host_ints;              /* [2,max_seqs] positions and slots */
 } decoder;
 
-/* CUDA blocks for `items` memory blocks, `each` to one. */
-static int parts_for(int64_t items, int64_t each) {
-    const int64_t parts = (items + each - 1) / each;
-    return parts < 1 ? 1 : parts > MOST_PARTS ? (int)MOST_PARTS : (int)parts;
+/* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
+static int splits_for(int64_t items, int64_t each) {
+    const int64_t splits = (items + each - 1) / each;
+    return splits < 1 ? 1 : splits > MAX_SPLITS ? (int)MAX_SPLITS : (int)splits;
 }
 
 static void open_caches(stage *st) {
@@ -25,13 +25,13 @@ static void open_caches(stage *st) {
         kv_blocks *in = &st->cache[branch];
         st->cache_first[branch] = (keys + BLOCK - 1) / BLOCK;
         in->stride = c->max_seqs * st->cache_first[branch];
-        in->kt = (real *)take_device(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * x->dk8 * BLOCK,
+        in->kt = (real *)device_alloc(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * x->dk8 * BLOCK,
+                                      sizeof(real));
+        in->v = (real *)device_alloc(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * BLOCK * x->dvp,
                                      sizeof(real));
-        in->v = (real *)take_device(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * BLOCK * x->dvp,
-                                    sizeof(real));
     }
     for (int pair = 0; pair < PAIR; pair++)
-        st->cache_raw[pair] = (real *)take_device(
+        st->cache_raw[pair] = (real *)device_alloc(
             st, NSA_MEM_PERSISTENT, c->max_seqs * c->max_seq_len * x->Hkv * width(st, pair),
             sizeof(real));
 }
@@ -47,11 +47,12 @@ nsa_status open_decode(stage *st) {
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    /* A warp a memory block where there are few of them, two where there are many. */
-    a->parts[CMP] = parts_for(st->cache_first[CMP], 2 * PART_WARPS);
-    a->parts[WIN] = parts_for(window / BLOCK + 1, PART_WARPS);
-    a->parts[SLC] = parts_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, PART_WARPS);
-    const int64_t parts = a->units * (int64_t)(a->parts[CMP] + a->parts[WIN] + a->parts[SLC]);
+    /* One memory block a warp if there are few, two if there are many. */
+    a->splits[CMP] = splits_for(st->cache_first[CMP], 2 * SPLIT_WARPS);
+    a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
+    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
+    const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
+    const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
         a->in[x] = st->cache[x];
         a->first[x] = st->cache_first[x];
@@ -61,23 +62,24 @@ nsa_status open_decode(stage *st) {
     a->slot = st->row_seq;
     a->q_t = st->q_t;
     a->gate = st->gate;
-    a->scores = (real *)take_device(st, NSA_MEM_SCRATCH, a->units * a->first[CMP] * ROWS * BLOCK,
-                                    sizeof(real));
-    a->part_o = (real *)take_device(st, NSA_MEM_SCRATCH, parts * ROWS * st->c.dvp, sizeof(real));
-    a->part_stats = (row_stats *)take_device(st, NSA_MEM_SCRATCH, parts * ROWS, sizeof(row_stats));
+    a->scores = (real *)device_alloc(st, NSA_MEM_SCRATCH,
+                                     a->units * a->first[CMP] * TILE_ROWS * BLOCK, sizeof(real));
+    a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
+    a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    dec->places = (cmp_place *)take_device(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_place));
-    dec->host_places =
-        (cmp_place *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_place));
+    dec->coords = (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
+    dec->host_coords =
+        (cmp_coord *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
     dec->host_ints =
         (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
     st->decoder = dec;
-    return st->failed ? NSA_OK : open_decode_attend(st, a); /* a shortage is open's to report */
+    return st->failed ? NSA_OK : open_decode_attend(st, a); /* open reports a shortage */
 }
 
-/* `n` blocks of every head, from the pack's to a slot's; whole, for their tails are never read. */
-static nsa_status keep_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
+/* Copy `n` blocks of every head from the pack to a slot; whole blocks, because the tails are never
+ * read. */
+static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const size_t k = (size_t)st->c.dk8 * BLOCK * sizeof(real);
     const size_t v = (size_t)st->c.dvp * BLOCK * sizeof(real);
@@ -100,7 +102,7 @@ nsa_status prefill(void *self) {
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         for (int x = 0; x < BRANCHES; x++)
-            TRY(keep_blocks(st, x, b * st->cache_first[x], sq->first[x],
+            TRY(copy_blocks(st, x, b * st->cache_first[x], sq->first[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
         for (int pair = 0; pair < PAIR && sq->len; pair++) {
             const int64_t row = st->c.Hkv * width(st, pair);
@@ -114,10 +116,9 @@ nsa_status prefill(void *self) {
     return NSA_OK;
 }
 
-/* Positions and slots of the rows, and the compressed tokens that they complete: token number `len`
- * of a slot completes i = (len - l)/d, if d divides len - l. Rows past the active ones do nothing.
- */
-static nsa_status load_places(stage *st, const nsa_step *step) {
+/* Load positions and slots of the rows, and the compressed tokens that they complete: token number
+ * `len` of a slot completes i = (len - l)/d, if d divides len - l. Inactive rows do nothing. */
+static nsa_status load_coords(stage *st, const nsa_step *step) {
     const nsa_config *c = &st->cfg;
     decoder *dec = (decoder *)st->decoder;
     int32_t *t = dec->host_ints, *slot = t + c->max_seqs;
@@ -125,26 +126,26 @@ static nsa_status load_places(stage *st, const nsa_step *step) {
         const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
         t[a] = (int32_t)(len - 1);
         slot[a] = a < step->A ? step->slot[a] : 0;
-        dec->host_places[a].token = -1;
-        dec->host_places[a].block = 0;
+        dec->host_coords[a].token = -1;
+        dec->host_coords[a].key = 0;
         if (begin < 0 || begin % c->cmp_stride)
             continue;
-        dec->host_places[a].token = slot[a] * c->max_seq_len + begin;
-        dec->host_places[a].block = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
+        dec->host_coords[a].token = slot[a] * c->max_seq_len + begin;
+        dec->host_coords[a].key = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
     }
     const size_t rows = (size_t)c->max_seqs;
-    TRY(send(st, st->row_t, t, rows * sizeof *t));
-    TRY(send(st, st->row_seq, slot, rows * sizeof *slot));
-    return send(st, dec->places, dec->host_places, rows * sizeof *dec->places);
+    TRY(copy_to_device(st, st->row_t, t, rows * sizeof *t));
+    TRY(copy_to_device(st, st->row_seq, slot, rows * sizeof *slot));
+    return copy_to_device(st, dec->coords, dec->host_coords, rows * sizeof *dec->coords);
 }
 
-/* The new tokens' keys and values go straight to their places in the caches, q and gate to rows. */
+/* New keys and values go straight into the caches; q and gate into row tiles. */
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
     decoder *dec = (decoder *)st->decoder;
     st->step = *step;
-    TRY(load_places(st, step));
+    TRY(load_coords(st, step));
     TRY(load_rows(st, &in->at[NSA_Q], NULL, step->A, c->dk, st->q_t, NULL));
     TRY(load_gates(st, &in->at[NSA_GATE], NULL, step->A));
     TRY(append_raw(st, &in->at[NSA_K_CMP], st->cache_raw[KEYS], step->A, c->dk));
@@ -158,8 +159,8 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     }
     dec->args.forced = step->block_idx != NULL;
     if (step->block_idx)
-        TRY(send(st, st->forced_idx, step->block_idx,
-                 (size_t)(step->A * c->Hkv * c->n) * sizeof(int32_t)));
+        TRY(copy_to_device(st, st->forced_idx, step->block_idx,
+                           (size_t)(step->A * c->Hkv * c->n) * sizeof(int32_t)));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }
@@ -169,23 +170,23 @@ nsa_status decode(void *self) {
     decoder *dec = (decoder *)st->decoder;
     const decode_args *a = &dec->args;
     const real *const raw[PAIR] = {st->cache_raw[KEYS], st->cache_raw[VALUES]};
-    const int before = a->parts[CMP] + a->parts[WIN];
+    const int first_slc = a->splits[CMP] + a->splits[WIN];
     st->rows = st->step.A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
-    TRY(lap(st, -1));
-    TRY(compress(st, raw, &st->cache[CMP], dec->places, st->cfg.max_seqs));
-    TRY(lap(st, LAP_COMPRESS));
-    TRY(decode_parts(st, a, 0, before));
+    TRY(record_phase(st, -1));
+    TRY(compress(st, raw, &st->cache[CMP], dec->coords, st->cfg.max_seqs));
+    TRY(record_phase(st, PHASE_COMPRESS));
+    TRY(decode_splits(st, a, 0, first_slc));
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
                                  (size_t)(st->rows * a->c.Hkv * a->c.n) * sizeof(int32_t),
                                  cudaMemcpyDeviceToDevice, st->stream));
     else
-        TRY(decode_choose(st, a));
-    TRY(lap(st, LAP_CMP));
-    TRY(decode_parts(st, a, before, before + a->parts[SLC]));
+        TRY(decode_select(st, a));
+    TRY(record_phase(st, PHASE_CMP));
+    TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
-    TRY(lap(st, LAP_SLC_WIN));
+    TRY(record_phase(st, PHASE_SLC_WIN));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

@@ -1,18 +1,19 @@
 /** @file
- *  @brief One row a slot against its caches. Keys are read once: compressed scores are kept, for
- * the choice of blocks needs their probabilities, and those the sum over all parts. */
+ *  @brief Attention of one row of each slot over its caches. Keys are read once: the scores of
+ *  compressed keys are kept, because selection needs the probabilities, which need the sum over all
+ *  splits. */
 #include "decode.cuh"
 #include "attend.cuh"
 
-/* What a CUDA block works on. */
-typedef struct unit_of {
-    int unit, row, head, g16; /* the row of the step, kv head, tile of heads */
+/* The unit of a CUDA block. */
+typedef struct decode_unit {
+    int unit, row, head, g16; /* row of the step, kv head, tile of heads */
     int64_t slot;
     int t;
-} unit_of;
+} decode_unit;
 
-static __device__ __forceinline__ unit_of unit_at(const decode_args *a, int unit) {
-    unit_of u;
+static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *a, int unit) {
+    decode_unit u;
     u.unit = unit;
     u.g16 = unit % a->c.GT;
     u.head = unit / a->c.GT % a->c.Hkv;
@@ -24,133 +25,139 @@ static __device__ __forceinline__ unit_of unit_at(const decode_args *a, int unit
 
 /* ------------------------------------------------------------- attend parts */
 
-/* This warp's share, blocks warp, warp + warps, .. of a branch: `turn` of `turns`. */
-template <int STRIPS>
-static __device__ __forceinline__ void attend_share(attention<STRIPS> *x, const decode_args *a,
-                                                    const unit_of *u, int branch, int turn,
-                                                    int turns, const float *s_q, float *s_p) {
+/* This warp's share of a split: every block_step-th block of a branch from first_block on. */
+template <int N_TILES>
+static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, const decode_args *a,
+                                                    const decode_unit *u, int branch,
+                                                    int first_block, int block_step,
+                                                    const float *s_q, float *s_p) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[branch];
     const int64_t first = u->head * in->stride + u->slot * a->first[branch];
     const real *g_kt = in->kt + first * c->dk8 * BLOCK, *g_v = in->v + first * BLOCK * c->dvp;
     const int64_t kt = (int64_t)c->dk8 * BLOCK, v = (int64_t)BLOCK * c->dvp;
     const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->head) * c->n;
-    const int end = branch == CMP ? visible(c, u->t) : u->t + 1;
+    const int end = branch == CMP ? visible_cmp(c, u->t) : u->t + 1;
     const int lo = branch == WIN ? max(u->t - c->w + 1, 0) : 0;
-    float *g_scores = branch == CMP ? a->scores + u->unit * a->first[CMP] * ROWS * BLOCK : NULL;
-    walk w = {0, 0};
+    float *g_scores =
+        branch == CMP ? a->scores + u->unit * a->first[CMP] * TILE_ROWS * BLOCK : NULL;
+    block_iter iter = {0, 0};
     uint64_t mask;
-    int b = lo / BLOCK + turn, i = 0;
-    while (branch == SLC ? next_visit(&w, g_idx, c, u->t, &b, &mask) : b * BLOCK < end) {
+    int b = lo / BLOCK + first_block, i = 0;
+    while (branch == SLC ? next_block(&iter, g_idx, c, u->t, &b, &mask) : b * BLOCK < end) {
         if (branch != SLC)
-            mask = bits(lo - b * BLOCK, end - b * BLOCK);
-        if (branch != SLC || i++ % turns == turn)
-            own_block<STRIPS>(x, c, g_kt + b * kt, g_v + b * v, s_q, s_p, mask,
-                              g_scores ? g_scores + (int64_t)b * ROWS * BLOCK : NULL);
-        b += branch == SLC ? 0 : turns;
+            mask = range_mask(lo - b * BLOCK, end - b * BLOCK);
+        if (branch != SLC || i++ % block_step == first_block)
+            attend_global_block<N_TILES>(x, c, g_kt + b * kt, g_v + b * v, s_q, s_p, mask,
+                                         g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK
+                                                  : NULL);
+        b += branch == SLC ? 0 : block_step;
     }
 }
 
-/* Put the warps' attentions together and write them as one part. s_o [16][dvp], s_stats
- * [warps][16]. */
-template <int STRIPS>
-static __device__ __forceinline__ void write_part(const attention<STRIPS> *x, const dims *c,
-                                                  float *s_o, row_stats *s_stats, real *g_o,
-                                                  row_stats *g_stats) {
-    const int warps = (int)blockDim.x / WARP, dvp = c->dvp;
+/* Combine the warps' outputs and store them as one split. s_o [16][dvp], s_stats [warps][16]. */
+template <int N_TILES>
+static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> *x, const dims *c,
+                                                   float *s_o, partial_stats *s_stats, real *g_o,
+                                                   partial_stats *g_stats) {
+    const int warps = (int)blockDim.x / WARP_SIZE, dvp = c->dvp;
     float factor[LANE_ROWS];
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float sum = row_sum(x->sum[i]);
-        if (this_lane() < 2)
-            s_stats[this_warp() * ROWS + first_row() + i] = row_stats{x->most[i], sum};
+        const float total = row_reduce_sum(x->row_sum[i]);
+        if (lane_id() < 2)
+            s_stats[warp_id() * TILE_ROWS + lane_row() + i] = partial_stats{x->row_max[i], total};
     }
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        float most = -INFINITY, sum = 0;
+        float row_max = -INFINITY, row_sum = 0;
         for (int w = 0; w < warps; w++)
-            most = fmaxf(most, s_stats[w * ROWS + first_row() + i].most);
-        most = most == -INFINITY ? 0 : most;
+            row_max = fmaxf(row_max, s_stats[w * TILE_ROWS + lane_row() + i].row_max);
+        row_max = row_max == -INFINITY ? 0 : row_max;
         for (int w = 0; w < warps; w++) {
-            const row_stats r = s_stats[w * ROWS + first_row() + i];
-            sum += r.over * exp2f(c->scale2 * (r.most - most));
+            const partial_stats r = s_stats[w * TILE_ROWS + lane_row() + i];
+            row_sum += r.row_sum * exp2f(c->scale2 * (r.row_max - row_max));
         }
-        factor[i] = exp2f(c->scale2 * (x->most[i] - most));
+        factor[i] = exp2f(c->scale2 * (x->row_max[i] - row_max));
         if (threadIdx.x < 2)
-            g_stats[first_row() + i] = row_stats{most, sum};
+            g_stats[lane_row() + i] = partial_stats{row_max, row_sum};
     }
-    for (int w = 0; w < warps; w++) { /* one after the other: always the same sum */
+    for (int w = 0; w < warps; w++) { /* one warp after the other: a fixed order of addition */
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
-            for (int s = 0; s < STRIPS && w == this_warp(); s++) {
-                float *at = s_o + (first_row() + i) * dvp + s * STRIP + first_col();
+            for (int s = 0; s < N_TILES && w == warp_id(); s++) {
+                float *at = s_o + (lane_row() + i) * dvp + s * TILE_COLS + lane_col();
                 const float4 old = w ? load4(at) : make_float4(0, 0, 0, 0);
-                const float *o = x->o[s].at[i], f = factor[i];
+                const float *o = x->o[s].x[i], f = factor[i];
                 store4(at, old.x + o[0] * f, old.y + o[1] * f, old.z + o[2] * f, old.w + o[3] * f);
             }
         }
         __syncthreads();
     }
-    for (int i = 4 * (int)threadIdx.x; i < ROWS * dvp; i += 4 * (int)blockDim.x)
+    for (int i = 4 * (int)threadIdx.x; i < TILE_ROWS * dvp; i += 4 * (int)blockDim.x)
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
-/* Grid: `count` parts from `from` on of every unit. Block: PART_WARPS warps, with blocks of keys
- * of their own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of each warp,
- * outputs [16][dvp]. */
-template <int STRIPS>
-static __global__ void __launch_bounds__(PART_WARPS *WARP, STRIPS < 3 ? 3 : 2)
-    decode_parts_kernel(decode_args a, int from, int count) {
+/* Grid: `count` splits of every unit, from split `from` on. Block: SPLIT_WARPS warps, each with
+ * blocks of keys of its own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of
+ * each warp, outputs [16][dvp]. */
+template <int N_TILES>
+static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3 : 2)
+    decode_splits_kernel(decode_args a, int from, int count) {
     NSA_DYNAMIC_SHARED(float, s_q);
     const dims *c = &a.c;
-    float *s_p = s_q + c->dk8 * ROWS + this_warp() * BLOCK * ROWS;
-    row_stats *s_stats = (row_stats *)(s_q + c->dk8 * ROWS + PART_WARPS * BLOCK * ROWS);
-    float *s_o = (float *)(s_stats + PART_WARPS * ROWS);
-    const unit_of u = unit_at(&a, (int)blockIdx.x / count);
-    const int part = from + (int)blockIdx.x % count;
-    const int branch = part >= first_part(&a, SLC) ? SLC : part >= first_part(&a, WIN) ? WIN : CMP;
-    const int64_t place = (int64_t)u.unit * all_parts(&a) + part;
-    attention<STRIPS> x;
+    float *s_p = s_q + c->dk8 * TILE_ROWS + warp_id() * BLOCK * TILE_ROWS;
+    partial_stats *s_stats =
+        (partial_stats *)(s_q + c->dk8 * TILE_ROWS + SPLIT_WARPS * BLOCK * TILE_ROWS);
+    float *s_o = (float *)(s_stats + SPLIT_WARPS * TILE_ROWS);
+    const decode_unit u = decode_unit_of(&a, (int)blockIdx.x / count);
+    const int split = from + (int)blockIdx.x % count;
+    const int branch = split >= first_split(&a, SLC)   ? SLC
+                       : split >= first_split(&a, WIN) ? WIN
+                                                       : CMP;
+    const int64_t slot = (int64_t)u.unit * all_splits(&a) + split;
+    softmax_state<N_TILES> x;
     if (u.t < 0)
         return;
-    for (int i = 4 * (int)threadIdx.x; i < c->dk8 * ROWS; i += 4 * PART_WARPS * WARP)
-        *(float4 *)(s_q + i) = load4(a.q_t + (int64_t)u.unit * c->dk8 * ROWS + i);
+    for (int i = 4 * (int)threadIdx.x; i < c->dk8 * TILE_ROWS; i += 4 * SPLIT_WARPS * WARP_SIZE)
+        *(float4 *)(s_q + i) = load4(a.q_t + (int64_t)u.unit * c->dk8 * TILE_ROWS + i);
     __syncthreads();
-    begin(&x);
-    attend_share<STRIPS>(&x, &a, &u, branch,
-                         (part - first_part(&a, branch)) * PART_WARPS + this_warp(),
-                         a.parts[branch] * PART_WARPS, s_q, s_p);
-    write_part<STRIPS>(&x, c, s_o, s_stats, a.part_o + place * ROWS * c->dvp,
-                       a.part_stats + place * ROWS);
+    softmax_init(&x);
+    attend_split<N_TILES>(&x, &a, &u, branch,
+                          (split - first_split(&a, branch)) * SPLIT_WARPS + warp_id(),
+                          a.splits[branch] * SPLIT_WARPS, s_q, s_p);
+    write_split<N_TILES>(&x, c, s_o, s_stats, a.split_o + slot * TILE_ROWS * c->dvp,
+                         a.split_stats + slot * TILE_ROWS);
 }
 
 /* ------------------------------------------------------------------ combine */
 
-/* One unit's parts into branch outputs, and those by their gates into out (Eq. 5).
- * Grid: units. Block: 128 threads, four columns of a head each. */
+/* Combine one unit's splits to branch outputs, and these by their gates to out (Eq. 5). Grid:
+ * units. Block: 128 threads, each four columns of a head. */
 static __global__ void decode_combine_kernel(decode_args a) {
     const dims *c = &a.c;
-    const unit_of u = unit_at(&a, (int)blockIdx.x);
-    const int heads = min(ROWS, c->G - u.g16 * ROWS), four = c->dvp / 4;
+    const decode_unit u = decode_unit_of(&a, (int)blockIdx.x);
+    const int heads = min(TILE_ROWS, c->G - u.g16 * TILE_ROWS), four = c->dvp / 4;
     if (u.t < 0)
         return;
     for (int i = (int)threadIdx.x; i < heads * four; i += (int)blockDim.x) {
         const int row = i / four, col = 4 * (i % four);
-        const int64_t head = (int64_t)u.row * c->Hq + u.head * c->G + u.g16 * ROWS + row;
+        const int64_t head = (int64_t)u.row * c->Hq + u.head * c->G + u.g16 * TILE_ROWS + row;
         float4 out = make_float4(0, 0, 0, 0);
         for (int x = 0; x < BRANCHES; x++) {
-            const row_stats r = stats_of(&a, u.unit, x, row);
+            const row_stats r = combine_stats(&a, u.unit, x, row);
             const float g = a.gate[head * BRANCHES + x];
-            const int64_t first = (int64_t)u.unit * all_parts(&a) + first_part(&a, x);
+            const int64_t first = (int64_t)u.unit * all_splits(&a) + first_split(&a, x);
             float4 o = make_float4(0, 0, 0, 0);
-            for (int part = 0; part < a.parts[x]; part++) {
-                const row_stats of = a.part_stats[(first + part) * ROWS + row];
-                if (of.over == 0)
+            for (int split = 0; split < a.splits[x]; split++) {
+                const partial_stats split_r = a.split_stats[(first + split) * TILE_ROWS + row];
+                if (split_r.row_sum == 0)
                     continue;
-                const float f = exp2f(c->scale2 * (of.most - r.most)) * r.over;
-                const float4 p = load4(a.part_o + ((first + part) * ROWS + row) * c->dvp + col);
+                const float f = exp2f(c->scale2 * (split_r.row_max - r.row_max)) * r.inv_sum;
+                const float4 p =
+                    load4(a.split_o + ((first + split) * TILE_ROWS + row) * c->dvp + col);
                 o = make_float4(o.x + f * p.x, o.y + f * p.y, o.z + f * p.z, o.w + f * p.w);
             }
             if (a.out_x[x])
@@ -163,43 +170,44 @@ static __global__ void decode_combine_kernel(decode_args a) {
 
 /* ----------------------------------------------------------------- launches */
 
-static size_t parts_bytes(const dims *c) {
-    return (size_t)(c->dk8 * ROWS + PART_WARPS * (BLOCK * ROWS + 2 * ROWS) + ROWS * c->dvp) *
+static size_t splits_bytes(const dims *c) {
+    return (size_t)(c->dk8 * TILE_ROWS + SPLIT_WARPS * (BLOCK * TILE_ROWS + 2 * TILE_ROWS) +
+                    TILE_ROWS * c->dvp) *
            sizeof(float);
 }
 
 nsa_status open_decode_attend(stage *st, const decode_args *a) {
     (void)st;
-    TRY(open_choose());
-    switch (a->c.dvp / STRIP) {
+    TRY(open_select());
+    switch (a->c.dvp / TILE_COLS) {
     case 1:
-        return nsa_allow_shared(decode_parts_kernel<1>);
+        return nsa_allow_shared(decode_splits_kernel<1>);
     case 2:
-        return nsa_allow_shared(decode_parts_kernel<2>);
+        return nsa_allow_shared(decode_splits_kernel<2>);
     case 3:
-        return nsa_allow_shared(decode_parts_kernel<3>);
+        return nsa_allow_shared(decode_splits_kernel<3>);
     default:
-        return nsa_allow_shared(decode_parts_kernel<4>);
+        return nsa_allow_shared(decode_splits_kernel<4>);
     }
 }
 
-nsa_status decode_parts(stage *st, const decode_args *a, int from, int to) {
-    const unsigned grid = (unsigned)(a->units * (to - from)), block = PART_WARPS * WARP;
-    const size_t bytes = parts_bytes(&a->c);
-    switch (a->c.dvp / STRIP) {
+nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
+    const unsigned grid = (unsigned)(a->units * (to - from)), block = SPLIT_WARPS * WARP_SIZE;
+    const size_t bytes = splits_bytes(&a->c);
+    switch (a->c.dvp / TILE_COLS) {
     case 1:
-        NSA_LAUNCH(decode_parts_kernel<1>, grid, block, bytes, st->stream, *a, from, to - from);
+        NSA_LAUNCH(decode_splits_kernel<1>, grid, block, bytes, st->stream, *a, from, to - from);
         break;
     case 2:
-        NSA_LAUNCH(decode_parts_kernel<2>, grid, block, bytes, st->stream, *a, from, to - from);
+        NSA_LAUNCH(decode_splits_kernel<2>, grid, block, bytes, st->stream, *a, from, to - from);
         break;
     case 3:
-        NSA_LAUNCH(decode_parts_kernel<3>, grid, block, bytes, st->stream, *a, from, to - from);
+        NSA_LAUNCH(decode_splits_kernel<3>, grid, block, bytes, st->stream, *a, from, to - from);
         break;
     default:
-        NSA_LAUNCH(decode_parts_kernel<4>, grid, block, bytes, st->stream, *a, from, to - from);
+        NSA_LAUNCH(decode_splits_kernel<4>, grid, block, bytes, st->stream, *a, from, to - from);
     }
-    NSA_LAUNCHED("decode_parts");
+    NSA_LAUNCHED("decode_splits");
     return NSA_OK;
 }
 

@@ -3,15 +3,15 @@
  *  attention. */
 #include "stage.cuh"
 
-/* What the attention kernels take, for the rows of the last load. */
-rows_args arguments(const stage *st) {
-    rows_args a;
+/* Arguments of the attention kernels, for the rows of the last load. */
+attend_args make_attend_args(const stage *st) {
+    attend_args a;
     a.c = st->c;
     a.tiles = st->tiles;
     a.n_tiles = st->n_tiles;
     a.seqs = st->seqs;
     a.row_t = st->row_t;
-    for (int x = 0; x < LAID; x++)
+    for (int x = 0; x < LAYOUTS; x++)
         a.in[x] = st->in[x];
     a.q_t = st->q_t;
     a.gate = st->gate;
@@ -26,8 +26,8 @@ rows_args arguments(const stage *st) {
     return a;
 }
 
-/* Every block that fits whole into its sequence; a tail that fills none is never compressed. Keys
- * past a sequence's end are zero. */
+/* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
+ * Keys past a sequence's end are zero. */
 static nsa_status compress_pack(stage *st) {
     const kv_blocks *in = &st->in[CMP];
     const real *const raw[PAIR] = {st->raw[KEYS], st->raw[VALUES]};
@@ -38,36 +38,36 @@ static nsa_status compress_pack(stage *st) {
         NSA_CUDA(cudaMemsetAsync(in->k, 0, keys * (size_t)st->c.dkp, st->stream));
         NSA_CUDA(cudaMemsetAsync(in->vt, 0, keys * (size_t)st->c.dv8, st->stream));
     }
-    return compress(st, raw, in, st->places, st->batch.N);
+    return compress(st, raw, in, st->cmp_coords, st->batch.N);
 }
 
 nsa_status forward(void *self) {
     stage *st = (stage *)self;
-    const rows_args args = arguments(st);
-    const size_t picks = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
+    const attend_args args = make_attend_args(st);
+    const size_t idx_bytes = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
     st->rows = st->batch.R;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
-    TRY(lap(st, -1));
+    TRY(record_phase(st, -1));
     TRY(compress_pack(st));
-    TRY(lap(st, LAP_COMPRESS));
+    TRY(record_phase(st, PHASE_COMPRESS));
     TRY(attend_cmp(st, &args));
-    TRY(lap(st, LAP_CMP));
-    if (args.forced && picks)
-        NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx, picks, cudaMemcpyDeviceToDevice,
+    TRY(record_phase(st, PHASE_CMP));
+    if (args.forced && idx_bytes)
+        NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx, idx_bytes, cudaMemcpyDeviceToDevice,
                                  st->stream));
     TRY(attend_slc_win(st, &args));
-    TRY(lap(st, LAP_SLC_WIN));
+    TRY(record_phase(st, PHASE_SLC_WIN));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }
 
 nsa_status causal(void *self, int pair) {
     stage *st = (stage *)self;
-    const rows_args args = arguments(st);
+    const attend_args args = make_attend_args(st);
     TRY(poison(st, NSA_MEM_SCRATCH));
-    TRY(lap(st, -1));
+    TRY(record_phase(st, -1));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
-    TRY(lap(st, LAP_CMP));
+    TRY(record_phase(st, PHASE_CMP));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

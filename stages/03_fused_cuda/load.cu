@@ -1,12 +1,13 @@
 /** @file
- *  @brief Inputs to the device: each tensor in chunks over the bus, then into its layout by a
- * kernel. The layouts are stage 02's blocks, and Q and dO as the A of the tile's product. */
+ *  @brief Copy inputs to the device: each tensor in chunks, which a kernel then packs into its
+ *  layout. K and V become stage 02's blocks; Q and dO become row tiles, the A of the tile
+ *  product. */
 #include "load.cuh"
 
 enum { THREADS = 256 };
 
-/* The grid of all kernels here: CUDA blocks of THREADS for `count` elements, within what a grid may
- * have. A thread owns an element, and every grid-th after it; none has shared memory. */
+/* Grid of all kernels here: CUDA blocks of THREADS for `count` elements, up to the limit of a grid.
+ * Each thread has one element and every grid-th after it; none has shared memory. */
 static unsigned blocks_for(int64_t count) {
     const int64_t blocks = (count + THREADS - 1) / THREADS;
     return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);
@@ -22,28 +23,27 @@ static __device__ __forceinline__ int64_t threads_of_grid(void) {
 
 /* ------------------------------------------------------------ the layouts */
 
-/* g_src [count,Hq,D], result rows `row`.. -> row tiles: g_t [D8][16] and (unless NULL) g_n
- * [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. An element a
- * thread. */
-static __global__ void lay_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count, int D,
-                                       int D8, int Dp, real *g_t, real *g_n) {
+/* g_src [count,Hq,D], the rows from result row `row` on -> row tiles: g_t [D8][16] and (unless
+ * NULL) g_n [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One
+ * element a thread. */
+static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count,
+                                        int D, int D8, int Dp, real *g_t, real *g_n) {
     const int64_t all = count * c.Hq * D;
     for (int64_t i = first_of_thread(); i < all; i += threads_of_grid()) {
         const int64_t r = row + i / D / c.Hq;
         const int h = (int)(i / D % c.Hq), col = (int)(i % D), g = h % c.G;
-        const int64_t tile = (r * c.Hkv + h / c.G) * c.GT + g / ROWS;
-        g_t[(tile * D8 + col) * ROWS + g % ROWS] = g_src[i];
+        const int64_t tile = (r * c.Hkv + h / c.G) * c.GT + g / TILE_ROWS;
+        g_t[(tile * D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
         if (g_n)
-            g_n[(tile * ROWS + g % ROWS) * Dp + col] = g_src[i];
+            g_n[(tile * TILE_ROWS + g % TILE_ROWS) * Dp + col] = g_src[i];
     }
 }
 
 /* g_src [count,Hkv,D], positions t.. of a sequence whose first block is `first` -> blocks,
- * transposed g_t [D8][64] and natural g_n [64][Dp], either of which may be NULL. An element a
- * thread. */
-static __global__ void lay_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
-                                       int64_t t, int64_t count, int D, int D8, int Dp, real *g_t,
-                                       real *g_n) {
+ * transposed g_t [D8][64] and natural g_n [64][Dp]; either may be NULL. One element a thread. */
+static __global__ void pack_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
+                                        int64_t t, int64_t count, int D, int D8, int Dp, real *g_t,
+                                        real *g_n) {
     for (int64_t i = first_of_thread(); i < count * Hkv * D; i += threads_of_grid()) {
         const int64_t s = t + i / D / Hkv, block = i / D % Hkv * stride + first + s / BLOCK;
         const int64_t col = i % D;
@@ -54,8 +54,8 @@ static __global__ void lay_keys_kernel(const real *g_src, int Hkv, int64_t strid
     }
 }
 
-/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_t[a] of slot g_slot[a],
- * which has `blocks` blocks. An element a thread. */
+/* The same for one token of each slot: g_src [A,Hkv,D], row a to position g_pos[a] of slot
+ * g_slot[a], which has `blocks` blocks. One element a thread. */
 static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride, int64_t blocks,
                                      const int32_t *g_pos, const int32_t *g_slot, int64_t A, int D,
                                      int D8, int Dp, real *g_t, real *g_n) {
@@ -69,17 +69,17 @@ static __global__ void append_kernel(const real *g_src, int Hkv, int64_t stride,
     }
 }
 
-/* And to [slot,room,Hkv,D], as the compressors read it. */
-static __global__ void append_raw_kernel(const real *g_src, int Hkv, int64_t room,
+/* The same to [slot,capacity,Hkv,D], as the compressors read it. */
+static __global__ void append_raw_kernel(const real *g_src, int Hkv, int64_t capacity,
                                          const int32_t *g_pos, const int32_t *g_slot, int64_t A,
                                          int D, real *g_raw) {
     for (int64_t i = first_of_thread(); i < A * Hkv * D; i += threads_of_grid()) {
         const int64_t a = i / D / Hkv;
-        g_raw[(g_slot[a] * room + g_pos[a]) * Hkv * D + i % (Hkv * D)] = g_src[i];
+        g_raw[(g_slot[a] * capacity + g_pos[a]) * Hkv * D + i % (Hkv * D)] = g_src[i];
     }
 }
 
-/* g_dst [cols,ld] = g_src [rows,cols] transposed. An element a thread. */
+/* g_dst [cols,ld] = g_src [rows,cols] transposed. One element a thread. */
 static __global__ void transpose_kernel(const real *g_src, int64_t rows, int64_t cols, int64_t ld,
                                         real *g_dst) {
     for (int64_t i = first_of_thread(); i < rows * cols; i += threads_of_grid())
@@ -88,7 +88,7 @@ static __global__ void transpose_kernel(const real *g_src, int64_t rows, int64_t
 
 /* -------------------------------------------------------------- transfers */
 
-nsa_status send(stage *st, void *to, const void *from, size_t bytes) {
+nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes) {
     if (bytes)
         NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, st->stream));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
@@ -97,102 +97,107 @@ nsa_status send(stage *st, void *to, const void *from, size_t bytes) {
 
 nsa_status upload(stage *st, real *to, const nsa_tensor *src, int64_t first, int64_t count) {
     for (int64_t done = 0; done < count; done += st->chunk) {
-        const int64_t some = count - done < st->chunk ? count - done : st->chunk;
-        nsa_copy_f32(st->host, src, first + done, some);
-        TRY(send(st, to + done, st->host, (size_t)some * sizeof(real)));
+        const int64_t n = count - done < st->chunk ? count - done : st->chunk;
+        nsa_copy_f32(st->host_staging, src, first + done, n);
+        TRY(copy_to_device(st, to + done, st->host_staging, (size_t)n * sizeof(real)));
     }
     return NSA_OK;
 }
 
-/* Rows r..r+count-1 of a tensor [T,a_row] to st->host: those of the tokens that `tokens` lists, or
- * of the first ones if it is NULL. */
+/* Rows r..r+count-1 of a tensor [T,row_size] to st->host_staging: those of the listed tokens, or
+ * the first ones if `tokens` is NULL. */
 static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r,
-                   int64_t count, int64_t a_row) {
+                   int64_t count, int64_t row_size) {
     for (int64_t i = 0; i < count; i++)
-        nsa_copy_f32(st->host + i * a_row, src, (tokens ? tokens[r + i] : r + i) * a_row, a_row);
+        nsa_copy_f32(st->host_staging + i * row_size, src,
+                     (tokens ? tokens[r + i] : r + i) * row_size, row_size);
 }
 
 nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
                      real *g_t, real *g_n) {
     const dims *c = &st->c;
-    const int64_t a_row = c->Hq * D, at_once = st->chunk / a_row;
-    const int D8 = (int)round_up(D, DIM), Dp = (int)round_up(D, STRIP);
+    const int64_t row_size = c->Hq * D, at_once = st->chunk / row_size;
+    const int D8 = (int)round_up(D, DIM_ALIGN), Dp = (int)round_up(D, TILE_COLS);
     for (int64_t r = 0; r < R; r += at_once) {
         const int64_t count = R - r < at_once ? R - r : at_once;
-        gather(st, src, tokens, r, count, a_row);
-        TRY(send(st, st->dev_chunk, st->host, (size_t)(count * a_row) * sizeof(real)));
-        NSA_LAUNCH(lay_rows_kernel, blocks_for(count * a_row), THREADS, 0, st->stream, *c,
-                   st->dev_chunk, r, count, (int)D, D8, Dp, g_t, g_n);
-        NSA_LAUNCHED("lay_rows");
+        gather(st, src, tokens, r, count, row_size);
+        TRY(copy_to_device(st, st->dev_staging, st->host_staging,
+                           (size_t)(count * row_size) * sizeof(real)));
+        NSA_LAUNCH(pack_rows_kernel, blocks_for(count * row_size), THREADS, 0, st->stream, *c,
+                   st->dev_staging, r, count, (int)D, D8, Dp, g_t, g_n);
+        NSA_LAUNCHED("pack_rows");
     }
     return NSA_OK;
 }
 
 nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R) {
-    const int64_t a_row = (int64_t)st->c.Hq * BRANCHES, at_once = st->chunk / a_row;
+    const int64_t row_size = (int64_t)st->c.Hq * BRANCHES, at_once = st->chunk / row_size;
     for (int64_t r = 0; r < R; r += at_once) {
         const int64_t count = R - r < at_once ? R - r : at_once;
-        gather(st, src, tokens, r, count, a_row);
-        TRY(send(st, st->gate + r * a_row, st->host, (size_t)(count * a_row) * sizeof(real)));
+        gather(st, src, tokens, r, count, row_size);
+        TRY(copy_to_device(st, st->gate + r * row_size, st->host_staging,
+                           (size_t)(count * row_size) * sizeof(real)));
     }
     return NSA_OK;
 }
 
-static nsa_status lay_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride,
-                           int64_t first, int64_t t, int64_t count, int64_t D) {
-    NSA_LAUNCH(lay_keys_kernel, blocks_for(count * st->c.Hkv * D), THREADS, 0, st->stream, src,
-               st->c.Hkv, stride, first, t, count, (int)D, (int)round_up(D, DIM),
-               (int)round_up(D, STRIP), kt, nat);
-    NSA_LAUNCHED("lay_keys");
+static nsa_status pack_keys(stage *st, const real *src, real *kt, real *nat, int64_t stride,
+                            int64_t first, int64_t t, int64_t count, int64_t D) {
+    NSA_LAUNCH(pack_keys_kernel, blocks_for(count * st->c.Hkv * D), THREADS, 0, st->stream, src,
+               st->c.Hkv, stride, first, t, count, (int)D, (int)round_up(D, DIM_ALIGN),
+               (int)round_up(D, TILE_COLS), kt, nat);
+    NSA_LAUNCHED("pack_keys");
     return NSA_OK;
 }
 
 nsa_status append_keys(stage *st, const nsa_tensor *src, real *kt, real *nat, int64_t stride,
                        int64_t blocks, int64_t A, int64_t D) {
-    const int64_t a_row = st->c.Hkv * D, at_once = st->chunk / a_row;
+    const int64_t row_size = st->c.Hkv * D, at_once = st->chunk / row_size;
     for (int64_t a = 0; a < A; a += at_once) {
         const int64_t count = A - a < at_once ? A - a : at_once;
-        TRY(upload(st, st->dev_chunk, src, a * a_row, count * a_row));
-        NSA_LAUNCH(append_kernel, blocks_for(count * a_row), THREADS, 0, st->stream, st->dev_chunk,
-                   st->c.Hkv, stride, blocks, st->row_t + a, st->row_seq + a, count, (int)D,
-                   (int)round_up(D, DIM), (int)round_up(D, STRIP), kt, nat);
+        TRY(upload(st, st->dev_staging, src, a * row_size, count * row_size));
+        NSA_LAUNCH(append_kernel, blocks_for(count * row_size), THREADS, 0, st->stream,
+                   st->dev_staging, st->c.Hkv, stride, blocks, st->row_t + a, st->row_seq + a,
+                   count, (int)D, (int)round_up(D, DIM_ALIGN), (int)round_up(D, TILE_COLS), kt,
+                   nat);
         NSA_LAUNCHED("append");
     }
     return NSA_OK;
 }
 
 nsa_status append_raw(stage *st, const nsa_tensor *src, real *raw, int64_t A, int64_t D) {
-    const int64_t a_row = st->c.Hkv * D, at_once = st->chunk / a_row;
+    const int64_t row_size = st->c.Hkv * D, at_once = st->chunk / row_size;
     for (int64_t a = 0; a < A; a += at_once) {
         const int64_t count = A - a < at_once ? A - a : at_once;
-        TRY(upload(st, st->dev_chunk, src, a * a_row, count * a_row));
-        NSA_LAUNCH(append_raw_kernel, blocks_for(count * a_row), THREADS, 0, st->stream,
-                   st->dev_chunk, st->c.Hkv, st->cfg.max_seq_len, st->row_t + a, st->row_seq + a,
+        TRY(upload(st, st->dev_staging, src, a * row_size, count * row_size));
+        NSA_LAUNCH(append_raw_kernel, blocks_for(count * row_size), THREADS, 0, st->stream,
+                   st->dev_staging, st->c.Hkv, st->cfg.max_seq_len, st->row_t + a, st->row_seq + a,
                    count, (int)D, raw);
         NSA_LAUNCHED("append_raw");
     }
     return NSA_OK;
 }
 
-/* One of a pair's tensors into blocks; every sequence begins a new one. */
+/* Pack keys or values into blocks; every sequence begins a new one. */
 static nsa_status load_keys(stage *st, int branch, const nsa_tensor *src, real *kt, real *nat,
                             int64_t D) {
     const nsa_batch *batch = &st->batch;
-    const int64_t a_token = st->c.Hkv * D, at_once = st->chunk / a_token;
+    const int64_t token_size = st->c.Hkv * D, at_once = st->chunk / token_size;
     for (int64_t b = 0; b < batch->B; b++) {
         const int64_t len = batch->seq[b + 1] - batch->seq[b];
         for (int64_t t = 0; t < len; t += at_once) {
             const int64_t count = len - t < at_once ? len - t : at_once;
-            TRY(upload(st, st->dev_chunk, src, (batch->seq[b] + t) * a_token, count * a_token));
-            TRY(lay_keys(st, st->dev_chunk, kt, nat, st->in[branch].stride,
-                         st->host_seqs[b].first[branch], t, count, D));
+            TRY(upload(st, st->dev_staging, src, (batch->seq[b] + t) * token_size,
+                       count * token_size));
+            TRY(pack_keys(st, st->dev_staging, kt, nat, st->in[branch].stride,
+                          st->host_seqs[b].first[branch], t, count, D));
         }
     }
     return NSA_OK;
 }
 
-/* A pair's blocks. Padding is zero: the keys past a sequence's end are another's keys of last time.
- */
+/* Keys and values of one branch. Padding must be zero; the last load may have left other keys
+ * there. */
 static nsa_status load_pair(stage *st, int branch, const nsa_tensor *k, const nsa_tensor *v) {
     const kv_blocks *in = &st->in[branch];
     const dims *c = &st->c;
@@ -209,29 +214,29 @@ static nsa_status load_pair(stage *st, int branch, const nsa_tensor *k, const ns
 
 /* ------------------------------------------------------------------- load */
 
-/* Where each sequence begins in the blocks, and where its compressed tokens go. */
-static void lay_out_sequences(stage *st) {
+/* Set where each sequence begins in the blocks, and where its compressed tokens go. */
+static void make_sequences(stage *st) {
     const nsa_batch *batch = &st->batch;
-    int64_t first[LAID] = {0};
+    int64_t first[LAYOUTS] = {0};
     for (int64_t b = 0; b < batch->B; b++) {
         sequence *sq = &st->host_seqs[b];
         sq->token = batch->seq[b];
         sq->cmp = batch->cmp[b];
         sq->len = batch->seq[b + 1] - sq->token;
         sq->n_cmp = batch->cmp[b + 1] - sq->cmp;
-        for (int x = 0; x < LAID; x++) {
+        for (int x = 0; x < LAYOUTS; x++) {
             sq->first[x] = first[x];
             first[x] += ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK;
         }
         for (int64_t i = 0; i < sq->n_cmp; i++) {
-            st->host_places[sq->cmp + i].token = sq->token + i * st->cfg.cmp_stride;
-            st->host_places[sq->cmp + i].block = sq->first[CMP] * BLOCK + i;
+            st->host_cmp_coords[sq->cmp + i].token = sq->token + i * st->cfg.cmp_stride;
+            st->host_cmp_coords[sq->cmp + i].key = sq->first[CMP] * BLOCK + i;
         }
     }
 }
 
-/* The rows of each CUDA block: neighbours of one sequence. Positions and sequences go up too. */
-static nsa_status lay_out_rows(stage *st) {
+/* Group the rows into tiles of neighbours of one sequence; copy these, positions and sequences. */
+static nsa_status make_tiles(stage *st) {
     const nsa_batch *batch = &st->batch;
     const size_t R = (size_t)batch->R;
     int64_t n = 0;
@@ -246,14 +251,14 @@ static nsa_status lay_out_rows(stage *st) {
             tiles[n++] = tile_of_rows{r, 1, (int32_t)b};
     }
     st->n_tiles = n;
-    TRY(send(st, st->row_t, st->host_rows, R * sizeof *st->row_t));
+    TRY(copy_to_device(st, st->row_t, st->host_rows, R * sizeof *st->row_t));
     for (int64_t i = 0; i < n; i++) {
         for (int64_t r = 0; r < st->host_tiles[i].count; r++)
             st->host_rows[st->host_tiles[i].first + r] = st->host_tiles[i].sequence;
     }
-    TRY(send(st, st->row_seq, st->host_rows, R * sizeof *st->row_seq));
-    TRY(send(st, st->row_token, batch->row, R * sizeof *st->row_token));
-    return send(st, st->tiles, st->host_tiles, (size_t)n * sizeof *st->tiles);
+    TRY(copy_to_device(st, st->row_seq, st->host_rows, R * sizeof *st->row_seq));
+    TRY(copy_to_device(st, st->row_token, batch->row, R * sizeof *st->row_token));
+    return copy_to_device(st, st->tiles, st->host_tiles, (size_t)n * sizeof *st->tiles);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
@@ -269,7 +274,7 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
                    st->phi[pair][W1], hidden, lD, (int64_t)st->c.hp, st->w1t[pair]);
         NSA_LAUNCHED("transpose");
         NSA_LAUNCH(transpose_kernel, blocks_for(hidden * D), THREADS, 0, st->stream,
-                   st->phi[pair][W2], D, hidden, round_up(D, STRIP), st->w2t[pair]);
+                   st->phi[pair][W2], D, hidden, round_up(D, TILE_COLS), st->w2t[pair]);
         NSA_LAUNCHED("transpose");
     }
     return NSA_OK;
@@ -278,14 +283,15 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
-    const size_t picks = (size_t)(batch->R * c->Hkv * c->n) * sizeof(int32_t);
+    const size_t idx_bytes = (size_t)(batch->R * c->Hkv * c->n) * sizeof(int32_t);
     st->batch = *batch;
-    lay_out_sequences(st);
-    TRY(send(st, st->seqs, st->host_seqs, (size_t)batch->B * sizeof *st->seqs));
-    TRY(send(st, st->places, st->host_places, (size_t)batch->N * sizeof *st->places));
-    TRY(lay_out_rows(st));
+    make_sequences(st);
+    TRY(copy_to_device(st, st->seqs, st->host_seqs, (size_t)batch->B * sizeof *st->seqs));
+    TRY(copy_to_device(st, st->cmp_coords, st->host_cmp_coords,
+                       (size_t)batch->N * sizeof *st->cmp_coords));
+    TRY(make_tiles(st));
     if (batch->block_idx)
-        TRY(send(st, st->forced_idx, batch->block_idx, picks));
+        TRY(copy_to_device(st, st->forced_idx, batch->block_idx, idx_bytes));
     TRY(load_rows(st, &in->at[NSA_Q], batch->row, batch->R, c->dk, st->q_t, st->q_n));
     TRY(load_gates(st, &in->at[NSA_GATE], batch->row, batch->R));
     TRY(upload(st, st->raw[KEYS], &in->at[NSA_K_CMP], 0, batch->T * c->Hkv * c->dk));

@@ -1,12 +1,12 @@
 /** @file
- *  @brief Reading results back: out of the blocks, without the padding, in chunks over the bus. */
+ *  @brief Copy results to the host: out of the blocks, without the padding, in chunks. */
 #include "load.cuh"
 
 #include <string.h>
 
-enum { THREADS = 256 }; /* of a CUDA block; grid_for() covers the elements, a thread each */
+enum { THREADS = 256 }; /* of a CUDA block; grid_for() gives each element a thread */
 
-/* g_dst [rows,D] = g_src [rows,padded] without the padding. An element a thread. */
+/* g_dst [rows,D] = g_src [rows,padded] without the padding. One element a thread. */
 static __global__ void unpad_kernel(const real *g_src, int64_t rows, int D, int padded,
                                     real *g_dst) {
     const int64_t threads = (int64_t)gridDim.x * blockDim.x;
@@ -14,11 +14,13 @@ static __global__ void unpad_kernel(const real *g_src, int64_t rows, int D, int 
         g_dst[i] = g_src[i / D * padded + i % D];
 }
 
-/* g_dst [count,Hkv,D]: keys s.. of a sequence whose first block is `first`, out of natural blocks
- * [64][padded] or, with padded 0, transposed ones [D8][64]. An element a thread. */
-static __global__ void unblock_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
-                                      int64_t s, int64_t count, int D, int padded, real *g_dst) {
-    const int64_t threads = (int64_t)gridDim.x * blockDim.x, D8 = (D + DIM - 1) / DIM * DIM;
+/* g_dst [count,Hkv,D]: keys s.. of a sequence whose first block is `first`, from natural blocks
+ * [64][padded] or, if padded is 0, from transposed ones [D8][64]. One element a thread. */
+static __global__ void unpack_keys_kernel(const real *g_src, int Hkv, int64_t stride, int64_t first,
+                                          int64_t s, int64_t count, int D, int padded,
+                                          real *g_dst) {
+    const int64_t threads = (int64_t)gridDim.x * blockDim.x,
+                  D8 = (D + DIM_ALIGN - 1) / DIM_ALIGN * DIM_ALIGN;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count * Hkv * D;
          i += threads) {
         const int64_t key = s + i / D / Hkv, col = i % D;
@@ -33,7 +35,7 @@ static unsigned grid_for(int64_t count) {
     return (unsigned)(blocks < 1 << 20 ? blocks : 1 << 20);
 }
 
-static nsa_status receive(stage *st, void *dst, const void *src, size_t bytes) {
+static nsa_status copy_to_host(stage *st, void *dst, const void *src, size_t bytes) {
     if (bytes)
         NSA_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, st->stream));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
@@ -44,33 +46,33 @@ static nsa_status read_rows(stage *st, real *dst, const real *src, int64_t rows,
                             int64_t padded) {
     const int64_t at_once = st->chunk / D;
     if (D == padded)
-        return receive(st, dst, src, (size_t)(rows * D) * sizeof(real));
+        return copy_to_host(st, dst, src, (size_t)(rows * D) * sizeof(real));
     for (int64_t r = 0; r < rows; r += at_once) {
         const int64_t count = rows - r < at_once ? rows - r : at_once;
         NSA_LAUNCH(unpad_kernel, grid_for(count * D), THREADS, 0, st->stream, src + r * padded,
-                   count, (int)D, (int)padded, st->dev_chunk);
+                   count, (int)D, (int)padded, st->dev_staging);
         NSA_LAUNCHED("unpad");
-        TRY(receive(st, dst + r * D, st->dev_chunk, (size_t)(count * D) * sizeof(real)));
+        TRY(copy_to_host(st, dst + r * D, st->dev_staging, (size_t)(count * D) * sizeof(real)));
     }
     return NSA_OK;
 }
 
-/* Keys or values, or their gradients, out of blocks: dst [T or N,Hkv,D]. */
+/* Keys, values or their gradients, from blocks to dst [T or N,Hkv,D]. */
 static nsa_status read_blocks(stage *st, int branch, real *dst, const real *src, int64_t D,
                               int64_t padded) {
-    const int64_t a_token = st->c.Hkv * D, at_once = st->chunk / a_token;
+    const int64_t token_size = st->c.Hkv * D, at_once = st->chunk / token_size;
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         const int64_t keys = branch == CMP ? sq->n_cmp : sq->len;
         const int64_t before = branch == CMP ? sq->cmp : sq->token;
         for (int64_t s = 0; s < keys; s += at_once) {
             const int64_t count = keys - s < at_once ? keys - s : at_once;
-            NSA_LAUNCH(unblock_kernel, grid_for(count * a_token), THREADS, 0, st->stream, src,
-                       st->c.Hkv, st->in[branch].stride, sq->first[branch], s, count, (int)D,
-                       (int)padded, st->dev_chunk);
-            NSA_LAUNCHED("unblock");
-            TRY(receive(st, dst + (before + s) * a_token, st->dev_chunk,
-                        (size_t)(count * a_token) * sizeof(real)));
+            NSA_LAUNCH(unpack_keys_kernel, grid_for(count * token_size), THREADS, 0, st->stream,
+                       src, st->c.Hkv, st->in[branch].stride, sq->first[branch], s, count, (int)D,
+                       (int)padded, st->dev_staging);
+            NSA_LAUNCHED("unpack_keys");
+            TRY(copy_to_host(st, dst + (before + s) * token_size, st->dev_staging,
+                             (size_t)(count * token_size) * sizeof(real)));
         }
     }
     return NSA_OK;
@@ -81,18 +83,18 @@ static nsa_status read_gradient(stage *st, nsa_id id, real *dst) {
     const size_t size = sizeof(real);
     if (id >= NSA_DPHI_K_PE) {
         const int pair = (id - NSA_DPHI_K_PE) / WEIGHTS, w = (id - NSA_DPHI_K_PE) % WEIGHTS;
-        return receive(st, dst, st->dphi[pair][w], (size_t)weight_count(st, pair, w) * size);
+        return copy_to_host(st, dst, st->dphi[pair][w], (size_t)weight_count(st, pair, w) * size);
     }
     switch (id) {
     case NSA_DQ:
         return read_rows(st, dst, st->dq, st->rows * c->q_heads, c->qk_dim, st->c.dkp);
     case NSA_DGATE:
-        return receive(st, dst, st->dgate, (size_t)(st->rows * c->q_heads * BRANCHES) * size);
+        return copy_to_host(st, dst, st->dgate, (size_t)(st->rows * c->q_heads * BRANCHES) * size);
     case NSA_DK_CMP:
     case NSA_DV_CMP: {
         const int pair = id == NSA_DK_CMP ? KEYS : VALUES;
-        return receive(st, dst, st->draw[pair],
-                       (size_t)(st->batch.T * c->kv_heads * width(st, pair)) * size);
+        return copy_to_host(st, dst, st->draw[pair],
+                            (size_t)(st->batch.T * c->kv_heads * width(st, pair)) * size);
     }
     case NSA_DK_SLC:
     case NSA_DK_WIN: {
@@ -123,9 +125,10 @@ nsa_status read(void *self, nsa_id id, void *to) {
     case NSA_OUT_CAUSAL:
         return read_rows(st, dst, st->out_causal, st->batch.R * c->q_heads, c->v_dim, st->c.dvp);
     case NSA_BLOCK_IDX:
-        return receive(st, dst, st->block_idx, (size_t)(groups * c->slc_count) * sizeof(int32_t));
+        return copy_to_host(st, dst, st->block_idx,
+                            (size_t)(groups * c->slc_count) * sizeof(int32_t));
     case NSA_IMPORTANCE:
-        return receive(st, dst, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
+        return copy_to_host(st, dst, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
     case NSA_K_PHI:
         return read_blocks(st, CMP, dst, st->in[CMP].kt, c->qk_dim, 0);
     case NSA_V_PHI:

@@ -1,5 +1,5 @@
 /** @file
- *  @brief Where this stage keeps its tensors: open, close, and its table for the contract. */
+ *  @brief Memory of this stage: open, close, timing, and its table for the contract. */
 #include "load.cuh"
 
 #include <string.h>
@@ -14,48 +14,48 @@ static nsa_status available(void) {
 
 /* ----------------------------------------------------------------- memory */
 
-void *take_device(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
+void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
     buffer *b = &st->buffers[st->n_buffers];
     const size_t bytes = (size_t)round_up((count ? count : 1) * (int64_t)size, 256);
-    if (st->failed || st->n_buffers == MOST_BUFFERS)
+    if (st->failed || st->n_buffers == MAX_BUFFERS)
         return st->failed = 1, (void *)NULL;
-    if (cudaMalloc(&b->at, bytes) != cudaSuccess) {
-        (void)cudaGetLastError(); /* told once, by open */
+    if (cudaMalloc(&b->ptr, bytes) != cudaSuccess) {
+        (void)cudaGetLastError(); /* cleared: open reports it */
         return st->failed = 1, (void *)NULL;
     }
     b->bytes = bytes;
     b->kind = kind;
     st->n_buffers++;
-    /* what is never written is padding, and padding is zero */
-    if (cudaMemsetAsync(b->at, 0, bytes, st->stream) != cudaSuccess)
+    /* what is never written is padding, which must be zero */
+    if (cudaMemsetAsync(b->ptr, 0, bytes, st->stream) != cudaSuccess)
         st->failed = 1;
-    return b->at;
+    return b->ptr;
 }
 
 nsa_status poison(stage *st, unsigned kinds) {
     for (int i = 0; i < st->n_buffers && (st->plan->setup.flags & NSA_DEBUG_MEMORY); i++) {
         if (st->buffers[i].kind & kinds)
-            NSA_CUDA(cudaMemsetAsync(st->buffers[i].at, 0xff, st->buffers[i].bytes, st->stream));
+            NSA_CUDA(cudaMemsetAsync(st->buffers[i].ptr, 0xff, st->buffers[i].bytes, st->stream));
     }
     return NSA_OK;
 }
 
-static real *take(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (real *)take_device(st, kind, count, sizeof(real));
+static real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
+    return (real *)device_alloc(st, kind, count, sizeof(real));
 }
 
-static void *take_host(const stage *st, int64_t count, size_t size) {
+static void *host_alloc(const stage *st, int64_t count, size_t size) {
     return nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, size);
 }
 
 /* ------------------------------------------------------------------- open */
 
-/* D: dk for the key compressor, dv for the value compressor */
+/* D of a compressor: dk for keys, dv for values */
 int64_t width(const stage *st, int pair) {
     return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
 }
 
-/* Elements of a compressor's weight, by its shape in the specification. */
+/* Number of elements of a compressor's weight, from its shape. */
 int64_t weight_count(const stage *st, int pair, int weight) {
     const nsa_lengths none = {0, 0, 0, 0};
     nsa_tensor shape;
@@ -68,12 +68,12 @@ static dims dims_of(const nsa_plan *plan) {
     dims x;
     x.dk = (int)c->qk_dim;
     x.dv = (int)c->v_dim;
-    x.dk8 = (int)round_up(c->qk_dim, DIM);
-    x.dv8 = (int)round_up(c->v_dim, DIM);
-    x.dkp = (int)round_up(c->qk_dim, STRIP);
-    x.dvp = (int)round_up(c->v_dim, STRIP);
+    x.dk8 = (int)round_up(c->qk_dim, DIM_ALIGN);
+    x.dv8 = (int)round_up(c->v_dim, DIM_ALIGN);
+    x.dkp = (int)round_up(c->qk_dim, TILE_COLS);
+    x.dvp = (int)round_up(c->v_dim, TILE_COLS);
     x.G = (int)plan->group;
-    x.GT = (int)((plan->group + ROWS - 1) / ROWS);
+    x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
     x.Hq = (int)c->q_heads;
     x.Hkv = (int)c->kv_heads;
     x.l = (int)c->cmp_block;
@@ -84,45 +84,45 @@ static dims dims_of(const nsa_plan *plan) {
     x.local = (int)c->slc_local;
     x.w = c->window < INT32_MAX ? (int)c->window : INT32_MAX;
     x.hidden = (int)c->phi_hidden;
-    x.hp = (int)round_up(c->phi_hidden, STRIP);
+    x.hp = (int)round_up(c->phi_hidden, TILE_COLS);
     x.scale = (float)c->scale;
     x.scale2 = (float)(c->scale * 1.4426950408889634);
     return x;
 }
 
-/* Room for `stride` blocks a head; with `backward` the other way round too, and gradients. */
+/* Allocate `stride` blocks for each head; for `backward` the other layouts too, and gradients. */
 static void open_blocks(stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t stride,
                         int backward) {
     const int64_t blocks = st->cfg.kv_heads * stride;
     in->stride = stride;
-    in->kt = take(st, kind, blocks * st->c.dk8 * BLOCK);
-    in->v = take(st, kind, blocks * BLOCK * st->c.dvp);
+    in->kt = alloc_reals(st, kind, blocks * st->c.dk8 * BLOCK);
+    in->v = alloc_reals(st, kind, blocks * BLOCK * st->c.dvp);
     if (!backward)
         return;
-    in->k = take(st, kind, blocks * BLOCK * st->c.dkp);
-    in->vt = take(st, kind, blocks * st->c.dv8 * BLOCK);
-    in->dk = take(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dkp);
-    in->dv = take(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dvp);
+    in->k = alloc_reals(st, kind, blocks * BLOCK * st->c.dkp);
+    in->vt = alloc_reals(st, kind, blocks * st->c.dv8 * BLOCK);
+    in->dk = alloc_reals(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dkp);
+    in->dv = alloc_reals(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dvp);
 }
 
 static void open_tables(stage *st, int64_t R) {
     const int64_t B = st->cfg.max_seqs, tiles = R + B;
-    const int64_t a_token = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
-    st->host_tiles = (tile_of_rows *)take_host(st, tiles, sizeof(tile_of_rows));
-    st->host_seqs = (sequence *)take_host(st, B, sizeof(sequence));
-    st->host_rows = (int32_t *)take_host(st, R, sizeof(int32_t));
-    st->host_places = (cmp_place *)take_host(st, st->plan->max_cmp, sizeof(cmp_place));
-    st->tiles = (tile_of_rows *)take_device(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
-    st->seqs = (sequence *)take_device(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
-    st->row_t = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->row_seq = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->row_token = (int64_t *)take_device(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
-    st->places =
-        (cmp_place *)take_device(st, NSA_MEM_PERSISTENT, st->plan->max_cmp, sizeof(cmp_place));
+    const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
+    st->host_tiles = (tile_of_rows *)host_alloc(st, tiles, sizeof(tile_of_rows));
+    st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
+    st->host_rows = (int32_t *)host_alloc(st, R, sizeof(int32_t));
+    st->host_cmp_coords = (cmp_coord *)host_alloc(st, st->plan->max_cmp, sizeof(cmp_coord));
+    st->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
+    st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
+    st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
+    st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
+    st->row_token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
+    st->cmp_coords =
+        (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, st->plan->max_cmp, sizeof(cmp_coord));
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
-    st->chunk = a_token > chunk ? a_token : chunk;
-    st->host = (real *)take_host(st, st->chunk, sizeof(real));
-    st->dev_chunk = take(st, NSA_MEM_PERSISTENT, st->chunk);
+    st->chunk = token_size > chunk ? token_size : chunk;
+    st->host_staging = (real *)host_alloc(st, st->chunk, sizeof(real));
+    st->dev_staging = alloc_reals(st, NSA_MEM_PERSISTENT, st->chunk);
 }
 
 static void open_weights(stage *st) {
@@ -130,17 +130,18 @@ static void open_weights(stage *st) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, (nsa_id)(NSA_PHI_FIRST + i)))
             st->phi[i / WEIGHTS][i % WEIGHTS] =
-                take(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+                alloc_reals(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
     for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
         const int64_t Dp = pair == KEYS ? st->c.dkp : st->c.dvp;
         int64_t N = st->plan->max_cmp;
         if ((st->plan->setup.flags & NSA_DECODE) && N < c->max_seqs)
-            N = c->max_seqs; /* a decode step may complete one a slot */
-        st->w1t[pair] =
-            take(st, NSA_MEM_PERSISTENT, round_up(c->cmp_block * width(st, pair), DIM) * st->c.hp);
-        st->w2t[pair] = take(st, NSA_MEM_PERSISTENT, round_up(c->phi_hidden, DIM) * Dp);
-        st->z[pair] = take(st, NSA_MEM_FORWARD, N * c->kv_heads * st->c.hp);
+            N = c->max_seqs; /* a decode step may complete one in each slot */
+        st->w1t[pair] = alloc_reals(st, NSA_MEM_PERSISTENT,
+                                    round_up(c->cmp_block * width(st, pair), DIM_ALIGN) * st->c.hp);
+        st->w2t[pair] =
+            alloc_reals(st, NSA_MEM_PERSISTENT, round_up(c->phi_hidden, DIM_ALIGN) * Dp);
+        st->z[pair] = alloc_reals(st, NSA_MEM_FORWARD, N * c->kv_heads * st->c.hp);
     }
 }
 
@@ -149,55 +150,55 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
     const int causal_too = (st->plan->setup.flags & NSA_WANT_CAUSAL) != 0;
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
-    st->q_t = take(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * ROWS);
-    st->gate = take(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
-    st->forced_idx = (int32_t *)take_device(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
-                                            sizeof(int32_t));
+    st->q_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * TILE_ROWS);
+    st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
+    st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
+                                             sizeof(int32_t));
     for (int pair = 0; pair < PAIR; pair++)
-        st->raw[pair] = take(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
+        st->raw[pair] = alloc_reals(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
     for (int x = 0; x < BRANCHES + causal_too; x++) {
-        /* every sequence begins a block, so it may leave one unfilled */
+        /* each sequence begins a block and may leave its last unfilled */
         const int64_t blocks = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
         open_blocks(st, &st->in[x], x == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT, blocks,
                     backward && x != RAW);
     }
     if (!backward)
         return;
-    st->q_n = take(st, NSA_MEM_PERSISTENT, row_tiles * ROWS * st->c.dkp);
-    st->dout_t = take(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * ROWS);
-    st->dout_n = take(st, NSA_MEM_PERSISTENT, row_tiles * ROWS * st->c.dvp);
+    st->q_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dkp);
+    st->dout_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * TILE_ROWS);
+    st->dout_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dvp);
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const uint32_t flags = st->plan->setup.flags;
     const int64_t outputs = R * c->q_heads * st->c.dvp;
-    st->out = take(st, NSA_MEM_FORWARD, outputs);
+    st->out = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
         if (x == CMP || (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD)))
-            st->out_x[x] = take(st, NSA_MEM_FORWARD, outputs);
+            st->out_x[x] = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     }
     if (flags & NSA_BACKWARD)
-        st->stats = (row_stats *)take_device(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
-                                             sizeof(row_stats));
+        st->stats = (row_stats *)device_alloc(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
+                                              sizeof(row_stats));
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = take(st, NSA_MEM_FORWARD, outputs);
+        st->out_causal = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_IMPORTANCE)
-        st->importance =
-            take(st, NSA_MEM_FORWARD, R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
-    st->block_idx = (int32_t *)take_device(st, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
-                                           sizeof(int32_t));
+        st->importance = alloc_reals(st, NSA_MEM_FORWARD,
+                                     R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
+    st->block_idx = (int32_t *)device_alloc(st, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
+                                            sizeof(int32_t));
 }
 
 static void open_gradients(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dq = take(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
-    st->dgate = take(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
+    st->dq = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
+    st->dgate = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int pair = 0; pair < PAIR; pair++) {
-        st->draw[pair] = take(st, NSA_MEM_BACKWARD, T * c->kv_heads * width(st, pair));
+        st->draw[pair] = alloc_reals(st, NSA_MEM_BACKWARD, T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
-                st->dphi[pair][w] = take(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
+                st->dphi[pair][w] = alloc_reals(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
         }
     }
 }
@@ -207,12 +208,12 @@ static void close(void *self) {
     if (!st)
         return;
     if (st->stream)
-        (void)cudaStreamSynchronize(st->stream); /* nothing is left to report to */
+        (void)cudaStreamSynchronize(st->stream); /* no one to report an error to */
     for (int i = 0; i < st->n_buffers; i++)
-        (void)cudaFree(st->buffers[i].at);
-    for (int i = 0; i <= MOST_LAPS; i++) {
-        if (st->lap[i])
-            (void)cudaEventDestroy(st->lap[i]);
+        (void)cudaFree(st->buffers[i].ptr);
+    for (int i = 0; i <= MAX_INTERVALS; i++) {
+        if (st->event[i])
+            (void)cudaEventDestroy(st->event[i]);
     }
     if (st->stream)
         (void)cudaStreamDestroy(st->stream);
@@ -221,8 +222,8 @@ static void close(void *self) {
 static nsa_status open_all(stage *st) {
     const int64_t T = st->cfg.seq_len, R = st->plan->setup.max_rows;
     NSA_CUDA(cudaStreamCreateWithFlags(&st->stream, cudaStreamNonBlocking));
-    for (int i = 0; i <= MOST_LAPS; i++)
-        NSA_CUDA(cudaEventCreate(&st->lap[i]));
+    for (int i = 0; i <= MAX_INTERVALS; i++)
+        NSA_CUDA(cudaEventCreate(&st->event[i]));
     open_tables(st, R);
     open_weights(st);
     open_inputs(st, T, R);
@@ -237,7 +238,7 @@ static nsa_status open_all(stage *st) {
     TRY(nsa_pool_status(st->plan->pool));
     if (st->failed)
         return nsa_fail(NSA_ERR_MEMORY, "device memory is short, or of more than %d buffers",
-                        MOST_BUFFERS);
+                        MAX_BUFFERS);
     TRY(open_attend(st));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
@@ -258,30 +259,30 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     return status;
 }
 
-/* ------------------------------------------------------------------- laps */
+/* ------------------------------------------------------------------ timing */
 
-nsa_status lap(stage *st, int phase) {
+nsa_status record_phase(stage *st, int phase) {
     if (phase < 0)
-        st->laps = 0;
-    else if (st->laps < MOST_LAPS)
-        st->lap_phase[st->laps++] = phase;
-    NSA_CUDA(cudaEventRecord(st->lap[st->laps], st->stream));
+        st->intervals = 0;
+    else if (st->intervals < MAX_INTERVALS)
+        st->interval_phase[st->intervals++] = phase;
+    NSA_CUDA(cudaEventRecord(st->event[st->intervals], st->stream));
     return NSA_OK;
 }
 
-static int phases(void *self, nsa_phase *list, int room) {
+static int phases(void *self, nsa_phase *list, int capacity) {
     static const char *const names[PHASES] = {"cmp",        "slc+win", "compress", "gate",
                                               "cmp+win dq", "slc dq",  "lists",    "cmp dkv",
                                               "slc dkv",    "win dkv", "phi"};
     const stage *st = (const stage *)self;
     double seconds[PHASES] = {0};
     int n = 0;
-    for (int i = 0; i < st->laps; i++) {
+    for (int i = 0; i < st->intervals; i++) {
         float ms = 0;
-        if (cudaEventElapsedTime(&ms, st->lap[i], st->lap[i + 1]) == cudaSuccess)
-            seconds[st->lap_phase[i]] += 1e-3 * ms;
+        if (cudaEventElapsedTime(&ms, st->event[i], st->event[i + 1]) == cudaSuccess)
+            seconds[st->interval_phase[i]] += 1e-3 * ms;
     }
-    for (int i = 0; i < PHASES && n < room; i++) {
+    for (int i = 0; i < PHASES && n < capacity; i++) {
         if (seconds[i] > 0)
             list[n++] = nsa_phase{names[i], seconds[i]};
     }

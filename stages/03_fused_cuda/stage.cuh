@@ -1,5 +1,5 @@
 /** @file
- *  @brief Stage 03: what its files share. The blocks of stage 02 in a GPU's memory. */
+ *  @brief Stage 03: what its files share. Keys and values lie in blocks of 64, as in stage 02. */
 #ifndef STAGE_CUH
 #define STAGE_CUH
 
@@ -18,28 +18,28 @@ typedef float real; /* what this stage computes in */
 #define IDEA  "each block once for a whole group, all that follows stays on chip: count bytes"
 
 enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
-/* k_cmp and v_cmp laid out too, for plain attention over them */
-enum { RAW = (int)BRANCHES, LAID = RAW + 1 };
+/* RAW: k_cmp and v_cmp as blocks too, for plain causal attention */
+enum { RAW = (int)BRANCHES, LAYOUTS = RAW + 1 };
 enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 enum {
-    BLOCK = 64,        /* keys of a block in memory, whatever l' is */
-    QUERIES = 12,      /* neighbouring queries of a CUDA block, a warp each, at most */
-    DIM = 8,           /* rows of K^T and Q^T are made whole multiples of this, with zeros */
-    MOST_BUFFERS = 160 /* device buffers of a context that is asked for everything, and more */
+    BLOCK = 64,       /* keys of a memory block, for any selection block size l' */
+    QUERY_TILE = 12,  /* neighbouring queries of a CUDA block, one warp each; the maximum */
+    DIM_ALIGN = 8,    /* K^T and Q^T are zero-padded to multiples of this many rows */
+    MAX_BUFFERS = 160 /* device buffers of one context; more than any configuration needs */
 };
 
-/* The numbers that kernels need, by value in their parameters. */
+/* Sizes and scales, passed to kernels by value. */
 typedef struct dims {
-    int dk, dv;          /* as configured */
-    int dk8, dv8;        /* up to DIM: rows of transposed blocks and tiles */
-    int dkp, dvp;        /* up to STRIP: width of natural rows */
-    int G, GT, Hq, Hkv;  /* group, its tiles of 16 heads, heads */
+    int dk, dv;          /* head dimensions, as configured */
+    int dk8, dv8;        /* rounded up to DIM_ALIGN: rows of transposed blocks and tiles */
+    int dkp, dvp;        /* rounded up to TILE_COLS: width of natural rows */
+    int G, GT, Hq, Hkv;  /* heads of a group, its tiles of 16, query and kv heads */
     int l, d, lb, n;     /* compression block and stride, l', n */
     int init, local, w;  /* forced blocks, window */
-    int hidden, hp;      /* phi_hidden, and up to STRIP */
-    float scale, scale2; /* of scores; the same in units of log2: scale log2(e) */
+    int hidden, hp;      /* phi_hidden, and the same rounded up to TILE_COLS */
+    float scale, scale2; /* of scores; the same for base 2: scale log2(e) */
 } dims;
 
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
@@ -53,40 +53,41 @@ typedef struct kv_blocks {
     int64_t stride;        /* blocks of one head */
 } kv_blocks;
 
-/* One sequence: where it begins in the blocks of each branch. */
+/* One sequence, and where it begins in each branch's blocks. */
 typedef struct sequence {
-    int64_t len;         /* tokens */
-    int64_t n_cmp;       /* compressed tokens, N */
-    int64_t token, cmp;  /* its first token in the pack, its first compressed token */
-    int64_t first[LAID]; /* its first block */
+    int64_t len;            /* tokens */
+    int64_t n_cmp;          /* compressed tokens, N */
+    int64_t token, cmp;     /* its first token in the pack, its first compressed token */
+    int64_t first[LAYOUTS]; /* its first block */
 } sequence;
 
-/* Query rows first..first+count-1 of the results, of one sequence: the rows of a CUDA block. */
+/* Rows first..first+count-1 of the results, all of one sequence: the rows of one CUDA block. */
 typedef struct tile_of_rows {
     int64_t first;
     int32_t count, sequence;
 } tile_of_rows;
 
-/* Maximum (of q.k, not scaled) and 1/sum of one softmax: p = 2^(scale2 (s - most)) over. */
+/* Row maximum (of q.k, before scaling) and 1/sum of one softmax:
+ * p = 2^(scale2 (s - row_max)) inv_sum. */
 typedef struct row_stats {
-    float most, over;
+    float row_max, inv_sum;
 } row_stats;
 
-/* Where a compressed token comes from and goes to. */
-typedef struct cmp_place {
-    int64_t token; /* first of its l tokens in `raw`; -1: nothing to do */
-    int64_t block; /* its block within a head, times BLOCK, plus its column */
-} cmp_place;
+/* Source and destination of one compressed token. */
+typedef struct cmp_coord {
+    int64_t token; /* the first of its l tokens in `raw`; -1: none to compress */
+    int64_t key;   /* its key's index among the keys of one head's blocks */
+} cmp_coord;
 
-/* What one launch over query rows reads and writes; all pointers are the device's. For a pair
- * (row r, kv head h), tile g16 of its heads is number (r*Hkv + h)*GT + g16. */
-typedef struct rows_args {
+/* Arguments of one launch over query rows; all pointers are to device memory. The tile g16 of the
+ * heads of (row r, kv head h) has the number (r*Hkv + h)*GT + g16. */
+typedef struct attend_args {
     dims c;
     const tile_of_rows *tiles; /* [n_tiles] */
     int64_t n_tiles;
     const sequence *seqs;  /* [B] */
     const int32_t *row_t;  /* [R] each row's position in its sequence */
-    kv_blocks in[LAID];    /* where the sequences' blocks are */
+    kv_blocks in[LAYOUTS]; /* where the sequences' blocks are */
     const real *q_t;       /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
     const real *gate;      /* [R,Hq,3] */
     real *out;             /* [R,Hq,dvp] */
@@ -95,30 +96,30 @@ typedef struct rows_args {
     int32_t *block_idx;    /* [R,Hkv,n] */
     real *importance;      /* [R,Hkv,J]; NULL if not wanted */
     int64_t J;
-    int forced; /* block_idx is given: do not choose */
-} rows_args;
+    int forced; /* block_idx is given: do not select */
+} attend_args;
 
-/* A device buffer and when its contents stop mattering. */
+/* A device buffer, and how long its contents are valid. */
 typedef struct buffer {
-    void *at;
+    void *ptr;
     size_t bytes;
     nsa_memory_kind kind;
 } buffer;
 
-/* What the lap events tell apart. */
+/* The phases that are timed. */
 enum {
-    LAP_CMP,
-    LAP_SLC_WIN,
-    LAP_COMPRESS,
-    LAP_GATE,
-    LAP_DQ,
-    LAP_DQ_SLC,
-    LAP_LISTS,
-    LAP_DKV, /* of each branch */
-    LAP_PHI = LAP_DKV + BRANCHES,
+    PHASE_CMP,
+    PHASE_SLC_WIN,
+    PHASE_COMPRESS,
+    PHASE_GATE,
+    PHASE_DQ,
+    PHASE_DQ_SLC,
+    PHASE_LISTS,
+    PHASE_DKV, /* one for each branch */
+    PHASE_PHI = PHASE_DKV + BRANCHES,
     PHASES
 };
-enum { MOST_LAPS = 16 };
+enum { MAX_INTERVALS = 16 };
 
 typedef struct stage {
     const nsa_plan *plan;
@@ -130,31 +131,31 @@ typedef struct stage {
     int warps;       /* query rows of a CUDA block */
 
     cudaStream_t stream;
-    cudaEvent_t lap[MOST_LAPS + 1]; /* lap i ends where lap[i + 1] is recorded */
-    int lap_phase[MOST_LAPS], laps;
-    buffer buffers[MOST_BUFFERS];
+    cudaEvent_t event[MAX_INTERVALS + 1]; /* interval i ends at event[i + 1] */
+    int interval_phase[MAX_INTERVALS], intervals;
+    buffer buffers[MAX_BUFFERS];
     int n_buffers, failed;
-    int64_t chunk;   /* floats of one transfer: at least one token of any tensor */
-    real *host;      /* [chunk] transfers go through here; the pool's */
-    real *dev_chunk; /* [chunk] and here */
+    int64_t chunk;      /* floats of one transfer; one token of any tensor fits */
+    real *host_staging; /* [chunk] staging buffer on the host, from the pool */
+    real *dev_staging;  /* [chunk] staging buffer on the device */
 
-    /* inputs; row tiles as in rows_args, the natural forms only for backward */
+    /* inputs; row tiles as in attend_args, natural ones (_n) only for backward */
     tile_of_rows *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
-    sequence *seqs, *host_seqs;      /* [B] */
-    int32_t *row_t, *row_seq;        /* [R] position in its sequence, and which */
-    int32_t *host_rows;              /* [R] */
-    int64_t *row_token;              /* [R] the token in the pack */
-    cmp_place *places, *host_places; /* [N] of each compressed token */
-    real *q_t, *q_n;                 /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
-    real *dout_t, *dout_n;           /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
-    real *gate;                      /* [R,Hq,3] */
-    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, which only phi reads */
-    kv_blocks in[LAID];       /* compressed, selected and window keys and values */
-    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL where phi has none */
-    real *w1t[PAIR];          /* [l*D][hp] W1 transposed, columns past hidden zero */
-    real *w2t[PAIR];          /* [hidden up to DIM][Dp] W2 transposed, Dp = dkp or dvp */
-    real *z[PAIR];            /* [N,Hkv][hp] mlp: hidden units before silu, of the last compress */
+    sequence *seqs, *host_seqs;              /* [B] */
+    int32_t *row_t, *row_seq;                /* [R] position in its sequence; its sequence */
+    int32_t *host_rows;                      /* [R] */
+    int64_t *row_token;                      /* [R] its token in the pack */
+    cmp_coord *cmp_coords, *host_cmp_coords; /* [N] one for each compressed token */
+    real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
+    real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
+    real *gate;                              /* [R,Hq,3] */
+    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, the input of phi */
+    kv_blocks in[LAYOUTS];    /* keys and values of each branch */
+    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL if phi has none of that name */
+    real *w1t[PAIR];          /* [l*D][hp] W1 transposed; columns past hidden are zero */
+    real *w2t[PAIR];          /* [hidden up to DIM_ALIGN][Dp] W2 transposed, Dp = dkp or dvp */
+    real *z[PAIR]; /* [N,Hkv][hp] mlp: hidden units before silu, from the last compress */
 
     /* results */
     real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
@@ -166,15 +167,15 @@ typedef struct stage {
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
     real *draw[PAIR]; /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
     real *dphi[PAIR][WEIGHTS];
-    void *scratch; /* backward.cu's own */
+    void *scratch; /* private to backward.cu */
 
-    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of a full length each */
+    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of max_seq_len tokens */
     real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
     int64_t cache_first[BRANCHES]; /* blocks of one slot */
-    void *decoder;                 /* decode.cu's own */
+    void *decoder;                 /* private to decode.cu */
 } stage;
 
-/* Hand the first error on. */
+/* Return the first error to the caller. */
 #define TRY(call)                                                                                  \
     do {                                                                                           \
         const nsa_status try_ = (call);                                                            \
@@ -189,26 +190,27 @@ static inline int64_t round_up(int64_t x, int64_t to) {
 /* stage.cu */
 int64_t weight_count(const stage *st, int pair, int weight);
 int64_t width(const stage *st, int pair);
-/* Device memory, in open only; NULL when there is none left, and open reports it. With
- * NSA_DEBUG_MEMORY, poison() fills what is of these kinds with NaN. */
-void *take_device(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
+/* Zeroed device memory, during open only; NULL if there is none left, which open reports. poison()
+ * fills the buffers of these kinds with NaN if NSA_DEBUG_MEMORY is set. */
+void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
 nsa_status poison(stage *st, unsigned kinds);
-/* lap(st, -1) starts a call's clock; lap(st, phase) says that what was queued since was `phase`. */
-nsa_status lap(stage *st, int phase);
-rows_args arguments(const stage *st);
+/* record_phase(st, -1) starts the timing of a call; record_phase(st, phase) assigns the work queued
+ * since the last call to `phase`. */
+nsa_status record_phase(stage *st, int phase);
+attend_args make_attend_args(const stage *st);
 
 /* compress.cu */
 nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
-                    const cmp_place *places, int64_t count);
+                    const cmp_coord *cmp_coords, int64_t count);
 
 /* read.cu */
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* attend.cu */
-nsa_status open_attend(stage *st); /* decides st->warps */
-nsa_status attend_cmp(stage *st, const rows_args *args);
-nsa_status attend_slc_win(stage *st, const rows_args *args);
-nsa_status attend_causal(stage *st, const rows_args *args, int branch, real *out);
+nsa_status open_attend(stage *st); /* sets st->warps */
+nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_slc_win(stage *st, const attend_args *args);
+nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* forward.cu, decode.cu, backward.cu */
 nsa_status forward(void *self);
@@ -217,7 +219,7 @@ nsa_status open_decode(stage *st);
 nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
-/* Takes what backward needs beyond the fields above, with take_device(); sets st->scratch. */
+/* Allocates what backward needs beyond the fields above; sets st->scratch. */
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
 

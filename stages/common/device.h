@@ -4,7 +4,7 @@
  * for the simulator of tests/simt.
  *
  * Everything else in a .cu file is CUDA's own language and names; docs/simulator.md lists what the
- * simulator knows of them. Three things plain C++ cannot spell go through macros here:
+ * simulator supports. What plain C++ cannot express goes through macros:
  *
  *     NSA_LAUNCH(attend, grid, block, bytes, stream, q, out)
  *         nvcc:       attend<<<grid, block, bytes, stream>>>(q, out)
@@ -14,7 +14,7 @@
  *                     float *s_keys = (float *)nsa_dynamic_shared
  *         simulator:  float *s_keys = the block's dynamic shared memory
  *
- * and a kernel template with commas stands in parentheses: NSA_LAUNCH((k<4, true>), ...).
+ * A kernel template with commas is put in parentheses: NSA_LAUNCH((k<4, true>), ...).
  */
 #ifndef NSA_DEVICE_H
 #define NSA_DEVICE_H
@@ -28,13 +28,13 @@
 #endif
 
 #ifdef NSA_SIMT
-/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
+/** Launch a kernel; NSA_LAUNCHED() must follow. */
 #define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     simt::launch(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
 /** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
 #define NSA_DYNAMIC_SHARED(type, name) type *name = (type *)simt::dynamic_shared()
 #else
-/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
+/** Launch a kernel; NSA_LAUNCHED() must follow. */
 #define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 /** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
@@ -43,8 +43,8 @@
     type *name = (type *)nsa_dynamic_shared
 #endif
 
-/** @return what is wrong: the simulator's report if it has one, else CUDA's text. The error is
- * taken out of cudaGetLastError(), so that it is told once. */
+/** @return what is wrong: the simulator's report if it has one, else CUDA's text. Clears the last
+ * error, so that it is reported once. */
 static inline const char *nsa_device_error(cudaError_t error) {
     (void)cudaGetLastError();
 #ifdef NSA_SIMT
@@ -72,22 +72,21 @@ static inline const char *nsa_device_error(cudaError_t error) {
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
 
-/** Let a kernel have as much dynamic shared memory as the device gives to a block. The limit is the
- * kernel's, not a context's: what one context asked for, the next would take away from the first.
+/** Allow a kernel as much dynamic shared memory as the device allows a block. The limit belongs to
+ * the kernel, not to a context: a smaller limit for one context would break another.
  *  @return NSA_ERR_DEVICE if the device refuses */
 template <class kernel> static inline nsa_status nsa_allow_shared(kernel *which) {
-    cudaFuncAttributes own;
+    cudaFuncAttributes attributes;
     int device = 0, limit = 0;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    NSA_CUDA(cudaFuncGetAttributes(&own, which));
+    NSA_CUDA(cudaFuncGetAttributes(&attributes, which));
     NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  limit - (int)own.sharedSizeBytes));
+                                  limit - (int)attributes.sharedSizeBytes));
     return NSA_OK;
 }
 
-/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in use.
- */
+/** For nsa_stage.device. @return where the stage runs: "simulator" or the name of the GPU. */
 static inline const char *nsa_device_name(void) {
 #ifdef NSA_SIMT
     return "simulator";

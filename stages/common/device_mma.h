@@ -1,7 +1,7 @@
 /**
  * @file device_mma.h
  * @brief Tensor cores and asynchronous copies, for device code that includes device.h: the PTX
- * instruction on a GPU of sm_80 and up, the same on the simulator.
+ * instructions on a GPU of sm_80 and up, emulated by the simulator.
  *
  * Fragments lie in registers as the PTX manual's figures for mma.m16n8k16 say. Lane 4 g + t holds
  *
@@ -9,7 +9,7 @@
  *     a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8, 2t+9]    b[1] B[2t+8, 2t+9][g]
  *     c[0], c[1] C[g][2t, 2t+1]                           c[2], c[3] C[g+8][2t, 2t+1]
  *
- * two bfloat16 in an unsigned, the first in the lower half. All lanes of a warp call together.
+ * Each unsigned holds two bfloat16, the first in its lower half. All lanes of a warp must call.
  */
 #ifndef NSA_DEVICE_MMA_H
 #define NSA_DEVICE_MMA_H
@@ -20,16 +20,16 @@
 #include "simt/bf16.h"
 
 #include "simt/tensor.h"
-/** The place of the call, as a last parameter; nothing on a GPU. */
-#define NSA_PLACE , simt::Where where = SIMT_HERE
+/** The location of the call, as a last parameter; nothing on a GPU. */
+#define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else
 #include <cuda_bf16.h>
-#define NSA_PLACE
+#define NSA_CALL_SITE
 #endif
 
 /** C[16,8] += A[16,16] B[16,8], bfloat16 in, float32 sums. */
 static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4],
-                                                             const unsigned (&b)[2] NSA_PLACE) {
+                                                             const unsigned (&b)[2] NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::mma_m16n8k16_bf16(c, a, b, where);
 #elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], cons
 /** Four 8x8 matrices of 2-byte elements from shared memory: lanes 8m..8m+7 give the addresses of
  * the 16-byte rows of matrix m; r[m] gets elements 2t, 2t+1 of its row g. */
 static __device__ __forceinline__ void nsa_ldmatrix_x4(unsigned (&r)[4],
-                                                       const void *s_row NSA_PLACE) {
+                                                       const void *s_row NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::ldmatrix_x4(r, s_row, false, where);
 #else
@@ -59,7 +59,7 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4(unsigned (&r)[4],
 
 /** The same transposed: r[m] gets elements 2t, 2t+1 of column g of matrix m. */
 static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
-                                                             const void *s_row NSA_PLACE) {
+                                                             const void *s_row NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::ldmatrix_x4(r, s_row, true, where);
 #else
@@ -70,10 +70,10 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
 #endif
 }
 
-/** Begin to copy 16 bytes from global to shared memory, zeros if not `valid`; they arrive at the
- * thread's own wait, and for the other threads of its block at a barrier after that. */
+/** Start a copy of 16 bytes from global to shared memory, of zeros if not `valid`. The thread may
+ * read them after its own wait, other threads of the block after a barrier that follows it. */
 static __device__ __forceinline__ void nsa_cp_async_16(void *s_to, const void *g_from,
-                                                       bool valid = true NSA_PLACE) {
+                                                       bool valid = true NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::copy_async(s_to, g_from, valid, where);
 #elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
@@ -86,7 +86,7 @@ static __device__ __forceinline__ void nsa_cp_async_16(void *s_to, const void *g
 #endif
 }
 
-/** What this thread began to copy since its last commit is one group. */
+/** Make one group of the copies that this thread started since its last commit. */
 static __device__ __forceinline__ void nsa_cp_async_commit(void) {
 #ifdef NSA_SIMT
     simt::copy_commit();
@@ -95,7 +95,7 @@ static __device__ __forceinline__ void nsa_cp_async_commit(void) {
 #endif
 }
 
-/** Wait until at most N of this thread's last groups are still on their way. */
+/** Wait until at most N of this thread's latest groups are pending. */
 template <int N> static __device__ __forceinline__ void nsa_cp_async_wait(void) {
 #ifdef NSA_SIMT
     simt::copy_wait(N);
@@ -104,6 +104,6 @@ template <int N> static __device__ __forceinline__ void nsa_cp_async_wait(void) 
 #endif
 }
 
-#undef NSA_PLACE
+#undef NSA_CALL_SITE
 
 #endif

@@ -1,8 +1,9 @@
 // One launch: its blocks one after the other, the threads of a block as fibers.
 //
-// Which threads are ready is a bit mask a warp, and which warps have some is a mask again, so the
-// next thread is found in a few instructions. The order is chosen by NSA_SIMT_ORDER: forward and
-// reverse run a warp until all its lanes wait, random goes where it likes at every wait.
+// A bit mask for each warp says which of its threads are ready, another says which warps have ready
+// threads, so the next thread is found in a few instructions. NSA_SIMT_ORDER sets the order:
+// forward and reverse run a warp until all its lanes wait, random picks any ready thread at every
+// wait.
 #include "engine.h"
 
 #include <stdio.h>
@@ -18,7 +19,7 @@ int self;
 
 struct Thread {
     Context context;
-    int stack; // -1: not started, or on the stack of whoever returned before it
+    int stack; // -1: not started
     uint3 index;
     Wait wait;
 };
@@ -30,19 +31,19 @@ struct Barrier {
     Votes votes, result;
 };
 
-static const long SPIN = 1L << 16; // turns in a row, a thread, that get nobody anywhere
+static const long SPIN = 1L << 16; // yields without progress, for each thread, before a report
 
 static Thread threads[MAX_THREADS];
 static uint32_t ready[MAX_WARPS], ready_warps;
 static int total, warps, live; // threads and warps of a block; threads that have not returned
 static int free_stacks[MAX_THREADS], free_count, highest_stack;
-static Barrier gate;
-static long spins; // yields since something last happened
+static Barrier block_barrier;
+static long spins; // yields since the last progress
 static Context caller;
 static const Launch *running;
 static bool abandoned;
 static Order order;
-static uint32_t dice = 1;
+static uint32_t random_state = 1;
 
 const Launch *launch_running() {
     return running;
@@ -50,15 +51,15 @@ const Launch *launch_running() {
 
 // ------------------------------------------------------------------- the order
 
-Order order_now() {
+Order thread_order() {
     return order;
 }
 
 uint32_t random_next() {
-    dice ^= dice << 13;
-    dice ^= dice >> 17;
-    dice ^= dice << 5;
-    return dice;
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    random_state ^= random_state << 5;
+    return random_state;
 }
 
 static void order_read() {
@@ -66,12 +67,12 @@ static void order_read() {
     order = !strncmp(text, "random", 6) ? RANDOM : !strcmp(text, "reverse") ? REVERSE : FORWARD;
     const char *colon = strchr(text, ':');
     uint32_t seed = colon ? (uint32_t)strtoul(colon + 1, nullptr, 10) : 0;
-    dice = seed * 2654435761u + 0x9e3779b9u;
-    dice += !dice;
+    random_state = seed * 2654435761u + 0x9e3779b9u;
+    random_state += !random_state;
 }
 
-// A set bit of `mask`, which is not 0: the next after `last` in the order, around the end.
-static int pick_bit(uint32_t mask, int last) {
+// The next set bit of `mask` (not 0) after `last` in the order, with wraparound.
+static int next_bit(uint32_t mask, int last) {
     if (order == FORWARD) {
         uint32_t above = mask & ~((2u << last) - 1);
         return __builtin_ctz(above ? above : mask);
@@ -85,28 +86,28 @@ static int pick_bit(uint32_t mask, int last) {
     return (__builtin_ctz(turned) + turn) & 31;
 }
 
-// The thread to run next, -1 if none is ready: of the same warp while it has one.
-static int pick() {
+// The thread to run next, -1 if none is ready; of the same warp if that has one.
+static int next_ready() {
     if (!ready_warps)
         return -1;
     int warp = self >> 5, lane = self & 31;
     if (!ready[warp] || (order == RANDOM && !(random_next() & 0x300))) {
-        warp = pick_bit(ready_warps, warp);
+        warp = next_bit(ready_warps, warp);
         lane = order == REVERSE ? 0 : 31;
     }
-    return warp << 5 | pick_bit(ready[warp], lane);
+    return warp << 5 | next_bit(ready[warp], lane);
 }
 
-// The same for a thread that yields: everybody else comes before it does again.
-static int pick_other() {
-    int warp = self >> 5, lane = self & 31, next = pick_bit(ready[warp], lane);
+// The same for a thread that yields: it is the last to run again.
+static int next_other() {
+    int warp = self >> 5, lane = self & 31, next = next_bit(ready[warp], lane);
     bool around = order == FORWARD ? next <= lane : next >= lane;
     if (order == RANDOM)
-        return pick();
+        return next_ready();
     if (!around)
         return warp << 5 | next;
-    warp = pick_bit(ready_warps, warp);
-    return warp << 5 | pick_bit(ready[warp], order == REVERSE ? 0 : 31);
+    warp = next_bit(ready_warps, warp);
+    return warp << 5 | next_bit(ready[warp], order == REVERSE ? 0 : 31);
 }
 
 void lanes_wake(int warp, uint32_t lanes) {
@@ -115,7 +116,7 @@ void lanes_wake(int warp, uint32_t lanes) {
     spins = 0;
 }
 
-static void sleep_now(int thread) {
+static void set_waiting(int thread) {
     int warp = thread >> 5;
     ready[warp] &= ~(1u << (thread & 31));
     if (!ready[warp])
@@ -133,17 +134,17 @@ static void wake_all() {
 
 // ---------------------------------------------------------------------- fibers
 
-static void become(int thread) {
+static void set_current(int thread) {
     self = thread;
     threadIdx = threads[thread].index;
 }
 
 static void fiber_main();
 
-// Continue or start `next` while the running thread, if it does not end, is kept in `save`.
-static void go_to(int next, Context *save, bool ends) {
+// Save the running thread in `save`, unless it ends, and continue or start `next`.
+static void switch_to(int next, Context *save, bool ends) {
     Thread &t = threads[next];
-    become(next);
+    set_current(next);
     if (t.stack < 0) {
         t.stack = free_count ? free_stacks[--free_count] : highest_stack++;
         t.context = stack_prepare(t.stack, fiber_main);
@@ -156,58 +157,58 @@ static void leave_block() {
     context_switch(&nobody, caller, -1, true);
 }
 
-static void stuck();
+static void report_deadlock();
 
-// What every fiber does: run its thread, and then, on the same stack, threads that have not begun.
+// Body of every fiber: run its thread, then other new threads on the same stack.
 static void fiber_main() {
     context_arrive();
     for (;;) {
         int stack = threads[self].stack;
         running->body();
-        sleep_now(self);
+        set_waiting(self);
         threads[self].wait = {"returned", {"", 0}, 0};
         live--;
         spins = 0;
-        int next = pick();
+        int next = next_ready();
         if (next < 0 && live)
-            stuck();
+            report_deadlock();
         if (next < 0)
             leave_block();
         if (threads[next].stack < 0) {
             threads[next].stack = stack;
-            become(next);
+            set_current(next);
             continue;
         }
         free_stacks[free_count++] = stack;
         Context nobody;
-        go_to(next, &nobody, true);
+        switch_to(next, &nobody, true);
     }
 }
 
 // Let `next` run; returns when it is this thread's turn again.
-static void pass_on(int next) {
+static void run_next(int next) {
     int mine = self;
     if (next < 0)
-        stuck();
+        report_deadlock();
     if (next == mine)
         return;
-    go_to(next, &threads[mine].context, false);
+    switch_to(next, &threads[mine].context, false);
 }
 
 void thread_wait(const Wait &wait) {
     threads[self].wait = wait;
-    sleep_now(self);
+    set_waiting(self);
 }
 
 void thread_continue() {
-    pass_on(pick());
+    run_next(next_ready());
     threads[self].wait.what = nullptr;
 }
 
 void yield() {
     if (++spins > SPIN * live)
         fail("%ld turns without progress: every thread that could run waits in a loop", spins - 1);
-    pass_on(pick_other());
+    run_next(next_other());
 }
 
 void maybe_yield() {
@@ -218,32 +219,32 @@ void maybe_yield() {
 // -------------------------------------------------------------------- barriers
 
 Votes barrier(const char *what, int predicate, Where where) {
-    if (!gate.arrived) {
-        gate.what = what, gate.where = where;
-        gate.votes = {0, 0, 1};
-    } else if (!same_call(gate.what, what) || gate.where.line != where.line) {
+    if (!block_barrier.arrived) {
+        block_barrier.what = what, block_barrier.where = where;
+        block_barrier.votes = {0, 0, 1};
+    } else if (!same_call(block_barrier.what, what) || block_barrier.where.line != where.line) {
         fail("%s (%s:%d): other threads of the block wait at %s (%s:%d)", what, where.file,
-             where.line, gate.what, gate.where.file, gate.where.line);
+             where.line, block_barrier.what, block_barrier.where.file, block_barrier.where.line);
     }
-    gate.votes.count += predicate != 0;
-    gate.votes.any |= predicate != 0;
-    gate.votes.all &= predicate != 0;
+    block_barrier.votes.count += predicate != 0;
+    block_barrier.votes.any |= predicate != 0;
+    block_barrier.votes.all &= predicate != 0;
     thread_wait({what, where, 0});
-    if (++gate.arrived == total) {
-        gate.arrived = 0;
-        gate.result = gate.votes;
+    if (++block_barrier.arrived == total) {
+        block_barrier.arrived = 0;
+        block_barrier.result = block_barrier.votes;
         wake_all();
     }
     thread_continue();
-    return gate.result;
+    return block_barrier.result;
 }
 
 bool same_call(const char *a, const char *b) {
-    return a == b || !strcmp(a, b); // one literal may stand in memory twice
+    return a == b || !strcmp(a, b); // equal literals may have two addresses
 }
 
-// What a thread that did not come does instead.
-static const char *instead(int thread) {
+// Describe the state of a thread that did not arrive.
+static const char *thread_state(int thread) {
     static char text[160];
     if (thread >= total)
         return "is not part of the block";
@@ -254,25 +255,27 @@ static const char *instead(int thread) {
     return text;
 }
 
-// No thread is ready and some have not returned: say who waits for whom. Where a barrier is waited
-// for, the first thread that is not there is named, else the first that waits.
-static void stuck() {
+// Deadlock: no thread is ready and some have not returned. At a barrier, report the first thread
+// that is missing there, else the first that waits.
+static void report_deadlock() {
     int first = 0;
     for (;; first++) {
         const Wait &w = threads[first].wait;
-        bool at_gate = w.where.line && !w.mask;
-        if (gate.arrived ? !at_gate : w.mask != 0)
+        bool at_barrier = w.where.line && !w.mask;
+        if (block_barrier.arrived ? !at_barrier : w.mask != 0)
             break;
     }
-    become(first);
+    set_current(first);
     const Wait &w = threads[first].wait;
-    if (gate.arrived)
-        fail("%s (%s:%d): %d of %d threads did not arrive; this one %s", gate.what, gate.where.file,
-             gate.where.line, total - gate.arrived, total, instead(first));
+    if (block_barrier.arrived)
+        fail("%s (%s:%d): %d of %d threads did not arrive; this one %s", block_barrier.what,
+             block_barrier.where.file, block_barrier.where.line, total - block_barrier.arrived,
+             total, thread_state(first));
     uint32_t missing = lanes_missing(first >> 5, w.mask);
     int lane = __builtin_ctz(missing);
     fail("%s (%s:%d): %d lanes of the mask %08x did not arrive; lane %d %s", w.what, w.where.file,
-         w.where.line, __builtin_popcount(missing), w.mask, lane, instead((first & ~31) | lane));
+         w.where.line, __builtin_popcount(missing), w.mask, lane,
+         thread_state((first & ~31) | lane));
 }
 
 void fail(const char *format, ...) {
@@ -287,7 +290,7 @@ void fail(const char *format, ...) {
     __builtin_unreachable();
 }
 
-bool launch_take_fault(const char *format, ...) {
+bool launch_fault(const char *format, ...) {
     if (!running)
         return false;
     va_list args;
@@ -315,15 +318,15 @@ static bool run_block() {
     for (int i = 0; i < total; i++)
         threads[i].stack = -1, threads[i].wait.what = nullptr;
     free_count = highest_stack = 0;
-    gate.arrived = 0;
+    block_barrier.arrived = 0;
     live = total;
     wake_all();
     warps_reset(warps);
     copies_reset();
     shared_poison();
-    self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // the first comes after the last
-    self = pick();
-    go_to(self, &caller, false);
+    self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // thread 0 must not run first
+    self = next_ready();
+    switch_to(self, &caller, false);
     if (abandoned)
         stacks_abandon();
     else if (!shared_check())
@@ -331,14 +334,14 @@ static bool run_block() {
     return !abandoned;
 }
 
-static void place_block(size_t number, dim3 grid) {
+static void set_block_index(size_t number, dim3 grid) {
     blockIdx.x = (unsigned)(number % grid.x);
     blockIdx.y = (unsigned)(number / grid.x % grid.y);
     blockIdx.z = (unsigned)(number / grid.x / grid.y);
 }
 
-// A number that shares no factor with n, so that its multiples visit everything.
-static size_t stride_of(size_t n) {
+// A number coprime to n: its multiples visit every block.
+static size_t coprime_stride(size_t n) {
     for (size_t s = n / 2 + random_next() % n;; s++) {
         size_t a = s, b = n;
         while (b) {
@@ -362,12 +365,12 @@ bool launch_run(const Launch &launch) {
     running = &launch;
     arena_open();
     faults_catch();
-    size_t stride = order == RANDOM ? stride_of(n) : 1;
-    for (size_t i = 0, at = order == RANDOM ? random_next() % n : 0; i < n; i++) {
-        place_block(order == REVERSE ? n - 1 - i : at, launch.grid);
+    size_t stride = order == RANDOM ? coprime_stride(n) : 1;
+    for (size_t i = 0, block = order == RANDOM ? random_next() % n : 0; i < n; i++) {
+        set_block_index(order == REVERSE ? n - 1 - i : block, launch.grid);
         if (!run_block())
             break;
-        at = (at + stride) % n;
+        block = (block + stride) % n;
     }
     faults_release();
     char text[256];

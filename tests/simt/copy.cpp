@@ -1,4 +1,4 @@
-// Memory from the host's side: allocation, copies, fills.
+// Memory calls of the host: allocation, copies, fills.
 #include "engine.h"
 
 #include "common/fence.h"
@@ -8,15 +8,15 @@
 
 namespace simt {
 
-cudaError_t device_take(void **address, size_t bytes) {
+cudaError_t device_alloc(void **address, size_t bytes) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaMalloc");
     if (refused || !bytes)
         return refused;
-    return arena_take(address, bytes);
+    return arena_alloc(address, bytes);
 }
 
-cudaError_t host_take(void **address, size_t bytes) {
+cudaError_t host_alloc(void **address, size_t bytes) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaMallocHost");
     if (refused || !bytes)
@@ -36,7 +36,7 @@ cudaError_t symbol_copy(void *to, const void *from, size_t bytes) {
     return cudaSuccess;
 }
 
-// One side of a copy: is it where `kind` says?
+// Check that one side of a copy is where `kind` says.
 static cudaError_t check_side(const char *call, const char *side, const void *address, size_t bytes,
                               cudaMemcpyKind kind, cudaMemcpyKind host, cudaMemcpyKind device) {
     bool on_device = arena_owns(address);
@@ -100,7 +100,7 @@ using namespace simt;
 cudaError_t cudaFree(void *address) {
     Guard guard(lock);
     cudaError_t refused = not_in_capture("cudaFree");
-    return refused || !address ? refused : arena_give(address);
+    return refused || !address ? refused : arena_free(address);
 }
 
 cudaError_t cudaFreeHost(void *address) {

@@ -1,4 +1,4 @@
-// The device that is simulated: what it says of itself, and which launches it takes.
+// The simulated device: its properties, and which launches it accepts.
 //
 // NSA_SIMT_DEVICE names the architecture. Only limits differ: what a kernel computes is the same.
 #include "engine.h"
@@ -10,8 +10,8 @@ namespace simt {
 
 struct Profile {
     const char *name;
-    int major, minor, processors, threads, blocks; // the last two a processor
-    int shared, optin;                             // KiB a processor, and a block at most
+    int major, minor, processors, threads, blocks; // the last two for each multiprocessor
+    int shared, optin; // KiB of a multiprocessor, and of a block at most
 };
 
 static const Profile profiles[] = {
@@ -33,7 +33,7 @@ int device_major() {
     return profile().major;
 }
 
-static std::map<const void *, int> dynamic_limits; // of the kernels that asked for more
+static std::map<const void *, int> dynamic_limits; // of kernels with a larger limit
 
 static size_t shared_limit(const void *kernel) {
     auto at = dynamic_limits.find(kernel);
@@ -63,7 +63,7 @@ cudaError_t function_get(const void *kernel, cudaFuncAttributes *attr) {
     return cudaSuccess;
 }
 
-// By threads and dynamic shared memory alone; registers are not known.
+// From threads and dynamic shared memory alone; registers are not known.
 cudaError_t occupancy(const void *, int *blocks, int threads, size_t dynamic) {
     Guard guard(lock);
     const Profile &p = profile();
@@ -108,7 +108,7 @@ void launch_submit(const char *name, const void *kernel, dim3 grid, dim3 block, 
         report(cudaErrorInvalidResourceHandle, "kernel %s: no such stream", name);
         return;
     }
-    if (!capturing(stream)) { // without a copy of the arguments
+    if (!capturing(stream)) { // run now, without a copy of the arguments
         Launch now = {name, grid, block, shared, std::move(body)};
         submit(stream, [&now] { return launch_run(now) ? cudaSuccess : cudaErrorLaunchFailure; });
         return;

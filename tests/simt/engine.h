@@ -1,5 +1,5 @@
-// What the simulator's own files share. Everything here is used by one operating system thread at a
-// time: the one that holds `lock`.
+// What the simulator's own files share. Only the operating system thread that holds `lock` may use
+// it.
 #ifndef SIMT_ENGINE_H
 #define SIMT_ENGINE_H
 
@@ -22,14 +22,14 @@ typedef std::lock_guard<std::recursive_mutex> Guard;
 // A suspended fiber is the address at which its registers were saved, on its own stack.
 typedef void *Context;
 
-void stacks_map();                               // before anything else; does it once
-Context stack_prepare(int stack, void (*run)()); // a context that begins with `run`, on that stack
-bool stack_guards(const void *address);          // is it in the guard of a stack?
-// Save the running context and continue another. `ends`: nobody will continue the running one.
-// `stack` is that of `to`, -1 for the caller of the block.
+void stacks_map();                               // call first; maps once
+Context stack_prepare(int stack, void (*run)()); // a context that starts in `run`, on that stack
+bool stack_guards(const void *address);          // does it lie in a stack's guard?
+// Save the running context and continue another. `ends`: the running one is never continued.
+// `stack` is the stack of `to`, -1 for the thread that runs the block.
 void context_switch(Context *save, Context to, int stack, bool ends);
-void context_arrive(); // a context that begins must call this first
-void stacks_abandon(); // forget what the fibers of an abandoned block left behind
+void context_arrive(); // a new context must call this first
+void stacks_abandon(); // discard the stacks of an abandoned block
 
 // ------------------------------------------------------------------- block.cpp
 
@@ -41,79 +41,79 @@ struct Launch {
     std::function<void()> body;
 };
 
-// Run all blocks. False if it was abandoned; the report then says why.
+// Run all blocks. False if the launch was abandoned; the report says why.
 bool launch_run(const Launch &launch);
 const Launch *launch_running(); // NULL outside of kernels
-bool launch_take_fault(const char *format,
-                       ...); // from a signal handler: fail(), if inside a kernel
+bool launch_fault(const char *format,
+                  ...); // fail() for signal handlers; false outside of kernels
 
-// Where a thread waits.
+// What a thread waits for.
 struct Wait {
-    const char *what; // NULL: nowhere
+    const char *what; // NULL: it does not wait
     Where where;
     uint32_t mask; // 0: at a barrier of the block
 };
 
-// For warp.cpp: the running thread waits; `wake` makes lanes of its warp ready again.
+// For warp.cpp: the running thread waits; lanes_wake() makes lanes of a warp ready again.
 void thread_wait(const Wait &wait);
-void thread_continue();                       // returns once it is ready and its turn has come
-bool same_call(const char *a, const char *b); // two names of what is waited at
+void thread_continue();                       // returns when the scheduler picks it again
+bool same_call(const char *a, const char *b); // do both name the same barrier or collective?
 void lanes_wake(int warp, uint32_t lanes);
 
 enum Order { FORWARD, REVERSE, RANDOM };
-Order order_now();
+Order thread_order();
 uint32_t random_next();
 
 // -------------------------------------------------------------------- warp.cpp
 
-void warps_reset(int warps);                     // no collective is under way
-uint32_t lanes_missing(int warp, uint32_t mask); // who has not come to the meeting of that mask
+void warps_reset(int warps);                     // no collective is pending
+uint32_t lanes_missing(int warp, uint32_t mask); // lanes that have not arrived yet
 
 // ------------------------------------------------------------------ memory.cpp
 
 void arena_open();                         // device memory may be touched
-void arena_close();                        // and not any more
-bool arena_owns(const void *address);      // does it lie in the arena, allocated or not?
-bool arena_check(char *text, size_t room); // false, and which fence broke
-bool arena_describe(const void *address, char *text, size_t room); // whose address this is
-// NULL if that range of device memory may be copied to or from, else what is wrong with it
+void arena_close();                        // may not be touched
+bool arena_owns(const void *address);      // is it in the arena, allocated or not?
+bool arena_check(char *text, size_t size); // false if a fence is broken; text: which
+bool arena_describe(const void *address, char *text, size_t size); // names its allocation
+// NULL if that range of device memory may be copied to or from, else what is wrong
 const char *arena_range(const void *address, size_t bytes);
-cudaError_t arena_take(void **address, size_t bytes);
-cudaError_t arena_give(void *address);
-void arena_usage(size_t *used, size_t *room);
+cudaError_t arena_alloc(void **address, size_t bytes);
+cudaError_t arena_free(void *address);
+void arena_usage(size_t *used, size_t *size);
 
 // ------------------------------------------------------------------ shared.cpp
 
-void shared_start(size_t dynamic); // of a launch: find and check what there is
-void shared_poison();              // of a block
+void shared_start(size_t dynamic); // of a launch: find the static part, set up the fence
+void shared_poison();              // at the start of each block: fill with NaN
 bool shared_owns(const void *address, size_t bytes);
-bool shared_check(); // false if something was written behind the dynamic part
+bool shared_check(); // false if something was written past the dynamic part
 
 // ------------------------------------------------------------------ report.cpp
 
 cudaError_t report(cudaError_t error, const char *format, ...)
-    __attribute__((format(printf, 2, 3))); // keep the text and the error; returns the error
-void report_text(const char *format, va_list args); // with kernel, block and thread in front
-const char *setting(const char *name, const char *otherwise); // an environment variable
-void note_kernel(const char *name); // that it runs, to the file NSA_SIMT_KERNELS
+    __attribute__((format(printf, 2, 3)));                   // record both; returns the error
+void report_text(const char *format, va_list args);          // prefixed by kernel, block and thread
+const char *setting(const char *name, const char *fallback); // an environment variable
+void note_kernel(const char *name); // append its name to the file NSA_SIMT_KERNELS
 
 // ------------------------------------------------------------------ faults.cpp
 
-void faults_catch(); // while a kernel runs: bad addresses, division by zero
+void faults_catch(); // while a kernel runs: invalid address, division by zero
 void faults_release();
-void faults_watch_host(); // say so when the host touches device memory
+void faults_watch_host(); // report host code that touches device memory
 
 // ------------------------------------------------------------ tensor.cpp, device.cpp
 
-void copies_reset(); // of a block: no asynchronous copy is under way
-int device_major();  // of the architecture that is simulated
+void copies_reset(); // at the start of a block: no copy is pending
+int device_major();  // major version of the simulated architecture
 
 // ------------------------------------------------------------------ stream.cpp
 
 // Run work now, or record it if its stream is being captured.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
 bool capturing(cudaStream_t stream);
-// An error if anything is being captured: `what` would have to wait, or allocate.
+// An error if a stream is being captured: `what` would wait or allocate.
 cudaError_t not_in_capture(const char *what);
 bool stream_known(cudaStream_t stream);
 

@@ -1,6 +1,6 @@
-// Faults: a signal in a kernel becomes a report and the launch is abandoned; in host code that
-// touches device memory it becomes a line on stderr, and then whatever would have happened anyway.
-// Misaligned access is found by code that -fsanitize=alignment adds; it calls the function below.
+// Faults. A signal in a kernel becomes a report, and the launch is abandoned. If host code touches
+// device memory, a line on stderr names it, and the signal takes its usual course. Misaligned
+// access is found by code that -fsanitize=alignment adds; it calls the function at the end.
 #include "engine.h"
 
 #include "common/fence.h"
@@ -15,7 +15,7 @@ namespace simt {
 
 static const int caught[] = {SIGSEGV, SIGBUS, SIGFPE};
 static struct sigaction before[3], before_host;
-static char handler_stack[64 << 10]; // a full stack cannot run a handler
+static char handler_stack[64 << 10]; // a handler cannot run on a full stack
 static stack_t stack_before;
 
 static void unblock(int signal) { // the handler is left without returning
@@ -29,14 +29,14 @@ static void in_kernel(int signal, siginfo_t *info, void *) {
     char whose[128];
     unblock(signal);
     if (signal == SIGFPE)
-        launch_take_fault("an integer was divided by zero");
+        launch_fault("an integer was divided by zero");
     if (stack_guards(info->si_addr))
-        launch_take_fault("the thread's stack is full (local arrays, or recursion)");
+        launch_fault("the thread's stack is full (local arrays, or recursion)");
     if (!arena_describe(info->si_addr, whose, sizeof whose))
         snprintf(whose, sizeof whose, "%s",
                  (uintptr_t)info->si_addr < 4096 ? "a null pointer or near one"
                                                  : "which is not device memory");
-    launch_take_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
+    launch_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
 }
 
 static void in_host(int signal, siginfo_t *info, void *) {
@@ -55,7 +55,7 @@ void faults_catch() {
     struct sigaction ours = {};
     handlers.ss_sp = handler_stack, handlers.ss_size = sizeof handler_stack;
     sigaltstack(&handlers, &stack_before);
-    nsa_show(handler_stack, sizeof handler_stack); // a handler that was left did not tidy up
+    nsa_show(handler_stack, sizeof handler_stack); // the last handler may not have returned
     ours.sa_sigaction = in_kernel;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 3; i++)
@@ -80,7 +80,7 @@ void faults_watch_host() {
 // ------------------------------------------------------------------- alignment
 
 namespace {
-struct Place { // as the compilers lay them out
+struct Place { // layout as in the compilers' runtimes
     const char *file;
     uint32_t line, column;
 };

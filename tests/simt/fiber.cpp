@@ -23,14 +23,14 @@
 
 namespace simt {
 
-// The guard is wide, for a large local array steps over a page. What is not touched costs nothing.
+// The guard is wide, because a large local array could skip a page. Untouched pages cost nothing.
 enum { STACK = 512 << 10, GUARD = 128 << 10, STEP = 320 };
 
-static char *stacks;       // MAX_THREADS of them, the low end of each a guard
-static int on_stack = -1;  // whose stack is running, -1 for the caller's
-static int came_from = -1; // and whose was before
+static char *stacks;            // MAX_THREADS of them, each with a guard at its low end
+static int current_stack = -1;  // the running stack, -1 for the caller's
+static int previous_stack = -1; // the one before
 #ifdef NSA_ASAN
-static void *fake[MAX_THREADS + 1]; // the sanitizer's own stack of each fiber, the caller's last
+static void *asan_stack[MAX_THREADS + 1]; // the sanitizer's stack of each fiber, then the caller's
 static const void *caller_bottom;
 static size_t caller_size;
 #endif
@@ -39,7 +39,7 @@ static char *stack_bottom(int stack) {
     return stacks + (size_t)stack * STACK;
 }
 
-// Tops differ in their low bits, or all fibers would compete for the same few cache lines.
+// The tops differ in their low bits; else all fibers would compete for the same cache sets.
 static char *stack_top(int stack) {
     return stack_bottom(stack) + STACK - (size_t)(stack % 64) * STEP;
 }
@@ -71,7 +71,7 @@ bool stack_guards(const void *address) {
 static void stack_clean(int stack) {
     (void)stack;
 #ifdef NSA_ASAN
-    fake[stack] = nullptr;
+    asan_stack[stack] = nullptr;
     nsa_show(stack_top(stack) - 4096, 4096);
 #endif
 }
@@ -93,7 +93,7 @@ asm(".text\n.p2align 4\n.hidden simt_switch\n.globl simt_switch\n"
 Context stack_prepare(int stack, void (*run)()) {
     stack_clean(stack);
     void **top = (void **)((uintptr_t)stack_top(stack) & ~(uintptr_t)15);
-    *--top = nullptr;     // where `run` would return to: nowhere; ends a debugger's backtrace
+    *--top = nullptr;     // return address of `run`: ends a debugger's backtrace
     *--top = (void *)run; // popped by ret
     for (int i = 0; i < 6; i++)
         *--top = nullptr;
@@ -149,17 +149,17 @@ Context stack_prepare(int stack, void (*run)()) {
 
 #endif
 
-// AddressSanitizer keeps bounds and a shadow of the running stack; it is told of every switch.
+// AddressSanitizer must be told of every switch: it tracks the running stack.
 void context_switch(Context *save, Context to, int stack, bool ends) {
     (void)ends;
 #ifdef NSA_ASAN
     const void *bottom = stack < 0 ? caller_bottom : stack_bottom(stack) + GUARD;
     size_t size = stack < 0 ? caller_size : (size_t)(STACK - GUARD);
-    void **mine = &fake[on_stack < 0 ? (int)MAX_THREADS : on_stack];
+    void **mine = &asan_stack[current_stack < 0 ? (int)MAX_THREADS : current_stack];
     __sanitizer_start_switch_fiber(ends ? nullptr : mine, bottom, size);
 #endif
-    came_from = on_stack;
-    on_stack = stack;
+    previous_stack = current_stack;
+    current_stack = stack;
     simt_switch(save, to);
     context_arrive();
 }
@@ -168,9 +168,9 @@ void context_arrive() {
 #ifdef NSA_ASAN
     const void *bottom;
     size_t size;
-    void *mine = fake[on_stack < 0 ? (int)MAX_THREADS : on_stack];
+    void *mine = asan_stack[current_stack < 0 ? (int)MAX_THREADS : current_stack];
     __sanitizer_finish_switch_fiber(mine, &bottom, &size);
-    if (came_from < 0)
+    if (previous_stack < 0)
         caller_bottom = bottom, caller_size = size;
 #endif
 }

@@ -1,7 +1,7 @@
-// CUDA's runtime API, as far as it is simulated: names, types and meanings are CUDA's.
+// The simulated part of CUDA's runtime API: names, types and meanings are CUDA's.
 //
-// There is one device. A stream's work is done before the call that gives it returns, unless the
-// stream is being captured.
+// There is one device. Calls run a stream's work before they return, unless the stream is being
+// captured.
 #ifndef SIMT_HOST_H
 #define SIMT_HOST_H
 
@@ -133,20 +133,20 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, T 
 // ---------------------------------------------------------------------- memory
 
 namespace simt {
-cudaError_t device_take(void **address, size_t bytes);
-cudaError_t host_take(void **address, size_t bytes);
+cudaError_t device_alloc(void **address, size_t bytes);
+cudaError_t host_alloc(void **address, size_t bytes);
 cudaError_t symbol_copy(void *to, const void *from, size_t bytes);
 } // namespace simt
 
 template <class T> inline cudaError_t cudaMalloc(T **address, size_t bytes) {
     void *p = nullptr;
-    cudaError_t error = simt::device_take(&p, bytes);
+    cudaError_t error = simt::device_alloc(&p, bytes);
     *address = (T *)p;
     return error;
 }
 template <class T> inline cudaError_t cudaMallocHost(T **address, size_t bytes, unsigned = 0) {
     void *p = nullptr;
-    cudaError_t error = simt::host_take(&p, bytes);
+    cudaError_t error = simt::host_alloc(&p, bytes);
     *address = (T *)p;
     return error;
 }

@@ -1,4 +1,4 @@
-// What device code names: qualifiers, its place in the grid, barriers, warp collectives, atomics.
+// What device code uses: qualifiers, grid and thread indices, barriers, warp collectives, atomics.
 //
 // Threads of a block are fibers of one operating system thread. A fiber runs until it waits at a
 // barrier or a collective, yields, or returns; see block.cpp. Shared memory that a kernel declares
@@ -23,7 +23,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 
-extern uint3 threadIdx; // of the fiber that runs now; a debugger sees these too
+extern uint3 threadIdx; // of the running fiber; visible in a debugger
 extern uint3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
@@ -31,7 +31,7 @@ constexpr int warpSize = 32;
 
 namespace simt {
 
-// A place in the source of a kernel, for reports and to tell barriers apart.
+// A source location in a kernel, for reports and to tell barriers apart.
 struct Where {
     const char *file;
     int line;
@@ -39,10 +39,10 @@ struct Where {
 constexpr Where here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
     return Where{file, line};
 }
-// As a parameter's default: the place of the call.
+// As a parameter's default: the location of the call.
 #define SIMT_HERE simt::here()
 
-extern int self; // linear index in its block of the thread that runs now
+extern int self; // linear index in its block of the running thread
 
 inline int lane() {
     return self & 31;
@@ -51,21 +51,21 @@ inline int lane() {
 // Abandon the launch with a report that names kernel, block and this thread.
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// What the threads of a block found out together at a barrier.
+// Result of the votes of all threads at a barrier.
 struct Votes {
     int count, any, all;
 };
 
-// Wait for every thread of the block; `what` is the barrier's name and its kind.
+// Wait for every thread of the block; `what` names the barrier's kind.
 Votes barrier(const char *what, int predicate, Where where);
 
-// Wait for the lanes of `mask`, which must all call with the same `what` and mask. The last to
-// come runs `done` on everybody's `arg`, indexed by lane; those lie on the fibers' own stacks.
+// Wait for the lanes of `mask`, which must all call with the same `what` and mask. The last lane
+// runs `done` on all lanes' `arg`, indexed by lane; these lie on the fibers' own stacks.
 typedef void (*Done)(uint32_t mask, void **arg);
 void meet(const char *what, uint32_t mask, Done done, void *arg, Where where);
 
-void yield();           // let another thread run; whoever only yields for too long is reported
-void maybe_yield();     // in random order, now and then
+void yield();           // let another thread run; reported if nobody makes progress
+void maybe_yield();     // in random order: sometimes yield
 void *dynamic_shared(); // 16-byte aligned start of the block's dynamic shared memory
 
 uint64_t exchange(const char *what, uint32_t mask, uint64_t value, int source, Where where);
@@ -75,7 +75,7 @@ enum Reduction { ADD, MIN, MAX, UMIN, UMAX, AND, OR, XOR };
 uint32_t reduce(const char *what, Reduction how, uint32_t mask, uint32_t value, Where where);
 
 template <class T> struct same { typedef T type; };
-template <class T> using just = typename same<T>::type; // a parameter that deduces nothing
+template <class T> using just = typename same<T>::type; // a parameter without deduction
 
 template <class T>
 inline T shuffle(const char *what, uint32_t mask, T value, int source, Where where) {
@@ -214,7 +214,7 @@ SIMT_ATOMIC(atomicXor, old ^ value)
 #undef SIMT_ATOMIC
 
 template <class T> inline T atomicExch(T *address, simt::just<T> value) {
-    simt::yield(); // half of a lock: somebody else may have to run
+    simt::yield(); // may be a spin lock: let its owner run
     T old = *address;
     *address = value;
     return old;

@@ -1,5 +1,5 @@
-// What NSA_LAUNCH calls: the arguments are converted to the kernel's parameters at once, as by a
-// real launch, and kept until the kernel runs.
+// What NSA_LAUNCH calls. The arguments are converted to the kernel's parameters at the call, as in
+// a real launch, and kept until the kernel runs.
 #ifndef SIMT_LAUNCH_H
 #define SIMT_LAUNCH_H
 

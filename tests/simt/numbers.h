@@ -1,5 +1,5 @@
-// Arithmetic that CUDA names and C++ does not. The approximate functions are computed exactly
-// rounded here or nearly so: how far a GPU's are off is not simulated.
+// CUDA's arithmetic functions that C++ lacks. The approximate ones are correctly rounded here, or
+// nearly: a GPU's errors are not simulated.
 #ifndef SIMT_NUMBERS_H
 #define SIMT_NUMBERS_H
 
@@ -145,7 +145,7 @@ SIMT_MIN_MAX(unsigned long)
 SIMT_MIN_MAX(long long)
 SIMT_MIN_MAX(unsigned long long)
 #undef SIMT_MIN_MAX
-// Floats as fminf: of a NaN and a number the number.
+// Floats as fminf: if one operand is NaN, the other one.
 inline float min(float x, float y) {
     return fminf(x, y);
 }

@@ -1,4 +1,4 @@
-// What went wrong, in words, and as CUDA's error codes.
+// Error reports: texts, and CUDA's error codes.
 #include "engine.h"
 
 #include <algorithm>
@@ -16,13 +16,13 @@ const char *simt_last_report() {
 
 namespace simt {
 
-const char *setting(const char *name, const char *otherwise) {
+const char *setting(const char *name, const char *fallback) {
     const char *text = getenv(name);
-    return text && *text ? text : otherwise;
+    return text && *text ? text : fallback;
 }
 
-static void keep(cudaError_t error, const char *text) {
-    if (pending == cudaSuccess) // what follows from the first is not worth telling
+static void record_error(cudaError_t error, const char *text) {
+    if (pending == cudaSuccess) // only the first error; others follow from it
         snprintf(last_report, sizeof last_report, "%s", text);
     if (pending == cudaSuccess)
         pending = error;
@@ -36,7 +36,7 @@ cudaError_t report(cudaError_t error, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    keep(error, text);
+    record_error(error, text);
     return error;
 }
 
@@ -48,11 +48,11 @@ void report_text(const char *format, va_list args) {
                      blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
     if (n > 0 && (size_t)n < sizeof text)
         vsnprintf(text + n, sizeof text - (size_t)n, format, args);
-    keep(cudaErrorLaunchFailure, text);
+    record_error(cudaErrorLaunchFailure, text);
 }
 
-// With NSA_SIMT_KERNELS=FILE, every kernel that runs adds its name there, once in a process; a
-// template's arguments are left out. What a set of cases does not reach can be seen from it.
+// With NSA_SIMT_KERNELS=FILE, append the name of every kernel that runs, once in a process, without
+// template arguments. This shows which kernels a set of cases does not reach.
 void note_kernel(const char *name) {
     static std::vector<std::string> noted;
     const char *file = setting("NSA_SIMT_KERNELS", nullptr);
@@ -63,7 +63,7 @@ void note_kernel(const char *name) {
     if (std::find(noted.begin(), noted.end(), plain) != noted.end())
         return;
     noted.push_back(plain);
-    FILE *to = fopen(file, "a"); // in one write, so that processes may share the file
+    FILE *to = fopen(file, "a"); // one write: processes may share the file
     if (!to || fprintf(to, "%s\n", plain.c_str()) < 0 || fclose(to))
         report(cudaErrorInvalidValue, "NSA_SIMT_KERNELS: cannot write to %s", file);
 }

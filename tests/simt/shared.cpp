@@ -13,7 +13,7 @@ static const unsigned char PATTERN = 0xfa;
 
 alignas(1024) static unsigned char dynamic[LARGEST + BEHIND];
 static size_t dynamic_bytes;
-static thread_local char anchor; // lies in the static part and shows where that is
+static thread_local char anchor; // lies in the static part: its address locates it
 
 static size_t static_bytes, anchor_offset;
 
@@ -21,7 +21,7 @@ void *dynamic_shared() {
     return dynamic;
 }
 
-// The object that this function is part of: its storage for the running thread.
+// Find the thread-local storage of the object that this function is part of.
 static int find_storage(struct dl_phdr_info *info, size_t, void *) {
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const auto &part = info->dlpi_phdr[i];
@@ -38,7 +38,7 @@ static int find_storage(struct dl_phdr_info *info, size_t, void *) {
 }
 
 void shared_start(size_t bytes) {
-    anchor = 1; // the storage exists from the first touch on
+    anchor = 1; // the first access creates the storage
     if (!static_bytes)
         dl_iterate_phdr(find_storage, nullptr);
     nsa_show(dynamic, sizeof dynamic);
@@ -50,7 +50,7 @@ void shared_poison() {
     memset(dynamic, 0xff, dynamic_bytes);
     nsa_forget(dynamic, dynamic_bytes);
     char *start = &anchor - anchor_offset;
-    memset(start, 0xff, static_bytes); // with it what guards an array's empty construction: done
+    memset(start, 0xff, static_bytes); // also the guards of empty constructors: done
 }
 
 static bool inside(const void *start, size_t size, const void *address, size_t bytes) {
@@ -64,7 +64,7 @@ bool shared_owns(const void *address, size_t bytes) {
 }
 
 bool shared_check() {
-    nsa_show(dynamic + dynamic_bytes, BEHIND); // for valgrind: whatever was written there
+    nsa_show(dynamic + dynamic_bytes, BEHIND); // valgrind: checked whatever was written
     for (size_t i = 0; i < BEHIND; i++)
         if (dynamic[dynamic_bytes + i] != PATTERN) {
             report(cudaErrorLaunchFailure,

@@ -1,5 +1,5 @@
-// Streams, events and graphs. Work is done when it is given, so that a stream is always idle; a
-// stream that is being captured keeps its work in a graph, to be done by cudaGraphLaunch().
+// Streams, events and graphs. Work runs when it is submitted, so a stream is always idle. A stream
+// that is being captured stores its work in a graph, which cudaGraphLaunch() runs.
 #include "engine.h"
 
 #include <algorithm>
@@ -15,20 +15,20 @@ struct simtGraphExec {
     Work work;
 };
 struct simtStream {
-    simtGraph *graph; // that it is captured into, NULL while it is not
+    simtGraph *graph; // that it is captured into, or NULL
     bool origin;      // whether the capture began here
 };
 struct simtEvent {
     bool recorded;
     double time;
-    simtGraph *graph; // recorded in a captured stream
+    simtGraph *graph; // if recorded in a captured stream
 };
 
 namespace simt {
 
 static std::vector<simtStream *> streams;
-static int captures; // under way
-static bool spoilt;  // by a call that is not allowed in one
+static int captures;         // in progress
+static bool capture_invalid; // a call was made that is not allowed in a capture
 
 bool stream_known(cudaStream_t stream) {
     return !stream || std::find(streams.begin(), streams.end(), stream) != streams.end();
@@ -41,7 +41,7 @@ bool capturing(cudaStream_t stream) {
 cudaError_t not_in_capture(const char *what) {
     if (!captures)
         return cudaSuccess;
-    spoilt = true;
+    capture_invalid = true;
     return report(cudaErrorStreamCaptureUnsupported, "%s: not while a stream is being captured",
                   what);
 }
@@ -52,7 +52,7 @@ cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work) {
         return cudaSuccess;
     }
     if (!stream && captures) {
-        spoilt = true;
+        capture_invalid = true;
         return report(cudaErrorStreamCaptureImplicit,
                       "work for the default stream while another is being captured");
     }
@@ -71,8 +71,8 @@ static double seconds() {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-// What waits for a stream, and brings what went wrong in it.
-static cudaError_t waited(const char *call, cudaStream_t stream) {
+// Wait for a stream; returns the last error.
+static cudaError_t synchronize(const char *call, cudaStream_t stream) {
     cudaError_t error = known(call, stream);
     if (!error && (capturing(stream) || (!stream && captures)))
         error = not_in_capture(call);
@@ -112,12 +112,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     Guard guard(lock);
-    return waited("cudaStreamSynchronize", stream);
+    return synchronize("cudaStreamSynchronize", stream);
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Guard guard(lock);
-    return waited("cudaStreamQuery", stream);
+    return synchronize("cudaStreamQuery", stream);
 }
 
 cudaError_t cudaDeviceSynchronize() {
@@ -199,7 +199,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
                              : "the default stream cannot be captured");
     stream->graph = new simtGraph;
     stream->origin = true;
-    spoilt = captures++ ? spoilt : false;
+    capture_invalid = captures++ ? capture_invalid : false;
     return cudaSuccess;
 }
 
@@ -214,10 +214,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
         if (s->graph == made)
             s->graph = nullptr, s->origin = false;
     captures--;
-    if (spoilt) {
+    if (capture_invalid) {
         delete made;
         return report(cudaErrorStreamCaptureInvalidated,
-                      "cudaStreamEndCapture: a call that is not allowed spoilt the capture");
+                      "cudaStreamEndCapture: a call that is not allowed invalidated the capture");
     }
     *graph = made;
     return cudaSuccess;

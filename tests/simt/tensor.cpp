@@ -1,4 +1,4 @@
-// Tensor core instructions as warp collectives, and asynchronous copies as late ones.
+// Tensor core instructions as warp collectives, and asynchronous copies, done when waited for.
 #include "tensor.h"
 
 #include "bf16.h"
@@ -20,7 +20,7 @@ static float half(unsigned pair, int which) {
     return bf16_value((unsigned short)(pair >> 16 * which));
 }
 
-// Lane 4 g + t holds of A rows g and g + 8, of B column g, of C rows g and g + 8; t picks two
+// Lane 4 g + t holds rows g and g + 8 of A, column g of B, rows g and g + 8 of C; t selects two
 // neighbours along k, or along C's columns. (PTX manual, mma.m16n8k16, .bf16.)
 static void mma_done(uint32_t, void **record) {
     float a[16][16], b[16][8];
@@ -57,8 +57,8 @@ struct Rows {
     bool transposed;
 };
 
-// Lanes 8 m .. 8 m + 7 point to the rows of matrix m; lane 4 r + t gets of each matrix elements
-// 2 t and 2 t + 1 of row r, or of column r if transposed.
+// Lanes 8 m .. 8 m + 7 point to the rows of matrix m. Lane 4 r + t gets elements 2 t and 2 t + 1 of
+// row r of each matrix, or of column r if transposed.
 static void ldmatrix_done(uint32_t, void **record) {
     for (int lane = 0; lane < 32; lane++) {
         const Rows *mine = (const Rows *)record[lane];
@@ -87,22 +87,22 @@ void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where whe
 
 // ------------------------------------------------------------------- cp.async
 
-struct Late {
+struct PendingCopy {
     void *to;
     const void *from; // NULL: zeros
     int group;
 };
 
-static std::vector<Late> late[MAX_THREADS];
-static int group[MAX_THREADS]; // the one that a thread's copies belong to now
-static bool used;
+static std::vector<PendingCopy> pending_copies[MAX_THREADS];
+static int group[MAX_THREADS]; // current group of each thread's copies
+static bool any_pending;
 
 void copies_reset() {
-    if (!used)
+    if (!any_pending)
         return;
     for (int i = 0; i < MAX_THREADS; i++)
-        late[i].clear(), group[i] = 0;
-    used = false;
+        pending_copies[i].clear(), group[i] = 0;
+    any_pending = false;
 }
 
 void copy_async(void *shared, const void *global, bool valid, Where where) {
@@ -115,27 +115,27 @@ void copy_async(void *shared, const void *global, bool valid, Where where) {
     if (valid && !arena_owns(global))
         fail("cp.async (%s:%d): the source %p is not in device memory", where.file, where.line,
              global);
-    used = true;
+    any_pending = true;
     memset(shared, 0xff, 16);
-    late[self].push_back({shared, valid ? global : nullptr, group[self]});
+    pending_copies[self].push_back({shared, valid ? global : nullptr, group[self]});
 }
 
 void copy_commit() {
-    used = true;
+    any_pending = true;
     group[self]++;
 }
 
 void copy_wait(int pending) {
     size_t kept = 0;
-    for (const Late &copy : late[self]) {
+    for (const PendingCopy &copy : pending_copies[self]) {
         if (copy.group >= group[self] - pending)
-            late[self][kept++] = copy;
+            pending_copies[self][kept++] = copy;
         else if (copy.from)
             memcpy(copy.to, copy.from, 16);
         else
             memset(copy.to, 0, 16);
     }
-    late[self].resize(kept);
+    pending_copies[self].resize(kept);
 }
 
 } // namespace simt

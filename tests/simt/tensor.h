@@ -6,14 +6,14 @@
 
 namespace simt {
 
-// The lanes of a whole warp meet; fragments lie in registers as the PTX manual says.
+// Collectives of a whole warp; fragments lie in registers as the PTX manual says.
 void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where);
 void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where);
 
-// 16 bytes that arrive at the wait of the calling thread and not before: until then NaN.
+// Copy 16 bytes, which arrive when the calling thread waits; until then they are NaN.
 void copy_async(void *shared, const void *global, bool valid, Where where);
 void copy_commit();
-void copy_wait(int pending); // until at most so many of the thread's last groups are under way
+void copy_wait(int pending); // until at most this many of the thread's groups are pending
 
 } // namespace simt
 

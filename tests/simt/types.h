@@ -1,7 +1,8 @@
 // Vector types and dim3, with CUDA's names, sizes and alignments.
 //
-// Copying is spelt out, for only then do all compilers check a copied vector's alignment. The
-// constructor from nothing stays trivial, or shared arrays of vectors would be initialised.
+// Copy functions are written out, because only then all compilers check a copied vector's
+// alignment. The default constructor stays trivial, or shared arrays of vectors would be
+// initialised.
 #ifndef SIMT_TYPES_H
 #define SIMT_TYPES_H
 
@@ -69,7 +70,7 @@ SIMT_VECTOR2(double2, double, 16)
 SIMT_VECTOR3(double3, double)
 SIMT_VECTOR4(double4, double, 16)
 
-// The extent of a grid or a block; what is not given is 1.
+// The extent of a grid or a block; missing dimensions are 1.
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned vx = 1, unsigned vy = 1, unsigned vz = 1) : x(vx), y(vy), z(vz) {

@@ -1,7 +1,7 @@
-// Warp collectives: the lanes of a mask meet, the last to come computes everybody's result.
+// Warp collectives: the lanes of a mask meet; the last to arrive computes all results.
 //
-// Each lane leaves a pointer to a record on its own stack, which stays valid while it waits. Lanes
-// that meet under different masks can be under way at once in a warp, even if the masks overlap.
+// Each lane registers a record on its own stack, which stays valid while it waits. Several
+// collectives with different masks can be pending in a warp, even if the masks overlap.
 #include "engine.h"
 
 namespace simt {
@@ -13,19 +13,19 @@ struct Meeting {
 };
 
 static Meeting meetings[MAX_WARPS][32];
-static uint32_t under_way[MAX_WARPS]; // which of them
+static uint32_t under_way[MAX_WARPS]; // bit i: meeting i is pending
 static void *records[MAX_WARPS][32];
 
 void warps_reset(int warps) {
     memset(under_way, 0, (size_t)warps * sizeof *under_way);
 }
 
-// The meeting of that mask, a new one if there is none.
+// The pending collective of that mask; a new one if there is none.
 static Meeting &meeting_of(int warp, uint32_t mask) {
     for (uint32_t left = under_way[warp]; left; left &= left - 1)
         if (meetings[warp][__builtin_ctz(left)].mask == mask)
             return meetings[warp][__builtin_ctz(left)];
-    int at = __builtin_ctz(~under_way[warp]); // lanes wait in one at a time: 32 are enough
+    int at = __builtin_ctz(~under_way[warp]); // each lane waits in one at most: 32 suffice
     under_way[warp] |= 1u << at;
     meetings[warp][at].mask = mask;
     meetings[warp][at].arrived = 0;

@@ -1,16 +1,15 @@
 /** @file
- *  @brief Checks each step against step 0, and step 0 against float64; times those that agree, and
- *  prints one table, with the bytes that each step is counted to move.
- */
+ *  @brief Check each step against step 0, and step 0 against float64; time those that agree, and
+ *  print a table, with the number of bytes that each step moves. */
 #include "steps.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS = 11, STEPS = 5, CELLS = 9, MOST_TOKENS = 1 << 20 };
+enum { RUNS = 11, STEPS = 5, CELLS = 9, MAX_TOKENS = 1 << 20 };
 
-static const double TOLERANCE = 1e-5; /* float32 sums of 1024 terms in another order: ~1e-6 */
+static const double TOLERANCE = 1e-5; /* 1024 float32 terms in another order: about 1e-6 */
 
 #ifdef NSA_SIMT
 static const bool TIMED = false; /* its times say nothing about a GPU */
@@ -20,62 +19,61 @@ static const bool TIMED = true;
 static const int DEFAULT_T = 16384;
 #endif
 
-/* How often a key or a block goes to a multiprocessor: for each row that sees it, or once for the
- * rows that share it. */
-enum { A_KEY_A_ROW, A_KEY_A_WARP, A_BLOCK_A_ROW, A_BLOCK_A_QUERY, A_BLOCK_FOR_FOUR };
+/* How often a key or a block is sent to a multiprocessor: for each row that sees it, or once for
+ * the rows that share it. */
+enum { KEY_PER_ROW, KEY_PER_WARP, BLOCK_PER_ROW, BLOCK_PER_QUERY, BLOCK_PER_FOUR };
 
 static const struct {
     const char *name, *change;
     nsa_status (*run)(const problem *pb);
-    int slc, win; /* counted: one of the above */
+    int slc, win; /* one of the above */
     bool fused;   /* no outputs between launches */
 } steps[STEPS] = {
-    {"0_thread_row", "a thread a row", step_0_thread_row, A_KEY_A_ROW, A_KEY_A_WARP, false},
-    {"1_shared_block", "a CUDA block a row, K/V block shared", step_1_shared_block, A_BLOCK_A_ROW,
-     A_BLOCK_A_ROW, false},
-    {"2_group", "a K/V block to all 16 heads", step_2_group, A_BLOCK_A_QUERY, A_BLOCK_A_QUERY,
+    {"0_thread_row", "a thread a row", step_0_thread_row, KEY_PER_ROW, KEY_PER_WARP, false},
+    {"1_shared_block", "a CUDA block a row, K/V block shared", step_1_shared_block, BLOCK_PER_ROW,
+     BLOCK_PER_ROW, false},
+    {"2_group", "a K/V block to all 16 heads", step_2_group, BLOCK_PER_QUERY, BLOCK_PER_QUERY,
      false},
-    {"3_neighbours", "a window's block to 4 queries", step_3_neighbours, A_BLOCK_A_QUERY,
-     A_BLOCK_FOR_FOUR, false},
-    {"4_fused", "both branches and gate in one launch", step_4_fused, A_BLOCK_A_QUERY,
-     A_BLOCK_FOR_FOUR, true},
+    {"3_neighbours", "a window's block to 4 queries", step_3_neighbours, BLOCK_PER_QUERY,
+     BLOCK_PER_FOUR, false},
+    {"4_fused", "both branches and gate in one launch", step_4_fused, BLOCK_PER_QUERY,
+     BLOCK_PER_FOUR, true},
 };
 
-/* What a step came to. */
+/* The result of a step. */
 typedef struct result {
-    double apart;    /* from step 0, as a share of the rms; step 0's own is from float64 */
+    double rms_diff; /* from step 0, relative to the rms; step 0's is from float64 */
     double ms;       /* median; 0 if not timed */
-    char error[512]; /* if a call failed */
+    char error[512]; /* empty unless a call failed */
 } result;
 
 static bool passed(const result *r) {
-    return !*r->error && r->apart <= TOLERANCE; /* false for NaN */
+    return !*r->error && r->rms_diff <= TOLERANCE; /* false for NaN */
 }
 
 /* ---------------------------------------------------------------- bytes */
 
-/* Keys and values that one branch sends to multiprocessors, in bytes. Lanes of a warp that read the
- * same address at the same time are one request. */
-static double kv_bytes(const counts *n, int branch, int how) {
+/* Bytes of keys and values that one branch sends to multiprocessors. Lanes of a warp that read the
+ * same address at the same time make one request. */
+static double kv_bytes(const counts *n, int branch, int reuse) {
     const double key = 2 * D * sizeof(float); /* and its value */
-    const double blocks = how == A_BLOCK_FOR_FOUR ? n->shared : n->visits[branch];
-    if (how == A_KEY_A_ROW || how == A_KEY_A_WARP)
-        return key * G * (how == A_KEY_A_ROW ? n->keys[branch] : n->of_warps);
-    return key * BLOCK * (how == A_BLOCK_A_ROW ? G : 1) * blocks;
+    const double blocks = reuse == BLOCK_PER_FOUR ? n->shared : n->blocks[branch];
+    if (reuse == KEY_PER_ROW || reuse == KEY_PER_WARP)
+        return key * G * (reuse == KEY_PER_ROW ? n->keys[branch] : n->warp_keys);
+    return key * BLOCK * (reuse == BLOCK_PER_ROW ? G : 1) * blocks;
 }
 
-/* All that moves between second-level cache and multiprocessors. With X the bytes of q, as many as
- * of an output: q, output and, of two launches and a third that combines them, 2 q, 2 o written, 2
- * o read, out: 7 X. Fused: q, out written, read and written: 4 X. Lists and gates are below 1%. */
+/* All bytes between second-level cache and multiprocessors. Let X be the bytes of q, the same as of
+ * an output. Two launches read q and write o each, a third reads both and writes out: 7 X. Fused: q
+ * read; out written, read and written: 4 X. Lists and gates are below 1%. */
 static double bytes_to_cores(const problem *pb, const counts *n, int step) {
     const double X = (double)pb->T * G * D * sizeof(float);
     return kv_bytes(n, SLC, steps[step].slc) + kv_bytes(n, WIN, steps[step].win) +
            (steps[step].fused ? 4 : 7) * X;
 }
 
-/* The same to and from device memory, if second-level cache keeps keys and values for as long as a
- * launch, and nothing from launch to launch: what out reads back, a fused launch has just written.
- */
+/* The same for device memory, if the second-level cache keeps keys and values during a launch, and
+ * nothing from one launch to the next: what a fused launch reads back it has just written. */
 static double bytes_of_memory(const problem *pb, int step) {
     const double X = (double)pb->T * G * D * sizeof(float);
     return 4.0 * (double)pb->T * D * sizeof(float) + (steps[step].fused ? 2 : 7) * X;
@@ -88,7 +86,7 @@ static double useful_flops(const counts *n) {
 
 /* -------------------------------------------------------- check and measure */
 
-/* NaN into all that a step may write. On a GPU this also leaves little else in its caches. */
+/* Fill all that a step may write with NaN. On a GPU this also leaves little else in the caches. */
 static nsa_status poison(const problem *pb) {
     const size_t bytes = (size_t)pb->T * G * D * sizeof(float);
     NSA_CUDA(cudaMemsetAsync(pb->o[SLC], 0xff, bytes, 0));
@@ -97,7 +95,7 @@ static nsa_status poison(const problem *pb) {
     return NSA_OK;
 }
 
-/* One run of a step, its outputs on the host. */
+/* Run a step once, and copy its outputs to the host. */
 static nsa_status run(const problem *pb, int step, float *out) {
     TRY(poison(pb));
     TRY(steps[step].run(pb));
@@ -107,7 +105,7 @@ static nsa_status run(const problem *pb, int step, float *out) {
     return NSA_OK;
 }
 
-/* One run of a step between two events. */
+/* Run a step once between two events. */
 static nsa_status run_timed(const problem *pb, int step, const cudaEvent_t *event, double *ms) {
     float passed_ms = 0;
     TRY(poison(pb));
@@ -122,29 +120,29 @@ static nsa_status run_timed(const problem *pb, int step, const cudaEvent_t *even
 
 /* rms(x - reference) / rms(reference), in float64. NaN where either holds one. */
 static double difference(const float *x, const float *reference, int64_t n) {
-    double apart = 0, all = 0;
+    double rms_diff = 0, all = 0;
     for (int64_t i = 0; i < n; i++) {
         const double d = (double)x[i] - (double)reference[i];
-        apart += d * d;
+        rms_diff += d * d;
         all += (double)reference[i] * (double)reference[i];
     }
-    return sqrt(apart / all);
+    return sqrt(rms_diff / all);
 }
 
-static void keep_error(result *r, nsa_status status) {
+static void record_error(result *r, nsa_status status) {
     if (status)
         snprintf(r->error, sizeof r->error, "%s", nsa_last_error());
 }
 
-/* Each step once: this is the check, and the warm-up. */
+/* Check: run each step once. It is also the warm-up. */
 static void check(const problem *pb, const host *h, result *results) {
     const int64_t n = (int64_t)pb->T * G * D;
     float *out = (float *)allocate(n, sizeof *out), *first = (float *)allocate(n, sizeof *first);
     for (int step = 0; step < STEPS; step++) {
         result *r = &results[step];
-        keep_error(r, run(pb, step, step ? out : first));
+        record_error(r, run(pb, step, step ? out : first));
         if (!*r->error)
-            r->apart = step ? difference(out, first, n) : from_float64(pb, h, first);
+            r->rms_diff = step ? difference(out, first, n) : rms_diff_float64(pb, h, first);
     }
     free(out);
     free(first);
@@ -155,8 +153,8 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Medians of the steps that passed. Round after round, each step once a round: what else the
- * machine does then slows all of them alike. */
+/* Medians of the steps that passed. Each round runs every step once, so that what else the machine
+ * does slows all of them alike. */
 static nsa_status measure(const problem *pb, result *results) {
     double runs[STEPS][RUNS] = {};
     cudaEvent_t event[2];
@@ -165,7 +163,7 @@ static nsa_status measure(const problem *pb, result *results) {
     for (int round = 0; round < RUNS; round++) {
         for (int step = 0; step < STEPS; step++) {
             if (passed(&results[step]))
-                keep_error(&results[step], run_timed(pb, step, event, &runs[step][round]));
+                record_error(&results[step], run_timed(pb, step, event, &runs[step][round]));
         }
     }
     for (int step = 0; step < STEPS; step++) {
@@ -183,7 +181,7 @@ static void put(cell to, int digits, double x) {
     snprintf(to, sizeof(cell), x > 0 ? "%.*f" : "-", digits, x);
 }
 
-/* Aligned for a terminal, or a row of Markdown. Words stand left, numbers right. */
+/* Aligned for a terminal, or a row of Markdown. Words are aligned left, numbers right. */
 static void print_row(const cell *cells, bool markdown) {
     static const int widths[CELLS] = {-14, -36, 8, 8, 8, 8, 8, 7, 7};
     for (int i = 0; i < CELLS; i++)
@@ -198,7 +196,7 @@ static void print_result(const problem *pb, const counts *n, const result *resul
     cell cells[CELLS] = {};
     snprintf(cells[0], sizeof(cell), "%s", steps[step].name);
     snprintf(cells[1], sizeof(cell), "%s", steps[step].change);
-    snprintf(cells[2], sizeof(cell), "%.1e", r->apart);
+    snprintf(cells[2], sizeof(cell), "%.1e", r->rms_diff);
     put(cells[3], 3, ms);
     put(cells[4], 0, ms > 0 ? 1e-6 * useful_flops(n) / ms : 0);
     put(cells[5], 3, 1e-9 * bytes_of_memory(pb, step));
@@ -210,8 +208,8 @@ static void print_result(const problem *pb, const counts *n, const result *resul
 
 /* The table; returns how many steps were refused. */
 static int print_table(const problem *pb, const counts *n, const result *results, bool markdown) {
-    const cell head[CELLS] = {"step",   "what changed", "apart",  "ms",    "GFLOP/s",
-                              "memory", "cores",        "before", "step 0"};
+    const cell head[CELLS] = {"step",   "what changed", "rms diff", "ms",    "GFLOP/s",
+                              "memory", "cores",        "before",   "step 0"};
     int refused = 0;
     print_row(head, markdown);
     if (markdown)
@@ -220,9 +218,10 @@ static int print_table(const problem *pb, const counts *n, const result *results
         if (passed(&results[step]))
             print_result(pb, n, results, step, markdown);
     }
-    printf("\napart: rms from step 0, step 0's from float64. GFLOP/s: 4 D a head and visible key.\n"
-           "memory, cores: GB counted to and from device memory, and multiprocessors.\n"
-           "before, step 0: times faster than that step.\n");
+    printf(
+        "\nrms diff: rms from step 0, step 0's from float64. GFLOP/s: 4 D a head and visible key.\n"
+        "memory, cores: GB counted to and from device memory, and multiprocessors.\n"
+        "before, step 0: times faster than that step.\n");
     if (!TIMED)
         printf("Not timed: the simulator's times say nothing about a GPU.\n");
     for (int step = 0; step < STEPS; step++) {
@@ -231,8 +230,8 @@ static int print_table(const problem *pb, const counts *n, const result *results
         if (*r->error)
             printf("%s REFUSED: %s\n", steps[step].name, r->error);
         else if (!passed(r))
-            printf("%s REFUSED: %.1e of the rms away from %s, %.0e at most\n", steps[step].name,
-                   r->apart, step ? "step 0" : "float64", TOLERANCE);
+            printf("%s REFUSED: %.1e rms difference from %s, %.0e at most\n", steps[step].name,
+                   r->rms_diff, step ? "step 0" : "float64", TOLERANCE);
     }
     return refused;
 }
@@ -249,11 +248,11 @@ int main(int argc, char **argv) {
             markdown = true;
         else
             T = strtol(argv[i], &end, 10);
-        wrong |= end && (*end || T < 1 || T > MOST_TOKENS);
+        wrong |= end && (*end || T < 1 || T > MAX_TOKENS);
     }
     if (wrong) {
         fprintf(stderr, "usage: %s [T] [--markdown]   tokens, 1 to %d; %d if not given\n", argv[0],
-                MOST_TOKENS, DEFAULT_T);
+                MAX_TOKENS, DEFAULT_T);
         return 2;
     }
     if (make_problem((int)T, &h, &pb)) {

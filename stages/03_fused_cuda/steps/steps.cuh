@@ -9,22 +9,21 @@
  *
  *      out_tg = g_slc o_slc + g_win o_win,   o = sum_s p_s v_s,   p = softmax_s(scale q_tg.k_s)
  *
- *  Steps 2 to 4 use the stage's own warp tile (tile.cuh) and online softmax (attend.cuh).
- */
+ *  Steps 2 to 4 use the stage's own warp tile (tile.cuh) and online softmax (attend.cuh). */
 #ifndef STEPS_CUH
 #define STEPS_CUH
 
 #include "attend.cuh"
 
 enum {
-    G = ROWS,      /* heads of the group: the 16 rows of a tile */
-    D = STRIP,     /* dimension of a head, keys and values: one strip of 64 columns */
+    G = TILE_ROWS, /* heads of the group: the 16 rows of a tile */
+    D = TILE_COLS, /* head dimension of keys and values: one tile of 64 columns */
     NEIGHBOURS = 4 /* neighbouring queries that share a window's blocks (steps 3 and 4) */
 };
 
-/* What a step reads and writes; all pointers are the device's. Of the arrays over branches the
- * entry CMP is not used. Keys and values lie in blocks, as `load` leaves them in the stage: laying
- * them out is paid once and is no part of a step's time. */
+/* What a step reads and writes; all pointers are to device memory. The entry CMP of the arrays over
+ * branches is not used. Keys and values are in blocks, as the stage's `load` leaves them: packing
+ * is done once and is no part of a step's time. */
 typedef struct problem {
     int T, n, w;               /* tokens; blocks selected; window, in tokens */
     float scale2;              /* makes log2 of a difference of scores: log2(e)/sqrt(D) */
@@ -37,19 +36,19 @@ typedef struct problem {
     float *out;                /* [T,G,D] */
 } problem;
 
-/* Each queues its launches on the default stream. */
+/* Each step queues its launches on the default stream. */
 nsa_status step_0_thread_row(const problem *pb);
 nsa_status step_1_shared_block(const problem *pb);
 nsa_status step_2_group(const problem *pb);
 nsa_status step_3_neighbours(const problem *pb);
 nsa_status step_4_fused(const problem *pb);
 
-/* The keys lo..hi-1 of one block; hi = 0 says that there are no more blocks. */
+/* The keys lo..hi-1 of one block; hi = 0: no more blocks. */
 typedef struct span {
     int block, lo, hi;
 } span;
 
-/* The keys of one block that query t's window holds; none (hi <= lo) outside of it. */
+/* The keys of one block in query t's window; none (hi <= lo) outside of it. */
 static __device__ __forceinline__ span span_win(const problem *pb, int t, int block) {
     const span sp = {block, max(t - pb->w + 1 - block * BLOCK, 0),
                      min(t + 1 - block * BLOCK, BLOCK)};
@@ -90,21 +89,20 @@ typedef struct host {
     int32_t *idx;
 } host;
 
-/* What a problem's size and lists come to. */
+/* Counts over all queries of a problem. */
 typedef struct counts {
-    double keys[BRANCHES];   /* keys seen, of all queries */
-    double visits[BRANCHES]; /* blocks seen, of all queries */
-    double shared;   /* window blocks that NEIGHBOURS neighbours see, once for all of them */
-    double of_warps; /* window keys that 32 neighbours see, once for all of them */
+    double keys[BRANCHES];   /* visible keys */
+    double blocks[BRANCHES]; /* blocks with visible keys */
+    double shared;           /* window blocks, once for NEIGHBOURS queries that share them */
+    double warp_keys;        /* window keys, once for 32 queries that share them */
 } counts;
 
-/* Zeroed memory of the host; ends the program if there is none. */
+/* Zeroed host memory; ends the program if there is none. */
 void *allocate(int64_t count, size_t size);
 /* Random inputs, the same on every machine, on the host and the device. */
 nsa_status make_problem(int T, host *h, problem *pb);
-/* rms(out - answer)/rms(answer) over some queries, with the answer in float64; NaN if out has one.
- */
-double from_float64(const problem *pb, const host *h, const float *out);
+/* rms(out - reference)/rms(reference) over some queries, in float64; NaN if out has one. */
+double rms_diff_float64(const problem *pb, const host *h, const float *out);
 counts count(const problem *pb, const host *h);
 
 #endif

@@ -1,4 +1,4 @@
-// Kernels that are right, compared with plain loops.
+// Correct kernels, compared with plain loops.
 #include "test.cuh"
 
 #include <math.h>
@@ -18,7 +18,7 @@ static void test_add() {
     NSA_LAUNCH(add, dim3((n + 127) / 128), dim3(128), 0, (cudaStream_t)0, device(n, a),
                device(n, b), g_c, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(c, g_c, n);
+    copy_to_host(c, g_c, n);
     int wrong = 0;
     for (int i = 0; i < n; i++)
         wrong += c[i] != 3 * (float)i;
@@ -26,7 +26,7 @@ static void test_add() {
     free_all();
 }
 
-// A tree over shared memory, then one atomic a block. T makes it a template with its own array.
+// A tree reduction in shared memory, then one atomic a block. A template with its own shared array.
 template <class T, int N> static __global__ void total(const T *a, T *sum, int n) {
     __shared__ T s_part[N];
     int i = (int)(blockIdx.x * N + threadIdx.x);
@@ -50,12 +50,12 @@ template <class T> static void test_total() {
     NSA_LAUNCH((total<T, 256>), dim3((n + 255) / 256), dim3(256), 0, (cudaStream_t)0, device(n, a),
                g_sum, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(&sum, g_sum, 1);
+    copy_to_host(&sum, g_sum, 1);
     EXPECT(sum == expected, "total: %g, not %g", (double)sum, (double)expected);
     free_all();
 }
 
-// Tiles of 32 x 32 through dynamic shared memory, rows one word longer than they look.
+// Tiles of 32 x 32 through dynamic shared memory, rows padded by one word.
 static __global__ void transpose(const float *a, float *b, int rows, int columns) {
     NSA_DYNAMIC_SHARED(float, s_tile);
     int x = (int)(blockIdx.x * 32 + threadIdx.x);
@@ -78,7 +78,7 @@ static void test_transpose() {
     NSA_LAUNCH(transpose, dim3(3, 2), dim3(32, 8), 32 * 33 * sizeof(float), (cudaStream_t)0,
                device(rows * columns, a), g_b, rows, columns);
     EXPECT_OK(cudaGetLastError());
-    fetch(b, g_b, rows * columns);
+    copy_to_host(b, g_b, rows * columns);
     int wrong = 0;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++)
@@ -87,7 +87,7 @@ static void test_transpose() {
     free_all();
 }
 
-// Each warp: an inclusive sum upwards, the total by a butterfly, the last lane's value to all.
+// Each warp: an inclusive scan, the total by a butterfly, a broadcast of the last lane's value.
 static __global__ void scan(const int *a, int *up, int *all, int *last, double *narrow) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), lane = (int)threadIdx.x & 31;
     int sum = a[i];
@@ -115,7 +115,8 @@ static void test_scan() {
     NSA_LAUNCH(scan, dim3(2), dim3(64), 0, (cudaStream_t)0, device(n, a), g_up, g_all, g_last,
                g_narrow);
     EXPECT_OK(cudaGetLastError());
-    fetch(up, g_up, n), fetch(all, g_all, n), fetch(last, g_last, n), fetch(narrow, g_narrow, n);
+    copy_to_host(up, g_up, n), copy_to_host(all, g_all, n), copy_to_host(last, g_last, n),
+        copy_to_host(narrow, g_narrow, n);
     for (int i = 0; i < n; i++) {
         int first = i & ~31, sum = 0, whole = 0;
         for (int j = first; j < first + 32; j++)
@@ -160,27 +161,27 @@ static void test_votes() {
     unsigned *g_r = device<unsigned>(320);
     NSA_LAUNCH(votes, dim3(1), dim3(32), 0, (cudaStream_t)0, device(32, a), g_r);
     EXPECT_OK(cudaGetLastError());
-    fetch(&r[0][0], g_r, 320);
+    copy_to_host(&r[0][0], g_r, 320);
     for (int i = 0; i < 32; i++) {
-        unsigned ballot = 0, same = 0, any = 0, least = 1000, most = 0, sum = 0, threes = 0;
+        unsigned ballot = 0, same = 0, any = 0, min_a = 1000, max_a = 0, sum = 0, threes = 0;
         for (int j = 0; j < 32; j++) {
             threes += a[j] == 3;
             if ((i ^ j) & 1)
                 continue;
             ballot |= (unsigned)(a[j] > 5) << j, same |= (unsigned)(a[j] == a[i]) << j;
             any |= a[j] == 7, sum += (unsigned)a[j];
-            least = (unsigned)a[j] < least ? (unsigned)a[j] : least;
-            most = (unsigned)a[j] > most ? (unsigned)a[j] : most;
+            min_a = (unsigned)a[j] < min_a ? (unsigned)a[j] : min_a;
+            max_a = (unsigned)a[j] > max_a ? (unsigned)a[j] : max_a;
         }
         wrong += r[i][0] != ballot || r[i][1] != any || r[i][2] != 1 || r[i][3] != sum ||
-                 r[i][4] != least - 4 || r[i][5] != most || r[i][6] != same || r[i][7] != threes ||
+                 r[i][4] != min_a - 4 || r[i][5] != max_a || r[i][6] != same || r[i][7] != threes ||
                  r[i][8] != 0 || r[i][9] != 1;
     }
     EXPECT(wrong == 0, "votes: %d of 32 are wrong", wrong);
     free_all();
 }
 
-// Threads of a block take turns by a ticket: nobody may be starved.
+// Threads of a block take turns by a ticket: no thread may starve.
 static __global__ void tickets(int *turn, int *seen) {
     while (atomicAdd(turn, 0) != (int)threadIdx.x)
         __threadfence();
@@ -212,8 +213,9 @@ static void test_atomics() {
     NSA_LAUNCH(atomics, dim3(3), dim3(100), 0, (cudaStream_t)0, g_i, g_u, g_l, g_f);
     NSA_LAUNCH(tickets, dim3(1), dim3(48), 0, (cudaStream_t)0, g_turn, g_seen);
     EXPECT_OK(cudaGetLastError());
-    fetch(i, g_i, 3), fetch(u, g_u, 2), fetch(&l, g_l, 1), fetch(&f, g_f, 1);
-    fetch(seen, g_seen, 48), fetch(&turn, g_turn, 1);
+    copy_to_host(i, g_i, 3), copy_to_host(u, g_u, 2), copy_to_host(&l, g_l, 1),
+        copy_to_host(&f, g_f, 1);
+    copy_to_host(seen, g_seen, 48), copy_to_host(&turn, g_turn, 1);
     EXPECT(i[0] == 99 && i[1] == -99 && i[2] == 900, "atomics: %d %d %d", i[0], i[1], i[2]);
     EXPECT(u[0] == ~0u && u[1] == 600 && l == 300ull << 33 && f == 150, "atomics: %x %u %g", u[0],
            u[1], (double)f);
@@ -237,7 +239,7 @@ static void test_numbers() {
     int *g_i = device<int>(9);
     NSA_LAUNCH(numbers, dim3(1), dim3(1), 0, (cudaStream_t)0, g_f, g_i, 4.0f);
     EXPECT_OK(cudaGetLastError());
-    fetch(f, g_f, 10), fetch(i, g_i, 9);
+    copy_to_host(f, g_f, 10), copy_to_host(i, g_i, 9);
     for (int k = 0; k < 10; k++)
         EXPECT(fabsf(f[k] - want_f[k]) <= 1e-6f, "numbers: f[%d] = %g", k, (double)f[k]);
     for (int k = 0; k < 9; k++)

@@ -1,4 +1,4 @@
-// Kernels and calls that are wrong: each must be reported, with a text that says what and where.
+// Wrong kernels and calls: each must be reported, with a text that says what and where.
 #include "test.cuh"
 
 #ifdef NSA_SIMT
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// The report of what was just done must hold these words.
+// The last call must have failed, and its report must contain these words.
 static void expect_report(const char *what, const char *first, const char *second) {
     cudaError_t error = cudaGetLastError();
     const char *text = simt_last_report();
@@ -40,7 +40,7 @@ static __global__ void barrier_and_shuffle(float *a) {
     else
         __syncthreads();
 }
-// Reads what its neighbour wrote, without waiting: right or wrong by the order alone.
+// Reads what its neighbour wrote without a barrier: the result depends on the order.
 static __global__ void no_barrier(float *a) {
     __shared__ float s_a[64];
     s_a[threadIdx.x] = (float)threadIdx.x;
@@ -58,7 +58,7 @@ static void test_barriers() {
     NSA_LAUNCH(no_barrier, dim3(1), dim3(64), 0, (cudaStream_t)0, g);
     float a[64];
     int wrong = 0;
-    fetch(a, g, 64);
+    copy_to_host(a, g, 64);
     nsa_show(a, sizeof a);
     for (int i = 0; i < 64; i++)
         wrong += !(a[i] == (float)((i + 1) % 64));
@@ -129,9 +129,9 @@ static __global__ void behind_shared(float *a) {
     s_a[threadIdx.x] = a[threadIdx.x];
 }
 static __global__ void deep(float *a, int i) {
-    volatile float wide[110 << 10];
-    wide[i] = a[0];
-    a[0] = wide[i];
+    volatile float big[110 << 10];
+    big[i] = a[0];
+    a[0] = big[i];
 }
 
 static void test_memory() {
@@ -142,7 +142,7 @@ static void test_memory() {
     expect_report("behind", "kernel behind: wrote behind allocation", "(400 bytes, cudaMalloc)");
     NSA_LAUNCH(behind, dim3(1), dim3(1), 0, (cudaStream_t)0, g, -1);
     expect_report("before", "kernel behind: wrote before allocation", "from byte -4");
-#ifndef NSA_VALGRIND // which reports these itself
+#ifndef NSA_VALGRIND // valgrind reports these itself
     NSA_LAUNCH(nowhere, dim3(1), dim3(1), 0, (cudaStream_t)0, (float *)nullptr);
     expect_report("nowhere", "kernel nowhere, block (0,0,0), thread (0,0,0)", "null");
     NSA_LAUNCH(nowhere, dim3(1), dim3(1), 0, (cudaStream_t)0, g + (size_t)(1 << 28));
@@ -154,14 +154,14 @@ static void test_memory() {
     expect_report("deep", "the thread's stack is full", "");
     NSA_LAUNCH(unwritten, dim3(3), dim3(32), 32 * sizeof(float), (cudaStream_t)0, g);
     EXPECT_OK(cudaGetLastError());
-    fetch(h, g, 100);
-    nsa_show(h, sizeof h); // valgrind: these are looked at although nobody wrote them
+    copy_to_host(h, g, 100);
+    nsa_show(h, sizeof h); // valgrind: read on purpose, though never written
     int numbers = 0;
     for (int i = 0; i < 64; i++)
         numbers += h[i] == h[i];
     EXPECT(numbers == 0, "unwritten: %d of 64 reads of shared memory are not NaN", numbers);
     float *fresh = device<float>(4);
-    fetch(h, fresh, 4);
+    copy_to_host(h, fresh, 4);
     nsa_show(h, sizeof h);
     EXPECT(h[0] != h[0] && h[3] != h[3], "unwritten: fresh device memory is not NaN");
     EXPECT(cudaMemcpy(h, g, 404, cudaMemcpyDeviceToHost) != cudaSuccess, "copy beyond the end");
@@ -173,7 +173,7 @@ static void test_memory() {
     free_all();
 }
 
-// A process of its own touches device memory; what it says and dies of.
+// A child process touches device memory: it must print the address and die.
 static void test_host_touch() {
     float *g = device<float>(100);
     int ends[2], status = 0;
@@ -242,7 +242,7 @@ static void test_launches() {
     float *g = device<float>(64), h[64];
     NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
     EXPECT_OK(cudaGetLastError());
-    fetch(h, g, 64);
+    copy_to_host(h, g, 64);
     nsa_show(h, sizeof h);
     EXPECT(h[0] != h[0] && h[31] != h[31], "no_wait: a copy arrived before its wait");
     EXPECT(h[32] == 1 && h[63] == 1, "no_wait: a copy did not arrive");
@@ -257,14 +257,15 @@ static void test_captures() {
     EXPECT_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     EXPECT(cudaMalloc(&p, 4) == cudaErrorStreamCaptureUnsupported, "cudaMalloc in a capture");
     expect_report("capture", "cudaMalloc", "not while a stream is being captured");
-    EXPECT(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated, "spoilt");
-    expect_report("capture", "cudaStreamEndCapture", "spoilt");
+    EXPECT(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated,
+           "invalidated");
+    expect_report("capture", "cudaStreamEndCapture", "invalidated");
     EXPECT(cudaStreamEndCapture(stream, &graph) != cudaSuccess, "the end of no capture");
     expect_report("capture", "no capture began", "");
     EXPECT_OK(cudaStreamDestroy(stream));
 }
 
-// What a stage's own functions return.
+// What a stage's functions return after an error.
 static nsa_status through_macros(float *g) {
     NSA_CUDA(cudaMemset(g, 0, 4));
     NSA_LAUNCH(some_return, dim3(1), dim3(128), 0, (cudaStream_t)0, g);

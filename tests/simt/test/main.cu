@@ -1,13 +1,13 @@
-// Run the tests in every order and count what held. On a GPU there is no order and no report, so
-// test_errors() is left out and everything else runs once.
+// Run the tests in every order and count passed and failed expectations. A GPU has no orders and no
+// reports, so test_errors() is left out there and everything else runs once.
 #include "test.cuh"
 
 #include <stdarg.h>
 
 const char *order = "gpu";
 static int passed, failed;
-static void *taken[64];
-static int taken_count;
+static void *allocations[64];
+static int allocation_count;
 
 void expect(bool holds, const char *file, int line, const char *format, ...) {
     if (holds) {
@@ -23,18 +23,18 @@ void expect(bool holds, const char *file, int line, const char *format, ...) {
     failed++;
 }
 
-void *take(size_t bytes, const void *host) {
+void *device_copy(size_t bytes, const void *host) {
     void *p = nullptr;
     EXPECT_OK(cudaMalloc(&p, bytes));
     if (host)
         EXPECT_OK(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
-    taken[taken_count++] = p;
+    allocations[allocation_count++] = p;
     return p;
 }
 
 void free_all() {
-    while (taken_count)
-        EXPECT_OK(cudaFree(taken[--taken_count]));
+    while (allocation_count)
+        EXPECT_OK(cudaFree(allocations[--allocation_count]));
 }
 
 static void all() {

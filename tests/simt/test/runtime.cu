@@ -1,4 +1,4 @@
-// The runtime's calls: streams, events, graphs, copies, what the device says of itself.
+// The runtime's calls: streams, events, graphs, copies, device properties.
 #include "test.cuh"
 
 static __global__ void scale(float *a, float by, int n) {
@@ -50,7 +50,7 @@ static void test_graph() {
     EXPECT_OK(cudaStreamCreate(&stream));
     EXPECT_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     NSA_LAUNCH(scale, dim3(1), dim3(64), 0, stream, g, by, n);
-    by = 5; // the graph keeps what was given
+    by = 5; // the graph keeps the values of the launch
     NSA_LAUNCH(scale, dim3(1), dim3(64), 0, stream, g, by, n);
     EXPECT_OK(cudaStreamEndCapture(stream, &graph));
     EXPECT_OK(cudaGraphInstantiate(&exec, graph, 0));
@@ -61,7 +61,7 @@ static void test_graph() {
     for (int i = 0; i < 3; i++)
         EXPECT_OK(cudaGraphLaunch(exec, stream));
     EXPECT_OK(cudaStreamSynchronize(stream));
-    fetch(h, g, n);
+    copy_to_host(h, g, n);
     EXPECT(h[0] == 1000 && h[63] == 1000, "graph: %g, not 1000", (double)h[0]);
     EXPECT_OK(cudaGraphExecDestroy(exec));
     EXPECT_OK(cudaStreamDestroy(stream));

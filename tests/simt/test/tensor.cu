@@ -37,7 +37,7 @@ static void test_multiply() {
     NSA_LAUNCH(multiply, dim3(1), dim3(32), 0, (cudaStream_t)0, device(256, a), device(128, b),
                g_c);
     EXPECT_OK(cudaGetLastError());
-    fetch(c, g_c, 128);
+    copy_to_host(c, g_c, 128);
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             float sum = 1;
@@ -50,9 +50,9 @@ static void test_multiply() {
     free_all();
 }
 
-enum { STAGES = 3, CHUNK = 128 }; // chunks on their way; floats in one
+enum { STAGES = 3, CHUNK = 128 }; // chunks in flight; floats of one
 
-// One block sums chunks that arrive through a ring of STAGES buffers; the last one is half a chunk.
+// One block sums chunks that arrive through a ring of STAGES buffers; the last chunk is half full.
 static __global__ void pipeline(const float *a, float *sum, int n) {
     NSA_DYNAMIC_SHARED(float, s_ring);
     int i = (int)threadIdx.x * 4, chunks = (n + CHUNK - 1) / CHUNK;
@@ -70,7 +70,7 @@ static __global__ void pipeline(const float *a, float *sum, int n) {
             nsa_cp_async_16(s_ring + next % STAGES * CHUNK + i, a + next * CHUNK + i,
                             next * CHUNK + i < n);
         nsa_cp_async_commit();
-        for (int k = 0; k < 4; k++) // another thread's numbers
+        for (int k = 0; k < 4; k++) // loaded by another thread
             mine += s_ring[c % STAGES * CHUNK + (CHUNK - 1 - i - k)];
     }
     sum[threadIdx.x] = mine;
@@ -85,7 +85,7 @@ static void test_pipeline() {
     NSA_LAUNCH(pipeline, dim3(1), dim3(CHUNK / 4), STAGES * CHUNK * sizeof(float), (cudaStream_t)0,
                device(n, a), g_sum, n);
     EXPECT_OK(cudaGetLastError());
-    fetch(sum, g_sum, CHUNK / 4);
+    copy_to_host(sum, g_sum, CHUNK / 4);
     for (float s : sum)
         all += s;
     EXPECT(all == expected, "pipeline: %g, not %g", (double)all, (double)expected);
@@ -109,7 +109,7 @@ static void test_convert() {
     unsigned short *g_y = device<unsigned short>(9);
     NSA_LAUNCH(convert, dim3(1), dim3(32), 0, (cudaStream_t)0, device(9, x), g_y, 9);
     EXPECT_OK(cudaGetLastError());
-    fetch(y, g_y, 9);
+    copy_to_host(y, g_y, 9);
     for (int i = 0; i < 9; i++)
         EXPECT(y[i] == want[i], "convert: %g is %04x, not %04x", (double)x[i], y[i], want[i]);
     __nv_bfloat162 pair = __floats2bfloat162_rn(1.5f, -3.0f);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Count one expectation and, if it does not hold, say so.
+// Count one expectation; print it if it does not hold.
 void expect(bool holds, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 #define EXPECT(holds, ...) expect(holds, __FILE__, __LINE__, __VA_ARGS__)
@@ -18,21 +18,21 @@ void expect(bool holds, const char *file, int line, const char *format, ...)
         EXPECT(error_ == cudaSuccess, "%s: %s", #call, nsa_device_error(error_));                  \
     } while (0)
 
-extern const char *order; // the one that runs now, for messages
+extern const char *order; // the current order, for messages
 
-// Device memory of n elements, filled from `host` if that is given; free_all() gives it back.
-void *take(size_t bytes, const void *host);
+// Device memory, filled from `host` if that is given; free_all() frees it.
+void *device_copy(size_t bytes, const void *host);
 template <class T> T *device(size_t n, const T *host = nullptr) {
-    return (T *)take(n * sizeof(T), host);
+    return (T *)device_copy(n * sizeof(T), host);
 }
 void free_all();
-template <class T> void fetch(T *host, const T *from, size_t n) {
+template <class T> void copy_to_host(T *host, const T *from, size_t n) {
     EXPECT_OK(cudaMemcpy(host, from, n * sizeof(T), cudaMemcpyDeviceToHost));
 }
 
 void test_basics();  // basics.cu: grids, shared memory, shuffles, votes, atomics
 void test_tensor();  // tensor.cu: bfloat16, tensor cores, asynchronous copies
-void test_runtime(); // runtime.cu: streams, events, graphs, what the device says
-void test_errors();  // errors.cu: what must be reported, and how; for the simulator alone
+void test_runtime(); // runtime.cu: streams, events, graphs, device properties
+void test_errors();  // errors.cu: what must be reported, and how; simulator only
 
 #endif

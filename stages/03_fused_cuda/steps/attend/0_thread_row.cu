@@ -1,40 +1,39 @@
 /** @file
- *  @brief Step 0: a thread is a row, and reads its keys and values from global memory by itself.
- */
+ *  @brief Step 0: a thread is a row, and reads its keys and values from global memory itself. */
 #include "../steps.cuh"
 
-enum { EIGHT = 8 }; /* keys at a time: a row of K^T is read 32 bytes, a sector, at a time */
+enum { KEY_CHUNK = 8 }; /* keys at a time: 32 bytes of a row of K^T, one sector */
 
 /* Eight keys of a block, the first at `kt` [D][BLOCK] and `v` [BLOCK][D], of which lo..hi-1 are
- * seen. Online softmax (Milakov and Gimelshein 2018): with the largest score so far m and m' after
- * these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. */
-static __device__ __forceinline__ void attend_eight(const float *q, const float *kt, const float *v,
-                                                    int lo, int hi, float scale2, float *o,
-                                                    float *most, float *sum) {
-    float s[EIGHT] = {0}, now = *most;
+ * visible. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum before and
+ * after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. */
+static __device__ __forceinline__ void attend_keys(const float *q, const float *kt, const float *v,
+                                                   int lo, int hi, float scale2, float *o,
+                                                   float *row_max, float *row_sum) {
+    float s[KEY_CHUNK] = {0}, new_max = *row_max;
 #pragma unroll
     for (int c = 0; c < D; c++) {
         const float4 a = load4(kt + c * BLOCK), b = load4(kt + c * BLOCK + 4);
-        const float k[EIGHT] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        const float k[KEY_CHUNK] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
-        for (int j = 0; j < EIGHT; j++)
+        for (int j = 0; j < KEY_CHUNK; j++)
             s[j] += q[c] * k[j];
     }
 #pragma unroll
-    for (int j = 0; j < EIGHT; j++) {
+    for (int j = 0; j < KEY_CHUNK; j++) {
         s[j] = j >= lo && j < hi ? s[j] : -INFINITY;
-        now = fmaxf(now, s[j]);
+        new_max = fmaxf(new_max, s[j]);
     }
-    const float shrink = exp2f(scale2 * (*most - now));
-    *most = now;
-    *sum *= shrink;
+    const float rescale = exp2f(scale2 * (*row_max - new_max));
+    *row_max = new_max;
+    *row_sum *= rescale;
 #pragma unroll
     for (int c = 0; c < D; c++)
-        o[c] *= shrink;
+        o[c] *= rescale;
 #pragma unroll
-    for (int j = 0; j < EIGHT; j++) {
-        const float p = exp2f(scale2 * (s[j] - now));
-        *sum += p;
+    for (int j = 0; j < KEY_CHUNK; j++) {
+        const float p = exp2f(scale2 * (s[j] - new_max));
+        *row_sum += p;
         if (j < lo || j >= hi)
             continue; /* left out, not multiplied by zero: 0 * NaN is NaN */
 #pragma unroll
@@ -50,14 +49,14 @@ static __device__ __forceinline__ void attend_eight(const float *q, const float 
 
 /* One branch. Grid: a CUDA block for each 64 neighbouring queries (x) and head (y). Block: 64
  * threads; thread i owns query 64 blockIdx.x + i: q and o in its registers, nothing shared. In the
- * window the lanes of a warp happen to read the same keys at the same time; selected blocks are
- * other ones in each lane, so that a load asks for 32 lines. */
+ * window the lanes of a warp happen to read the same keys at the same time; selected blocks differ
+ * from lane to lane, so that one load asks for 32 lines. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
     const int t = (int)(blockIdx.x * BLOCK + threadIdx.x);
     if (t >= pb.T)
         return;
     const int64_t row = row_of(t, (int)blockIdx.y) * D;
-    float q[D], o[D], most = -INFINITY, sum = 0;
+    float q[D], o[D], row_max = -INFINITY, row_sum = 0;
 #pragma unroll
     for (int c = 0; c < D; c++) {
         q[c] = pb.q[row + c];
@@ -67,16 +66,17 @@ template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_ker
     for (int i = 0; (sp = span_of(&pb, BRANCH, t, i)).hi; i++) {
         const float *kt = keys_of(&pb, BRANCH, sp.block), *v = values_of(&pb, BRANCH, sp.block);
 #pragma unroll 1
-        for (int j = sp.lo / EIGHT * EIGHT; j < sp.hi; j += EIGHT)
-            attend_eight(q, kt + j, v + j * D, sp.lo - j, sp.hi - j, pb.scale2, o, &most, &sum);
+        for (int j = sp.lo / KEY_CHUNK * KEY_CHUNK; j < sp.hi; j += KEY_CHUNK)
+            attend_keys(q, kt + j, v + j * D, sp.lo - j, sp.hi - j, pb.scale2, o, &row_max,
+                        &row_sum);
     }
 #pragma unroll
     for (int c = 0; c < D; c++)
-        pb.o[BRANCH][row + c] = o[c] / sum;
+        pb.o[BRANCH][row + c] = o[c] / row_sum;
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

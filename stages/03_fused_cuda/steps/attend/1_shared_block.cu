@@ -1,69 +1,69 @@
 /** @file
- *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into
- *  shared memory as whole lines; a thread owns a key there, then a column.
- */
+ *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into shared
+ *  memory as whole lines; a thread owns a key there, then a column. */
 #include "../steps.cuh"
 
-/* The largest x of the CUDA block's two warps, in every thread. s_top [2] is free for the next call
- * after another barrier. */
-static __device__ __forceinline__ float block_max(float x, float *s_top) {
+/* The largest x of the CUDA block's two warps, in every thread. s_max [2] may be reused after
+ * another barrier. */
+static __device__ __forceinline__ float block_max(float x, float *s_max) {
 #pragma unroll
-    for (int lane = 1; lane < WARP; lane *= 2)
+    for (int lane = 1; lane < WARP_SIZE; lane *= 2)
         x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
-    if (this_lane() == 0)
-        s_top[this_warp()] = x;
+    if (lane_id() == 0)
+        s_max[warp_id()] = x;
     __syncthreads();
-    return fmaxf(s_top[0], s_top[1]);
+    return fmaxf(s_max[0], s_max[1]);
 }
 
-/* One span of a row. Online softmax (Milakov and Gimelshein 2018): with the largest score so far m
- * and m' after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Thread
- * i has key i's part of the sum, and column i of o. */
-static __device__ __forceinline__ void attend_span(const problem *pb, int branch, span sp,
-                                                   float *s_block, const float *s_q, float *s_p,
-                                                   float *s_top, float *o, float *most,
-                                                   float *sum) {
+/* One span of a row. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum
+ * before and after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum.
+ * Thread i has key i's part of the sum, and column i of o. */
+static __device__ __forceinline__ void softmax_step(const problem *pb, int branch, span sp,
+                                                    float *s_block, const float *s_q, float *s_p,
+                                                    float *s_max, float *o, float *row_max,
+                                                    float *row_sum) {
     const int i = (int)threadIdx.x;
     float s = 0;
-    fetch(s_block, keys_of(pb, branch, sp.block), D * BLOCK);
+    load_shared(s_block, keys_of(pb, branch, sp.block), D * BLOCK);
 #pragma unroll 16
     for (int c = 0; c < D; c++)
         s += s_q[c] * s_block[c * BLOCK + i];
     s = i >= sp.lo && i < sp.hi ? s : -INFINITY;
-    const float now = fmaxf(*most, block_max(s, s_top));
-    const float shrink = exp2f(pb->scale2 * (*most - now)), p = exp2f(pb->scale2 * (s - now));
-    *most = now;
-    *sum = *sum * shrink + p;
-    *o *= shrink;
+    const float new_max = fmaxf(*row_max, block_max(s, s_max));
+    const float rescale = exp2f(pb->scale2 * (*row_max - new_max)),
+                p = exp2f(pb->scale2 * (s - new_max));
+    *row_max = new_max;
+    *row_sum = *row_sum * rescale + p;
+    *o *= rescale;
     s_p[i] = p;
-    fetch(s_block, values_of(pb, branch, sp.block), BLOCK * D);
+    load_shared(s_block, values_of(pb, branch, sp.block), BLOCK * D);
 #pragma unroll 16
     for (int j = sp.lo; j < sp.hi; j++) /* the others are left out: 0 * NaN is NaN */
         *o += s_p[j] * s_block[j * D + i];
 }
 
-/* One branch. Grid: a CUDA block a row, heads innermost. Block: 64 threads; thread i owns key i of
- * each block, column i of q and o. Shared: 16.5 KiB, a block of keys or values and the row's q and
- * p. */
+/* One branch. Grid: a CUDA block for each row, heads innermost. Block: 64 threads; thread i owns
+ * key i of each block, column i of q and o. Shared: 16.5 KiB, a block of keys or values and the
+ * row's q and p. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
-    __shared__ __align__(16) float s_block[BLOCK * D], s_q[D], s_p[BLOCK], s_top[2];
+    __shared__ __align__(16) float s_block[BLOCK * D], s_q[D], s_p[BLOCK], s_max[2];
     const int t = (int)blockIdx.x / G, i = (int)threadIdx.x;
     const int64_t row = row_of(t, (int)blockIdx.x % G) * D;
-    float o = 0, most = -INFINITY, sum = 0, all = 0;
+    float o = 0, row_max = -INFINITY, row_sum = 0, total = 0;
     s_q[i] = pb.q[row + i];
     span sp;
     for (int at = 0; (sp = span_of(&pb, BRANCH, t, at)).hi; at++)
-        attend_span(&pb, BRANCH, sp, s_block, s_q, s_p, s_top, &o, &most, &sum);
+        softmax_step(&pb, BRANCH, sp, s_block, s_q, s_p, s_max, &o, &row_max, &row_sum);
     __syncthreads();
-    s_p[i] = sum;
+    s_p[i] = row_sum;
     __syncthreads();
     for (int j = 0; j < BLOCK; j++)
-        all += s_p[j];
-    pb.o[BRANCH][row + i] = o / all;
+        total += s_p[j];
+    pb.o[BRANCH][row + i] = o / total;
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;

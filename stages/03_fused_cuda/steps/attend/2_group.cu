@@ -1,7 +1,6 @@
 /** @file
- *  @brief Step 2: a CUDA block is a query with all its heads, a warp's tile of 16 x 64. A loaded
- *  block serves 16 rows, and is loaded a sixteenth as often.
- */
+ *  @brief Step 2: a CUDA block is a query with all its heads, a warp's tile of 16 x 64. Each loaded
+ *  block serves 16 rows, so it is loaded a sixteenth as often. */
 #include "../steps.cuh"
 
 enum {
@@ -11,8 +10,8 @@ enum {
 
 /* The query's G rows of q, as Q^T [D][G]. */
 static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    const int g = this_lane() % G;
-    for (int c = this_lane() / G * 4; c < D; c += WARP / G * 4) {
+    const int g = lane_id() % G;
+    for (int c = lane_id() / G * 4; c < D; c += WARP_SIZE / G * 4) {
         const float4 x = load4(g_q + g * D + c);
         s_q[c * G + g] = x.x;
         s_q[(c + 1) * G + g] = x.y;
@@ -21,66 +20,67 @@ static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) 
     }
 }
 
-/* A chunk from global memory, by the warp. */
-static __device__ __forceinline__ void fetch_chunk(float *s_chunk, const float *g_from) {
-    __syncwarp(); /* the last chunk has been used */
+/* Load a chunk from global memory, by the warp. */
+static __device__ __forceinline__ void load_chunk(float *s_chunk, const float *g_from) {
+    __syncwarp(); /* all lanes have used the last chunk */
 #pragma unroll
-    for (int i = 4 * this_lane(); i < FLOATS; i += 4 * WARP)
+    for (int i = 4 * lane_id(); i < FLOATS; i += 4 * WARP_SIZE)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
     __syncwarp();
 }
 
 /* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. */
-static __device__ __forceinline__ void attend_span(attention<1> *x, const problem *pb, int branch,
-                                                   span sp, float *s_chunk, const float *s_q,
-                                                   float *s_p) {
+static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const problem *pb,
+                                                    int branch, span sp, float *s_chunk,
+                                                    const float *s_q, float *s_p) {
     const float *g_kt = keys_of(pb, branch, sp.block), *g_v = values_of(pb, branch, sp.block);
-    const uint64_t mask = bits(sp.lo, sp.hi);
-    piece s;
-    zero_piece(&s);
+    const uint64_t mask = range_mask(sp.lo, sp.hi);
+    acc_16x64 s;
+    zero_acc_16x64(&s);
     for (int k = 0; k < D; k += CHUNK) {
-        fetch_chunk(s_chunk, g_kt + k * BLOCK);
-        product<1>(&s, s_q + k * G + first_row(), G, s_chunk + first_col(), BLOCK, CHUNK);
+        load_chunk(s_chunk, g_kt + k * BLOCK);
+        warp_matmul<1>(&s, s_q + k * G + lane_row(), G, s_chunk + lane_col(), BLOCK, CHUNK);
     }
-    soften(x, &s, mask, pb->scale2, s_p);
+    online_softmax_update(x, &s, mask, pb->scale2, s_p);
     for (int k = 0; k < BLOCK; k += CHUNK) {
-        fetch_chunk(s_chunk, g_v + k * D);
-        add_keys<1>(x->o, s_p, s_chunk + first_col(), D, mask, k / LANE_COLS,
-                    (k + CHUNK) / LANE_COLS);
+        load_chunk(s_chunk, g_v + k * D);
+        matmul_masked<1>(x->o, s_p, s_chunk + lane_col(), D, mask, k / LANE_COLS,
+                         (k + CHUNK) / LANE_COLS);
     }
 }
 
-/* Write a finished tile: o [G,D]. */
-static __device__ __forceinline__ void write_tile(float *g_o, const piece *o) {
+/* Store a finished tile: o [G,D]. */
+static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++)
-        store4(g_o + (first_row() + i) * D + first_col(), o->at[i][0], o->at[i][1], o->at[i][2],
-               o->at[i][3]);
+        store4(g_o + (lane_row() + i) * D + lane_col(), o->x[i][0], o->x[i][1], o->x[i][2],
+               o->x[i][3]);
 }
 
 /* All spans of query t. */
-static __device__ __forceinline__ void attend(attention<1> *x, const problem *pb, int branch, int t,
-                                              float *s_chunk, const float *s_q, float *s_p) {
+static __device__ __forceinline__ void attend(softmax_state<1> *x, const problem *pb, int branch,
+                                              int t, float *s_chunk, const float *s_q, float *s_p) {
     span sp;
-    begin(x);
+    softmax_init(x);
     for (int i = 0; (sp = span_of(pb, branch, t, i)).hi; i++)
-        attend_span(x, pb, branch, sp, s_chunk, s_q, s_p);
-    finish(x);
+        softmax_step(x, pb, branch, sp, s_chunk, s_q, s_p);
+    softmax_finalize(x);
 }
 
-/* One branch. Grid: a CUDA block a query. Block: one warp; a lane owns 8 heads x 4 keys, then
- * 8 heads x 4 columns (tile.cuh). Shared: 12 KiB, a chunk of a block, Q^T and P^T. */
-template <int BRANCH> static __global__ void __launch_bounds__(WARP, 12) attend_kernel(problem pb) {
+/* One branch. Grid: a CUDA block for each query. Block: one warp; a lane owns 8 heads x 4 keys,
+ * then 8 heads x 4 columns (tile.cuh). Shared: 12 KiB, a chunk of a block, Q^T and P^T. */
+template <int BRANCH>
+static __global__ void __launch_bounds__(WARP_SIZE, 12) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_chunk[FLOATS], s_q[D * G], s_p[BLOCK * G];
     const int t = (int)blockIdx.x;
-    attention<1> x;
+    softmax_state<1> x;
     load_query(s_q, pb.q + row_of(t, 0) * D);
     attend(&x, &pb, BRANCH, t, s_chunk, s_q, s_p);
     write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;
@@ -91,9 +91,9 @@ static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
 
 nsa_status step_2_group(const problem *pb) {
     const dim3 grid((unsigned)pb->T);
-    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(WARP), 0, 0, *pb);
+    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(WARP_SIZE), 0, 0, *pb);
     NSA_LAUNCHED("selected");
-    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(WARP), 0, 0, *pb);
+    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(WARP_SIZE), 0, 0, *pb);
     NSA_LAUNCHED("window");
     NSA_LAUNCH(combine_kernel, dim3((unsigned)pb->T), dim3(G * D / 4), 0, 0, *pb);
     NSA_LAUNCHED("combine");

@@ -1,7 +1,7 @@
 /** @file
- *  @brief Step 3: a CUDA block is four neighbouring queries, a warp each. Their windows are nearly
- *  the same, so a window's block is loaded once for all four; a selected block is its warp's own.
- */
+ *  @brief Step 3: a CUDA block is four neighbouring queries, one warp each. Their windows are
+ *  nearly the same, so a window's block is loaded once for all four; each warp loads its selected
+ *  blocks alone. */
 #include "../steps.cuh"
 
 enum {
@@ -11,8 +11,8 @@ enum {
 
 /* The query's G rows of q, as Q^T [D][G]. */
 static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    const int g = this_lane() % G;
-    for (int c = this_lane() / G * 4; c < D; c += WARP / G * 4) {
+    const int g = lane_id() % G;
+    for (int c = lane_id() / G * 4; c < D; c += WARP_SIZE / G * 4) {
         const float4 x = load4(g_q + g * D + c);
         s_q[c * G + g] = x.x;
         s_q[(c + 1) * G + g] = x.y;
@@ -28,96 +28,99 @@ template <bool SHARED> static __device__ __forceinline__ void barrier(void) {
         __syncwarp();
 }
 
-/* A chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all. */
+/* Load a chunk from global memory, by the warp; or SHARED: the chunks of all warps as one, by all
+ * warps. */
 template <bool SHARED>
-static __device__ __forceinline__ void fetch_chunk(float *s_chunk, const float *g_from) {
-    const int threads = SHARED ? NEIGHBOURS * WARP : WARP, floats = FLOATS / WARP * threads;
-    barrier<SHARED>(); /* the last chunk has been used */
+static __device__ __forceinline__ void load_chunk(float *s_chunk, const float *g_from) {
+    const int threads = SHARED ? NEIGHBOURS * WARP_SIZE : WARP_SIZE,
+              floats = FLOATS / WARP_SIZE * threads;
+    barrier<SHARED>(); /* the last chunk is no longer in use */
 #pragma unroll
     for (int i = 4 * ((int)threadIdx.x % threads); i < floats; i += 4 * threads)
         *(float4 *)(s_chunk + i) = load4(g_from + i);
     barrier<SHARED>();
 }
 
-/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: of
- * all four queries', and the mask of some may be empty. */
+/* One span of a query's tile: S [16,64] = Q K^T, softmax as in step 1, O [16,D] += P V. SHARED: for
+ * all four queries; the mask of some may be empty. */
 template <bool SHARED>
-static __device__ __forceinline__ void attend_span(attention<1> *x, const problem *pb, int branch,
-                                                   span sp, float *s_chunk, const float *s_q,
-                                                   float *s_p) {
+static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, const problem *pb,
+                                                    int branch, span sp, float *s_chunk,
+                                                    const float *s_q, float *s_p) {
     const float *g_kt = keys_of(pb, branch, sp.block), *g_v = values_of(pb, branch, sp.block);
-    const uint64_t mask = bits(sp.lo, sp.hi);
+    const uint64_t mask = range_mask(sp.lo, sp.hi);
     const int rows = SHARED ? NEIGHBOURS * CHUNK : CHUNK;
-    piece s;
-    zero_piece(&s);
+    acc_16x64 s;
+    zero_acc_16x64(&s);
     for (int k = 0; k < D; k += rows) {
-        fetch_chunk<SHARED>(s_chunk, g_kt + k * BLOCK);
+        load_chunk<SHARED>(s_chunk, g_kt + k * BLOCK);
         if (mask)
-            product<1>(&s, s_q + k * G + first_row(), G, s_chunk + first_col(), BLOCK, rows);
+            warp_matmul<1>(&s, s_q + k * G + lane_row(), G, s_chunk + lane_col(), BLOCK, rows);
     }
     if (mask)
-        soften(x, &s, mask, pb->scale2, s_p);
+        online_softmax_update(x, &s, mask, pb->scale2, s_p);
     for (int k = 0; k < BLOCK; k += rows) {
-        fetch_chunk<SHARED>(s_chunk, g_v + k * D);
+        load_chunk<SHARED>(s_chunk, g_v + k * D);
         if (mask)
-            add_keys<1>(x->o, s_p, s_chunk + first_col(), D, mask, k / LANE_COLS,
-                        (k + rows) / LANE_COLS);
+            matmul_masked<1>(x->o, s_p, s_chunk + lane_col(), D, mask, k / LANE_COLS,
+                             (k + rows) / LANE_COLS);
     }
 }
 
-/* Write a finished tile: o [G,D]. */
-static __device__ __forceinline__ void write_tile(float *g_o, const piece *o) {
+/* Store a finished tile: o [G,D]. */
+static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++)
-        store4(g_o + (first_row() + i) * D + first_col(), o->at[i][0], o->at[i][1], o->at[i][2],
-               o->at[i][3]);
+        store4(g_o + (lane_row() + i) * D + lane_col(), o->x[i][0], o->x[i][1], o->x[i][2],
+               o->x[i][3]);
 }
 
-/* The window of the CUDA block's queries t0..t0+3: all blocks that some of them see. */
-static __device__ __forceinline__ void attend_win(attention<1> *x, const problem *pb, int t0, int t,
-                                                  float *s_chunks, const float *s_q, float *s_p) {
+/* The window of the CUDA block's queries t0..t0+3: all blocks that one of them sees. */
+static __device__ __forceinline__ void attend_win(softmax_state<1> *x, const problem *pb, int t0,
+                                                  int t, float *s_chunks, const float *s_q,
+                                                  float *s_p) {
     const int last = min(t0 + NEIGHBOURS, pb->T) - 1;
-    begin(x);
+    softmax_init(x);
     for (int b = max(t0 - pb->w + 1, 0) / BLOCK; b <= last / BLOCK; b++) {
         const span none = {b, 0, 0};
-        attend_span<true>(x, pb, WIN, t <= last ? span_win(pb, t, b) : none, s_chunks, s_q, s_p);
+        softmax_step<true>(x, pb, WIN, t <= last ? span_win(pb, t, b) : none, s_chunks, s_q, s_p);
     }
-    finish(x);
+    softmax_finalize(x);
 }
 
 /* The selected blocks of query t, which are this warp's alone. */
-static __device__ __forceinline__ void attend_slc(attention<1> *x, const problem *pb, int t,
+static __device__ __forceinline__ void attend_slc(softmax_state<1> *x, const problem *pb, int t,
                                                   float *s_chunk, const float *s_q, float *s_p) {
     span sp;
-    begin(x);
+    softmax_init(x);
     for (int i = 0; (sp = span_of(pb, SLC, t, i)).hi; i++)
-        attend_span<false>(x, pb, SLC, sp, s_chunk, s_q, s_p);
-    finish(x);
+        softmax_step<false>(x, pb, SLC, sp, s_chunk, s_q, s_p);
+    softmax_finalize(x);
 }
 
-/* One branch. Grid: a CUDA block for 4 neighbouring queries. Block: a warp a query; a lane owns
- * 8 heads x 4 keys, then 8 heads x 4 columns (tile.cuh). Shared: 48 KiB, for each warp a chunk of a
- * block, Q^T and P^T. */
+/* One branch. Grid: a CUDA block for each 4 neighbouring queries. Block: a warp for each query; a
+ * lane owns 8 heads x 4 keys, then 8 heads x 4 columns (tile.cuh). Shared: 48 KiB, for each warp a
+ * chunk of a block, Q^T and P^T. */
 template <int BRANCH>
-static __global__ void __launch_bounds__(NEIGHBOURS *WARP, 3) attend_kernel(problem pb) {
+static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE, 3) attend_kernel(problem pb) {
     __shared__ __align__(16) float s_chunks[NEIGHBOURS * FLOATS], s_qs[NEIGHBOURS * D * G],
         s_ps[NEIGHBOURS * BLOCK * G];
-    float *s_q = s_qs + this_warp() * D * G, *s_p = s_ps + this_warp() * BLOCK * G;
-    const int t0 = (int)blockIdx.x * NEIGHBOURS, t = t0 + this_warp();
+    float *s_q = s_qs + warp_id() * D * G, *s_p = s_ps + warp_id() * BLOCK * G;
+    const int t0 = (int)blockIdx.x * NEIGHBOURS, t = t0 + warp_id();
     const bool live = t < pb.T;
-    attention<1> x;
+    softmax_state<1> x;
     if (live)
         load_query(s_q, pb.q + row_of(t, 0) * D);
     if (BRANCH == WIN)
         attend_win(&x, &pb, t0, t, s_chunks, s_q, s_p);
     else if (live)
-        attend_slc(&x, &pb, t, s_chunks + this_warp() * FLOATS, s_q, s_p);
+        attend_slc(&x, &pb, t, s_chunks + warp_id() * FLOATS, s_q, s_p);
     if (live)
         write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
 }
 
-/* The gated sum (Eq. 5) of what the branches left in memory. Grid: a CUDA block a query. Block: a
- * thread for 4 columns of a head. */
+/* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
+ * Block: a thread for 4 columns of a head. */
 static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
     const int64_t at = row_of((int)blockIdx.x, 0) * D + (int)threadIdx.x * 4;
     const float *gate = pb.gate + at / D * BRANCHES;
@@ -128,9 +131,9 @@ static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
 
 nsa_status step_3_neighbours(const problem *pb) {
     const dim3 grid((unsigned)((pb->T + NEIGHBOURS - 1) / NEIGHBOURS));
-    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(NEIGHBOURS * WARP), 0, 0, *pb);
+    NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(NEIGHBOURS * WARP_SIZE), 0, 0, *pb);
     NSA_LAUNCHED("selected");
-    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(NEIGHBOURS * WARP), 0, 0, *pb);
+    NSA_LAUNCH(attend_kernel<WIN>, grid, dim3(NEIGHBOURS * WARP_SIZE), 0, 0, *pb);
     NSA_LAUNCHED("window");
     NSA_LAUNCH(combine_kernel, dim3((unsigned)pb->T), dim3(G * D / 4), 0, 0, *pb);
     NSA_LAUNCHED("combine");
