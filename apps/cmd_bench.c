@@ -21,7 +21,7 @@ static nsa_status show(const bench_options *o, bench_run *run) {
 }
 
 /* "A,B" */
-static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
+static nsa_status compare(const bench_options *o, bench_run *run, int *disagreements) {
     char first[4096];
     const char *comma = strchr(o->compare, ',');
     if (!comma || (size_t)(comma - o->compare) >= sizeof first)
@@ -33,16 +33,16 @@ static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
     nsa_status status = runfile_read(first, run);
     status = status ? status : runfile_read(comma + 1, other);
     if (!status)
-        *apart = report_compare(run, other);
+        *disagreements = report_compare(run, other);
     free(other);
     return status;
 }
 
-static int has_own(const bench_run *run) {
+static int has_own_rows(const bench_run *run) {
     int found = 0;
     for (int i = 0; i < run->rows; i++)
-        found |= bench_in_manner(run->row[i].name, BENCH_OWN) ||
-                 bench_in_manner(run->row[i].name, BENCH_ALONE);
+        found |= bench_has_prefix(run->row[i].name, BENCH_OWN_DENSE) ||
+                 bench_has_prefix(run->row[i].name, BENCH_ONE_THREAD);
     return found;
 }
 
@@ -64,7 +64,7 @@ static void print_all(const bench_options *o, const bench_run *run) {
         printf("\n## peers\n\n");
         report_table(run, "peers", NULL);
     }
-    if (has_own(run)) {
+    if (has_own_rows(run)) {
         printf("\n## own: beside its own dense attention and its own single thread\n\n");
         report_table(run, "own", NULL);
     }

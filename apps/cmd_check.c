@@ -93,18 +93,19 @@ static void print_trial(const check_options *o, const char *stage, const trial *
 }
 
 /* All trials of one stage that were asked for, one after the other. */
-static nsa_status run_trials(const check_options *o, const subject *s, tally *own, score *parts) {
+static nsa_status run_trials(const check_options *o, const subject *s, tally *counts,
+                             score *parts) {
     trial *trials;
     size_t count;
     nsa_status status = suite_list(s, o->quick, o->property, o->text, &trials, &count);
     if (status)
         return status;
-    for (size_t i = 0; i < count && !(o->stop && own->failed); i++) {
+    for (size_t i = 0; i < count && !(o->stop && counts->failed); i++) {
         outcome end;
         suite_run(s, &trials[i], 600, &end);
-        *(end.verdict == PASSED   ? &own->passed
-          : end.verdict == FAILED ? &own->failed
-                                  : &own->skipped) += 1;
+        *(end.verdict == PASSED   ? &counts->passed
+          : end.verdict == FAILED ? &counts->failed
+                                  : &counts->skipped) += 1;
         score_add(parts, trials[i].property, trials[i].text, &end);
         print_trial(o, s->name, &trials[i], &end);
         fflush(stdout);
@@ -117,7 +118,7 @@ static nsa_status run_trials(const check_options *o, const subject *s, tally *ow
 static nsa_status check_stage(const check_options *o, const nsa_found *found,
                               const nsa_stage *oracle, tally *sum) {
     static score parts; /* large */
-    tally own = {0};
+    tally counts = {0};
     if (!found->stage || suite_available(found->stage, found->name)) {
         /* A failure, unless it has a device that this machine lacks and was not asked for. */
         const int skip = found->stage && found->stage->device && !o->stage;
@@ -128,7 +129,7 @@ static nsa_status check_stage(const check_options *o, const nsa_found *found,
     }
     subject s = {found->stage, oracle, found->name};
     memset(&parts, 0, sizeof parts);
-    nsa_status status = run_trials(o, &s, &own, &parts);
+    nsa_status status = run_trials(o, &s, &counts, &parts);
     if (status)
         return status;
     if (o->score)
@@ -136,11 +137,11 @@ static nsa_status check_stage(const check_options *o, const nsa_found *found,
     const char *device = found->stage->device ? found->stage->device() : NULL;
     const char *missing = suite_missing(found->stage);
     printf("%s%s%s: %zu passed, %zu failed, %zu skipped%s%s\n", s.name, device ? " on " : "",
-           device ? device : "", own.passed, own.failed, own.skipped,
+           device ? device : "", counts.passed, counts.failed, counts.skipped,
            *missing ? "; it has no " : "", missing);
-    sum->passed += own.passed;
-    sum->failed += own.failed;
-    sum->skipped += own.skipped;
+    sum->passed += counts.passed;
+    sum->failed += counts.failed;
+    sum->skipped += counts.skipped;
     return NSA_OK;
 }
 

@@ -21,8 +21,8 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         o->output = arg;
         return 0;
     case 's':
-        if (o->names == DEMO_NAMED) {
-            command_error(EXIT_USAGE, who, "more than %d times --stage", DEMO_NAMED);
+        if (o->names == DEMO_MAX_NAMED) {
+            command_error(EXIT_USAGE, who, "more than %d times --stage", DEMO_MAX_NAMED);
             return EINVAL;
         }
         o->named[o->names++] = arg;

@@ -38,13 +38,13 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 
 /* Print text in the last column, broken at spaces; the cursor stands at that column. */
 static void print_wrapped(const char *text) {
-    size_t room = WIDTH - IDEA;
-    while (strlen(text) > room) {
-        size_t n = room;
+    size_t columns = WIDTH - IDEA;
+    while (strlen(text) > columns) {
+        size_t n = columns;
         while (n && text[n] != ' ')
             n--;
         if (!n) /* a single long word, a path most likely */
-            n = room;
+            n = columns;
         printf("%.*s\n%*s", (int)n, text, IDEA, "");
         text += n + (text[n] == ' ');
     }

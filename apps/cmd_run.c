@@ -33,7 +33,7 @@ typedef struct run {
     nsa_context *ctx;           /**< it, opened */
     run_output output;          /**< where results go */
     progress bar;               /**< on a terminal */
-    char did[96];               /**< for the closing line */
+    char summary[96];           /**< for the closing line */
 } run;
 
 /* --------------------------------------------------------------------- options */
@@ -146,7 +146,7 @@ static nsa_status run_forward(run *r) {
     }
     progress_phase(&r->bar, "writing");
     status = status ? status : write_results(r, backward);
-    snprintf(r->did, sizeof r->did, "forward%s of %" PRId64 " tokens",
+    snprintf(r->summary, sizeof r->summary, "forward%s of %" PRId64 " tokens",
              backward ? " and backward" : "", r->input.cfg.seq_len);
     return status;
 }
@@ -169,7 +169,7 @@ static nsa_status run_decode(run *r) {
             status = output_add(&r->output, (nsa_id)id, &results.at[id]);
     }
     decode_free(&results);
-    snprintf(r->did, sizeof r->did, "prefill of %" PRId64 ", decode of %" PRId64 " tokens",
+    snprintf(r->summary, sizeof r->summary, "prefill of %" PRId64 ", decode of %" PRId64 " tokens",
              counts.prefilled, counts.decoded);
     return status;
 }
@@ -191,7 +191,7 @@ static void say_done(const run *r) {
     const char *to = r->options->output;
     char stage[TEXT_SHOWN], folder[PATH_MAX];
     printf("%s: %s: %d arrays written to %s\n",
-           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->did,
+           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->summary,
            r->output.count, text_show(folder, sizeof folder, to, strlen(to)));
 }
 

@@ -20,8 +20,9 @@ int command_error(exit_code code, const char *who, const char *format, ...) {
 }
 
 int command_status(nsa_status status, const char *who) {
-    int asked_wrong = status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
-    return command_error(asked_wrong ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
+    int is_usage_error =
+        status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
+    return command_error(is_usage_error ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
 }
 
 int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv, int *end,

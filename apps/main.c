@@ -36,15 +36,15 @@ static const char doc[] =
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";
 
 /** Where the subcommand stands in argv; 0 while none was seen. */
-typedef struct place {
-    int at; /**< index in argv */
-} place;
+typedef struct subcommand {
+    int index; /**< index in argv */
+} subcommand;
 
 /* Options of `nsa` itself end at the first plain word. */
 static error_t parse(int key, char *arg, struct argp_state *state) {
-    place *found = state->input;
+    subcommand *found = state->input;
     if (key == ARGP_KEY_ARG) {
-        found->at = state->next - 1;
+        found->index = state->next - 1;
         state->next = state->argc; /* everything behind it is the subcommand's own */
         return 0;
     }
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
     static const struct argp argp = {
         .parser = parse, .args_doc = "SUBCOMMAND [OPTION...]", .doc = doc};
     char name[] = "nsa";
-    place found = {0};
+    subcommand found = {0};
     signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failed write, not the end */
     argp_program_version = "nsa 0.1";
     argp_err_exit_status = EXIT_USAGE;
@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
     argv[0] = name; /* errors start with "nsa: ", from wherever it was started */
     int code = command_parse(&argp, ARGP_IN_ORDER, argc, argv, NULL, &found);
     if (!code)
-        code = dispatch(argc - found.at, argv + found.at);
+        code = dispatch(argc - found.index, argv + found.index);
     /* A full disk behind `nsa list > file` shows up here and nowhere else. */
     if ((fflush(stdout) || ferror(stdout)) && !code)
         code =

@@ -17,7 +17,7 @@
 /* ------------------------------------------------------------------------ lock */
 
 /* Whether the path still leads to the open file: whoever had the lock before us removed it. */
-static int is_there(const char *path, int fd) {
+static int is_same_file(const char *path, int fd) {
     struct stat a, b;
     return !stat(path, &a) && !fstat(fd, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
@@ -33,7 +33,7 @@ static nsa_status lock_file(int fd, const char *dir) {
     return nsa_fail(NSA_ERR_STATE, "output %s: another run is writing there", npy_label(dir));
 }
 
-nsa_status output_lock_take(output_lock *lock, const char *stem, const char *dir) {
+nsa_status output_lock_acquire(output_lock *lock, const char *stem, const char *dir) {
     enum { TRIES = 100 }; /* each but the last met a run that had just ended */
     nsa_status status = NSA_OK;
     lock->path[0] = 0;
@@ -46,7 +46,7 @@ nsa_status output_lock_take(output_lock *lock, const char *stem, const char *dir
             return nsa_fail(NSA_ERR_IO, "output %s: cannot make %s: %s", npy_label(dir),
                             npy_label(path), strerror(errno));
         status = lock_file(lock->fd, dir);
-        if (!status && is_there(path, lock->fd)) {
+        if (!status && is_same_file(path, lock->fd)) {
             memcpy(lock->path, path, sizeof path);
             return NSA_OK;
         }
@@ -101,7 +101,7 @@ static pid_t owner(const char *file, const char *prefix) {
     return *end || number <= 0 || number > INT_MAX ? 0 : (pid_t)number;
 }
 
-static int lives(pid_t process) {
+static int is_alive(pid_t process) {
     return !kill(process, 0) || errno != ESRCH;
 }
 
@@ -117,7 +117,7 @@ void output_clear_leftovers(const char *stem) {
     for (struct dirent *e; d && (e = readdir(d));) {
         const pid_t process = owner(e->d_name, prefix);
         snprintf(path, sizeof path, "%s%s", slash ? folder : "", e->d_name);
-        if (process && !lives(process) && !lstat(path, &st) && S_ISDIR(st.st_mode))
+        if (process && !is_alive(process) && !lstat(path, &st) && S_ISDIR(st.st_mode))
             output_remove_partial(path);
     }
     if (d)

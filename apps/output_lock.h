@@ -24,16 +24,16 @@ typedef struct output_lock {
  *  @param stem       what the names of partial folders start with, ".partial-" included
  *  @param dir        the output folder, for errors
  *  @return NSA_ERR_STATE if another run holds it, NSA_ERR_IO if there can be no such file */
-nsa_status output_lock_take(output_lock *lock, const char *stem, const char *dir);
+nsa_status output_lock_acquire(output_lock *lock, const char *stem, const char *dir);
 
 /** Give the lock back and remove its file; a lock that is not held stays so. For signal handlers,
  * too.
- *  @param lock  of output_lock_take() */
+ *  @param lock  of output_lock_acquire() */
 void output_unlock(output_lock *lock);
 
 /** Remove the partial folders of runs that are no more: those whose process does not live. Call it
  * with the lock held.
- *  @param stem  as for output_lock_take() */
+ *  @param stem  as for output_lock_acquire() */
 void output_clear_leftovers(const char *stem);
 
 /** Remove the results in a partial folder, and the folder. For signal handlers, too.

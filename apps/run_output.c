@@ -85,7 +85,7 @@ static nsa_status make_partial(run_output *o, int inside) {
 
 /* Files cannot be renamed from one mounted disk to another, and only trying tells: a folder made
  * beside an existing one is moved into it. If that fails, results have to be written in it. */
-static nsa_status choose_place(run_output *o) {
+static nsa_status choose_partial_dir(run_output *o) {
     char in_it[PATH_MAX + 32];
     nsa_status status = make_partial(o, 0);
     if (o->exists) {
@@ -105,11 +105,11 @@ static nsa_status choose_place(run_output *o) {
 }
 
 /* Alone from here on, and without what killed runs left. */
-static nsa_status take_place(run_output *o) {
+static nsa_status claim_output(run_output *o) {
     char stem[STEM];
-    nsa_status status = choose_place(o);
+    nsa_status status = choose_partial_dir(o);
     o->partial[0] = 0; /* it was a trial; the next is made when there is a result to write */
-    status = status ? status : output_lock_take(&o->lock, stem_of(o, o->inside, stem), o->dir);
+    status = status ? status : output_lock_acquire(&o->lock, stem_of(o, o->inside, stem), o->dir);
     if (!status)
         output_clear_leftovers(stem);
     o->broken = status == NSA_ERR_STATE; /* to come second is no mistake of the caller's */
@@ -141,7 +141,7 @@ nsa_status output_check(run_output *o, const char *dir, const char *input) {
     signalled = o;
     signals_hold();
     on_signal(tidy_up);
-    status = take_place(o);
+    status = claim_output(o);
     signals_release();
     return status;
 }
@@ -254,11 +254,11 @@ static nsa_status swap_files(run_output *o) {
 
 /* A whole folder by one rename where that is possible, else file by file. */
 static nsa_status publish(run_output *o) {
-    int fits = !o->exists || (!o->inside && is_empty(o->dir) && !is_here(o->dir));
-    if (fits && o->exists)
+    int can_rename = !o->exists || (!o->inside && is_empty(o->dir) && !is_here(o->dir));
+    if (can_rename && o->exists)
         chmod(o->partial, o->mode);
     /* rename() refuses a folder that has filled up meanwhile; then it is one with files. */
-    if (fits && !rename(o->partial, o->dir)) {
+    if (can_rename && !rename(o->partial, o->dir)) {
         o->partial[0] = 0;
         return NSA_OK;
     }

@@ -24,7 +24,7 @@ static int passed, failed;
 
 /* ------------------------------------------------------------------- a bad stage */
 
-static int64_t write_at;     /* where forward writes into its block of 10 bytes */
+static int64_t write_offset; /* where forward writes into its block of 10 bytes */
 static unsigned char *block; /* that block */
 static nsa_status forward_says = NSA_OK;
 
@@ -84,8 +84,8 @@ static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *s
 
 static nsa_status forward(void *self) {
     /* The pool's fences may be closed: a sanitizer would stop us before the pool can see it. */
-    volatile unsigned char *at = (unsigned char *)self + write_at;
-    *at ^= 1;
+    volatile unsigned char *target = (unsigned char *)self + write_offset;
+    *target ^= 1;
     return forward_says;
 }
 
@@ -183,7 +183,7 @@ static void check_names(void) {
 
 static void check_fences(void) {
     static const struct {
-        int64_t at;
+        int64_t offset;
         const char *says; /* NULL: nothing is wrong */
     } writes[] = {{0, NULL},
                   {9, NULL},
@@ -194,14 +194,14 @@ static void check_fences(void) {
     nsa_stage stage = bad_stage();
     for (size_t i = 0; i < sizeof writes / sizeof writes[0]; i++) {
         nsa_context *ctx = open_bad(&stage, 0);
-        write_at = writes[i].at;
+        write_offset = writes[i].offset;
         CHECK(ctx && nsa_forward(ctx) == NSA_OK);
         nsa_status status = nsa_check_memory(ctx);
         CHECK(status == (writes[i].says ? NSA_ERR_MEMORY : NSA_OK));
         CHECK(!writes[i].says || strstr(nsa_last_error(), writes[i].says));
         nsa_close(ctx);
     }
-    write_at = 0;
+    write_offset = 0;
 }
 
 static void check_refusals(void) {

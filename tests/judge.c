@@ -139,8 +139,8 @@ ParameterizedTestParameters(nsa, trials) {
     group *groups = cr_malloc(count * sizeof *groups); /* where the test children see it */
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
-        const size_t most = list[i].on_gpu ? GPU_GROUP : GROUP;
-        if (!n || groups[n - 1].end - groups[n - 1].first == most ||
+        const size_t max_trials = list[i].on_gpu ? GPU_GROUP : GROUP;
+        if (!n || groups[n - 1].end - groups[n - 1].first == max_trials ||
             strcmp(list[i].stage, list[groups[n - 1].first].stage) != 0)
             groups[n++] = (group){i, i};
         groups[n - 1].end++;

@@ -127,7 +127,7 @@ slope_off|differences|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|its central
 slope_off|backward|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|dq is off by rms|00_dense
 out_off|vector|vector=mean_small|out is off by rms
 last_gradient_zero|vector|vector=mlp_small|dphi_v_b2 is off by rms
-idx_second_best|vector|vector=mean_small|the last pick has
+idx_second_best|vector|vector=mean_small|the last free block has
 one_hot|branches|T=44|out is off by rms
 rows_off|rows|T=100|v_phi is off by rms
 causal_off|limits|T=44|out_causal is off by rms
@@ -142,10 +142,10 @@ idx_beyond|forward|T=100|selected branch: block_idx of row
 idx_not_ascending|forward|T=100|ascending blocks
 idx_padded_with_zero|forward|T=100|ascending blocks
 idx_lacks_local|forward|T=200|lacks forced block
-idx_second_best|forward|T=200|the last pick has
+idx_second_best|forward|T=200|the last free block has
 idx_second_best|forward|T=200,data=ties|slack 0e+00
-idx_second_best|decode|T=200|the last pick has
-idx_of_nan|nan_order|T=200|NaN importance and chose block
+idx_second_best|decode|T=200|the last free block has
+idx_of_nan|nan_order|T=200|NaN importance and selected block
 prefill_forgets|decode|T=44|after a prefill of
 decode_off|decode|T=44|out_slc is off by rms
 decode_forgets_token|decode|T=44,dk=6|out is off by rms

@@ -195,13 +195,13 @@ static void padded_with_zero(const liar *s, const nsa_tensor *t) {
     list[t->shape[2] - 1] = 0;
 }
 
-/* Another block than the best for the last list's place `at`, in order: the highest that is left
+/* Another block than the best for the last list's place `pos`, in order: the highest that is left
  * below the next. */
-static void another(const nsa_tensor *t, int64_t at) {
+static void another(const nsa_tensor *t, int64_t pos) {
     int32_t *list = last_list(t);
-    for (int32_t block = list[at + 1] - 1; block > list[at - 1]; block--) {
-        if (block != list[at]) {
-            list[at] = block;
+    for (int32_t block = list[pos + 1] - 1; block > list[pos - 1]; block--) {
+        if (block != list[pos]) {
+            list[pos] = block;
             return;
         }
     }
@@ -212,8 +212,8 @@ static void lacks_local(const liar *s, const nsa_tensor *t) {
 }
 
 static void second_best(const liar *s, const nsa_tensor *t) {
-    for (int64_t at = s->plan->cfg.slc_init; at < t->shape[2] - s->plan->cfg.slc_local; at++)
-        another(t, at);
+    for (int64_t pos = s->plan->cfg.slc_init; pos < t->shape[2] - s->plan->cfg.slc_local; pos++)
+        another(t, pos);
 }
 
 static void if_nan(const liar *s, const nsa_tensor *t) {

@@ -20,13 +20,13 @@ static int open_records(void) {
 }
 
 int records_put(size_t number, const record *r) {
-    const off_t at = (off_t)(number * sizeof *r);
-    return open_records() >= 0 && pwrite(file, r, sizeof *r, at) == (ssize_t)sizeof *r ? 0 : -1;
+    const off_t offset = (off_t)(number * sizeof *r);
+    return open_records() >= 0 && pwrite(file, r, sizeof *r, offset) == (ssize_t)sizeof *r ? 0 : -1;
 }
 
 int records_get(size_t number, record *r) {
-    const off_t at = (off_t)(number * sizeof *r);
-    return open_records() >= 0 && pread(file, r, sizeof *r, at) == (ssize_t)sizeof *r ? 0 : -1;
+    const off_t offset = (off_t)(number * sizeof *r);
+    return open_records() >= 0 && pread(file, r, sizeof *r, offset) == (ssize_t)sizeof *r ? 0 : -1;
 }
 
 int records_create(const record *list, size_t count) {

@@ -138,7 +138,7 @@ void records_report(int always, const char *missing, FILE *report, int xml) {
         fprintf(report,
                 xml ? "<?xml version=\"1.0\"?>\n<testsuites>\n" : "TAP version 13\n1..%zu\n",
                 total);
-    for (size_t at = 0; sum && sum_stage(at, sum, stage, sizeof stage); at = sum->end) {
+    for (size_t first = 0; sum && sum_stage(first, sum, stage, sizeof stage); first = sum->end) {
         for (int v = PASSED; v <= SKIPPED; v++)
             counts[v] += sum->counts[v];
         if (sum->judged && (always || sum->counts[FAILED]))

@@ -10,25 +10,25 @@
 
 /** Limits of one run. */
 enum {
-    BENCH_SIZES = 16,   /**< lengths of one sweep */
-    BENCH_STAGES = 16,  /**< stages of one sweep */
-    BENCH_PHASES = 16,  /**< phases of one call */
-    BENCH_ROWS = 1024,  /**< rows of one run */
-    BENCH_FITS = 256,   /**< fitted curves of one run */
-    BENCH_BATCH = 16,   /**< sequences of one pack */
-    BENCH_SAMPLES = 60, /**< most timed runs of one row */
-    BENCH_MANY = 20,    /**< of one that is soon done, unless others are asked for */
-    BENCH_LEAST = 10    /**< and of all others, unless one takes more than BENCH_SLOW seconds */
+    BENCH_MAX_SIZES = 16,  /**< lengths of one sweep */
+    BENCH_MAX_STAGES = 16, /**< stages of one sweep */
+    BENCH_MAX_PHASES = 16, /**< phases of one call */
+    BENCH_MAX_ROWS = 1024, /**< rows of one run */
+    BENCH_MAX_FITS = 256,  /**< fitted curves of one run */
+    BENCH_MAX_BATCH = 16,  /**< sequences of one pack */
+    BENCH_MAX_RUNS = 60,   /**< most timed runs of one row */
+    BENCH_MANY_RUNS = 20,  /**< of one that is soon done, unless others are asked for */
+    BENCH_MIN_RUNS = 10 /**< and of all others, unless one takes more than BENCH_SLOW_RUN seconds */
 };
 
-/** A run longer than this many seconds may be timed fewer than BENCH_LEAST times. */
-#define BENCH_SLOW 2.0
+/** A run longer than this many seconds may be timed fewer than BENCH_MIN_RUNS times. */
+#define BENCH_SLOW_RUN 2.0
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
 /** In front of a stage's name: plain causal attention by that stage's own code. */
-#define BENCH_OWN "causal by "
+#define BENCH_OWN_DENSE "causal by "
 /** In front of a stage's name: that stage with one thread, in a run of several. */
-#define BENCH_ALONE "one thread of "
+#define BENCH_ONE_THREAD "one thread of "
 
 /** Where a program runs. */
 typedef enum bench_device {
@@ -58,30 +58,30 @@ typedef enum bench_pass {
 
 /** What is asked. */
 typedef struct bench_options {
-    const char *stage[BENCH_STAGES]; /**< names, numbers or paths; none means all */
-    int stages;                      /**< how many */
-    int pass[BENCH_PASSES];          /**< 1 where that pass is to be timed */
-    int64_t T[BENCH_SIZES];          /**< tokens of a sequence, ascending */
-    int sizes;                       /**< how many */
-    nsa_config cfg;                  /**< heads, dims and phi */
-    int64_t batch;                   /**< sequences of a pack */
-    int64_t threads;                 /**< for stages, OpenBLAS and the ceilings alike */
-    int64_t rows;                    /**< rows that the check samples */
-    int64_t seed;                    /**< of the inputs */
-    int alone;                       /**< 1 to time stages with one thread, too */
-    double budget;                   /**< seconds that one row may take */
-    int64_t runs;                    /**< timed runs of a row; 0: by how long one takes */
-    double deadline;                 /**< seconds that all may take */
-    int device[3];                   /**< 1 where programs on that bench_device are wanted */
-    const char *judge;               /**< stage that judges sampled rows, NULL for 00 */
-    const char *peers;               /**< command that times other people's attention, or NULL */
-    const char *stage_dir;           /**< folder of the stages, NULL for the default */
-    const char *json;                /**< run file to write, or NULL */
-    const char *csv;                 /**< the same rows as CSV, or NULL */
-    const char *table;               /**< a run file to print a table of, or NULL */
-    const char *plot;                /**< a run file to print points of, or NULL */
-    const char *compare;             /**< two run files "A,B" whose ratios must agree, or NULL */
-    const char *what;                /**< which table or plot */
+    const char *stage[BENCH_MAX_STAGES]; /**< names, numbers or paths; none means all */
+    int stages;                          /**< how many */
+    int pass[BENCH_PASSES];              /**< 1 where that pass is to be timed */
+    int64_t T[BENCH_MAX_SIZES];          /**< tokens of a sequence, ascending */
+    int sizes;                           /**< how many */
+    nsa_config cfg;                      /**< heads, dims and phi */
+    int64_t batch;                       /**< sequences of a pack */
+    int64_t threads;                     /**< for stages, OpenBLAS and the ceilings alike */
+    int64_t rows;                        /**< rows that the check samples */
+    int64_t seed;                        /**< of the inputs */
+    int one_thread;                      /**< 1 to time stages with one thread, too */
+    double budget;                       /**< seconds that one row may take */
+    int64_t runs;                        /**< timed runs of a row; 0: by how long one takes */
+    double deadline;                     /**< seconds that all may take */
+    int device[3];                       /**< 1 where programs on that bench_device are wanted */
+    const char *judge;                   /**< stage that judges sampled rows, NULL for 00 */
+    const char *peers;     /**< command that times other people's attention, or NULL */
+    const char *stage_dir; /**< folder of the stages, NULL for the default */
+    const char *json;      /**< run file to write, or NULL */
+    const char *csv;       /**< the same rows as CSV, or NULL */
+    const char *table;     /**< a run file to print a table of, or NULL */
+    const char *plot;      /**< a run file to print points of, or NULL */
+    const char *compare;   /**< two run files "A,B" whose ratios must agree, or NULL */
+    const char *what;      /**< which table or plot */
 } bench_options;
 
 /** Time of one phase, and what it takes at least; 0 is "not known". */
@@ -96,36 +96,36 @@ typedef struct bench_phase {
 /** One program at one length: a row of every table. Times are seconds, ratios are how many times
  * faster than the other one; 0 is "not known". */
 typedef struct bench_row {
-    char name[64];                   /**< the stage, or which dense baseline */
-    char pass[12];                   /**< "forward", "backward" or "decode" */
-    char device[12];                 /**< "cpu", "gpu" or "simulator" */
-    char arith[12];                  /**< "float64", "float32" or "bfloat16" */
-    char status[256];                /**< "" if it was timed; else why not */
-    char checked[96];                /**< what it was checked against */
-    char bound[8];                   /**< the ceiling that binds it: "flops" or "bytes" */
-    char below_name[64];             /**< the stage below */
-    int64_t T;                       /**< tokens of a sequence */
-    int64_t runs;                    /**< timed runs */
-    int64_t memory;                  /**< bytes held while it ran, all taken before */
-    double median;                   /**< of the runs */
-    double q1;                       /**< first quartile */
-    double q3;                       /**< third quartile */
-    double round[BENCH_SAMPLES];     /**< seconds in each round; 0 where it sat out */
-    int rounds;                      /**< how many; 0: not known, as in older run files */
-    double flops;                    /**< what the config needs, see workload.h */
-    double bytes;                    /**< what must be moved at least */
-    double tokens;                   /**< tokens of one run */
-    double gflops;                   /**< ceilings in the same rounds; 0: the run's count */
-    double gbs;                      /**< the other one */
-    double share;                    /**< of the ceiling that binds, 0..1 */
-    double below;                    /**< ratio to the stage below */
-    double below_low;                /**< its spread: the quartiles, see ratio.h */
-    double below_high;               /**< the other end */
-    double dense;                    /**< ratio to dense attention */
-    double dense_low;                /**< its spread */
-    double dense_high;               /**< the other end */
-    bench_phase phase[BENCH_PHASES]; /**< the break-down */
-    int phases;                      /**< how many; 0 if the stage does not time them */
+    char name[64];                       /**< the stage, or which dense baseline */
+    char pass[12];                       /**< "forward", "backward" or "decode" */
+    char device[12];                     /**< "cpu", "gpu" or "simulator" */
+    char arith[12];                      /**< "float64", "float32" or "bfloat16" */
+    char status[256];                    /**< "" if it was timed; else why not */
+    char checked[96];                    /**< what it was checked against */
+    char bound[8];                       /**< the ceiling that binds it: "flops" or "bytes" */
+    char below_name[64];                 /**< the stage below */
+    int64_t T;                           /**< tokens of a sequence */
+    int64_t runs;                        /**< timed runs */
+    int64_t memory;                      /**< bytes held while it ran, all taken before */
+    double median;                       /**< of the runs */
+    double q1;                           /**< first quartile */
+    double q3;                           /**< third quartile */
+    double round[BENCH_MAX_RUNS];        /**< seconds in each round; 0 where it sat out */
+    int rounds;                          /**< how many; 0: not known, as in older run files */
+    double flops;                        /**< what the config needs, see workload.h */
+    double bytes;                        /**< what must be moved at least */
+    double tokens;                       /**< tokens of one run */
+    double gflops;                       /**< ceilings in the same rounds; 0: the run's count */
+    double gbs;                          /**< the other one */
+    double share;                        /**< of the ceiling that binds, 0..1 */
+    double below;                        /**< ratio to the stage below */
+    double below_low;                    /**< its spread: the quartiles, see ratio.h */
+    double below_high;                   /**< the other end */
+    double dense;                        /**< ratio to dense attention */
+    double dense_low;                    /**< its spread */
+    double dense_high;                   /**< the other end */
+    bench_phase phase[BENCH_MAX_PHASES]; /**< the break-down */
+    int phases;                          /**< how many; 0 if the stage does not time them */
 } bench_row;
 
 /** Time as a T + b T^2, for a whole pass ("all") or a phase of it; and where it crosses dense. A
@@ -175,9 +175,9 @@ typedef struct bench_run {
     double ceiling[BENCH_CEILINGS];      /**< of the GPU: medians; 0 if unknown */
     double ceiling_low[BENCH_CEILINGS];  /**< least */
     double ceiling_high[BENCH_CEILINGS]; /**< most */
-    bench_row row[BENCH_ROWS];           /**< in the order they were timed */
+    bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
     int rows;                            /**< how many */
-    bench_fit fit[BENCH_FITS];           /**< in the order of the rows */
+    bench_fit fit[BENCH_MAX_FITS];       /**< in the order of the rows */
     int fits;                            /**< how many */
 } bench_run;
 

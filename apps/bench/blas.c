@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ROOM_A_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
+enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
 
 /* What this program calls of it; the declarations are of cblas.h. */
 static struct {
@@ -44,10 +44,10 @@ static void load(void) {
 }
 
 const char *blas_missing(void) {
-    static int looked;
-    if (!looked)
+    static int searched;
+    if (!searched)
         load();
-    looked = 1;
+    searched = 1;
     return blas.missing[0] ? blas.missing : NULL;
 }
 
@@ -59,21 +59,21 @@ const char *blas_name(void) {
 }
 
 /* A thread that finds no memory for its buffer asks again, and again. */
-static int room_for(int threads) {
-    const size_t room = (size_t)threads * ROOM_A_THREAD;
-    void *trial = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return trial != MAP_FAILED && !munmap(trial, room);
+static int has_address_space(int threads) {
+    const size_t bytes = (size_t)threads * BYTES_PER_THREAD;
+    void *trial = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return trial != MAP_FAILED && !munmap(trial, bytes);
 }
 
 void blas_threads(int threads) {
     if (blas_missing())
         return;
-    if (room_for(threads))
+    if (has_address_space(threads))
         blas.set_threads(threads);
     else
         snprintf(blas.missing, sizeof blas.missing,
                  "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
-                 threads, ROOM_A_THREAD >> 20);
+                 threads, BYTES_PER_THREAD >> 20);
 }
 
 static void product(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, const int64_t size[3], float alpha,

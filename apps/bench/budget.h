@@ -17,9 +17,9 @@ typedef struct bench_history {
 
 /** All programs of one pass. */
 typedef struct bench_budget {
-    bench_history past[4 * BENCH_STAGES]; /**< by name */
-    int count;                            /**< how many */
-    int runs;                             /**< that were asked for, or 0 */
+    bench_history history[4 * BENCH_MAX_STAGES]; /**< by name */
+    int count;                                   /**< how many */
+    int runs;                                    /**< that were asked for, or 0 */
 } bench_budget;
 
 /** @return how often a run of so many seconds is timed: as often as was asked for, cut to what fits

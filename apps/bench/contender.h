@@ -33,8 +33,8 @@ typedef struct contender {
     double cost;              /**< seconds of all that came before timing: prefill, forward, ... */
     int wanted;               /**< runs to time */
     int runs;                 /**< timed so far */
-    double sample[BENCH_SAMPLES];              /**< their seconds */
-    double phase[BENCH_PHASES][BENCH_SAMPLES]; /**< and those of their phases */
+    double sample[BENCH_MAX_RUNS];                  /**< their seconds */
+    double phase[BENCH_MAX_PHASES][BENCH_MAX_RUNS]; /**< and those of their phases */
 } contender;
 
 /** @return what it computes in. */

@@ -28,9 +28,9 @@ static const gpu_table *load_from(const char *folder) {
 
 static const gpu_table *gpu(void) {
     static const gpu_table *table;
-    static int looked;
-    if (!looked) {
-        looked = 1;
+    static int searched;
+    if (!searched) {
+        searched = 1;
         table = load_from("");
         table = table ? table : load_from("../lib/");
     }
@@ -41,10 +41,10 @@ const char *gpu_missing(void) {
     return gpu() ? gpu()->missing() : "built without the GPU's part (make CUDA=gpu)";
 }
 
-void gpu_describe(char *text, size_t room) {
+void gpu_describe(char *text, size_t capacity) {
     text[0] = 0;
     if (!gpu_missing())
-        gpu()->describe(text, room);
+        gpu()->describe(text, capacity);
 }
 
 void gpu_flush(void) {

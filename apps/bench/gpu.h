@@ -17,7 +17,7 @@ typedef struct gpu_table {
     /** @return NULL if a GPU answers, else why not */
     const char *(*missing)(void);
     /** Name, multiprocessors, clock, cache, memory, driver and CUDA's version. */
-    void (*describe)(char *text, size_t room);
+    void (*describe)(char *text, size_t capacity);
     /** Write 256 MB or four times the cache, and wait. */
     void (*flush)(void);
     /** Wait until all that was queued is done. */
@@ -32,7 +32,7 @@ typedef struct gpu_table {
 const char *gpu_missing(void);
 
 /** Say which GPU; "" without one. */
-void gpu_describe(char *text, size_t room);
+void gpu_describe(char *text, size_t capacity);
 
 /** Leave nothing of what came before in the second-level cache. */
 void gpu_flush(void);

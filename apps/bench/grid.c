@@ -8,26 +8,26 @@
 #include <string.h>
 
 void grid_row(grid *g) {
-    if (g->rows == g->room) {
-        int room = g->room ? 2 * g->room : 32;
-        void *more = realloc(g->cell, (size_t)room * sizeof *g->cell);
+    if (g->rows == g->capacity) {
+        int capacity = g->capacity ? 2 * g->capacity : 32;
+        void *more = realloc(g->cell, (size_t)capacity * sizeof *g->cell);
         if (!more)
             return;
         g->cell = more;
-        g->room = room;
+        g->capacity = capacity;
     }
     memset(g->cell[g->rows++], 0, sizeof *g->cell);
-    g->at = 0;
+    g->next_column = 0;
 }
 
 void grid_cell(grid *g, const char *format, ...) {
     va_list args;
-    if (!g->rows || g->at == GRID_COLUMNS)
+    if (!g->rows || g->next_column == GRID_COLUMNS)
         return;
     va_start(args, format);
-    vsnprintf(g->cell[g->rows - 1][g->at++], GRID_CELL, format, args);
+    vsnprintf(g->cell[g->rows - 1][g->next_column++], GRID_CELL, format, args);
     va_end(args);
-    g->columns = g->at > g->columns ? g->at : g->columns;
+    g->columns = g->next_column > g->columns ? g->next_column : g->columns;
 }
 
 void grid_heading(grid *g, const char *const *texts) {

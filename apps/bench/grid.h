@@ -14,9 +14,9 @@ enum { GRID_COLUMNS = 20, GRID_CELL = 72 };
 typedef struct grid {
     char (*cell)[GRID_COLUMNS][GRID_CELL]; /**< rows of cells, the heading first */
     int rows;                              /**< how many, the heading included */
-    int room;                              /**< for how many there is memory */
+    int capacity;                          /**< for how many there is memory */
     int columns;                           /**< of the row with most */
-    int at;                                /**< the cell that grid_cell() fills next */
+    int next_column;                       /**< the cell that grid_cell() fills next */
 } grid;
 
 /** Begin a row. Without memory the row is lost, and the table with it. */

@@ -17,7 +17,8 @@ const bench_row *bench_find(const bench_run *run, const char *name, const char *
 /** @return 1 if the row's name is that of a stage: those begin with a digit. */
 int bench_is_stage(const bench_row *row);
 
-/** @return 1 if the name is a stage's in that manner: BENCH_OWN or BENCH_ALONE stands before it. */
-int bench_in_manner(const char *name, const char *manner);
+/** @return 1 if the name is a stage's in that manner: BENCH_OWN_DENSE or BENCH_ONE_THREAD stands
+ * before it. */
+int bench_has_prefix(const char *name, const char *prefix);
 
 #endif

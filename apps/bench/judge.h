@@ -14,7 +14,7 @@ typedef struct bench_judge {
     const bench_options *o; /**< budget, --judge, where the stages are */
     nsa_found oracle;       /**< stage 00 */
     nsa_found second;       /**< --judge, or stage 02 or 01; no stage if there is none */
-    double took;            /**< seconds of stage 00's rows, a token; 0 if unknown (of this pass) */
+    double oracle_seconds;  /**< seconds of stage 00's rows, a token; 0 if unknown (of this pass) */
     int tried;              /**< 1 if the second was put to the proof (of this pass) */
     int proven;             /**< 1 if it passed */
 } bench_judge;

@@ -10,11 +10,11 @@ enum { CMP, SLC, WIN, BRANCHES };
 /* What is counted in one go over the queries. */
 typedef struct sums {
     double keys[BRANCHES]; /* that all queries of a head see */
-    double again;          /* compressed ones of rows that have to rank their blocks */
+    double reranked;       /* compressed ones of rows that have to rank their blocks */
     double rows;           /* queries */
 } sums;
 
-static sums add_up(const workload *w) {
+static sums count_keys(const workload *w) {
     const nsa_config *c = &w->cfg;
     const int step = w->pass == BENCH_DECODE;
     const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
@@ -26,19 +26,19 @@ static sums add_up(const workload *w) {
         s.keys[WIN] += (double)(w->B * r.win);
         /* a step can keep its one row's scores: it needs no second pass */
         if (!step && t / c->slc_block + 1 > c->slc_count)
-            s.again += (double)(w->B * r.cmp);
+            s.reranked += (double)(w->B * r.cmp);
     }
     return s;
 }
 
 /* Which branches a name is about; none named: all. */
-static void branches_of(const char *name, int on[BRANCHES]) {
+static void branches_of(const char *name, int wanted[BRANCHES]) {
     static const char *const names[] = {"cmp", "slc", "win"};
     int any = 0;
     for (int x = 0; x < BRANCHES; x++)
-        any |= on[x] = strstr(name, names[x]) != NULL;
+        any |= wanted[x] = strstr(name, names[x]) != NULL;
     for (int x = 0; x < BRANCHES && !any; x++)
-        on[x] = 1;
+        wanted[x] = 1;
 }
 
 /* Keys and values of one branch in memory: for a step those that its query sees. */
@@ -52,13 +52,14 @@ static void count_phi(const workload *w, double size, bench_phase *p) {
     const workload_cost cost = workload_phi(w);
     const nsa_config *c = &w->cfg;
     const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
-    const double whole =
+    const double n_raw =
         w->pass == BENCH_DECODE ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
-    const double made =
+    const double n_compressed =
         w->pass == BENCH_DECODE ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    const double ways = w->pass == BENCH_BACKWARD ? 2 : 1;
-    p->flops = cost.flops * ways;
-    p->bytes = size * ((double)w->B * row * (whole + made) * ways + cost.bytes * ways);
+    const double directions = w->pass == BENCH_BACKWARD ? 2 : 1;
+    p->flops = cost.flops * directions;
+    p->bytes =
+        size * ((double)w->B * row * (n_raw + n_compressed) * directions + cost.bytes * directions);
 }
 
 /* Attention of the branches that are named. */
@@ -72,20 +73,20 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
                         : queries ? 4 * dk + 2 * dv
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
-    const sums s = add_up(w);
+    const sums s = count_keys(w);
     /* q in and out out; backward q and dout in, and what is not the keys' pass dq out */
     double numbers = s.rows * Hq * (dk + dv + (backward && !keys ? dk : 0));
-    int on[BRANCHES];
-    branches_of(p->name, on);
+    int wanted[BRANCHES];
+    branches_of(p->name, wanted);
     for (int x = 0; x < BRANCHES; x++) {
-        if (!on[x])
+        if (!wanted[x])
             continue;
         p->flops += s.keys[x] * Hq * pair;
         numbers += stored(w, &s, x) * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
     }
-    if (on[CMP] && !backward)
-        p->flops += s.again * Hq * 2 * dk;
-    if (on[SLC] && !keys)
+    if (wanted[CMP] && !backward)
+        p->flops += s.reranked * Hq * 2 * dk;
+    if (wanted[SLC] && !keys)
         p->l2 = s.keys[SLC] * Hkv * (dk + dv) * size;
     p->bytes = numbers * size;
 }

@@ -22,16 +22,16 @@
 #endif
 
 /* "model name	: ..." of the first processor. */
-static void cpu_name(char *text, size_t room) {
+static void cpu_name(char *text, size_t capacity) {
     char line[256];
     FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(text, room, "unknown");
+    snprintf(text, capacity, "unknown");
     while (f && fgets(line, sizeof line, f)) {
         const char *colon = strchr(line, ':');
         if (strncmp(line, "model name", 10) || !colon)
             continue;
         line[strcspn(line, "\n")] = 0;
-        snprintf(text, room, "%s", colon + 2);
+        snprintf(text, capacity, "%s", colon + 2);
         break;
     }
     if (f)
@@ -39,11 +39,11 @@ static void cpu_name(char *text, size_t room) {
 }
 
 /* What git says of the tree that this program was built in: the folder above its own. */
-static void commit_name(char *text, size_t room) {
+static void commit_name(char *text, size_t capacity) {
     char self[PATH_MAX];
     int ends[2];
     ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    snprintf(text, room, "unknown");
+    snprintf(text, capacity, "unknown");
     self[length > 0 ? length : 0] = 0;
     char *slash = strrchr(self, '/');
     if (!slash || pipe(ends))
@@ -62,7 +62,8 @@ static void commit_name(char *text, size_t room) {
     }
     close(ends[1]);
     size_t used = 0;
-    for (ssize_t n; used + 1 < room && (n = read(ends[0], text + used, room - 1 - used)) > 0;)
+    for (ssize_t n;
+         used + 1 < capacity && (n = read(ends[0], text + used, capacity - 1 - used)) > 0;)
         used += (size_t)n;
     close(ends[0]);
     if (child > 0)
@@ -70,7 +71,7 @@ static void commit_name(char *text, size_t room) {
     text[used] = 0;
     text[strcspn(text, "\n")] = 0;
     if (!text[0])
-        snprintf(text, room, "unknown");
+        snprintf(text, capacity, "unknown");
 }
 
 /* Flags that one stage adds; the build leaves them beside the stage, NN_name.flags. */

@@ -27,7 +27,7 @@ enum {
     KEY_DEVICE,
     KEY_JUDGE,
     KEY_PEERS,
-    KEY_ALONE
+    KEY_ONE_THREAD
 };
 
 const char *bench_pass_name(bench_pass pass) {
@@ -58,8 +58,8 @@ static error_t number(const struct argp_state *state, const char *option, const 
 }
 
 /* "16/1" */
-static error_t two(const struct argp_state *state, const char *option, const char *arg,
-                   int64_t *first, int64_t *second) {
+static error_t pair(const struct argp_state *state, const char *option, const char *arg,
+                    int64_t *first, int64_t *second) {
     const char *slash = strchr(arg, '/');
     *first = slash ? whole(arg, (size_t)(slash - arg), 1, 4096) : -1;
     *second = slash ? whole(slash + 1, strlen(slash + 1), 1, 4096) : -1;
@@ -72,31 +72,31 @@ static error_t two(const struct argp_state *state, const char *option, const cha
 
 static error_t sizes(const struct argp_state *state, const char *arg, bench_options *o) {
     o->sizes = 0;
-    for (const char *at = arg;; at++) {
-        size_t length = strcspn(at, ",");
-        int64_t T = whole(at, length, 1, (int64_t)1 << 30);
-        if (T < 0 || o->sizes == BENCH_SIZES || (o->sizes && T <= o->T[o->sizes - 1])) {
+    for (const char *item = arg;; item++) {
+        size_t length = strcspn(item, ",");
+        int64_t T = whole(item, length, 1, (int64_t)1 << 30);
+        if (T < 0 || o->sizes == BENCH_MAX_SIZES || (o->sizes && T <= o->T[o->sizes - 1])) {
             command_error(EXIT_USAGE, state->name,
                           "--seq \"%s\": expected up to %d lengths, ascending, as in 256,1k,16k",
-                          arg, BENCH_SIZES);
+                          arg, BENCH_MAX_SIZES);
             return EINVAL;
         }
         o->T[o->sizes++] = T;
-        at += length;
-        if (!*at)
+        item += length;
+        if (!*item)
             return 0;
     }
 }
 
 static error_t passes(const struct argp_state *state, const char *arg, bench_options *o) {
     memset(o->pass, 0, sizeof o->pass);
-    for (const char *at = arg;; at++) {
-        size_t length = strcspn(at, ",");
+    for (const char *item = arg;; item++) {
+        size_t length = strcspn(item, ",");
         int found = 0;
         for (int p = 0; p < BENCH_PASSES; p++) {
             const char *name = bench_pass_name((bench_pass)p);
-            if ((length == 3 && !strncmp(at, "all", 3)) ||
-                (length == strlen(name) && !strncmp(at, name, length)))
+            if ((length == 3 && !strncmp(item, "all", 3)) ||
+                (length == strlen(name) && !strncmp(item, name, length)))
                 o->pass[p] = found = 1;
         }
         if (!found) {
@@ -104,16 +104,16 @@ static error_t passes(const struct argp_state *state, const char *arg, bench_opt
                           "--pass \"%s\": expected forward, backward, decode or all", arg);
             return EINVAL;
         }
-        at += length;
-        if (!*at)
+        item += length;
+        if (!*item)
             return 0;
     }
 }
 
 static error_t stage(const struct argp_state *state, const char *arg, bench_options *o) {
-    if (o->stages == BENCH_STAGES) {
+    if (o->stages == BENCH_MAX_STAGES) {
         command_error(EXIT_USAGE, state->name, "--stage \"%s\": more than %d stages", arg,
-                      BENCH_STAGES);
+                      BENCH_MAX_STAGES);
         return EINVAL;
     }
     o->stage[o->stages++] = arg;
@@ -152,16 +152,16 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
                             bench_options *o) {
     switch (key) {
     case KEY_HEADS:
-        return two(state, "heads", arg, &o->cfg.q_heads, &o->cfg.kv_heads);
+        return pair(state, "heads", arg, &o->cfg.q_heads, &o->cfg.kv_heads);
     case KEY_DIMS:
-        return two(state, "dims", arg, &o->cfg.qk_dim, &o->cfg.v_dim);
+        return pair(state, "dims", arg, &o->cfg.qk_dim, &o->cfg.v_dim);
     case KEY_PHI:
         if (!nsa_config_set(&o->cfg, "phi", 0, arg))
             return 0;
         command_error(EXIT_USAGE, state->name, "%s", nsa_last_error());
         return EINVAL;
     case KEY_BATCH:
-        return number(state, "batch", arg, 1, BENCH_BATCH, &o->batch);
+        return number(state, "batch", arg, 1, BENCH_MAX_BATCH, &o->batch);
     case 't':
         return number(state, "threads", arg, 1, 256, &o->threads);
     case KEY_ROWS:
@@ -171,7 +171,7 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
     case KEY_BUDGET:
         return budget(state, arg, o);
     case KEY_RUNS:
-        return number(state, "runs", arg, 3, BENCH_SAMPLES, &o->runs);
+        return number(state, "runs", arg, 3, BENCH_MAX_RUNS, &o->runs);
     case KEY_DEVICE:
         return device(state, arg, o);
     case KEY_JUDGE:
@@ -180,8 +180,8 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
     case KEY_PEERS:
         o->peers = arg;
         return 0;
-    case KEY_ALONE:
-        o->alone = 1;
+    case KEY_ONE_THREAD:
+        o->one_thread = 1;
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -190,9 +190,9 @@ static error_t parse_config(int key, const char *arg, const struct argp_state *s
 
 static error_t parse(int key, char *arg, struct argp_state *state) {
     bench_options *o = state->input;
-    error_t taken = parse_config(key, arg, state, o);
-    if (taken != ARGP_ERR_UNKNOWN)
-        return taken;
+    error_t status = parse_config(key, arg, state, o);
+    if (status != ARGP_ERR_UNKNOWN)
+        return status;
     switch (key) {
     case 's':
         return stage(state, arg, o);
@@ -240,7 +240,7 @@ static const struct argp_option known[] = {
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
     {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
-    {"alone", KEY_ALONE, NULL, 0,
+    {"alone", KEY_ONE_THREAD, NULL, 0,
      "beside --threads N: each of the CPU's stages with one thread, too, in turn", 1},
     {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: what runs there; default: all", 1},
     {"peers", KEY_PEERS, "COMMAND", 0,
@@ -297,7 +297,7 @@ int bench_parse(int argc, char **argv, bench_options *o) {
     int code = command_parse(&argp, 0, argc, argv, NULL, o);
     if (code)
         return code;
-    if (o->alone && o->threads == 1)
+    if (o->one_thread && o->threads == 1)
         return command_error(EXIT_USAGE, argv[0],
                              "--alone with 1 thread: --threads must be 2 or more");
     nsa_config cfg = o->cfg; /* the contract's rules, before anything is drawn */

@@ -44,13 +44,13 @@ static nsa_status read_line(peers *p, char **end) {
     const double start = bench_now();
     while (!(*end = p->used ? memchr(p->line, '\n', p->used) : NULL)) {
         struct pollfd wait = {.fd = p->from, .events = POLLIN};
-        if (p->used + 1 >= p->room) {
-            size_t room = p->room ? 2 * p->room : 4096;
-            char *more = room > 1 << 20 ? NULL : realloc(p->line, room);
+        if (p->used + 1 >= p->capacity) {
+            size_t capacity = p->capacity ? 2 * p->capacity : 4096;
+            char *more = capacity > 1 << 20 ? NULL : realloc(p->line, capacity);
             if (!more)
                 return lost(p, "answered with more than a line");
             p->line = more;
-            p->room = room;
+            p->capacity = capacity;
         }
         const double left = PATIENCE - (bench_now() - start);
         const int ready = left > 0 ? poll(&wait, 1, (int)(1e3 * left) + 1) : 0;
@@ -58,7 +58,7 @@ static nsa_status read_line(peers *p, char **end) {
             continue;
         if (ready <= 0)
             return lost(p, "did not answer");
-        ssize_t n = read(p->from, p->line + p->used, p->room - 1 - p->used);
+        ssize_t n = read(p->from, p->line + p->used, p->capacity - 1 - p->used);
         if (n <= 0)
             return lost(p, "has ended");
         p->used += (size_t)n;
@@ -78,7 +78,7 @@ static double number_of(const cJSON *from, const char *key) {
 }
 
 /* One request, which is freed, and its answer, to be freed with cJSON_Delete(). */
-static nsa_status ask(peers *p, cJSON *request, cJSON **answer) {
+static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
     char *text = request ? cJSON_PrintUnformatted(request) : NULL, *end = NULL;
     cJSON_Delete(request);
     *answer = NULL;
@@ -141,7 +141,7 @@ static nsa_status spawn(peers *p, const char *command) {
 
 static void note_backend(peers *p, const cJSON *item) {
     peer *b = &p->list[p->count];
-    if (p->count == PEERS_MOST || !text_of(item, "name")[0])
+    if (p->count == PEERS_MAX || !text_of(item, "name")[0])
         return;
     *b = (peer){.sparse = number_of(item, "sparse") > 0};
     snprintf(b->name, sizeof b->name, "%s", text_of(item, "name"));
@@ -162,7 +162,7 @@ nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
     if (status)
         cJSON_Delete(request);
     else
-        status = ask(p, request, &answer);
+        status = request_answer(p, request, &answer);
     cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(answer, "backends"))
         note_backend(p, item);
     const char *absent = text_of(answer, "absent");
@@ -184,7 +184,7 @@ void peers_stop(peers *p) {
     p->to = p->from = -1;
     p->pid = 0;
     p->line = NULL;
-    p->used = p->room = 0;
+    p->used = p->capacity = 0;
 }
 
 /* -------------------------------------------------------------------- runs */
@@ -205,7 +205,7 @@ nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row 
     cJSON_AddStringToObject(request, "pass", bench_pass_name(w->pass));
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         cJSON_AddNumberToObject(request, numbers[i].key, (double)numbers[i].value);
-    nsa_status status = ask(p, request, &answer);
+    nsa_status status = request_answer(p, request, &answer);
     if (status)
         return status;
     *id = (int)number_of(answer, "id");
@@ -217,7 +217,7 @@ nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row 
 
 nsa_status peers_time(peers *p, int id, double *seconds) {
     cJSON *answer;
-    nsa_status status = ask(p, request_of("time", id), &answer);
+    nsa_status status = request_answer(p, request_of("time", id), &answer);
     if (status)
         return status;
     *seconds = number_of(answer, "seconds");
@@ -228,6 +228,6 @@ nsa_status peers_time(peers *p, int id, double *seconds) {
 void peers_close(peers *p, int id) {
     cJSON *answer = NULL;
     if (p->pid)
-        (void)ask(p, request_of("close", id), &answer);
+        (void)request_answer(p, request_of("close", id), &answer);
     cJSON_Delete(answer);
 }

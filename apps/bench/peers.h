@@ -23,7 +23,7 @@
 
 #include "bench/workload.h"
 
-enum { PEERS_MOST = 8 /**< programs of one run that are not ours */ };
+enum { PEERS_MAX = 8 /**< programs of one run that are not ours */ };
 
 /** One way to attend that is not ours. */
 typedef struct peer {
@@ -36,15 +36,15 @@ typedef struct peer {
 
 /** The program that runs them. */
 typedef struct peers {
-    peer list[PEERS_MOST]; /**< what it said it has */
-    int count;             /**< how many */
-    char about[512];       /**< what it said of itself, and what it lacks */
-    int pid;               /**< 0: none, or it was ended */
-    int to;                /**< pipe to its standard input */
-    int from;              /**< pipe from its standard output */
-    char *line;            /**< what was read so far */
-    size_t used;           /**< bytes of it */
-    size_t room;           /**< bytes there is memory for */
+    peer list[PEERS_MAX]; /**< what it said it has */
+    int count;            /**< how many */
+    char about[512];      /**< what it said of itself, and what it lacks */
+    int pid;              /**< 0: none, or it was ended */
+    int to;               /**< pipe to its standard input */
+    int from;             /**< pipe from its standard output */
+    char *line;           /**< what was read so far */
+    size_t used;          /**< bytes of it */
+    size_t capacity;      /**< bytes there is memory for */
 } peers;
 
 /** Start the program and ask what it has.

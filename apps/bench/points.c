@@ -21,10 +21,10 @@ static double value_of(const bench_row *r, figure f, double *low, double *high) 
     return f == TIME ? r->median : f == SPEEDUP ? r->dense : 100 * r->share;
 }
 
-static int is_first(const bench_run *run, int at) {
-    for (int i = 0; i < at; i++) {
-        if (!strcmp(run->row[i].name, run->row[at].name) &&
-            !strcmp(run->row[i].pass, run->row[at].pass))
+static int is_first(const bench_run *run, int index) {
+    for (int i = 0; i < index; i++) {
+        if (!strcmp(run->row[i].name, run->row[index].name) &&
+            !strcmp(run->row[i].pass, run->row[index].pass))
             return 0;
     }
     return 1;
@@ -58,7 +58,7 @@ static void print_phases(const bench_run *run, const char *pass) {
                      !strcmp(run->row[j].pass, r->pass);
         if (r->status[0] || strcmp(r->pass, pass) || !r->phases || later)
             continue;
-        double left = 100;
+        double other = 100;
         printf("\"%s\\nT = %" PRId64 "\"", r->name, r->T);
         for (int n = 0; n < 5; n++) {
             double share = 0;
@@ -66,9 +66,9 @@ static void print_phases(const bench_run *run, const char *pass) {
                 share +=
                     strcmp(r->phase[p].name, name[n]) ? 0 : 100 * r->phase[p].seconds / r->median;
             printf(" %.3f", share);
-            left -= share;
+            other -= share;
         }
-        printf(" %.3f\n", left > 0 ? left : 0);
+        printf(" %.3f\n", other > 0 ? other : 0);
     }
 }
 

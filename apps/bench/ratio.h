@@ -9,13 +9,13 @@
 #include "bench/timing.h"
 
 /** Rounds that two rows must share for a ratio of rounds. */
-enum { BENCH_SHARED = 3 };
+enum { BENCH_MIN_SHARED = 3 };
 
 /**
  * Median and quartiles of than's time over r's, round by round: a speed of the machine that changes
- * slowly beside a round falls out of each of them. Where fewer than BENCH_SHARED rounds timed both,
- * or a run file does not have them, the ratio of the medians, and by the quartiles of both the
- * worst and the best.
+ * slowly beside a round falls out of each of them. Where fewer than BENCH_MIN_SHARED rounds timed
+ * both, or a run file does not have them, the ratio of the medians, and by the quartiles of both
+ * the worst and the best.
  */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 

@@ -62,14 +62,14 @@ static void print_times(const bench_run *run, const char *pass, const char *stag
 static void print_phases(const bench_run *run, const char *stage) {
     grid g = {0};
     /* in the order of the work; a stage may have others */
-    const char *name[BENCH_PHASES * 2] = {"compress", "cmp", "select", "slc", "win"};
+    const char *name[BENCH_MAX_PHASES * 2] = {"compress", "cmp", "select", "slc", "win"};
     int names = 5;
     for (int i = 0; i < run->rows; i++) {
         for (int p = 0; p < run->row[i].phases; p++) {
             int known = 0;
             for (int n = 0; n < names; n++)
                 known |= !strcmp(name[n], run->row[i].phase[p].name);
-            if (!known && names < BENCH_PHASES * 2)
+            if (!known && names < BENCH_MAX_PHASES * 2)
                 name[names++] = run->row[i].phase[p].name;
         }
     }
@@ -253,17 +253,17 @@ static int disagree(const bench_row *a, const char *of, const double x[3], const
 }
 
 int report_compare(const bench_run *a, const bench_run *b) {
-    int apart = 0, compared = 0;
+    int disagreements = 0, compared = 0;
     for (int i = 0; i < a->rows; i++) {
         const bench_row *x = &a->row[i], *y = bench_find(b, x->name, x->pass, x->T);
         if (x->status[0] || !y)
             continue;
         compared++;
-        apart += disagree(x, "x dense", (double[]){x->dense, x->dense_low, x->dense_high},
-                          (double[]){y->dense, y->dense_low, y->dense_high});
-        apart += disagree(x, "x below", (double[]){x->below, x->below_low, x->below_high},
-                          (double[]){y->below, y->below_low, y->below_high});
+        disagreements += disagree(x, "x dense", (double[]){x->dense, x->dense_low, x->dense_high},
+                                  (double[]){y->dense, y->dense_low, y->dense_high});
+        disagreements += disagree(x, "x below", (double[]){x->below, x->below_low, x->below_high},
+                                  (double[]){y->below, y->below_low, y->below_high});
     }
-    printf("%d rows in both runs, %d ratios whose spreads do not meet\n", compared, apart);
-    return apart;
+    printf("%d rows in both runs, %d ratios whose spreads do not meet\n", compared, disagreements);
+    return disagreements;
 }

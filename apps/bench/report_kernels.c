@@ -13,10 +13,10 @@
 
 int report_wanted(const char *name, const char *stage) {
     const char *own = name;
-    if (bench_in_manner(name, BENCH_OWN))
-        own = name + strlen(BENCH_OWN);
-    else if (bench_in_manner(name, BENCH_ALONE))
-        own = name + strlen(BENCH_ALONE);
+    if (bench_has_prefix(name, BENCH_OWN_DENSE))
+        own = name + strlen(BENCH_OWN_DENSE);
+    else if (bench_has_prefix(name, BENCH_ONE_THREAD))
+        own = name + strlen(BENCH_ONE_THREAD);
     return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
 }
 
@@ -60,18 +60,18 @@ void report_kernels(const bench_run *run, const char *stage) {
 
 /* What we are compared with: whatever is neither a stage nor one in another manner. */
 static int is_peer(const bench_row *r) {
-    return !bench_is_stage(r) && !bench_in_manner(r->name, BENCH_OWN) &&
-           !bench_in_manner(r->name, BENCH_ALONE);
+    return !bench_is_stage(r) && !bench_has_prefix(r->name, BENCH_OWN_DENSE) &&
+           !bench_has_prefix(r->name, BENCH_ONE_THREAD);
 }
 
 /* Names of peers, each once. @return how many */
-static int list_peers(const bench_run *run, const char **name, int room) {
+static int list_peers(const bench_run *run, const char **name, int capacity) {
     int names = 0;
     for (int i = 0; i < run->rows; i++) {
         int known = !is_peer(&run->row[i]) || run->row[i].status[0] != 0;
         for (int n = 0; n < names; n++)
             known |= !strcmp(name[n], run->row[i].name);
-        if (!known && names < room)
+        if (!known && names < capacity)
             name[names++] = run->row[i].name;
     }
     return names;
@@ -90,7 +90,8 @@ void report_peers(const bench_run *run, const char *stage) {
         grid_cell(&g, "x %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || !report_wanted(r->name, stage) || bench_in_manner(r->name, BENCH_ALONE))
+        if (r->status[0] || !report_wanted(r->name, stage) ||
+            bench_has_prefix(r->name, BENCH_ONE_THREAD))
             continue;
         grid_row(&g);
         grid_cell(&g, "%" PRId64, r->T);
@@ -111,13 +112,14 @@ void report_peers(const bench_run *run, const char *stage) {
 /* --------------------------------------------------------------------- own */
 
 /* The same stage in another manner, at the same pass and length; NULL if it was not timed. */
-static const bench_row *find_manner(const bench_run *run, const char *prefix, const bench_row *r) {
+static const bench_row *find_variant(const bench_run *run, const char *prefix, const bench_row *r) {
     char name[96];
     snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
     return bench_find(run, name, r->pass, r->T);
 }
 
-static void own_row(grid *g, const bench_row *r, const bench_row *dense, const bench_row *alone) {
+static void own_row(grid *g, const bench_row *r, const bench_row *dense,
+                    const bench_row *one_thread) {
     grid_row(g);
     grid_cell(g, "%" PRId64, r->T);
     grid_cell(g, "%s", r->pass);
@@ -134,9 +136,9 @@ static void own_row(grid *g, const bench_row *r, const bench_row *dense, const b
         for (int i = 0; i < 3; i++)
             grid_cell(g, "-");
     }
-    grid_number(g, alone ? 1e3 * alone->median : 0);
-    if (alone)
-        ratio_cell(g, bench_ratio(r, alone));
+    grid_number(g, one_thread ? 1e3 * one_thread->median : 0);
+    if (one_thread)
+        ratio_cell(g, bench_ratio(r, one_thread));
     else
         grid_cell(g, "-");
 }
@@ -148,10 +150,11 @@ void report_own(const bench_run *run, const char *stage) {
                                            "x one thread", NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        const bench_row *dense = find_manner(run, BENCH_OWN, r);
-        const bench_row *alone = find_manner(run, BENCH_ALONE, r);
-        if (!r->status[0] && bench_is_stage(r) && report_wanted(r->name, stage) && (dense || alone))
-            own_row(&g, r, dense, alone);
+        const bench_row *dense = find_variant(run, BENCH_OWN_DENSE, r);
+        const bench_row *one_thread = find_variant(run, BENCH_ONE_THREAD, r);
+        if (!r->status[0] && bench_is_stage(r) && report_wanted(r->name, stage) &&
+            (dense || one_thread))
+            own_row(&g, r, dense, one_thread);
     }
     grid_print(&g, stdout);
 }

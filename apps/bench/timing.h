@@ -31,9 +31,10 @@ typedef struct bench_stats {
 /** Sort the samples and take quartiles, between neighbours by proportion. */
 bench_stats bench_quartiles(double *samples, int count);
 
-/** Whether a row that wants `wanted` runs has one in this round of `most`. Spread over all of them,
- *  and of two rows one runs in every round of the other: ratios are of rounds that both ran in. */
-int bench_takes_part(int round, int most, int wanted);
+/** Whether a row that wants `wanted` runs has one in this round of `rounds`. Spread over all of
+ * them, and of two rows one runs in every round of the other: ratios are of rounds that both ran
+ * in. */
+int bench_takes_part(int round, int rounds, int wanted);
 
 /** Memory larger than the last-level cache: to empty it, and to copy within. */
 typedef struct bench_arena {

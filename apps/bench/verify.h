@@ -8,7 +8,7 @@
 #include "bench/workload.h"
 
 /** @return how run_stage() is to run a judge: which results, on how many threads. */
-int verify_how(const workload *w);
+int verify_flags(const workload *w);
 
 /** Run the oracle on the sampled rows alone, unless that was done already.
  *  @param w       keeps the results
@@ -30,7 +30,7 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
 /** Take the sampled rows out of a result of all rows, and see that all of it is finite.
  *  @param w     names the rows
  *  @param all   [T,...]
- *  @param some  [R,...]; free with tensor_free() */
-nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *some);
+ *  @param sampled  [R,...]; free with tensor_free() */
+nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *sampled);
 
 #endif

@@ -37,8 +37,8 @@ typedef struct workload {
  *  @param o     the options
  *  @param T     tokens of a sequence, 0 to leave them out
  *  @param text  filled in
- *  @param room  its size */
-void workload_text(const bench_options *o, int64_t T, char *text, size_t room);
+ *  @param capacity  its size */
+void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
 /** Draw the inputs.
  *  @param o      config, batch, rows, seed

@@ -80,13 +80,13 @@ static void fill_rows(const demo_text *text, const uint64_t *bits, demo_model *m
     static const nsa_id key[3] = {NSA_K_CMP, NSA_K_SLC, NSA_K_WIN};
     for (int64_t t = 0; t < text->T; t++) {
         for (int64_t h = 0; h < DEMO_HEADS; h++) {
-            float *q_th = m->own[NSA_Q] + (t * DEMO_HEADS + h) * DEMO_DIM;
+            float *q_th = m->memory[NSA_Q] + (t * DEMO_HEADS + h) * DEMO_DIM;
             content_query(bits, t, demo_reach(h), q_th);
             rotate(2, t, q_th);
         }
         for (int pair = 0; pair < 3; pair++) {
             for (int64_t h = 0; h < DEMO_KV_HEADS; h++) {
-                float *k_th = m->own[key[pair]] + (t * DEMO_KV_HEADS + h) * DEMO_DIM;
+                float *k_th = m->memory[key[pair]] + (t * DEMO_KV_HEADS + h) * DEMO_DIM;
                 for (int c = 0; c < CONTENT; c++)
                     k_th[c] = (float)sign(bits[t], c);
                 rotate(strength[pair], t, k_th);
@@ -102,28 +102,31 @@ static void fill_values(const demo_text *text, demo_model *m) {
     for (int64_t i = 0; i < text->T * DEMO_KV_HEADS * DEMO_DIM; i++) {
         int64_t t = i / (DEMO_KV_HEADS * DEMO_DIM), c = i % (DEMO_KV_HEADS * DEMO_DIM);
         for (int pair = 0; pair < 3; pair++)
-            m->own[value[pair]][i] =
+            m->memory[value[pair]][i] =
                 (float)(2 * uniform(100 + (uint64_t)pair, text->byte[t] * 4096 + c) - 1);
     }
 }
 
 /* A tensor of the model, with memory of its own. */
-static int take(demo_model *m, nsa_id id, int32_t ndim, int64_t a, int64_t b, int64_t c) {
+static int alloc_tensor(demo_model *m, nsa_id id, int32_t ndim, int64_t a, int64_t b, int64_t c) {
     nsa_tensor t = {.dtype = NSA_F32, .ndim = ndim, .shape = {a, b, c}};
-    t.data = m->own[id] = calloc((size_t)nsa_count(&t), sizeof(float));
+    t.data = m->memory[id] = calloc((size_t)nsa_count(&t), sizeof(float));
     m->in.at[id] = t;
     return t.data != NULL;
 }
 
-static int take_all(demo_model *m, int64_t T) {
+static int alloc_inputs(demo_model *m, int64_t T) {
     int64_t l = m->cfg.cmp_block;
-    int ok = take(m, NSA_Q, 3, T, DEMO_HEADS, DEMO_DIM);
+    int ok = alloc_tensor(m, NSA_Q, 3, T, DEMO_HEADS, DEMO_DIM);
     for (int id = NSA_K_CMP; id <= NSA_V_WIN; id++)
-        ok = take(m, (nsa_id)id, 3, T, DEMO_KV_HEADS, DEMO_DIM) && ok;
-    ok = take(m, NSA_GATE, 3, T, DEMO_HEADS, 3) && ok;
-    ok = take(m, NSA_PHI_K_PE, 2, l, DEMO_DIM, 0) && take(m, NSA_PHI_K_W, 1, DEMO_DIM, 0, 0) && ok;
-    ok = take(m, NSA_PHI_V_PE, 2, l, DEMO_DIM, 0) && take(m, NSA_PHI_V_W, 1, DEMO_DIM, 0, 0) && ok;
-    return take(m, NSA_PHI_K_B, 1, l, 0, 0) && take(m, NSA_PHI_V_B, 1, l, 0, 0) && ok;
+        ok = alloc_tensor(m, (nsa_id)id, 3, T, DEMO_KV_HEADS, DEMO_DIM) && ok;
+    ok = alloc_tensor(m, NSA_GATE, 3, T, DEMO_HEADS, 3) && ok;
+    ok = alloc_tensor(m, NSA_PHI_K_PE, 2, l, DEMO_DIM, 0) &&
+         alloc_tensor(m, NSA_PHI_K_W, 1, DEMO_DIM, 0, 0) && ok;
+    ok = alloc_tensor(m, NSA_PHI_V_PE, 2, l, DEMO_DIM, 0) &&
+         alloc_tensor(m, NSA_PHI_V_W, 1, DEMO_DIM, 0, 0) && ok;
+    return alloc_tensor(m, NSA_PHI_K_B, 1, l, 0, 0) && alloc_tensor(m, NSA_PHI_V_B, 1, l, 0, 0) &&
+           ok;
 }
 
 nsa_status demo_embed(const demo_text *text, demo_model *m) {
@@ -137,7 +140,7 @@ nsa_status demo_embed(const demo_text *text, demo_model *m) {
     if (status)
         return status;
     uint64_t *bits = malloc((size_t)text->T * sizeof *bits);
-    if (!bits || !take_all(m, text->T)) {
+    if (!bits || !alloc_inputs(m, text->T)) {
         free(bits);
         demo_model_free(m);
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the inputs of %lld tokens",
@@ -148,11 +151,11 @@ nsa_status demo_embed(const demo_text *text, demo_model *m) {
     fill_rows(text, bits, m);
     fill_values(text, m);
     for (int64_t i = 0; i < text->T * DEMO_HEADS * 3; i++)
-        m->own[NSA_GATE][i] = (float)(uniform(7, i) * 0.999);
+        m->memory[NSA_GATE][i] = (float)(uniform(7, i) * 0.999);
     /* Small weights keep the compressor near the plain mean; large ones would drop content. */
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++) {
-        for (int64_t i = 0; m->own[id] && i < nsa_count(&m->in.at[id]); i++)
-            m->own[id][i] = (float)(0.04 * uniform(200 + (uint64_t)id, i) - 0.02);
+        for (int64_t i = 0; m->memory[id] && i < nsa_count(&m->in.at[id]); i++)
+            m->memory[id][i] = (float)(0.04 * uniform(200 + (uint64_t)id, i) - 0.02);
     }
     free(bits);
     return NSA_OK;
@@ -171,9 +174,9 @@ static float bfloat16(float x) {
 
 nsa_status demo_round(const demo_model *from, demo_model *to) {
     *to = *from;
-    memset(to->own, 0, sizeof to->own);
+    memset(to->memory, 0, sizeof to->memory);
     for (int id = 0; id < NSA_ID_COUNT; id++) {
-        if (!from->own[id])
+        if (!from->memory[id])
             continue;
         size_t count = (size_t)nsa_count(&from->in.at[id]);
         float *copy = malloc(count * sizeof *copy);
@@ -183,15 +186,15 @@ nsa_status demo_round(const demo_model *from, demo_model *to) {
                             nsa_name((nsa_id)id));
         }
         for (size_t i = 0; i < count; i++)
-            copy[i] = id == NSA_GATE ? from->own[id][i] : bfloat16(from->own[id][i]);
-        to->in.at[id].data = to->own[id] = copy;
+            copy[i] = id == NSA_GATE ? from->memory[id][i] : bfloat16(from->memory[id][i]);
+        to->in.at[id].data = to->memory[id] = copy;
     }
     return NSA_OK;
 }
 
 void demo_model_free(demo_model *m) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
-        free(m->own[id]);
-        m->own[id] = NULL;
+        free(m->memory[id]);
+        m->memory[id] = NULL;
     }
 }

@@ -19,9 +19,9 @@ enum {
 
 /** The operator's config and inputs, with the memory behind them. */
 typedef struct demo_model {
-    nsa_config cfg;           /**< resolved */
-    nsa_tensors in;           /**< float32 inputs of a load */
-    float *own[NSA_ID_COUNT]; /**< what `in` points to */
+    nsa_config cfg;              /**< resolved */
+    nsa_tensors in;              /**< float32 inputs of a load */
+    float *memory[NSA_ID_COUNT]; /**< what `in` points to */
 } demo_model;
 
 /** Make all inputs of a text.

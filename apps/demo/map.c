@@ -19,18 +19,18 @@ const demo_colours demo_colour = {
 
 /* ------------------------------------------------------------------ counting */
 
-static int is_forced(const nsa_config *c, int64_t block, int64_t own) {
-    return block < c->slc_init || block > own - c->slc_local;
+static int is_forced(const nsa_config *c, int64_t block, int64_t own_block) {
+    return block < c->slc_init || block > own_block - c->slc_local;
 }
 
 /* One query's free picks, each cell once. The list is ascending, so that a cell's blocks follow
  * each other. */
-static void count_query(const demo_map *map, const int32_t *idx, int64_t own, float *row) {
+static void count_query(const demo_map *map, const int32_t *idx, int64_t own_block, float *row) {
     const nsa_config *c = map->cfg;
     int64_t last = -1;
     for (int64_t i = 0; i < c->slc_count && idx[i] >= 0; i++) {
         int64_t cell = idx[i] / map->per_cell;
-        if (is_forced(c, idx[i], own) || cell == last || cell >= map->cells)
+        if (is_forced(c, idx[i], own_block) || cell == last || cell >= map->cells)
             continue;
         row[cell] += 1;
         last = cell;
@@ -53,8 +53,10 @@ nsa_status demo_map_count(demo_map *map) {
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the map");
     }
     for (int64_t i = 0; i < map->run->R * c->kv_heads; i++) {
-        int64_t own = map->run->row[i / c->kv_heads] / c->slc_block, y = own / map->per_cell;
-        count_query(map, map->run->block_idx + i * c->slc_count, own, map->share + y * map->cells);
+        int64_t own_block = map->run->row[i / c->kv_heads] / c->slc_block,
+                y = own_block / map->per_cell;
+        count_query(map, map->run->block_idx + i * c->slc_count, own_block,
+                    map->share + y * map->cells);
         queries[y] += 1;
     }
     for (int64_t i = 0; i < map->cells * map->cells; i++)

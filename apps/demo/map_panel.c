@@ -6,8 +6,8 @@
 
 /* The enlargement is less tall beside a small plot, so that the legend keeps its room. */
 static double zoom_height(const demo_map *map) {
-    double room = map->side - 370;
-    return room < 330 ? room : 330;
+    double available = map->side - 370;
+    return available < 330 ? available : 330;
 }
 
 /** The part that is enlarged. */
@@ -68,24 +68,24 @@ static void draw_guide(const demo_map *map, FILE *out) {
 /* ---------------------------------------------------------------- enlargement */
 
 /* 0 not selected, 1 free, 2 forced, for one query of the run; the groups are laid over another. */
-static int chosen(const demo_map *map, int64_t r, int64_t block) {
+static int selection_kind(const demo_map *map, int64_t r, int64_t block) {
     const nsa_config *c = map->cfg;
-    int64_t own = map->run->row[r] / c->slc_block;
+    int64_t own_block = map->run->row[r] / c->slc_block;
     for (int64_t i = 0; i < c->kv_heads * c->slc_count; i++) {
         if (map->run->block_idx[r * c->kv_heads * c->slc_count + i] == block)
-            return block < c->slc_init || block > own - c->slc_local ? 2 : 1;
+            return block < c->slc_init || block > own_block - c->slc_local ? 2 : 1;
     }
     return 0;
 }
 
 /* One path for all queries' choices of a kind; every block a column, its runs of queries merged. */
-static void zoom_choices(const demo_map *map, const zoom *z, int kind, FILE *out) {
+static void zoom_selected(const demo_map *map, const zoom *z, int kind, FILE *out) {
     fprintf(out, "<path fill=\"%s\" d=\"", kind == 2 ? demo_colour.forced : demo_colour.shade[2]);
     for (int64_t x = 0; x < ZOOM_BLOCKS; x++) {
         int64_t start = -1;
         for (int64_t y = 0; y <= z->rows; y++) {
             int64_t r = y < z->rows ? demo_run_find(map->run, z->t0 + y) : -1;
-            int hit = r >= 0 && chosen(map, r, z->block0 + x) == kind;
+            int hit = r >= 0 && selection_kind(map, r, z->block0 + x) == kind;
             if (hit && start < 0)
                 start = y;
             if (hit || start < 0)
@@ -155,8 +155,8 @@ static void draw_zoom(const demo_map *map, FILE *out) {
             demo_colour.ink, demo_colour.faint);
     fprintf(out, "<rect width=\"%d\" height=\"%g\" fill=\"%s\"/>\n", ZOOM_BLOCKS * ZOOM_CELL,
             (double)z.rows * z.tall, demo_colour.triangle);
-    zoom_choices(map, &z, 1, out);
-    zoom_choices(map, &z, 2, out);
+    zoom_selected(map, &z, 1, out);
+    zoom_selected(map, &z, 2, out);
     zoom_twin(map, &z, out);
     fprintf(out, "<rect width=\"%d\" height=\"%g\" fill=\"none\" stroke=\"%s\"/>\n",
             ZOOM_BLOCKS * ZOOM_CELL, (double)z.rows * z.tall, demo_colour.ink);

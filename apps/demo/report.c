@@ -7,16 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SETTLED = 64 }; /* queries of the second copy until even the longest reach lies in it */
+enum { MIN_DEPTH = 64 }; /* queries of the second copy until even the longest reach lies in it */
 
 /* -------------------------------------------------------------------- inputs */
 
 void demo_report_text(const demo_text *text) {
     char quote[61];
-    double T = (double)text->taken; /* places in the text before it grew */
+    double T = (double)text->bytes_read; /* places in the text before it grew */
     printf("Text: %.68s\n", text->name);
     printf("  %s%" PRId64 " bytes%s, one byte a token.\n", text->cut ? "its first " : "",
-           text->taken, text->cut ? " (more would take too long here)" : "");
+           text->bytes_read, text->cut ? " (more would take too long here)" : "");
     printf("  Planted: the %" PRId64 " bytes from %" PRId64 " (%.0f%%), copied in again at %" PRId64
            " (%.0f%%).\n  Now T = %" PRId64 " tokens, %" PRId64 " from one copy to the other.\n",
            text->length, text->first, 100 * (double)text->first / T, text->second,
@@ -60,13 +60,13 @@ void demo_report_head(int64_t rows) {
 
 /* Break a reason at blanks, indented below its line. */
 static void print_reason(const char *text) {
-    enum { ROOM = 74 };
+    enum { WIDTH = 74 };
     for (size_t n; *text; text += n + (text[n] == ' ')) {
         n = strlen(text);
-        if (n > ROOM) {
-            for (n = ROOM; n && text[n] != ' ';)
+        if (n > WIDTH) {
+            for (n = WIDTH; n && text[n] != ' ';)
                 n--;
-            n = n ? n : ROOM;
+            n = n ? n : WIDTH;
         }
         printf("    %.*s\n", (int)n, text);
     }
@@ -151,13 +151,13 @@ void demo_report_reads(const nsa_config *c) {
 demo_found_again demo_look_again(const demo_text *text, const nsa_config *c, const demo_run *run) {
     demo_found_again found = {0};
     double chance = 0;
-    for (int64_t t = text->second + SETTLED; t < text->second + text->length; t++) {
-        int64_t r = demo_run_find(run, t), own = t / c->slc_block;
+    for (int64_t t = text->second + MIN_DEPTH; t < text->second + text->length; t++) {
+        int64_t r = demo_run_find(run, t), own_block = t / c->slc_block;
         int32_t twin = (int32_t)((t - text->second + text->first) / c->slc_block);
         if (r < 0)
             continue;
-        double blocks = (double)(own + 1 - c->slc_init - c->slc_local);
-        double picks = (double)(c->slc_count - c->slc_init - c->slc_local);
+        double blocks = (double)(own_block + 1 - c->slc_init - c->slc_local);
+        double n_free = (double)(c->slc_count - c->slc_init - c->slc_local);
         for (int64_t h = 0; h < c->kv_heads; h++) {
             const int32_t *idx = run->block_idx + (r * c->kv_heads + h) * c->slc_count;
             int hit = 0;
@@ -165,7 +165,7 @@ demo_found_again demo_look_again(const demo_text *text, const nsa_config *c, con
                 hit |= idx[i] == twin;
             found.hits += hit;
             found.queries++;
-            chance += blocks > picks ? picks / blocks : 1;
+            chance += blocks > n_free ? n_free / blocks : 1;
         }
     }
     double share = found.queries ? (double)found.hits / (double)found.queries : 0;
@@ -182,7 +182,7 @@ void demo_report_found(const demo_text *text, const demo_found_again *found, con
     printf("\nThe planted passage, found again? (blocks as selected by stage %.20s)\n", stage);
     printf("  Queries %" PRId64 " to %" PRId64
            " stand in the second copy, %d and more tokens deep.\n",
-           text->second + SETTLED, text->second + text->length - 1, SETTLED);
+           text->second + MIN_DEPTH, text->second + text->length - 1, MIN_DEPTH);
     printf("  %" PRId64 " of %" PRId64
            " (%.1f%%) selected the block where their twin stands in the "
            "first;\n  free picks thrown at random would reach %.1f%%.  %s\n",

@@ -33,10 +33,10 @@ typedef struct demo_run {
 } demo_run;
 
 /** Open the stage, load, time the forward, read, close.
- *  @param ask       what to ask
+ *  @param request       what to ask
  *  @param[out] run  for demo_run_free(), on success
  *  @return the stage's status */
-nsa_status demo_run_stage(const demo_request *ask, demo_run *run);
+nsa_status demo_run_stage(const demo_request *request, demo_run *run);
 
 /** Give back a run's memory; a zeroed run is allowed.
  *  @param run  of demo_run_stage() */
@@ -54,7 +54,7 @@ double demo_now(void);
 typedef struct demo_rows {
     int64_t T;     /**< rows of the text */
     int64_t count; /**< rows in the list */
-    char *chosen;  /**< [T] 1 if in the set */
+    char *in_set;  /**< [T] 1 if in the set */
     int32_t *list; /**< [count] ascending; NULL until demo_rows_list() */
 } demo_rows;
 

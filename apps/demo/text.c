@@ -31,10 +31,10 @@ static nsa_status open_essay(FILE **file) {
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
-    static const char *const places[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
+    static const char *const places_to_look[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
     nsa_status status = NSA_ERR_IO;
     for (size_t i = 0; i < 2 && status; i++) {
-        snprintf(path, sizeof path, "%s/%s", self, places[i]);
+        snprintf(path, sizeof path, "%s/%s", self, places_to_look[i]);
         status = file_stream(path, file);
     }
     return status;
@@ -42,19 +42,19 @@ static nsa_status open_essay(FILE **file) {
 
 /* Read what fits and learn whether there was more. Room is kept for the passage. */
 static int read_bytes(FILE *file, demo_text *text) {
-    text->byte = malloc(DEMO_MOST + DEMO_PASSAGE + 1);
+    text->byte = malloc(DEMO_MAX_BYTES + DEMO_MAX_PASSAGE + 1);
     if (!text->byte)
         return command_error(EXIT_FAILED, who, "no memory for the text");
-    size_t n = fread(text->byte, 1, DEMO_MOST + 1, file);
+    size_t n = fread(text->byte, 1, DEMO_MAX_BYTES + 1, file);
     if (ferror(file))
         return command_error(EXIT_USAGE, who, "%s: %s", text->name, strerror(errno));
-    text->cut = n > DEMO_MOST;
-    text->taken = text->T = text->cut ? DEMO_MOST : (int64_t)n;
-    if (text->T < DEMO_LEAST)
+    text->cut = n > DEMO_MAX_BYTES;
+    text->bytes_read = text->T = text->cut ? DEMO_MAX_BYTES : (int64_t)n;
+    if (text->T < DEMO_MIN_BYTES)
         return command_error(EXIT_USAGE, who,
                              "%s holds %" PRId64 " bytes, expected at least %d for blocks to be "
                              "chosen among",
-                             text->name, text->T, DEMO_LEAST);
+                             text->name, text->T, DEMO_MIN_BYTES);
     return EXIT_DONE;
 }
 
@@ -89,11 +89,11 @@ void demo_text_free(demo_text *text) {
 
 /* ----------------------------------------------------------------- planting */
 
-/* 1 if the piece at `at` stands anywhere else in the text. */
-static int stands_elsewhere(const demo_text *text, int64_t at, int64_t piece) {
+/* 1 if the piece at `pos` stands anywhere else in the text. */
+static int stands_elsewhere(const demo_text *text, int64_t pos, int64_t piece) {
     const unsigned char *byte = text->byte;
     for (int64_t i = 0; i + piece <= text->T; i++) {
-        if (byte[i] == byte[at] && i != at && !memcmp(byte + i, byte + at, (size_t)piece))
+        if (byte[i] == byte[pos] && i != pos && !memcmp(byte + i, byte + pos, (size_t)piece))
             return 1;
     }
     return 0;
@@ -119,7 +119,7 @@ static int64_t word_from(const demo_text *text, int64_t start) {
 }
 
 void demo_text_plant(demo_text *text) {
-    int64_t T = text->T, length = DEMO_PASSAGE;
+    int64_t T = text->T, length = DEMO_MAX_PASSAGE;
     double best = 2;
     /* 12% first; further on only while the passage found there is not distinctive enough. */
     for (int64_t percent = 12; percent <= 52 && best > 0.25; percent += 4) {

@@ -8,9 +8,10 @@
 #include <stdint.h>
 
 enum {
-    DEMO_LEAST = 2048, /**< fewest bytes of a text: below, nearly every block is selected anyway */
-    DEMO_MOST = 65280, /**< most bytes taken from a file; with the passage, 64k tokens */
-    DEMO_PASSAGE = 256 /**< most bytes of the planted passage */
+    DEMO_MIN_BYTES =
+        2048, /**< fewest bytes of a text: below, nearly every block is selected anyway */
+    DEMO_MAX_BYTES = 65280, /**< most bytes taken from a file; with the passage, 64k tokens */
+    DEMO_MAX_PASSAGE = 256  /**< most bytes of the planted passage */
 };
 
 /** A text of bytes, one byte a token. */
@@ -18,7 +19,7 @@ typedef struct demo_text {
     unsigned char *byte; /**< [T], the planted passage included */
     int64_t T;           /**< tokens */
     char name[512];      /**< what to call it in a report */
-    int64_t taken;       /**< bytes taken from the file */
+    int64_t bytes_read;  /**< bytes taken from the file */
     int cut;             /**< 1 if the file went on behind those */
     int64_t first;       /**< where the passage stands in the text */
     int64_t second;      /**< where its copy was put in */

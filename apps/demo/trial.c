@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Rows for timing a stage, rows of the oracle, and of these the rows in the second copy. */
-enum { FEW = 8, SOME = 40, LEAST_ROWS = 24, MOST_ROWS = 96, IN_COPY = 8 };
+enum { FEW = 8, SOME = 40, MIN_ROWS = 24, MAX_ROWS = 96, IN_COPY = 8 };
 
 static const char who[] = "nsa demo";
 
@@ -55,8 +55,9 @@ static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t
         status = demo_rows_list(&rows);
     }
     if (!status) {
-        demo_request ask = {.stage = stage, .model = &s->model, .row = rows.list, .R = rows.count};
-        status = demo_run_stage(&ask, &run);
+        demo_request request = {
+            .stage = stage, .model = &s->model, .row = rows.list, .R = rows.count};
+        status = demo_run_stage(&request, &run);
     }
     demo_rows_free(&rows);
     if (status)
@@ -73,22 +74,24 @@ int demo_run_oracle(demo_state *s) {
     int runs = 1 + demo_runners(s);
     nsa_status status = time_rows(s, s->oracle.stage, 4, &few);
     each = few / 4;
-    double room = 0.25 * s->options.seconds / (runs * (each > 1e-9 ? each : 1e-9));
-    int64_t rows = room > MOST_ROWS ? MOST_ROWS : room < LEAST_ROWS ? LEAST_ROWS : (int64_t)room;
+    double affordable = 0.25 * s->options.seconds / (runs * (each > 1e-9 ? each : 1e-9));
+    int64_t rows = affordable > MAX_ROWS   ? MAX_ROWS
+                   : affordable < MIN_ROWS ? MIN_ROWS
+                                           : (int64_t)affordable;
     status = status ? status : demo_rows_new(&s->rows, s->text.T);
     if (status)
         return command_status(status, who);
     demo_rows_spread(&s->rows, 0, s->text.T, rows - IN_COPY);
     demo_rows_spread(&s->rows, s->text.second, s->text.second + s->text.length, IN_COPY);
     status = demo_rows_list(&s->rows);
-    demo_request ask = {.stage = s->oracle.stage,
-                        .model = &s->model,
-                        .row = s->rows.list,
-                        .R = s->rows.count,
-                        .importance = 1,
-                        .label = "00, sampled queries",
-                        .seconds = each * (double)s->rows.count};
-    status = status ? status : demo_run_stage(&ask, &s->reference);
+    demo_request request = {.stage = s->oracle.stage,
+                            .model = &s->model,
+                            .row = s->rows.list,
+                            .R = s->rows.count,
+                            .importance = 1,
+                            .label = "00, sampled queries",
+                            .seconds = each * (double)s->rows.count};
+    status = status ? status : demo_run_stage(&request, &s->reference);
     if (status)
         return command_status(status, who);
     s->oracle_query = s->reference.seconds / (double)s->rows.count;
@@ -134,19 +137,19 @@ static nsa_status force(const demo_state *s, const demo_model *model, const demo
         return nsa_fail(NSA_ERR_MEMORY, "no memory for forced blocks");
     memset(idx, -1, (size_t)s->text.T * width * sizeof *idx); /* -1 in every int32: absent */
     for (int64_t r = 0; r < s->rows.count; r++) {
-        int64_t t = s->rows.list[r], at = demo_run_find(candidate, t);
-        memcpy(idx + (size_t)t * width, candidate->block_idx + (size_t)at * width,
+        int64_t t = s->rows.list[r], row = demo_run_find(candidate, t);
+        memcpy(idx + (size_t)t * width, candidate->block_idx + (size_t)row * width,
                width * sizeof *idx);
     }
-    demo_request ask = {.stage = s->oracle.stage,
-                        .model = model,
-                        .row = s->rows.list,
-                        .R = s->rows.count,
-                        .forced = idx,
-                        .importance = 1,
-                        .label = "00 with the same blocks",
-                        .seconds = s->reference.seconds};
-    nsa_status status = demo_run_stage(&ask, forced);
+    demo_request request = {.stage = s->oracle.stage,
+                            .model = model,
+                            .row = s->rows.list,
+                            .R = s->rows.count,
+                            .forced = idx,
+                            .importance = 1,
+                            .label = "00 with the same blocks",
+                            .seconds = s->reference.seconds};
+    nsa_status status = demo_run_stage(&request, forced);
     free(idx);
     return status;
 }
@@ -155,27 +158,27 @@ static nsa_status force(const demo_state *s, const demo_model *model, const demo
  * importance of its own compressed keys. */
 static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, demo_verdict *v) {
     const nsa_config *c = &s->model.cfg;
-    int brain = arith == NSA_BFLOAT16;
+    int bf16 = arith == NSA_BFLOAT16;
     demo_tolerance limits = demo_tolerances(arith);
     demo_run forced = {0}, again = {0}, *oracle = &s->reference;
     nsa_status status = NSA_OK;
-    if (brain && !s->rounded.own[NSA_Q])
+    if (bf16 && !s->rounded.memory[NSA_Q])
         status = demo_round(&s->model, &s->rounded);
-    if (!status && brain) {
-        demo_request ask = {.stage = s->oracle.stage,
-                            .model = &s->rounded,
-                            .row = s->rows.list,
-                            .R = s->rows.count,
-                            .importance = 1,
-                            .label = "00 in bfloat16 inputs",
-                            .seconds = s->reference.seconds};
-        status = demo_run_stage(&ask, &again);
+    if (!status && bf16) {
+        demo_request request = {.stage = s->oracle.stage,
+                                .model = &s->rounded,
+                                .row = s->rows.list,
+                                .R = s->rows.count,
+                                .importance = 1,
+                                .label = "00 in bfloat16 inputs",
+                                .seconds = s->reference.seconds};
+        status = demo_run_stage(&request, &again);
         status = status ? status : demo_reselect(&s->rounded, run->k_phi, &again);
         oracle = &again;
     }
     status = status ? status : demo_judge_selection(c, limits.slack, oracle, run, v);
     if (!status && v->ok) {
-        status = force(s, brain ? &s->rounded : &s->model, run, &forced);
+        status = force(s, bf16 ? &s->rounded : &s->model, run, &forced);
         if (!status)
             demo_judge_output(c, &limits, &forced, run, v);
     }
@@ -216,14 +219,14 @@ void demo_try_stage(demo_state *s, const nsa_found *found, int left) {
     }
     status = plan_rows(s, stage, left, &rows, &seconds);
     if (!status) {
-        demo_request ask = {.stage = stage,
-                            .model = &s->model,
-                            .row = rows.list,
-                            .R = rows.list ? rows.count : s->text.T,
-                            .k_phi = stage->arith == NSA_BFLOAT16,
-                            .label = label,
-                            .seconds = seconds};
-        status = demo_run_stage(&ask, &run);
+        demo_request request = {.stage = stage,
+                                .model = &s->model,
+                                .row = rows.list,
+                                .R = rows.list ? rows.count : s->text.T,
+                                .k_phi = stage->arith == NSA_BFLOAT16,
+                                .label = label,
+                                .seconds = seconds};
+        status = demo_run_stage(&request, &run);
     }
     demo_rows_free(&rows);
     if (!status) {

@@ -7,15 +7,15 @@
 
 #include "demo/report.h"
 
-enum { DEMO_NAMED = 32 /**< most stages named on the command line */ };
+enum { DEMO_MAX_NAMED = 32 /**< most stages named on the command line */ };
 
 /** The command line. */
 typedef struct demo_options {
-    const char *file;              /**< NULL for the essay */
-    const char *output;            /**< folder of the pictures */
-    const char *named[DEMO_NAMED]; /**< stages, all if none */
-    size_t names;                  /**< how many */
-    double seconds;                /**< about how long all may take */
+    const char *file;                  /**< NULL for the essay */
+    const char *output;                /**< folder of the pictures */
+    const char *named[DEMO_MAX_NAMED]; /**< stages, all if none */
+    size_t names;                      /**< how many */
+    double seconds;                    /**< about how long all may take */
 } demo_options;
 
 /** Everything the demo holds. */

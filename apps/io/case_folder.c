@@ -16,8 +16,8 @@
 #include <sys/stat.h>
 
 enum {
-    CONFIG_MOST = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
-    NAME_MOST = 80         /* of a stray file's name in an error */
+    CONFIG_MAX_BYTES = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
+    NAME_MAX_SHOWN = 80         /* of a stray file's name in an error */
 };
 
 /* dir/name suffix, or an error: a cut path could name another file. */
@@ -60,8 +60,9 @@ static nsa_status set_keys(const cJSON *root, const char *label, nsa_config *cfg
 
 nsa_status config_parse(const char *text, size_t n, const char *label, nsa_config *cfg) {
     *cfg = nsa_config_defaults();
-    if (n > CONFIG_MOST)
-        return nsa_fail(NSA_ERR_CONFIG, "%s: longer than %d bytes", npy_label(label), CONFIG_MOST);
+    if (n > CONFIG_MAX_BYTES)
+        return nsa_fail(NSA_ERR_CONFIG, "%s: longer than %d bytes", npy_label(label),
+                        CONFIG_MAX_BYTES);
     /* cJSON takes a NUL for white space and an escaped one for a string's end; neither they nor
      * any other escape have business in a config. */
     for (size_t i = 0; i < n; i++) {
@@ -99,12 +100,12 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
         return status;
     FILE *file;
     status = file_stream(path, &file);
-    char *text = malloc(CONFIG_MOST + 1);
+    char *text = malloc(CONFIG_MAX_BYTES + 1);
     size_t n = 0;
     if (!status && !text)
         status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(path));
     if (!status) {
-        n = fread(text, 1, CONFIG_MOST + 1, file);
+        n = fread(text, 1, CONFIG_MAX_BYTES + 1, file);
         if (ferror(file))
             status = nsa_fail(NSA_ERR_IO, "%s: cannot read: %s", npy_label(path), strerror(errno));
     }
@@ -135,8 +136,8 @@ static nsa_status check_name(const char *dir, const char *file, int results,
     snprintf(name, sizeof name, "%.*s", (int)(n - 4), file);
     nsa_id id = nsa_id_named(name);
     if (!belongs(id, results))
-        return nsa_fail(NSA_ERR_INPUT, "%s/%.*s: no %s has that name", npy_label(dir), NAME_MOST,
-                        file, results ? "result" : "input");
+        return nsa_fail(NSA_ERR_INPUT, "%s/%.*s: no %s has that name", npy_label(dir),
+                        NAME_MAX_SHOWN, file, results ? "result" : "input");
     if (!nsa_has(cfg, id))
         return nsa_fail(NSA_ERR_INPUT, "%s/%s: phi \"%s\" has no such weight", npy_label(dir), file,
                         nsa_phi_name(cfg->phi));

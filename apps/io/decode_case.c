@@ -7,26 +7,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nsa_id kept[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
+static const nsa_id result_ids[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
 
-enum { KEPT = sizeof kept / sizeof kept[0] };
+enum { RESULTS = sizeof result_ids / sizeof result_ids[0] };
 
 /** All that the calls share. */
 typedef struct decoder {
-    nsa_context *ctx;      /**< the open stage */
-    const nsa_tensors *in; /**< the whole case */
-    nsa_tensors part;      /**< the inputs of one call: rows of `in`, room for all T */
-    nsa_tensors got;       /**< the results of one call, room for all T */
-    nsa_tensors *all;      /**< the results of all tokens */
-    int64_t T;             /**< tokens */
-    int64_t B;             /**< sequences */
-    int32_t one[2];        /**< cu_seqlens of a case that has none */
-    const int32_t *cu;     /**< [B+1] where each sequence starts */
-    int64_t *token;        /**< [T] the packed tokens of one call */
-    int32_t *active;       /**< [T] their slots, in a step */
-    int64_t count;         /**< how many */
-    int32_t *prefix_cu;    /**< [B+1] cu_seqlens of the prefill */
-    int64_t *next;         /* [B] the packed token that each sequence takes next */
+    nsa_context *ctx;         /**< the open stage */
+    const nsa_tensors *in;    /**< the whole case */
+    nsa_tensors part;         /**< the inputs of one call: rows of `in`, room for all T */
+    nsa_tensors call_results; /**< the results of one call, room for all T */
+    nsa_tensors *all;         /**< the results of all tokens */
+    int64_t T;                /**< tokens */
+    int64_t B;                /**< sequences */
+    int32_t default_cu[2];    /**< cu_seqlens of a case that has none */
+    const int32_t *cu;        /**< [B+1] where each sequence starts */
+    int64_t *token;           /**< [T] the packed tokens of one call */
+    int32_t *active;          /**< [T] their slots, in a step */
+    int64_t count;            /**< how many */
+    int32_t *prefix_cu;       /**< [B+1] cu_seqlens of the prefill */
+    int64_t *next;            /* [B] the packed token that each sequence takes next */
 } decoder;
 
 /* Bytes of one token's row of a tensor [*, ...]. */
@@ -38,7 +38,7 @@ static size_t row_bytes(const nsa_tensor *t) {
 }
 
 /* Memory for that many rows. */
-static nsa_status room_for(nsa_tensor *t, int64_t rows) {
+static nsa_status alloc_rows(nsa_tensor *t, int64_t rows) {
     t->data = malloc((size_t)rows * row_bytes(t) + 1); /* never 0: NULL means short of memory */
     return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
 }
@@ -54,8 +54,8 @@ static nsa_status prepare(decoder *d) {
     const nsa_tensor *cu = &d->in->at[NSA_CU_SEQLENS];
     d->T = d->in->at[NSA_Q].shape[0];
     d->B = cu->dtype ? cu->shape[0] - 1 : 1;
-    d->one[1] = (int32_t)d->T;
-    d->cu = cu->dtype ? cu->data : d->one;
+    d->default_cu[1] = (int32_t)d->T;
+    d->cu = cu->dtype ? cu->data : d->default_cu;
     d->token = malloc((size_t)d->T * sizeof *d->token + 1);
     d->active = malloc((size_t)d->T * sizeof *d->active + 1);
     d->prefix_cu = malloc((size_t)(d->B + 1) * sizeof *d->prefix_cu);
@@ -67,7 +67,7 @@ static nsa_status prepare(decoder *d) {
         if (!by_token(d->in, id))
             continue;
         d->part.at[id] = d->in->at[id];
-        status = room_for(&d->part.at[id], d->T);
+        status = alloc_rows(&d->part.at[id], d->T);
     }
     return status;
 }
@@ -89,20 +89,21 @@ static void gather(decoder *d) {
 /* The results of the last call, each row to its token's place. The first call makes room. */
 static nsa_status scatter(decoder *d) {
     nsa_status status = NSA_OK;
-    for (int k = 0; k < KEPT && !status; k++) {
-        nsa_tensor *got = &d->got.at[kept[k]], *all = &d->all->at[kept[k]];
-        status = nsa_result(d->ctx, kept[k], got);
+    for (int k = 0; k < RESULTS && !status; k++) {
+        nsa_tensor *call_results = &d->call_results.at[result_ids[k]],
+                   *all = &d->all->at[result_ids[k]];
+        status = nsa_result(d->ctx, result_ids[k], call_results);
         if (!status && !all->data) {
-            *all = *got;
+            *all = *call_results;
             all->shape[0] = d->T;
-            status = room_for(all, d->T);
-            status = status ? status : room_for(got, d->T);
+            status = alloc_rows(all, d->T);
+            status = status ? status : alloc_rows(call_results, d->T);
         }
-        status = status ? status : nsa_read(d->ctx, kept[k], got);
-        size_t bytes = row_bytes(got);
+        status = status ? status : nsa_read(d->ctx, result_ids[k], call_results);
+        size_t bytes = row_bytes(call_results);
         for (int64_t i = 0; i < d->count && !status; i++)
             memcpy((char *)all->data + (size_t)d->token[i] * bytes,
-                   (char *)got->data + (size_t)i * bytes, bytes);
+                   (char *)call_results->data + (size_t)i * bytes, bytes);
     }
     return status;
 }
@@ -161,7 +162,7 @@ static int64_t list_step(decoder *d, int64_t s, int sit_out) {
     return left;
 }
 
-nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int how,
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int flags,
                        progress *p, nsa_tensors *results, decode_counts *counts) {
     decoder d = {.ctx = ctx, .in = in, .all = results};
     nsa_tensors whole = *in;
@@ -169,12 +170,12 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     memset(counts, 0, sizeof *counts);
     /* Loading everything once has every shape and index checked before rows are picked out. */
     whole.at[NSA_DOUT] = (nsa_tensor){0};
-    nsa_status status = how & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
+    nsa_status status = flags & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
     status = status ? status : prepare(&d);
     progress_phase(p, "prefill");
     status = status ? status : prefill(&d, prefix);
     counts->prefilled = d.count;
-    for (int64_t s = 0; !status && list_step(&d, s, how & DECODE_SIT_OUT); s++) {
+    for (int64_t s = 0; !status && list_step(&d, s, flags & DECODE_SIT_OUT); s++) {
         if (!d.count)
             continue; /* all that are left sit out */
         status = step(&d, s);
@@ -183,7 +184,7 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
         progress_count(p, "decoded tokens", counts->prefilled + counts->decoded, d.T);
     }
     decode_free(&d.part);
-    decode_free(&d.got);
+    decode_free(&d.call_results);
     free(d.token);
     free(d.active);
     free(d.prefix_cu);

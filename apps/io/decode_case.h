@@ -26,13 +26,13 @@ enum {
  *  @param ctx          opened with NSA_DECODE and NSA_WANT_BRANCHES
  *  @param in           the case's inputs; dout is not looked at, rows must be absent
  *  @param prefix       tokens of each sequence to prefill, at most all it has
- *  @param how          DECODE_SIT_OUT | DECODE_TIGHT, or 0
+ *  @param flags          DECODE_SIT_OUT | DECODE_TIGHT, or 0
  *  @param p            told how far it is
  *  @param[out] results out, out_cmp, out_slc, out_win and block_idx of all tokens, for
  *                      decode_free(); also on an error
  *  @param[out] counts  how much was done
  *  @return what the first call that failed said */
-nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int how,
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int flags,
                        progress *p, nsa_tensors *results, decode_counts *counts);
 
 /** Free what decode_case() filled in.

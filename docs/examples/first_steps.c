@@ -68,12 +68,12 @@ static nsa_status report(nsa_context *ctx, const nsa_config *c, const nsa_tensor
     for (int i = 0; i < RESULTS && !status; i++)
         status = read_result(ctx, ids[i], &r[i]);
     const float *gate = in->at[NSA_GATE].data; /* [T,Hq,3] */
-    int64_t apart = 0;
+    int64_t mismatches = 0;
     for (int64_t i = 0, count = status ? 0 : nsa_count(&r[OUT]); i < count; i++) {
         const float *g = gate + i / c->v_dim * 3;
         double sum =
             g[0] * element(&r[CMP], i) + g[1] * element(&r[SLC], i) + g[2] * element(&r[WIN], i);
-        apart += !(fabs(sum - element(&r[OUT], i)) <= 1e-5); /* so a NaN is apart */
+        mismatches += !(fabs(sum - element(&r[OUT], i)) <= 1e-5); /* so a NaN is apart */
     }
     for (int64_t h = 0; h < c->kv_heads && !status; h++) {
         const int32_t *idx = r[IDX].data; /* [T,Hkv,n] */
@@ -84,11 +84,11 @@ static nsa_status report(nsa_context *ctx, const nsa_config *c, const nsa_tensor
         printf(" of 0..%" PRId64 "\n", (c->seq_len - 1) / c->slc_block);
     }
     if (!status)
-        printf("out is the gated sum of its branches, to 1e-5: %s\n", apart ? "no" : "yes");
+        printf("out is the gated sum of its branches, to 1e-5: %s\n", mismatches ? "no" : "yes");
     for (int i = 0; i < RESULTS; i++)
         free(r[i].data);
-    if (!status && apart)
-        status = nsa_fail(NSA_ERR_STATE, "%" PRId64 " elements are not the sum", apart);
+    if (!status && mismatches)
+        status = nsa_fail(NSA_ERR_STATE, "%" PRId64 " elements are not the sum", mismatches);
     return status;
 }
 

@@ -55,9 +55,10 @@ nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_ste
 nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
                             const nsa_tensor *tensor);
 
-/** Check one forced row of `n` blocks for a query in block `own` and copy it, ascending, -1 last.
+/** Check one forced row of `n` blocks for a query in block `own_block` and copy it, ascending, -1
+ * last.
  *  @param where  what the row is called in an error: "row" or "slot" and a number */
-nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own,
+nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own_block,
                             const char *where, int64_t number);
 
 #endif

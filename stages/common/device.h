@@ -75,14 +75,14 @@ static inline const char *nsa_device_error(cudaError_t error) {
 /** Let a kernel have as much dynamic shared memory as the device gives to a block. The limit is the
  * kernel's, not a context's: what one context asked for, the next would take away from the first.
  *  @return NSA_ERR_DEVICE if the device refuses */
-template <class kernel> static inline nsa_status nsa_allow_shared(kernel *which) {
-    cudaFuncAttributes own;
+template <class kernel> static inline nsa_status nsa_allow_shared(kernel *kernel_function) {
+    cudaFuncAttributes attributes;
     int device = 0, limit = 0;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    NSA_CUDA(cudaFuncGetAttributes(&own, which));
-    NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  limit - (int)own.sharedSizeBytes));
+    NSA_CUDA(cudaFuncGetAttributes(&attributes, kernel_function));
+    NSA_CUDA(cudaFuncSetAttribute(kernel_function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  limit - (int)attributes.sharedSizeBytes));
     return NSA_OK;
 }
 

@@ -21,15 +21,15 @@
 
 #include "simt/tensor.h"
 /** The place of the call, as a last parameter; nothing on a GPU. */
-#define NSA_PLACE , simt::Where where = SIMT_HERE
+#define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else
 #include <cuda_bf16.h>
-#define NSA_PLACE
+#define NSA_CALL_SITE
 #endif
 
 /** C[16,8] += A[16,16] B[16,8], bfloat16 in, float32 sums. */
 static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4],
-                                                             const unsigned (&b)[2] NSA_PLACE) {
+                                                             const unsigned (&b)[2] NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::mma_m16n8k16_bf16(c, a, b, where);
 #elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], cons
 /** Four 8x8 matrices of 2-byte elements from shared memory: lanes 8m..8m+7 give the addresses of
  * the 16-byte rows of matrix m; r[m] gets elements 2t, 2t+1 of its row g. */
 static __device__ __forceinline__ void nsa_ldmatrix_x4(unsigned (&r)[4],
-                                                       const void *s_row NSA_PLACE) {
+                                                       const void *s_row NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::ldmatrix_x4(r, s_row, false, where);
 #else
@@ -59,7 +59,7 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4(unsigned (&r)[4],
 
 /** The same transposed: r[m] gets elements 2t, 2t+1 of column g of matrix m. */
 static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
-                                                             const void *s_row NSA_PLACE) {
+                                                             const void *s_row NSA_CALL_SITE) {
 #ifdef NSA_SIMT
     simt::ldmatrix_x4(r, s_row, true, where);
 #else
@@ -72,17 +72,17 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
 
 /** Begin to copy 16 bytes from global to shared memory, zeros if not `valid`; they arrive at the
  * thread's own wait, and for the other threads of its block at a barrier after that. */
-static __device__ __forceinline__ void nsa_cp_async_16(void *s_to, const void *g_from,
-                                                       bool valid = true NSA_PLACE) {
+static __device__ __forceinline__ void nsa_cp_async_16(void *s_dst, const void *g_src,
+                                                       bool valid = true NSA_CALL_SITE) {
 #ifdef NSA_SIMT
-    simt::copy_async(s_to, g_from, valid, where);
+    simt::copy_async(s_dst, g_src, valid, where);
 #elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
                  :
-                 : "r"((unsigned)__cvta_generic_to_shared(s_to)), "l"(g_from), "r"(valid ? 16 : 0)
+                 : "r"((unsigned)__cvta_generic_to_shared(s_dst)), "l"(g_src), "r"(valid ? 16 : 0)
                  : "memory");
 #else
-    *(uint4 *)s_to = valid ? *(const uint4 *)g_from : make_uint4(0, 0, 0, 0);
+    *(uint4 *)s_dst = valid ? *(const uint4 *)g_src : make_uint4(0, 0, 0, 0);
 #endif
 }
 
@@ -104,6 +104,6 @@ template <int N> static __device__ __forceinline__ void nsa_cp_async_wait(void) 
 #endif
 }
 
-#undef NSA_PLACE
+#undef NSA_CALL_SITE
 
 #endif

@@ -31,9 +31,9 @@ const char *nsa_stage_dir(void) {
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
-    static const char *const beside[] = {"stages", "../stages", "../lib/nsa/stages"};
+    static const char *const places_to_look[] = {"stages", "../stages", "../lib/nsa/stages"};
     for (int i = 0; i < 3; i++) {
-        snprintf(dir, sizeof dir, "%s/%s", self, beside[i]);
+        snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
         if (is_folder(dir))
             return dir;
     }

@@ -70,15 +70,15 @@ static void open_fences(const block *b) {
 /* Whole lines of 64 bytes, all zero: calloc() has zeros of the system, which gives a page when it
  * is first written, so that room that nothing is put in costs nothing. What is large comes in huge
  * pages where the system has them: a walk over many blocks otherwise waits for page tables. */
-static unsigned char *aligned(size_t bytes, void **allocation) {
+static unsigned char *alloc_aligned(size_t bytes, void **allocation) {
     const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
-    const size_t whole = (bytes + page - 1) / page * page;
-    unsigned char *start = *allocation = calloc(1, whole + page);
+    const size_t rounded = (bytes + page - 1) / page * page;
+    unsigned char *start = *allocation = calloc(1, rounded + page);
     if (!start)
         return NULL;
     start += (page - (uintptr_t)start % page) % page;
     if (page == HUGE_PAGE)
-        (void)madvise(start, whole, MADV_HUGEPAGE); /* only a wish */
+        (void)madvise(start, rounded, MADV_HUGEPAGE); /* only a wish */
     return start;
 }
 
@@ -92,7 +92,7 @@ static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t b
         pool->capacity = capacity;
     }
     void *allocation;
-    unsigned char *start = aligned(bytes + 2 * FENCE, &allocation);
+    unsigned char *start = alloc_aligned(bytes + 2 * FENCE, &allocation);
     if (!start)
         return NULL;
     memset(start, FENCE_BYTE, FENCE);
@@ -138,7 +138,7 @@ void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
     }
 }
 
-static int fence_stands(const unsigned char *fence) {
+static int fence_intact(const unsigned char *fence) {
     for (int i = 0; i < FENCE; i++) {
         if (fence[i] != FENCE_BYTE)
             return 0;
@@ -150,7 +150,7 @@ nsa_status nsa_pool_check(const nsa_pool *pool) {
     for (size_t i = 0; i < pool->count; i++) {
         const block *b = &pool->blocks[i];
         open_fences(b);
-        int before = fence_stands(b->start), after = fence_stands(b->start + FENCE + b->bytes);
+        int before = fence_intact(b->start), after = fence_intact(b->start + FENCE + b->bytes);
         close_fences(b);
         if (!before || !after)
             return nsa_fail(NSA_ERR_MEMORY, "the stage wrote %s its block %zu of %zu bytes",

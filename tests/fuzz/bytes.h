@@ -17,33 +17,33 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /** The bytes that are left. Behind the last one there are zeros, so that short inputs are whole. */
 typedef struct choices {
-    const uint8_t *at; /**< the next */
-    size_t left;       /**< how many */
+    const uint8_t *next; /**< the next */
+    size_t left;         /**< how many */
 } choices;
 
 /** @return the next byte. */
-static inline unsigned take_byte(choices *b) {
+static inline unsigned next_byte(choices *b) {
     if (!b->left)
         return 0;
     b->left--;
-    return *b->at++;
+    return *b->next++;
 }
 
 /** @return a number in 0..n-1. */
-static inline int64_t take_below(choices *b, unsigned n) {
-    return take_byte(b) % n;
+static inline int64_t next_below(choices *b, unsigned n) {
+    return next_byte(b) % n;
 }
 
 /** @return 1 once in n times. */
-static inline int take_chance(choices *b, unsigned n) {
-    return take_byte(b) % n == n - 1;
+static inline int next_chance(choices *b, unsigned n) {
+    return next_byte(b) % n == n - 1;
 }
 
 /** @return any 64 bits, as a number. */
-static inline int64_t take_word64(choices *b) {
+static inline int64_t next_word64(choices *b) {
     uint64_t word = 0;
     for (int i = 0; i < 8; i++)
-        word = word << 8 | take_byte(b);
+        word = word << 8 | next_byte(b);
     return (int64_t)word;
 }
 

@@ -24,7 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             tokens += case_length(&c, b);
         MUST(!strcmp(c.text, text) && config_is_legal(&c.cfg));
         MUST(tokens == c.cfg.seq_len);
-        MUST(case_longest(&c) <= tokens && c.seqs <= 16);
+        MUST(case_max_len(&c) <= tokens && c.seqs <= 16);
         MUST((unsigned)c.data < DATA_KINDS && case_has_ties(&c) <= 1 && c.rows >= 0);
     }
     free(text);

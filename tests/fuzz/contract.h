@@ -31,7 +31,7 @@ void free_drawn(drawn *d);
 
 /** Memory for a tensor of that shape, as much as it needs and no more; data stays NULL if that is
  * none, or too much to have. */
-void give_memory(nsa_tensor *t);
+void alloc_exact(nsa_tensor *t);
 
 /** From now on malloc and its kin serve the code under test `bytes` bytes and `calls` calls, then
  * nothing. */
@@ -41,6 +41,6 @@ void memory_limit(size_t bytes, int64_t calls);
 int memory_unlimit(void);
 
 /** malloc without a limit. */
-void *memory_take(size_t bytes);
+void *memory_alloc(size_t bytes);
 
 #endif

@@ -3,17 +3,17 @@
  * coverage, in valgrind. */
 #include "fuzz/bytes.h"
 
-enum { MOST = 1 << 20 };
+enum { MAX_BYTES = 1 << 20 };
 
 int main(int argc, char **argv) {
-    static uint8_t buffer[MOST];
+    static uint8_t buffer[MAX_BYTES];
     for (int i = 1; i < argc; i++) {
         FILE *file = fopen(argv[i], "rb");
         if (!file) {
             perror(argv[i]);
             return 1;
         }
-        size_t size = fread(buffer, 1, MOST, file);
+        size_t size = fread(buffer, 1, MAX_BYTES, file);
         fclose(file);
         uint8_t *data = malloc(size ? size : 1);
         if (!data)

@@ -114,8 +114,8 @@ static nsa_status parse_vector(test_case *c) {
     c->seqs = 0;
     const nsa_tensor *cu = &folder.in.at[NSA_CU_SEQLENS];
     for (int64_t b = 0; cu->dtype && b + 1 < cu->shape[0] && b < 16; b++) {
-        const int32_t *at = cu->data;
-        c->lens[c->seqs++] = at[b + 1] - at[b];
+        const int32_t *offsets = cu->data;
+        c->lens[c->seqs++] = offsets[b + 1] - offsets[b];
     }
     case_folder_free(&folder);
     return NSA_OK;
@@ -129,9 +129,9 @@ nsa_status case_parse(const char *text, test_case *c) {
                         sizeof c->text - 1);
     snprintf(c->text, sizeof c->text, "%s", text);
     c->seed = random_seed(text);
-    char parts[sizeof c->text], *rest = parts;
+    char parts[sizeof c->text], *remainder = parts;
     snprintf(parts, sizeof parts, "%s", text);
-    for (char *part; (part = strsep(&rest, ","));) {
+    for (char *part; (part = strsep(&remainder, ","));) {
         char *equals = strchr(part, '=');
         if (!equals || equals == part || !equals[1])
             return nsa_fail(NSA_ERR_CONFIG, "\"%s\" in a case is not key=value", part);
@@ -165,16 +165,16 @@ int64_t case_length(const test_case *c, int b) {
     return c->seqs ? c->lens[b] : c->cfg.seq_len;
 }
 
-int64_t case_longest(const test_case *c) {
-    int64_t longest = 0;
+int64_t case_max_len(const test_case *c) {
+    int64_t max_len = 0;
     for (int b = 0; b < case_sequences(c); b++)
-        longest = case_length(c, b) > longest ? case_length(c, b) : longest;
-    return longest;
+        max_len = case_length(c, b) > max_len ? case_length(c, b) : max_len;
+    return max_len;
 }
 
 const char *case_vector_dir(void) {
     static char dir[PATH_MAX + 32];
-    static const char *const beside[] = {"../tests/vectors", "../share/nsa/vectors"};
+    static const char *const places_to_look[] = {"../tests/vectors", "../share/nsa/vectors"};
     const char *given = getenv("NSA_VECTORS");
     if (given && *given)
         return given;
@@ -186,7 +186,7 @@ const char *case_vector_dir(void) {
     if (slash)
         *slash = 0;
     for (int i = 0; i < 2; i++) {
-        snprintf(dir, sizeof dir, "%s/%s", self, beside[i]);
+        snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
         if (!stat(dir, &st) && S_ISDIR(st.st_mode))
             break;
     }

@@ -49,7 +49,7 @@ nsa_status case_parse(const char *text, test_case *c);
 int case_has_ties(const test_case *c);
 
 /** @return tokens of the longest sequence. */
-int64_t case_longest(const test_case *c);
+int64_t case_max_len(const test_case *c);
 
 /** @return sequences of the pack, at least 1. */
 int case_sequences(const test_case *c);

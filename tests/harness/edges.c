@@ -44,7 +44,7 @@ nsa_status edge_check(const test_case *c) {
 }
 
 /* -1, 0 or 1 */
-static float draw_whole(uint64_t *state) {
+static float draw_sign(uint64_t *state) {
     return (float)((int)(random_next(state) % 3) - 1);
 }
 
@@ -54,7 +54,7 @@ static void exact_values(const test_case *c, const exact_scores *e, nsa_id id, u
     const float unit = e->whole && id == NSA_K_CMP ? (float)c->cfg.cmp_block : 1;
     for (int64_t i = 0; i < nsa_count(t); i++) {
         const int64_t stride = i / row / d;
-        float x = draw_whole(state) * (id == NSA_Q ? e->q_unit : unit);
+        float x = draw_sign(state) * (id == NSA_Q ? e->q_unit : unit);
         if (i % dk == 0)
             x = id == NSA_Q ? e->q0 : e->k0;
         else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, for the means' sake */
@@ -69,8 +69,8 @@ static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tens
     const int64_t dk = c->cfg.qk_dim, rows = nsa_count(t) / dk, heads = tensor_row(t) / dk;
     float *data = t->data;
     for (int64_t r = 0; r < rows; r++) {
-        const int64_t s = r / heads, inside = s % c->cfg.cmp_stride;
-        const float fresh = -(float)(71 + 2 * (int)(random_next(state) % 4));
+        const int64_t s = r / heads, offset = s % c->cfg.cmp_stride;
+        const float score = -(float)(71 + 2 * (int)(random_next(state) % 4));
         for (int64_t i = 1; i < dk && id == NSA_Q; i++)
             data[r * dk + i] *= 0.05f;
         if (id == NSA_Q)
@@ -78,19 +78,19 @@ static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tens
         else if (s < c->cfg.slc_block)
             data[r * dk] = 0;
         else
-            data[r * dk] = inside ? data[(r - heads) * dk] : fresh;
+            data[r * dk] = offset ? data[(r - heads) * dk] : score;
     }
 }
 
-static void scale_values(nsa_tensor *t, float by) {
+static void scale_values(nsa_tensor *t, float factor) {
     for (int64_t i = 0; i < nsa_count(t); i++)
-        ((float *)t->data)[i] *= by;
+        ((float *)t->data)[i] *= factor;
 }
 
-/* Half of `most` to all of it, of either sign. */
-static void large_values(nsa_tensor *t, float most, uint64_t *state) {
+/* Half of `max_abs` to all of it, of either sign. */
+static void large_values(nsa_tensor *t, float max_abs, uint64_t *state) {
     for (int64_t i = 0; i < nsa_count(t); i++) {
-        const float size = most * (0.5f + 0.5f * random_uniform(state));
+        const float size = max_abs * (0.5f + 0.5f * random_uniform(state));
         ((float *)t->data)[i] = random_next(state) & 1 ? size : -size;
     }
 }

@@ -15,7 +15,7 @@ static nsa_status check_gate_gradient(const subject *s, const gradient_units *un
     const nsa_tensor *dout = &units->in->at[NSA_DOUT], *rows = &units->in->at[NSA_ROWS];
     const nsa_tensor *dgate = &mine->at[NSA_DGATE];
     nsa_tensor product = *dgate;
-    nsa_status status = tensor_take(&product);
+    nsa_status status = tensor_alloc(&product);
     int64_t heads = dgate->shape[1], dv = dout->shape[2];
     for (int64_t i = 0; !status && i < nsa_count(dgate); i++) {
         int64_t row = i / 3, r = row / heads;

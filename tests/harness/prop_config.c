@@ -117,8 +117,8 @@ nsa_status judge_bad_config(const subject *s, const test_case *c) {
 typedef struct broken_input {
     nsa_id id;
     enum { GONE, TYPE, SHAPE, NULL_DATA, VALUE, STRAY } how;
-    double value; /* of VALUE, at element `at` */
-    int64_t at;
+    double value; /* of VALUE, at element `index` */
+    int64_t index;
     const char *text;
 } broken_input;
 
@@ -158,7 +158,7 @@ static nsa_status add_optional(const test_case *c, nsa_id id, nsa_tensors *in) {
     t->shape[0] = id == NSA_BLOCK_IDX ? c->cfg.seq_len : id == NSA_ROWS ? 2 : 4;
     t->shape[1] = c->cfg.kv_heads;
     t->shape[2] = c->cfg.slc_count;
-    nsa_status status = tensor_take(t); /* all -1 */
+    nsa_status status = tensor_alloc(t); /* all -1 */
     if (status)
         return status;
     if (id == NSA_BLOCK_IDX) {
@@ -189,9 +189,9 @@ static void break_input(const broken_input *b, nsa_tensor *t) {
         break;
     case VALUE:
         if (t->dtype == NSA_I32)
-            tensor_ints(t)[b->at] = (int32_t)b->value;
+            tensor_ints(t)[b->index] = (int32_t)b->value;
         else
-            tensor_set(t, b->at, b->value);
+            tensor_set(t, b->index, b->value);
         break;
     case STRAY:
         *t = (nsa_tensor){something, NSA_F32, 1, {1}};

@@ -55,7 +55,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
     nsa_context *ctx = NULL;
     int32_t active[16];
     int64_t A = case_sequences(c) < c->cfg.seq_len ? case_sequences(c) : c->cfg.seq_len;
-    cfg.max_seq_len = case_longest(c) + 1;
+    cfg.max_seq_len = case_max_len(c) + 1;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
     if (!s->stage->backward)

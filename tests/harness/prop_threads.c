@@ -18,10 +18,10 @@ static nsa_status same_bits(const nsa_tensors *a, const nsa_tensors *b, const ch
 /* Two runs with `threads` threads: every result the same bits both times. */
 static nsa_status run_both(const subject *s, const test_case *c, const nsa_tensors *in, int threads,
                            nsa_tensors *first) {
-    const int how = RUN_BACKWARD | threads * RUN_THREADS;
+    const int flags = RUN_BACKWARD | threads * RUN_THREADS;
     nsa_tensors second = {0};
-    nsa_status status = run_stage(s->stage, &c->cfg, in, how, first);
-    status = status ? status : run_stage(s->stage, &c->cfg, in, how, &second);
+    nsa_status status = run_stage(s->stage, &c->cfg, in, flags, first);
+    status = status ? status : run_stage(s->stage, &c->cfg, in, flags, &second);
     status = status ? status : same_bits(first, &second, "two runs with", threads);
     tensors_free(&second);
     return status;
@@ -41,9 +41,9 @@ static nsa_status judge_gradients(const subject *s, const nsa_tensors *oracle,
 }
 
 /* A row belongs to one thread, so outputs and the selection keep their bits, forward and decode. */
-static nsa_status judge_rows_of(const subject *s, const test_case *c, const nsa_tensors *in,
-                                const nsa_tensors *one, nsa_tensors *mine, int threads) {
-    const int64_t prefix = case_longest(c) / 2;
+static nsa_status judge_row_bits(const subject *s, const test_case *c, const nsa_tensors *in,
+                                 const nsa_tensors *one, nsa_tensors *mine, int threads) {
+    const int64_t prefix = case_max_len(c) / 2;
     nsa_tensors alone = {0}, steps = {0};
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST; id++)
         tensor_free(&mine->at[id]);
@@ -78,7 +78,7 @@ nsa_status judge_threads(const subject *s, const test_case *c) {
         nsa_tensors many = {0};
         status = run_both(s, c, &in, counts[i], &many);
         status = status ? status : judge_gradients(s, &oracle, &many, &units);
-        status = status ? status : judge_rows_of(s, c, &in, &one, &many, counts[i]);
+        status = status ? status : judge_row_bits(s, c, &in, &one, &many, counts[i]);
         tensors_free(&many);
     }
     tensors_free(&in);

@@ -48,8 +48,8 @@ nsa_status note_gradients(const subject *s, const gradient_units *units, const n
                           const nsa_tensors *b);
 
 /** Judge a selection against the oracle's results, with the slack that the case allows. */
-nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
-                          const nsa_tensor *mine, const nsa_tensors *oracle);
+nsa_status compare_block_idx(const subject *s, const test_case *c, const nsa_tensors *in,
+                             const nsa_tensor *mine, const nsa_tensors *oracle);
 
 /** Which branches see everything in this case. @param[out] is_dense [3] cmp, slc, win */
 void limits_of(const test_case *c, int *is_dense);

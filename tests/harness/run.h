@@ -20,23 +20,23 @@ enum {
     RUN_FORWARD = 0,
     RUN_BACKWARD = 1,
     RUN_TWICE = 2,
-    RUN_LEAN = 4,
-    RUN_BESIDE = 8,
+    RUN_OUT_ONLY = 4,
+    RUN_TWO_CONTEXTS = 8,
     RUN_THREADS = 16
 };
 
 /** Open the stage, load, run forward (and backward, if the stage has one), read every result, check
  * all fences.
  *  RUN_TWICE first loads and runs other values, and more of them, through the same context, which
- *  must leave no trace. RUN_LEAN asks for no branch outputs and no importance.
- *  RUN_BESIDE opens a second, tiny context in between, which must not matter to the first.
+ *  must leave no trace. RUN_OUT_ONLY asks for no branch outputs and no importance.
+ *  RUN_TWO_CONTEXTS opens a second, tiny context in between, which must not matter to the first.
  *  @param[out] results  present where they exist; free with tensors_free() */
-nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
-                     nsa_tensors *results);
+nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
+                     int flags, nsa_tensors *results);
 
-/** Other values of the same kind, with `more` tokens in the last sequence.
+/** Other values of the same kind, with `extra` tokens in the last sequence.
  *  @param[out] others  free with tensors_free() */
-nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others);
+nsa_status other_values(const nsa_tensors *in, int64_t extra, nsa_tensors *others);
 
 /** Plain causal attention over one pair. */
 nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
@@ -46,9 +46,9 @@ nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
  * some of them sitting out by turns. Results are put together in packed order: out, out_*,
  * block_idx.
  *  in->at[NSA_BLOCK_IDX] is passed on if it is present.
- *  @param how  RUN_TWICE decodes other values first, in the same context */
+ *  @param flags  RUN_TWICE decodes other values first, in the same context */
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
-                      int64_t prefix, int how, nsa_tensors *results);
+                      int64_t prefix, int flags, nsa_tensors *results);
 
 /** Make block_idx [T,Hkv,n] an input from a result [R,Hkv,n]: rows not listed get -1. */
 nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor *block_idx);

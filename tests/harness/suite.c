@@ -12,7 +12,7 @@
 
 /* --------------------------------------------------- which cases a property is for */
 
-static int plain(const test_case *c) {
+static int all_rows_wanted(const test_case *c) {
     return !c->rows;
 }
 
@@ -23,12 +23,12 @@ static int any_case(const subject *s, const test_case *c) {
 
 static int all_rows(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c);
+    return all_rows_wanted(c);
 }
 
 static int unforced(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c) && strcmp(c->vector, "forced_index") != 0;
+    return all_rows_wanted(c) && strcmp(c->vector, "forced_index") != 0;
 }
 
 static int is_vector(const subject *s, const test_case *c) {
@@ -38,12 +38,13 @@ static int is_vector(const subject *s, const test_case *c) {
 
 /* Each loss is a whole forward, so only small cases; and only what is exact enough to differ. */
 static int small_float64(const subject *s, const test_case *c) {
-    return s->stage->arith == NSA_FLOAT64 && plain(c) && c->cfg.seq_len <= 64 && !c->vector[0];
+    return s->stage->arith == NSA_FLOAT64 && all_rows_wanted(c) && c->cfg.seq_len <= 64 &&
+           !c->vector[0];
 }
 
 static int is_pack(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c) && case_sequences(c) > 1;
+    return all_rows_wanted(c) && case_sequences(c) > 1;
 }
 
 static int one_sequence(const subject *s, const test_case *c) {
@@ -71,12 +72,12 @@ static int countable(const subject *s, const test_case *c) {
 
 static int is_bad_input_case(const subject *s, const test_case *c) {
     (void)s;
-    return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && plain(c);
+    return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c);
 }
 
 static int is_bad_config_case(const subject *s, const test_case *c) {
     (void)s;
-    return c->cfg.seq_len == 100 && !c->seqs && plain(c) && c->cfg.cmp_block == 8 &&
+    return c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c) && c->cfg.cmp_block == 8 &&
            c->cfg.cmp_stride == 4 && c->cfg.slc_block == 16 && c->cfg.slc_init == 1 &&
            c->cfg.slc_local == 2 && c->cfg.kv_heads == 2 && c->cfg.phi == NSA_PHI_MEAN;
 }
@@ -166,11 +167,11 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     *list = calloc((size_t)property_count * ((size_t)case_count + 1), sizeof **list);
     if (!*list)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the list of trials");
-    const int spare = on_simulator(s->stage);
+    const int simulated = on_simulator(s->stage);
     for (int i = 0; i < case_count && !case_text && !status; i++) {
         if (!quick || (cases[i].marks & QUICK))
-            status = add_trials(s, property_name, cases[i].text, !spare || (cases[i].marks & PATH),
-                                *list, count);
+            status = add_trials(s, property_name, cases[i].text,
+                                !simulated || (cases[i].marks & PATH), *list, count);
     }
     if (case_text)
         status = add_trials(s, property_name, case_text, 1, *list, count);
@@ -184,7 +185,7 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
 /* ------------------------------------------------------------------ running */
 
 /* Why a trial cannot be judged, NULL if it can. */
-static const char *why_not(const subject *s, const property *p) {
+static const char *skip_reason(const subject *s, const property *p) {
     if ((p->flags & NEEDS_BACKWARD) && !s->stage->backward)
         return "the stage has no backward";
     if ((p->flags & NEEDS_PREFILL) && !s->stage->prefill)
@@ -222,29 +223,29 @@ static void end_program(const char *what, int code) {
     _exit(suite_ends_with ? code : 1);
 }
 
-static void die(int signal_number) {
+static void handle_signal(int signal_number) {
     if (signal_number == SIGALRM)
         end_program("\nHANG: ", SUITE_HANG);
     end_program("\nCRASH: ", SUITE_CRASH);
 }
 
 /* A stage that calls exit(0) has not passed. */
-static void caught_exit(void) {
+static void handle_exit(void) {
     if (judging)
         end_program("\nEXIT: ", SUITE_EXIT);
 }
 
 /* The handler has a stack of its own: that of a stage that recursed too deep is full. */
-static void watch(int on) {
+static void catch_signals(int on) {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
     static char stack[65536];
     static int registered;
     struct sigaction action = {.sa_flags = SA_ONSTACK};
-    action.sa_handler = on ? die : SIG_DFL;
+    action.sa_handler = on ? handle_signal : SIG_DFL;
     if (!registered++) {
-        const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
-        sigaltstack(&own, NULL);
-        atexit(caught_exit);
+        const stack_t alt_stack = {.ss_sp = stack, .ss_size = sizeof stack};
+        sigaltstack(&alt_stack, NULL);
+        atexit(handle_exit);
     }
     for (int i = 0; i < 6; i++)
         sigaction(signals[i], &action, NULL);
@@ -253,9 +254,9 @@ static void watch(int on) {
 
 nsa_status suite_available(const nsa_stage *stage, const char *name) {
     snprintf(replay, sizeof replay, "stage %s, asked whether it can run here\n", name);
-    watch(1);
+    catch_signals(1);
     const nsa_status status = stage->available();
-    watch(0);
+    catch_signals(0);
     return status;
 }
 
@@ -268,7 +269,7 @@ static double seconds_now(void) {
 void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o) {
     test_case c;
     findings f;
-    const char *reason = why_not(s, t->property);
+    const char *reason = skip_reason(s, t->property);
     memset(o, 0, sizeof *o);
     if (reason) {
         o->verdict = SKIPPED;
@@ -277,14 +278,14 @@ void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o) {
     }
     suite_replay(s->name, t->property->name, t->text, replay, sizeof replay);
     const double begin = seconds_now();
-    watch(1);
+    catch_signals(1);
     alarm(seconds);
     parts_begin();
     nsa_status status = case_parse(t->text, &c);
     status = status ? status : t->property->judge(s, &c);
     o->verdict = parts_end(suite_parts(s->stage, t->property), status, &f) ? PASSED : FAILED;
     alarm(0);
-    watch(0);
+    catch_signals(0);
     o->seconds = seconds_now() - begin;
     o->passed = f.passed;
     o->failed = f.failed;

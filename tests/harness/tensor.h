@@ -8,16 +8,16 @@
 #include "nsa.h"
 
 /** Give `t` (dtype, ndim and shape set) fenced memory, all bits one: NaN, or -1. */
-nsa_status tensor_take(nsa_tensor *t);
+nsa_status tensor_alloc(nsa_tensor *t);
 
 /** A fenced copy of a tensor. */
 nsa_status tensor_copy(nsa_tensor *dst, const nsa_tensor *src);
 
-/** Free what tensor_take() took and make the tensor absent. */
+/** Free what tensor_alloc() took and make the tensor absent. */
 void tensor_free(nsa_tensor *t);
 
 /** @return 1 if both fences of a tensor stand. */
-int tensor_fenced(const nsa_tensor *t);
+int tensor_fences_intact(const nsa_tensor *t);
 
 /** A fenced copy of each tensor that is present. */
 nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src);
