@@ -1,6 +1,6 @@
 /** @file output_lock.c
- *  @brief The lock beside an output folder, and the leftovers of runs that were killed. Where the
- * file system has no locks, two runs into one folder are not kept apart. */
+ *  @brief The lock beside an output folder, and removing what killed runs left. On a file system
+ * without locks, two runs into one folder are not detected. */
 #include "output_lock.h"
 #include "io/file.h"
 #include "io/npy.h"
@@ -16,13 +16,13 @@
 
 /* ------------------------------------------------------------------------ lock */
 
-/* Whether the path still leads to the open file: whoever had the lock before us removed it. */
+/* 1 if the path still names the open file: the previous owner of the lock removes it. */
 static int is_same_file(const char *path, int fd) {
     struct stat a, b;
     return !stat(path, &a) && !fstat(fd, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* @return NSA_OK with the lock or on a disk that has no locks, NSA_ERR_STATE if another has it */
+/* @return NSA_OK with the lock or on a disk without locks, NSA_ERR_STATE if another run has it */
 static nsa_status lock_file(int fd, const char *dir) {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     if (!fcntl(fd, F_SETLK, &whole) || (errno != EAGAIN && errno != EACCES))
@@ -34,7 +34,7 @@ static nsa_status lock_file(int fd, const char *dir) {
 }
 
 nsa_status output_lock_acquire(output_lock *lock, const char *stem, const char *dir) {
-    enum { TRIES = 100 }; /* each but the last met a run that had just ended */
+    enum { TRIES = 100 }; /* a try fails if a run has just ended and removed its lock file */
     nsa_status status = NSA_OK;
     lock->path[0] = 0;
     char path[PATH_MAX];
@@ -53,13 +53,14 @@ nsa_status output_lock_acquire(output_lock *lock, const char *stem, const char *
         close(lock->fd);
     }
     return status ? status
-                  : nsa_fail(NSA_ERR_STATE, "output %s: other runs come and go", npy_label(dir));
+                  : nsa_fail(NSA_ERR_STATE, "output %s: other runs keep taking the lock",
+                             npy_label(dir));
 }
 
 void output_unlock(output_lock *lock) {
     if (!lock->path[0])
         return;
-    unlink(lock->path); /* before the lock goes: afterwards it might be another run's */
+    unlink(lock->path); /* before unlocking: afterwards it may be another run's */
     close(lock->fd);
     lock->path[0] = 0;
 }
@@ -91,7 +92,7 @@ void output_remove_partial(const char *partial) {
     rmdir(partial);
 }
 
-/* The process that a partial folder's name ends with; 0 if it is no such name. */
+/* The process id at the end of a partial folder's name; 0 if there is none. */
 static pid_t owner(const char *file, const char *prefix) {
     const size_t n = strlen(prefix);
     char *end;

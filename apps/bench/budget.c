@@ -1,5 +1,5 @@
 /** @file budget.c
- *  @brief Foretelling times by powers of the length. */
+ *  @brief Predict a run time from shorter runs: time grows as T^e. */
 #include "bench/budget.h"
 
 #include <math.h>
@@ -19,7 +19,7 @@ int budget_runs(const bench_budget *b, double seconds, double limit) {
     return runs < 3 ? 3 : runs < BENCH_MIN_RUNS ? runs : BENCH_MIN_RUNS;
 }
 
-/* T^e from the last two lengths, e in 1..2.2; from one length alone, T^2. */
+/* e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
 static double predict(const bench_history *h, const double seconds[2], int64_t T) {
     double e = 2;
     if (h->T[0])

@@ -48,7 +48,7 @@ static nsa_status open_stage(contender *c, const workload *w) {
         return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu_missing());
     if (c->causal && gradients)
         status = workload_dense(w, &cfg, &gate, &in);
-    in.at[NSA_DOUT] = (nsa_tensor){0}; /* comes by itself, first sparse, then whole */
+    in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
     status = status ? status : nsa_open(c->stage, &cfg, &setup, &c->ctx);
     status = status ? status : nsa_load(c->ctx, &in);
     if (!status)
@@ -79,7 +79,7 @@ void contender_close(contender *c) {
 
 /* -------------------------------------------------------------------- runs */
 
-/* What is timed, and nothing else. */
+/* Exactly what is timed. */
 static nsa_status run_once(contender *c, const workload *w, int64_t step) {
     if (!c->stage && w->pass == BENCH_DECODE)
         dense_decode(c->dense, &c->in, w->T + step + 1);
@@ -96,7 +96,7 @@ static nsa_status run_once(contender *c, const workload *w, int64_t step) {
     return NSA_OK;
 }
 
-/* What a run needs before it: a step's tokens. */
+/* Before a run of decode: load the step's tokens. */
 static nsa_status prepare(contender *c, const workload *w, int64_t step) {
     int32_t active[BENCH_MAX_BATCH];
     nsa_tensors in;
@@ -129,7 +129,7 @@ static nsa_status timed(contender *c, const workload *w, const bench_clock *cloc
     return status;
 }
 
-/* By name: a phase that takes no time may be left out of a list. */
+/* Match phases by name: a stage may leave out a phase that took no time. */
 static void note_phases(contender *c) {
     nsa_phase list[BENCH_MAX_PHASES];
     bench_row *row = c->row;
@@ -150,7 +150,7 @@ nsa_status contender_time(contender *c, const workload *w, const bench_clock *cl
     const int64_t step = DECODE_WARM + c->runs;
     nsa_status status = c->peer ? NSA_OK : prepare(c, w, step);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
-        gpu_flush(); /* a step's tokens have just come through the cache */
+        gpu_flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && c->peer)
         status = peers_time(c->program, c->peer_id, &c->sample[c->runs]);
     else if (!status)
@@ -164,10 +164,10 @@ nsa_status contender_time(contender *c, const workload *w, const bench_clock *cl
 
 /* ------------------------------------------------------------------- check */
 
-/* A whole result, from wherever it is. */
+/* Read a whole result, of a stage or of the baseline. */
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
     const int is_causal_out =
-        c->causal && w->pass == BENCH_FORWARD; /* backward, it is a window's output */
+        c->causal && w->pass == BENCH_FORWARD; /* for a backward it is a window branch */
     if (c->stage)
         return read_result(c->ctx, is_causal_out && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
     const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
@@ -182,7 +182,7 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     return status;
 }
 
-/* A result as the oracle has it: per-query ones of the sampled rows alone. */
+/* Read a result as the oracle has it: of results with a row a query, only the sampled rows. */
 static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
     const int per_query = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
     nsa_tensor whole = {0};
@@ -206,7 +206,7 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
     return status;
 }
 
-/* Forward before a backward, prefill before steps: not timed, but it costs. */
+/* Forward before a backward, prefill before steps: not timed, but counted in `cost`. */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (w->pass == BENCH_BACKWARD && !c->stage)
         dense_forward(c->dense, &c->in);
@@ -218,7 +218,8 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* A step's row of each sequence goes to its place among the judged rows: first, second of two. */
+/* Store a step's rows among the judged ones: each sequence has two, of the first and the last
+ * step. */
 static nsa_status store_step_row(const contender *c, const workload *w, int second, nsa_id id,
                                  nsa_tensor *rows_kept) {
     nsa_tensor t = {0};
@@ -254,7 +255,7 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
-    if (c->peer) /* it has checked itself */
+    if (c->peer) /* the peers' program checks itself */
         return NSA_OK;
     nsa_status status = run_prerequisites(c, w);
     if (!status && w->pass == BENCH_DECODE)
@@ -266,7 +267,7 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
         status = read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
-    /* from here on every row has its gradient */
+    /* from now on dout has all rows */
     if (!status && w->pass == BENCH_BACKWARD && c->stage)
         status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
     if (w->pass == BENCH_BACKWARD)

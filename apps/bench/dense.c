@@ -1,7 +1,7 @@
 /** @file dense.c
- *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3
- * -march=native -fno-math-errno -fno-trapping-math: without them the softmax, not the products,
- * would be the slow part, and the yardstick would be short. No fast-math. */
+ *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3 -march=native
+ * -fno-math-errno -fno-trapping-math: without them the softmax would take longer than the products,
+ * and the baseline would be too slow. No fast-math. */
 #include "bench/dense.h"
 #include "bench/blas.h"
 #include "bench/timing.h"
@@ -17,7 +17,7 @@ enum { ROWS = 256, KEYS = 512 };
 
 static const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
-/* What a thread works in. */
+/* Memory of one thread. */
 typedef struct scratch {
     float *q;             /* [rows,dk] times scale * log2(e), so that exp is exp2 */
     float *dout, *o;      /* [rows,dv] */
@@ -37,7 +37,7 @@ struct dense {
     scratch *per_thread; /* [threads] */
     /* of one call */
     const dense_inputs *in;
-    atomic_long next; /* the next tile that nobody has */
+    atomic_long next; /* the next tile to compute */
     int64_t len;      /* keys of a decode step; 0 for whole sequences */
     int backward;
 };
@@ -97,7 +97,7 @@ dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int t
         dense_close(d);
         return NULL;
     }
-    d->dk_sum = d->per_thread[0].dk; /* where the threads' shares are added up */
+    d->dk_sum = d->per_thread[0].dk; /* the sums over threads end up here */
     d->dv_sum = d->per_thread[0].dv;
     return d;
 }
@@ -130,10 +130,11 @@ const float *dense_result(const dense *d, nsa_id id) {
 
 /* ----------------------------------------------------------------- softmax */
 
-/* 2^x for x <= 0: whole part into the exponent, the rest by a polynomial of degree 6, within 2e-7.
- * A loop over it becomes vector code; expf() would be called once an element. */
+/* 2^x for x <= 0: the integer part goes to the exponent, the rest through a polynomial of degree 6,
+ * within 2e-7. Unlike a call of expf(), a loop over it is vectorised. */
 static inline float exp2_nonpositive(float x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves a whole number in the bits */
+    const float round =
+        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     float clamped = x < -126 ? -126 : x, whole = clamped + round, f = clamped - (whole - round), p;
     int32_t bits, e;
     memcpy(&e, &whole, 4);
@@ -147,12 +148,12 @@ static inline float exp2_nonpositive(float x) {
     memcpy(&bits, &p, 4);
     bits += (int32_t)((uint32_t)e << 23);
     memcpy(&p, &bits, 4);
-    return x < -126 ? 0 : p; /* a masked score is nothing: 2^-126 would breed denormal numbers */
+    return x < -126 ? 0 : p; /* masked scores give 0, not 2^-126, which would lead to denormals */
 }
 
-/* One row of scores: p = 2^(s - m), with the running maximum m and sum l brought up to date.
- * Returns by how much what was summed so far shrinks. Sums run in 16 lanes, so that the compiler
- * need not reorder additions. */
+/* Online softmax of one row of scores: p = 2^(s - m), updating the running maximum m and sum l.
+ * Returns the factor that rescales what was accumulated so far. Sums use 16 lanes, so that they
+ * vectorise without reordering additions. */
 static float softmax_row(float *s, int64_t n, float *m, float *l) {
     enum { LANES = 16 };
     float lane_max[LANES], lane_sum[LANES] = {0}, row_max = *m, row_sum = 0;
@@ -185,7 +186,7 @@ static float softmax_row(float *s, int64_t n, float *m, float *l) {
     return rescale;
 }
 
-/* Keys s0.. of the block that lie behind a row's own token count as minus infinity. */
+/* Set the scores of keys s0.. after a row's own token to minus infinity. */
 static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, int64_t n) {
     for (int64_t i = 0; i < tokens * G; i++) {
         int64_t visible = t0 + i / G + 1 - s0;
@@ -206,8 +207,7 @@ typedef struct tile_coord {
 static tile_coord tile_coord_of(const dense *d, int64_t number) {
     int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile, tile = number % tiles;
     int64_t kvh = number / tiles % d->Hkv, b = number / tiles / d->Hkv;
-    tile_coord p = {.t0 =
-                        (tiles - 1 - tile) * d->tile}; /* the longest first: threads end together */
+    tile_coord p = {.t0 = (tiles - 1 - tile) * d->tile}; /* the longest first, to balance threads */
     int64_t end = p.t0 + d->tile < d->T ? p.t0 + d->tile : d->T;
     p.tokens = end - p.t0;
     p.q_row = (b * d->T + p.t0) * d->Hq + kvh * d->G;
@@ -221,7 +221,7 @@ static tile_coord tile_coord_of(const dense *d, int64_t number) {
     return p;
 }
 
-/* Row i of a tile stands at this row of q. */
+/* The row of q that is row i of a tile. */
 static int64_t q_row(const dense *d, const tile_coord *p, int64_t i) {
     return p->q_row + i / d->G * d->Hq + i % d->G;
 }
@@ -308,7 +308,7 @@ static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
 
 /* ------------------------------------------------------------------- calls */
 
-/* Threads take tiles until none is left; each product runs on the thread that asks for it. */
+/* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {
     dense *d = arg;
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
@@ -323,7 +323,7 @@ static void call(dense *d, const dense_inputs *in, int64_t len, int backward) {
     d->len = len;
     d->backward = backward;
     atomic_store(&d->next, 0);
-    blas_threads(1); /* the tiles are what is shared out */
+    blas_threads(1); /* parallel over tiles, not within products */
     bench_parallel(d->threads, work, d);
 }
 

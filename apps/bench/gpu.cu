@@ -1,5 +1,5 @@
 /** @file gpu.cu
- *  @brief libnsa_gpu.so: the GPU's ceilings, its name, cold caches. For nvcc alone. */
+ *  @brief libnsa_gpu.so: the GPU's ceilings, its name, flushing its cache. For nvcc only. */
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <library_types.h>
@@ -17,18 +17,19 @@ enum {
     REPEATS = 5,
     THREADS = 256,
     SIDE = 8192,      /* of the matrix products */
-    CHAINS = 16,      /* multiply-adds of a thread that do not wait for one another */
+    CHAINS = 16,      /* independent multiply-adds of a thread */
     STEPS = 4096,     /* of each chain */
     BOX = 16384 / 16, /* float4 of a box */
     BOXES = 512,      /* that one block reads */
-    WORKING_SET = 32 << 20,   /* bytes that the boxes are drawn from: fits every cache that matters */
+    WORKING_SET = 32 << 20,   /* bytes that boxes are read from: fits the second-level cache */
     LATEST_CUBLAS = 13
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
 
 /* ------------------------------------------------------------------ kernels */
 
-/* Chains of multiply-adds; the test at the end never holds, and keeps them from being left out. */
+/* Chains of multiply-adds. The condition at the end never holds; it keeps the compiler from
+ * dropping the loop. */
 static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y, float *g_out) {
     float r_sum[CHAINS];
 #pragma unroll
@@ -48,7 +49,7 @@ static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y,
         *g_out = sum;
 }
 
-/* Random boxes of 16 KiB, past the first-level cache. */
+/* Read random boxes of 16 KiB, bypassing the first-level cache. */
 static __global__ void __launch_bounds__(THREADS)
     read_boxes(const float4 *g_src, unsigned boxes, float *g_out) {
     unsigned state = blockIdx.x * 2654435761u + 12345u;
@@ -66,7 +67,7 @@ static __global__ void __launch_bounds__(THREADS)
         *g_out = sum;
 }
 
-/* All of it once. */
+/* Read everything once. */
 static __global__ void __launch_bounds__(THREADS)
     read_all(const float4 *g_src, size_t count, float *g_out) {
     const size_t all = (size_t)gridDim.x * THREADS;
@@ -80,7 +81,7 @@ static __global__ void __launch_bounds__(THREADS)
         *g_out = sum;
 }
 
-/* Values in [-1,1) that are neither zero nor alike: zeros run faster. */
+/* Varied values in [-1,1): zeros run faster. */
 template <class number>
 static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t count) {
     const size_t all = (size_t)gridDim.x * THREADS;
@@ -197,7 +198,7 @@ typedef struct cublas {
     gemm_ex_fn *gemm_ex;
 } cublas;
 
-/* Found at run time, so that a machine without it can still run everything else. */
+/* Load cuBLAS at run time, so that everything else works without it. */
 static int open_cublas(cublas *b) {
     static void *library;
     static int searched;
@@ -281,7 +282,7 @@ static void ceilings(double rate[BENCH_CEILINGS]) {
     char *memory = NULL;
     if (cudaMalloc((void **)&memory, 2 * COPY_BYTES) != cudaSuccess) {
         (void)cudaGetLastError();
-        return; /* the programs that are timed have taken it all */
+        return; /* the programs that are timed hold the memory */
     }
     float *out = (float *)(memory + COPY_BYTES);
     measure_products(rate, memory);

@@ -32,7 +32,7 @@ static void set_ceilings(bench_run *run, const bench_ceilings *c) {
     run->gbs_high = sorted[1][c->count - 1];
     for (int i = 0; i < BENCH_CEILINGS && c->gpu_count; i++) {
         double all[64];
-        int known = 0; /* 0: it could not be measured that time */
+        int known = 0; /* 0: that measurement failed */
         for (int j = 0; j < c->gpu_count; j++) {
             if (c->gpu[i][j] > 0)
                 all[known++] = c->gpu[i][j];
@@ -47,7 +47,7 @@ static int on_gpu(const bench_row *r) {
     return !strcmp(r->device, "gpu");
 }
 
-/* 1 if any row of that device was timed; none at all counts as the CPU. */
+/* 1 if any row of that device was timed; without any row, the CPU counts. */
 static int timed_on(const bench_run *run, int gpu) {
     int timed[2] = {0, 0};
     for (int i = 0; i < run->rows; i++)
@@ -55,12 +55,12 @@ static int timed_on(const bench_run *run, int gpu) {
     return gpu ? timed[1] : timed[0] || !timed[1];
 }
 
-/* How far a ceiling moved within the run, in parts of itself. */
+/* Spread of a ceiling within the run, relative to its median. */
 static double drift_of(double ceiling, double low, double high) {
     return ceiling > 0 ? (high - low) / ceiling : 0;
 }
 
-/* The worst of the ceilings that rows of this run are held against. */
+/* The largest drift among the ceilings that rows of this run are compared with. */
 static double worst_drift(const bench_run *run, const char **what) {
     static const char *const names[] = {"FMA",      "cuBLAS sgemm", "cuBLAS bfloat16",
                                         "L2 reads", "memory reads", "device copies"};
@@ -83,8 +83,8 @@ static double worst_drift(const bench_run *run, const char **what) {
     return worst;
 }
 
-/* A claim about times and shares needs a machine that stands still: ceilings within 15 %, quartiles
- * within 20 %. Ratios have spreads of their own. */
+/* Times and shares need a quiet machine: ceilings within 15 %, quartiles within 20 %. Ratios have
+ * their own spreads. */
 static void judge_noise(bench_run *run) {
     const bench_row *worst = NULL;
     const char *what = "";
@@ -103,11 +103,11 @@ static void judge_noise(bench_run *run) {
                         what, 100 * drift);
     if (worst)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
-                 "%sthe quartiles of %s at T = %" PRId64 " lie %.0f %% apart", used ? "; " : "",
+                 "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",
                  worst->name, worst->T, 100 * spread);
 }
 
-/* The least time that the ceilings allow, over the time taken. */
+/* The shortest time that the ceilings allow, over the time taken. */
 static void set_share(const bench_run *run, bench_row *r) {
     const int half = !strcmp(r->arith, "bfloat16");
     const double gflops = on_gpu(r)       ? run->ceiling[half ? BENCH_BF16 : BENCH_FMA]
@@ -130,14 +130,14 @@ int bench_has_prefix(const char *name, const char *prefix) {
     return !strncmp(name, prefix, strlen(prefix));
 }
 
-/* One thread of a run of several: its ceilings are not the run's, nor are dense attention's
- * threads its own. It is there for its own stage to be compared with. */
+/* One thread in a run of several: the ceilings and dense attention use all threads, so it is
+ * compared only with its own stage. */
 static int is_one_thread(const bench_row *r) {
     return bench_has_prefix(r->name, BENCH_ONE_THREAD);
 }
 
-/* What the ratio to dense attention is to: OpenBLAS's on the CPU; on a GPU the first float32
- * stage's own plain causal attention. */
+/* The dense attention of the ratio: on the CPU OpenBLAS's, on a GPU the first float32 stage's own
+ * plain causal attention. */
 static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
     if (!strcmp(r->device, "cpu") || !r->device[0])
         return bench_find(run, BENCH_DENSE, r->pass, r->T);
@@ -200,7 +200,7 @@ static double seconds_of(const bench_row *r, const char *phase) {
     return 0;
 }
 
-/* The config of a run, out of the text that its file keeps. */
+/* The config of a run, parsed from its case string. */
 static nsa_config config_of(const bench_run *run) {
     nsa_config c = nsa_config_defaults();
     long long v[9] = {16, 1, 64, 64, 32, 16, 64, 16, 512};
@@ -213,8 +213,8 @@ static nsa_config config_of(const bench_run *run) {
     return c;
 }
 
-/* What a phase grows with: T; or where a query sees at most `max_keys` keys, all keys over
- * `max_keys`. */
+/* The variable of the fit: T, or for a branch that reads at most `max_keys` keys a query, all keys
+ * read over `max_keys`. */
 static double length_of(const nsa_config *c, const char *phase, int64_t T) {
     const int selected = !strcmp(phase, "slc"), window = !strcmp(phase, "win");
     double keys = 0;
@@ -230,7 +230,7 @@ static double length_of(const nsa_config *c, const char *phase, int64_t T) {
 typedef struct curve {
     double T[BENCH_MAX_SIZES], seconds[BENCH_MAX_SIZES];
     int64_t from, to; /* tokens */
-    double rate;      /* seconds a FLOP of the whole pass, at the longest */
+    double rate;      /* seconds a FLOP of the whole pass at the longest T */
     int count;
 } curve;
 
@@ -253,8 +253,8 @@ static curve collect(const bench_run *run, const bench_row *of, const char *phas
     return c;
 }
 
-/* Least squares of the relative error: sum ((a T + b T^2) / t - 1)^2, a and b not below 0, for a
- * negative cost a token would be no cost. */
+/* Least squares of the relative error: sum ((a T + b T^2) / t - 1)^2, with a, b >= 0, for a cost
+ * cannot be negative. */
 static void solve(const curve *c, bench_fit *f) {
     double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;
     for (int i = 0; i < c->count; i++) {
@@ -283,8 +283,8 @@ static void solve(const curve *c, bench_fit *f) {
     f->curved = f->b * T / (f->a + f->b * T);
 }
 
-/* FLOPs of the compressed branch for each T^2: T / 2d keys a query in the mean, forward two
- * products, backward five. */
+/* FLOPs of the compressed branch over T^2: T / 2d keys a query on average, two products forward,
+ * five backward. */
 static double cmp_flops(const bench_run *run, const char *pass) {
     const nsa_config c = config_of(run);
     const double dk = (double)c.qk_dim, dv = (double)c.v_dim, keys = 0.5 / (double)c.cmp_stride;
@@ -292,8 +292,8 @@ static double cmp_flops(const bench_run *run, const char *pass) {
            (strcmp(pass, "backward") != 0 ? 2 * dk + 2 * dv : 6 * dk + 4 * dv);
 }
 
-/* Below n l' tokens the selected branch is dense attention, and only beyond does it grow as it
- * will; so fits start there where enough lengths are left. */
+/* Up to n l' tokens the selected branch is dense attention and grows differently, so the fit starts
+ * there if enough lengths remain. */
 static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase, int64_t min_T) {
     curve c = collect(run, of, phase, min_T);
     if (c.count < 3)
@@ -311,8 +311,8 @@ static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase
     return f;
 }
 
-/* The shortest length from which on the sparse one is not slower, between which measured lengths;
- * and where both fits meet. */
+/* Find where the sparse program overtakes dense attention: between which measured lengths, and
+ * where the fits cross. */
 static void find_crossing(bench_run *run, bench_fit *f, const char *dense) {
     const bench_fit *d = NULL;
     for (int i = 0; i < run->fits; i++) {
@@ -363,8 +363,7 @@ static void set_fits(bench_run *run) {
             bench_has_prefix(f->name, BENCH_OWN_DENSE))
             continue;
         snprintf(causal, sizeof causal, "%s%s", BENCH_OWN_DENSE, f->name);
-        if (run->fits <
-            BENCH_MAX_FITS) { /* the same curve, against its own code's dense attention */
+        if (run->fits < BENCH_MAX_FITS) { /* once more, against the stage's own dense attention */
             run->fit[run->fits] = *f;
             find_crossing(run, &run->fit[run->fits], causal);
             run->fits += run->fit[run->fits].against[0] != 0;

@@ -1,5 +1,5 @@
 /** @file judge.c
- *  @brief Choosing the judge, and putting it to the proof. */
+ *  @brief Choosing the oracle, and checking it against stage 00. */
 #include "bench/judge.h"
 #include "bench/timing.h"
 #include "bench/verify.h"
@@ -42,7 +42,7 @@ void judge_note(bench_judge *j, int64_t T, double seconds) {
     j->oracle_seconds = seconds / (double)T;
 }
 
-/* The second's rows against stage 00's. */
+/* Check the second stage's rows against stage 00's. */
 static nsa_status prove(bench_judge *j, bench_pass pass) {
     const int64_t T =
         j->o->T[j->o->sizes - 1] < PROOF_TOKENS ? j->o->T[j->o->sizes - 1] : PROOF_TOKENS;
@@ -77,7 +77,7 @@ const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T) {
         j->proven = !status;
         fprintf(stderr, "nsa bench: %s judges %s: %s\n", j->second.name, bench_pass_name(pass),
                 status ? nsa_last_error() : "its rows agree with stage 00's");
-        return judge_of(j, pass, T); /* now that it is known how long stage 00 takes */
+        return judge_of(j, pass, T); /* now the time of stage 00 is known */
     }
     return j->proven ? &j->second : &j->oracle;
 }

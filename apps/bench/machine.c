@@ -1,6 +1,5 @@
 /** @file machine.c
- *  @brief Where a run took place. The Makefile hands the flags over: no program can ask for its
- * own. */
+ *  @brief The machine and build of a run. The Makefile defines the flags as macros. */
 #include "bench/machine.h"
 #include "bench/blas.h"
 #include "bench/workload.h"
@@ -38,7 +37,7 @@ static void cpu_name(char *text, size_t capacity) {
         fclose(f);
 }
 
-/* What git says of the tree that this program was built in: the folder above its own. */
+/* The commit of the tree that this program was built in: `git describe` in the program's folder. */
 static void commit_name(char *text, size_t capacity) {
     char self[PATH_MAX];
     int ends[2];
@@ -74,7 +73,7 @@ static void commit_name(char *text, size_t capacity) {
         snprintf(text, capacity, "unknown");
 }
 
-/* Flags that one stage adds; the build leaves them beside the stage, NN_name.flags. */
+/* Extra flags of one stage; the build writes them to NN_name.flags beside the stage. */
 static void add_flags(bench_run *run, const char *dir, const char *stage) {
     char path[PATH_MAX], line[256];
     size_t used = strlen(run->own_flags);

@@ -35,7 +35,7 @@ const char *bench_pass_name(bench_pass pass) {
     return names[pass];
 }
 
-/* A whole number in [low,high]; "4k" is 4096, "1m" 1048576. Anything else is -1. */
+/* Parse an integer in [low,high]; "4k" is 4096, "1m" 1048576. @return -1 for anything else */
 static int64_t whole(const char *text, size_t length, int64_t low, int64_t high) {
     int64_t value = 0;
     size_t i = 0;
@@ -127,7 +127,7 @@ static error_t budget(const struct argp_state *state, const char *arg, bench_opt
     return bad;
 }
 
-/* "gpu", "cpu" or "all": those that are there. */
+/* "gpu", "cpu" or "all": which devices to use, if present. */
 static error_t device(const struct argp_state *state, const char *arg, bench_options *o) {
     const int all = !strcmp(arg, "all");
     o->device[BENCH_ON_CPU] = all || !strcmp(arg, "cpu");
@@ -138,7 +138,7 @@ static error_t device(const struct argp_state *state, const char *arg, bench_opt
     return EINVAL;
 }
 
-/* Ends within a minute on two cores: small heads, short texts, a deadline. */
+/* Finishes within a minute on two cores: small heads, short sequences, a deadline. */
 static void quick(bench_options *o) {
     o->cfg.qk_dim = o->cfg.v_dim = 64;
     o->sizes = 3;
@@ -230,7 +230,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 }
 
 static const struct argp_option known[] = {
-    {NULL, 0, NULL, 0, "What is timed:", 1},
+    {NULL, 0, NULL, 0, "What to time:", 1},
     {"stage", 's', "NAME", 0, "a stage by name, number or path, may be repeated; default: all", 1},
     {"pass", 'p', "LIST", 0,
      "forward, backward, decode, joined by commas, or all; default: forward", 1},
@@ -240,46 +240,48 @@ static const struct argp_option known[] = {
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
     {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
-    {"alone", KEY_ONE_THREAD, NULL, 0,
-     "beside --threads N: each of the CPU's stages with one thread, too, in turn", 1},
-    {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: what runs there; default: all", 1},
+    {"one-thread", KEY_ONE_THREAD, NULL, 0,
+     "with --threads N: time each CPU stage with one thread as well", 1},
+    {"alone", 0, NULL, OPTION_ALIAS | OPTION_HIDDEN, NULL, 0},
+    {"device", KEY_DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
     {"peers", KEY_PEERS, "COMMAND", 0,
-     "a program that times other people's attention in turn with ours: \"python3 apps/peers.py\"",
+     "a program that times other libraries' attention in turn with ours: \"python3 apps/peers.py\"",
      1},
     {"judge", KEY_JUDGE, "NAME", 0,
-     "the stage whose rows are the truth, itself checked first; default: 00, and 02 where that "
-     "would take too long",
+     "the stage used as oracle, itself checked first; default: 00, or 02 where that would take too "
+     "long",
      1},
-    {"rows", KEY_ROWS, "R", 0, "rows that are checked before timing; default: 9", 1},
-    {"seed", KEY_SEED, "N", 0, "of the inputs; default: 1", 1},
-    {"budget", KEY_BUDGET, "S", 0, "a row that would take longer is not run; default: 120", 1},
+    {"rows", KEY_ROWS, "R", 0, "rows to check before timing; default: 9", 1},
+    {"seed", KEY_SEED, "N", 0, "seed of the inputs; default: 1", 1},
+    {"budget", KEY_BUDGET, "S", 0, "skip rows that would take longer than S seconds; default: 120",
+     1},
     {"runs", KEY_RUNS, "N", 0,
-     "timed runs of each row within its budget, 3 to 60 (20 of decode); default: 3 to 20, by how "
-     "long one takes",
+     "timed runs of each row, as its budget allows, 3 to 60 (decode: to 20); default: 3 to 20, "
+     "depending on the time of a run",
      1},
-    {"quick", KEY_QUICK, NULL, 0, "within a minute: three short lengths", 1},
+    {"quick", KEY_QUICK, NULL, 0, "finish within a minute: three short lengths", 1},
     {"stages", KEY_DIR, "DIR", 0, "folder of the stages' shared objects", 1},
-    {NULL, 0, NULL, 0, "What is written:", 2},
+    {NULL, 0, NULL, 0, "What to write:", 2},
     {"json", KEY_JSON, "FILE", 0, "the run: machine, commit, rows, fits", 2},
     {"csv", KEY_CSV, "FILE", 0, "the rows alone", 2},
-    {NULL, 0, NULL, 0, "From run files, without timing anything:", 3},
+    {NULL, 0, NULL, 0, "From run files, without timing:", 3},
     {"table", KEY_TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 3},
     {"plot-data", KEY_PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 3},
     {"what", KEY_WHAT, "NAME", 0,
-     "machine, forward, backward, decode, phases, kernels, peers, own, growth or noise, and /STAGE "
-     "for one stage; for points: time, speedup, share or phases",
+     "machine, forward, backward, decode, phases, kernels, peers, own (vs own dense attention), "
+     "growth or noise, and /STAGE for one stage; for points: time, speedup, share or phases",
      3},
     {"compare", KEY_COMPARE, "A,B", 0,
      "whether two run files agree in the ratios to dense attention and to the stage below", 3},
     {0}};
 
 int bench_parse(int argc, char **argv, bench_options *o) {
-    static const struct argp argp = {
-        .options = known,
-        .parser = parse,
-        .doc = "Check stages, then time them: one program measures all of them alike.\v"
-               "A stage that is wrong on a sampled row is refused a time. Exit status: 0 done, 1 a "
-               "stage was refused or a comparison fails, 2 bad usage."};
+    static const struct argp argp = {.options = known,
+                                     .parser = parse,
+                                     .doc = "Check stages, then time them, all in the same way.\v"
+                                            "A stage that is wrong on a sampled row is not timed. "
+                                            "Exit status: 0 done, 1 a stage is "
+                                            "wrong or a comparison fails, 2 bad usage."};
     *o = (bench_options){.cfg = nsa_config_defaults(),
                          .T = {256, 512, 1024, 2048, 4096, 8192, 16384},
                          .sizes = 7,
@@ -298,9 +300,8 @@ int bench_parse(int argc, char **argv, bench_options *o) {
     if (code)
         return code;
     if (o->one_thread && o->threads == 1)
-        return command_error(EXIT_USAGE, argv[0],
-                             "--alone with 1 thread: --threads must be 2 or more");
-    nsa_config cfg = o->cfg; /* the contract's rules, before anything is drawn */
+        return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");
+    nsa_config cfg = o->cfg; /* check the contract's rules before drawing inputs */
     cfg.seq_len = o->T[o->sizes - 1] * o->batch;
     nsa_status status = nsa_config_resolve(&cfg);
     return status ? command_status(status, argv[0]) : EXIT_DONE;

@@ -1,5 +1,5 @@
 /** @file peers.c
- *  @brief A program beside this one, asked line by line. */
+ *  @brief Talking to the peers' program, one line at a time. */
 #include "bench/peers.h"
 #include "bench/timing.h"
 
@@ -14,13 +14,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 300 /* seconds for an answer: kernels may be compiled on first use */ };
+enum { PATIENCE = 300 /* seconds to wait for an answer: kernels may be compiled on first use */ };
 
 /* ------------------------------------------------------------------- lines */
 
 static nsa_status lost(peers *p, const char *why) {
     if (p->pid) {
-        kill(p->pid, SIGKILL); /* whatever it hangs in */
+        kill(p->pid, SIGKILL); /* it may hang */
         peers_stop(p);
     }
     return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program %s", why);
@@ -39,7 +39,7 @@ static nsa_status send_line(peers *p, const char *text) {
     return NSA_OK;
 }
 
-/* Read on until there is a whole line: then *end is its newline. */
+/* Read until there is a whole line; *end is its newline. */
 static nsa_status read_line(peers *p, char **end) {
     const double start = bench_now();
     while (!(*end = p->used ? memchr(p->line, '\n', p->used) : NULL)) {
@@ -71,13 +71,13 @@ static const char *text_of(const cJSON *from, const char *key) {
     return text ? text : "";
 }
 
-/* -1 if it is none. */
+/* -1 if there is no such number. */
 static double number_of(const cJSON *from, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, key);
     return cJSON_IsNumber(item) ? item->valuedouble : -1;
 }
 
-/* One request, which is freed, and its answer, to be freed with cJSON_Delete(). */
+/* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
 static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
     char *text = request ? cJSON_PrintUnformatted(request) : NULL, *end = NULL;
     cJSON_Delete(request);
@@ -121,7 +121,7 @@ static nsa_status spawn(peers *p, const char *command) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
         return nsa_fail(NSA_ERR_IO, "no pipe: %s", strerror(errno));
-    signal(SIGPIPE, SIG_IGN); /* its end is told by write() */
+    signal(SIGPIPE, SIG_IGN); /* write() reports a closed pipe */
     p->pid = fork();
     if (!p->pid) {
         dup2(in[0], STDIN_FILENO);

@@ -1,5 +1,6 @@
 /** @file points.c
- *  @brief Runs as points for gnuplot: blocks apart by two empty lines, each begun by its name. */
+ *  @brief Runs as points for gnuplot: blocks separated by two empty lines, each begins with its
+ * name. */
 #include "bench/report.h"
 
 #include <inttypes.h>
@@ -14,7 +15,7 @@ static const char *const figures[] = {"time", "speedup", "share", "phases"};
 static double value_of(const bench_row *r, figure f, double *low, double *high) {
     *low = f == TIME ? r->q1 : f == SPEEDUP ? r->dense_low : 0;
     *high = f == TIME ? r->q3 : f == SPEEDUP ? r->dense_high : 0;
-    if (f == SHARE) { /* time's quartiles turned over */
+    if (f == SHARE) { /* inverse to the quartiles of the time */
         *low = 100 * r->share * r->median / r->q3;
         *high = 100 * r->share * r->median / r->q1;
     }
@@ -46,7 +47,7 @@ static void print_curve(const bench_run *run, const bench_row *of, figure f) {
         printf("\n\n");
 }
 
-/* Parts of the time at each stage's longest length. */
+/* Phases in per cent of the time, at each stage's longest length. */
 static void print_phases(const bench_run *run, const char *pass) {
     static const char *const name[] = {"compress", "cmp", "select", "slc", "win"};
     printf("program compress cmp select slc win other\n");

@@ -1,6 +1,6 @@
 /** @file report_kernels.c
- *  @brief Tables of phases beside their floors, and of ratios to peers and to the program itself.
- */
+ *  @brief Tables: phases and their floors; ratios to peers, and to a stage's own dense
+ * attention. */
 #include "bench/grid.h"
 #include "bench/growth.h"
 #include "bench/kernels.h"
@@ -48,7 +48,7 @@ void report_kernels(const bench_run *run, const char *stage) {
                                            "share of ceiling", NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        /* floors are counted for what GPU stages do: scores twice, rather than kept */
+        /* floors are counted for GPU stages, which compute scores twice */
         const int shown = !r->status[0] && !strcmp(r->device, "gpu");
         for (int p = 0; p < r->phases && shown && report_wanted(r->name, stage); p++)
             kernel_row(&g, run, r, &r->phase[p]);
@@ -58,13 +58,13 @@ void report_kernels(const bench_run *run, const char *stage) {
 
 /* ------------------------------------------------------------------- peers */
 
-/* What we are compared with: whatever is neither a stage nor one in another manner. */
+/* A peer: neither a stage nor a stage with a prefix. */
 static int is_peer(const bench_row *r) {
     return !bench_is_stage(r) && !bench_has_prefix(r->name, BENCH_OWN_DENSE) &&
            !bench_has_prefix(r->name, BENCH_ONE_THREAD);
 }
 
-/* Names of peers, each once. @return how many */
+/* The names of all peers. @return how many */
 static int list_peers(const bench_run *run, const char **name, int capacity) {
     int names = 0;
     for (int i = 0; i < run->rows; i++) {
@@ -87,7 +87,7 @@ void report_peers(const bench_run *run, const char *stage) {
     grid g = {0};
     grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", NULL});
     for (int n = 0; n < names; n++)
-        grid_cell(&g, "x %s", name[n]);
+        grid_cell(&g, "vs %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         if (r->status[0] || !report_wanted(r->name, stage) ||
@@ -111,7 +111,7 @@ void report_peers(const bench_run *run, const char *stage) {
 
 /* --------------------------------------------------------------------- own */
 
-/* The same stage in another manner, at the same pass and length; NULL if it was not timed. */
+/* The same stage with a prefix, at the same pass and length; NULL if it was not timed. */
 static const bench_row *find_variant(const bench_run *run, const char *prefix, const bench_row *r) {
     char name[96];
     snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
@@ -145,9 +145,10 @@ static void own_row(grid *g, const bench_row *r, const bench_row *dense,
 
 void report_own(const bench_run *run, const char *stage) {
     grid g = {0};
-    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", "own dense, ms",
-                                           "x own dense", "by FLOPs", "of that", "one thread, ms",
-                                           "x one thread", NULL});
+    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", "own dense attention, ms",
+                                           "vs own dense attention", "ratio of FLOPs",
+                                           "share of that ratio", "one thread, ms", "vs one thread",
+                                           NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         const bench_row *dense = find_variant(run, BENCH_OWN_DENSE, r);

@@ -1,5 +1,5 @@
 /** @file runfile.c
- *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
+ *  @brief Run files. A table of fields for each struct defines its JSON and CSV. */
 #include "bench/runfile.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -128,7 +128,7 @@ static int put(cJSON *to, const field *f, const void *from) {
     return 1;
 }
 
-/* An object of an array's, with the fields of `from`; NULL without memory. */
+/* Add an object with the fields of `from` to an array; NULL without memory. */
 static cJSON *put_item(cJSON *array, const field *f, const void *from) {
     cJSON *item = array ? cJSON_CreateObject() : NULL;
     if (item && put(item, f, from) && cJSON_AddItemToArray(array, item))
@@ -137,7 +137,7 @@ static cJSON *put_item(cJSON *array, const field *f, const void *from) {
     return NULL;
 }
 
-/* What is known of each phase: an object of numbers by the phases' names for each of these. */
+/* For each of these a row has an object of numbers, by phase name. */
 static const field phase_fields[] = {{"phases", REAL, offsetof(bench_phase, seconds), 0},
                                      {"phase_flops", REAL, offsetof(bench_phase, flops), 0},
                                      {"phase_l2", REAL, offsetof(bench_phase, l2), 0},
@@ -165,7 +165,7 @@ static int put_rounds(cJSON *item, const bench_row *r) {
     return ok;
 }
 
-/* The GPU's ceilings, each [median, least, most]. */
+/* The GPU's ceilings, each [median, lowest, highest]. */
 static int put_ceilings(cJSON *root, const bench_run *run) {
     cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
     int ok = object != NULL;
@@ -190,7 +190,7 @@ static int put_rows(cJSON *root, const bench_run *run) {
     return ok;
 }
 
-/* Beside the file first, so that a full disk leaves the old one. */
+/* Write a temporary file and rename it, so that a full disk leaves the old file. */
 static nsa_status write_text(const char *path, const char *text) {
     char temporary[4096];
     int length = snprintf(temporary, sizeof temporary, "%s.part", path);
@@ -250,7 +250,7 @@ nsa_status runfile_csv(const bench_run *run, const char *path) {
 
 /* ----------------------------------------------------------------- reading */
 
-/* A key that a file lacks leaves zero; one of the wrong kind is an error. */
+/* A missing key gives zero; one of the wrong type is an error. */
 static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {
     for (; f->name; f++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, f->name);
@@ -269,7 +269,7 @@ static nsa_status get(const cJSON *from, const field *f, void *to, const char *p
     return NSA_OK;
 }
 
-/* Older files have none. */
+/* Older files have no rounds. */
 static nsa_status get_rounds(const cJSON *item, bench_row *row, const char *path) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(item, "rounds"), *p;
     const int fits = cJSON_IsArray(list) && cJSON_GetArraySize(list) <= BENCH_MAX_RUNS;
@@ -302,7 +302,7 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
         for (const field *f = phase_fields; f->name; f++) {
             const cJSON *of = cJSON_GetObjectItemCaseSensitive(item, f->name);
             const cJSON *number = cJSON_GetObjectItemCaseSensitive(of, p->string);
-            if (cJSON_IsNumber(number)) /* older files have times alone */
+            if (cJSON_IsNumber(number)) /* older files have only times */
                 memcpy((char *)phase + f->offset, &number->valuedouble, sizeof(double));
         }
     }

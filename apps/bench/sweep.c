@@ -1,6 +1,6 @@
 /** @file sweep.c
- *  @brief The sweep: for each pass and length, every program is checked, then all take turns at
- * being timed, so that a machine that slows down slows all of them. */
+ *  @brief The sweep: for each pass and length, check every program, then time them in turn, so that
+ * a machine that slows down slows all of them. */
 #include "bench/blas.h"
 #include "bench/budget.h"
 #include "bench/ceilings.h"
@@ -28,13 +28,13 @@ typedef struct sweep {
     bench_run *run;
     nsa_found *found;
     size_t stages;
-    int uses[3]; /* of each bench_device: whether a program that is timed runs there */
+    int uses[3]; /* for each bench_device: 1 if a timed program runs there */
     bench_judge judge;
     peers peers;
-    /* of this pass: why a stage is refused at any length, or "" */
+    /* for this pass: why a stage is not timed at any length, or "" */
     char wrong[BENCH_MAX_STAGES][240];
-    bench_budget budget; /* of this pass */
-    double reserved;     /* seconds of runs at this length that are still to come */
+    bench_budget budget; /* for this pass */
+    double reserved;     /* seconds reserved for runs at this length */
     bench_ceilings ceilings;
     bench_arena arena;
     double began;
@@ -43,7 +43,7 @@ typedef struct sweep {
 
 /* ------------------------------------------------------------------ stages */
 
-/* A simulator's times say nothing about a GPU: only a stage that is named is run there. */
+/* The simulator's times say nothing about a GPU, so a stage runs there only if it is named. */
 static int is_wanted(const sweep *s, const nsa_found *found) {
     const bench_device device = bench_device_of(found->stage);
     if (device == BENCH_ON_SIMULATOR)
@@ -60,7 +60,7 @@ static void report_skipped(const sweep *s, const nsa_found *found) {
     fprintf(stderr, "nsa bench: SKIP %s: %s\n", found->name, why);
 }
 
-/* Those that were asked for, in the order of their names; who is not wanted loses its stage. */
+/* The stages that were asked for, or all. */
 static nsa_status list_stages(sweep *s) {
     const bench_options *o = s->o;
     nsa_status status = NSA_OK;
@@ -85,13 +85,13 @@ static nsa_status find_stages(sweep *s) {
         else
             report_skipped(s, &s->found[i]);
     }
-    /* with a GPU its peers alone are worth a run */
+    /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu_missing();
     return status;
 }
 
-/* Small blocks put every boundary within 130 tokens: an error that a short text would hide, of the
- * window's edge or the choice of blocks, shows here at any length that is timed. */
+/* Check each stage on a small case: with small blocks every boundary, such as the window's edge or
+ * the first rejected block, is within 130 tokens. */
 static void judge_small(sweep *s, bench_pass pass) {
     static nsa_status (*const judge[])(const subject *, const test_case *) = {
         judge_forward, judge_backward, judge_decode};
@@ -103,7 +103,7 @@ static void judge_small(sweep *s, bench_pass pass) {
         const subject who = {s->found[i].stage, s->judge.oracle.stage, s->found[i].name};
         s->wrong[i][0] = 0;
         if (!is_wanted(s, &s->found[i]) || who.stage->available() || case_parse(text, &c))
-            continue; /* contender_open() will say why */
+            continue; /* contender_open() reports the reason */
         nsa_status status = judge[pass](&who, &c);
         if (!status || status == NSA_ERR_UNSUPPORTED)
             continue;
@@ -140,7 +140,7 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
     return status ? status : contender_check(c, w, judge->stage);
 }
 
-/* Open and check; the row says what came of it. @return 1 if it may be timed */
+/* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
     const double limit = s->o->budget < left ? s->o->budget : left;
@@ -189,7 +189,7 @@ static void summarize(contender *c, const workload *w) {
 
 /* -------------------------------------------------------------- one length */
 
-/* The processor's ceilings, once a round: a machine that slows down slows them as it slows rows. */
+/* The processor's ceilings, once a round: if the machine slows down, they do too. */
 typedef struct rounds {
     double gflops[BENCH_MAX_RUNS], gbs[BENCH_MAX_RUNS];
     int count;
@@ -202,7 +202,7 @@ static void sample_ceilings(const sweep *s, rounds *r) {
     r->count++;
 }
 
-/* Round by round; who needs fewer runs sits some rounds out. */
+/* Time round by round; programs with fewer runs skip some rounds. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
     int max_runs = 0;
     rounds sampled = {.count = 0};
@@ -210,7 +210,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
     for (int i = 0; i < count; i++)
         max_runs = c[i].wanted > max_runs ? c[i].wanted : max_runs;
     if (s->uses[BENCH_ON_GPU])
-        gpu_warm(0.2); /* it has idled while results were checked */
+        gpu_warm(0.2); /* it was idle while results were checked */
     for (int round = 0; round < max_runs && !status; round++) {
         progress_count(&s->bar, "round", round + 1, max_runs);
         sample_ceilings(s, &sampled);
@@ -222,7 +222,7 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
             status = contender_time(&c[i], w, c[i].clock);
             if (!status)
                 c[i].row->round[round] = c[i].sample[c[i].runs - 1];
-            if (status && c[i].peer) { /* another program's end is not ours */
+            if (status && c[i].peer) { /* a peer's failure does not end the run */
                 snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
                          nsa_last_error());
                 c[i].wanted = 0;
@@ -245,12 +245,12 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
 
 static void measure_ceilings(sweep *s) {
     ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
-    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* or why it is missing now */
+    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
     if (s->uses[BENCH_ON_GPU])
         ceilings_measure_gpu(&s->ceilings);
 }
 
-/* A contender joins those that are timed, or its row says why not. */
+/* Add a contender to those that are timed, or write to its row why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
     const char *name = c.peer ? c.peer->name : BENCH_DENSE, *wrong = "";
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
@@ -260,7 +260,7 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
             wrong = i < BENCH_MAX_STAGES ? s->wrong[i] : "";
         }
     }
-    c.clock = bench_cpu_clock(); /* a device's stage has its own: its phases */
+    c.clock = bench_cpu_clock(); /* a stage on a device times its phases */
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
     const int one_thread = c.threads == 1 && s->o->threads > 1;
@@ -278,8 +278,8 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     list[(*count)++] = c;
 }
 
-/* Plain causal attention by a stage's own code: what sparsity alone is worth. A backward of it is
- * made of the stage's backward, where there is no library to compare with: on a device. */
+/* Plain causal attention by a stage's own code shows what sparsity alone is worth. On a device,
+ * where no library is compared with, it also gets a backward. */
 static int has_causal(const nsa_stage *stage, bench_pass pass) {
     if (stage->arith != NSA_FLOAT32)
         return 0;
@@ -328,7 +328,7 @@ static int wants_bfloat16(const sweep *s) {
     return 0;
 }
 
-/* After each length, so that a run that is ended early leaves what it found. */
+/* Called after each length, so that an interrupted run keeps its results. */
 static nsa_status save_run(sweep *s) {
     s->run->fits = 0;
     growth_and_ratios(s->run, &s->ceilings);
@@ -354,7 +354,7 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
     return status;
 }
 
-/* What takes part beside the stages, and where all of it runs. */
+/* Describe the machine, and start the peers. */
 static void describe(sweep *s) {
     machine_describe(s->run, s->o, s->found, s->stages);
     if (s->uses[BENCH_ON_GPU])
@@ -381,7 +381,7 @@ static void close_sweep(sweep *s) {
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     sweep s = {.o = o, .run = run, .peers = {.to = -1, .from = -1}, .began = bench_now()};
     if (!bench_arena_open(&s.arena))
-        return nsa_fail(NSA_ERR_MEMORY, "no memory to flush the caches with");
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for flushing the caches");
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
     if (!status) {

@@ -1,5 +1,5 @@
 /** @file timing.c
- *  @brief Clocks, cold caches, threads and quartiles. */
+ *  @brief Clocks, flushing caches, threads and quartiles. */
 #include "bench/timing.h"
 
 #include <pthread.h>
@@ -38,7 +38,7 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The value a part `p` of the way through sorted samples. */
+/* The quantile p of sorted samples. */
 static double quantile(const double *sorted, int count, double p) {
     double pos = p * (count - 1);
     int low = (int)pos, high = low + 1 < count ? low + 1 : low;
@@ -53,8 +53,8 @@ bench_stats bench_quartiles(double *samples, int count) {
                          quantile(samples, count, 0.75)};
 }
 
-/* The place of a round in the order in which rounds are given away: all even ones before the odd
- * ones; of the even ones every other first; and so on. */
+/* The rank of a round: all even rounds come before the odd ones, and recursively within each half.
+ * A row with k runs takes the rounds of the lowest k ranks. */
 static int round_rank(int round, int rounds) {
     const int even = (rounds + 1) / 2;
     if (rounds < 2)
@@ -78,13 +78,13 @@ int bench_arena_open(bench_arena *arena) {
     arena->data = malloc(2 * arena->half);
     if (!arena->data)
         return 0;
-    memset(arena->data, 1, 2 * arena->half); /* pages exist from here on */
+    memset(arena->data, 1, 2 * arena->half); /* touch all pages now */
     return 1;
 }
 
 void bench_flush(const bench_arena *arena) {
     static unsigned char value;
-    /* another value each time, so that the write cannot be left out */
+    /* a new value each time, so that the write is not optimised away */
     memset(arena->data, ++value, arena->half);
     __asm__ volatile("" ::"r"(arena->data) : "memory");
 }
@@ -116,7 +116,7 @@ void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg)
     for (; started < threads && started < MAX_THREADS; started++) {
         tasks[started] = (thread_task){work, arg, started};
         if (pthread_create(&id[started], NULL, run_task, &tasks[started]))
-            break; /* fewer threads do the same work: it is shared out as they come for it */
+            break; /* fewer threads share the same work */
     }
     work(arg, 0);
     for (int i = 1; i < started; i++)

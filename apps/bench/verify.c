@@ -28,8 +28,8 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, 
     return status;
 }
 
-/* The oracle again, with the candidate's blocks: a flipped near-tie can neither hide nor fake an
- * error. */
+/* Run the oracle again with the candidate's blocks, so that a flipped near-tie neither hides nor
+ * fakes an error. */
 static nsa_status truth_with_blocks(const workload *w, const nsa_stage *oracle,
                                     const nsa_tensor *block_idx, nsa_tensors *truth) {
     nsa_tensors in;
@@ -42,8 +42,8 @@ static nsa_status truth_with_blocks(const workload *w, const nsa_stage *oracle,
     return status;
 }
 
-/* dphi_k_b2 is zero by identity; an oracle in float32 has its own rounding there, and no number to
- * be near to. */
+/* dphi_k_b2 is zero by identity. An oracle in float32 has only rounding errors there, so compare
+ * with zero. */
 static nsa_status compare_with_zero(const tolerance *tol, nsa_id id, const nsa_tensor *mine,
                                     const gradient_units *units) {
     nsa_tensor zero = *mine;

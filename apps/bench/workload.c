@@ -30,7 +30,7 @@ static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
     return tensor_alloc(t);
 }
 
-/* dout where it is looked at, zero elsewhere. */
+/* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {
     const nsa_tensor *dout = &w->in.at[NSA_DOUT];
     int64_t row = tensor_row(dout);
@@ -44,7 +44,7 @@ static nsa_status make_sparse(workload *w) {
     return status;
 }
 
-/* Prefill and steps as one pack, so that the oracle's forward can judge a step. */
+/* Concatenate prefill and steps to one pack, so that the oracle's forward can judge a step. */
 static nsa_status concat_steps(workload *w) {
     const int64_t each = w->T + DECODE_STEPS;
     nsa_status status = NSA_OK;
@@ -72,8 +72,8 @@ static nsa_status concat_steps(workload *w) {
     return status;
 }
 
-/* Steps draw their tokens as a case of their own; judged are the first step and the last that warms
- * up, on either side of a compressed token that completes. */
+/* The steps' tokens are drawn as a separate case. Judged are the first and the last warm-up step: a
+ * block of compression is completed in between. */
 static nsa_status open_decode(const bench_options *o, workload *w) {
     bench_options step_options = *o;
     test_case c;
@@ -105,7 +105,7 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
     workload_text(o, T, text, sizeof text);
     nsa_status status = case_parse(text, &w->judged);
     status = status ? status : case_inputs(&w->judged, arith, &w->in);
-    w->rows = w->in.at[NSA_ROWS]; /* apart: what is timed computes all rows */
+    w->rows = w->in.at[NSA_ROWS]; /* separate: timed runs compute all rows */
     w->in.at[NSA_ROWS] = (nsa_tensor){0};
     w->cfg = w->judged.cfg;
     if (!status && pass == BENCH_BACKWARD)
@@ -128,7 +128,7 @@ void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tenso
     in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
 }
 
-/* The window's gate is 1, the others' 0. */
+/* Set the window's gate to 1, the others to 0. */
 static nsa_status gate_window_only(nsa_tensor *gate, nsa_tensors *in) {
     nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
     for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
@@ -155,7 +155,7 @@ nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, 
     *in = w->in;
     *cfg = w->cfg;
     cfg->window = cfg->seq_len;
-    cfg->cmp_block = cfg->cmp_stride = cfg->slc_block = 256; /* the contract's most */
+    cfg->cmp_block = cfg->cmp_stride = cfg->slc_block = 256; /* the contract's maximum */
     cfg->slc_count = cfg->slc_local = 1;
     cfg->slc_init = 0;
     cfg->phi = NSA_PHI_MEAN;
@@ -166,7 +166,7 @@ nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, 
 
 void workload_close(workload *w) {
     if (w->pass == BENCH_DECODE) {
-        /* the weights of `all` are views of `in` */
+        /* weights in `all` are views of `in` */
         for (int id = NSA_Q; id <= NSA_GATE; id++) {
             if (w->all.at[id].data != w->in.at[id].data)
                 tensor_free(&w->all.at[id]);

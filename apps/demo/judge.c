@@ -1,5 +1,5 @@
 /** @file judge.c
- *  @brief The comparison of a stage with stage 00. Every test is written so that NaN fails it. */
+ *  @brief Comparing a stage with stage 00. Every test is written so that NaN fails. */
 #include "demo/judge.h"
 #include "common/counts.h"
 
@@ -28,7 +28,7 @@ static int is_forced(const nsa_config *c, int64_t block, int64_t own_block) {
 
 /* ---------------------------------------------------------------- selection */
 
-/* Mark the blocks of one list [n] in `set`; the list must be ascending and legal, -1 last. */
+/* Mark the blocks of one list [n] in `set`. @return 1 if the list is legal: ascending, -1 last */
 static int mark(const int32_t *idx, int64_t n, int64_t own_block, char bit, char *set) {
     int64_t used = 0;
     while (used < n && idx[used] >= 0) {
@@ -43,8 +43,8 @@ static int mark(const int32_t *idx, int64_t n, int64_t own_block, char bit, char
     return used == (n < own_block + 1 ? n : own_block + 1);
 }
 
-/* One query and group. A block that only one side chose must be a free one whose importance lies
- * within the slack of v, the importance of the oracle's last free pick. */
+/* Compare the blocks of one query and group. A block that only one side selected must be a free
+ * one, with an importance within the slack of the smallest that the oracle selected freely. */
 static int same_blocks(const nsa_config *c, double slack, const double *importance,
                        int64_t own_block, const char *set, demo_verdict *v, int64_t t) {
     enum { ORACLE = 1, CANDIDATE = 2 };
@@ -130,7 +130,7 @@ void demo_judge_output(const nsa_config *c, const demo_tolerance *limits, const 
         const double *a = candidate->out + demo_run_find(candidate, oracle->row[r]) * width;
         for (int64_t i = 0; i < width; i++) {
             double off = fabs(a[i] - b[i]);
-            broken += !isfinite(a[i]) || !isfinite(b[i]); /* fmax() would step over NaN */
+            broken += !isfinite(a[i]) || !isfinite(b[i]); /* fmax() ignores NaN */
             error += off * off;
             norm += b[i] * b[i];
             worst = fmax(worst, off);
@@ -150,8 +150,7 @@ void demo_judge_output(const nsa_config *c, const demo_tolerance *limits, const 
 
 /* ----------------------------------------------- importance of emitted k_phi */
 
-/* p [visible]: softmax of scale q.k_phi over the visible compressed tokens (Eq. 8).
- */
+/* p [visible]: softmax of scale q.k_phi over the visible compressed tokens (Eq. 8). */
 static void softmax(const nsa_config *c, const float *q_th, const double *k_phi, int64_t group,
                     int64_t visible, double *p) {
     double row_max = -INFINITY, sum = 0;
@@ -169,8 +168,8 @@ static void softmax(const nsa_config *c, const float *q_th, const double *k_phi,
         p[i] /= sum;
 }
 
-/* Eq. 9 and 10: every block collects the shares of the compressed tokens that start in it, and of
- * those that reach into it, once for each of their strides that it covers. */
+/* Eq. 9 and 10: a block's importance is the sum of p over the compressed tokens that overlap it,
+ * each counted once for every one of its strides in the block. */
 static void collect(const nsa_config *c, int64_t visible, const double *p, int64_t J,
                     double *importance) {
     int64_t per = c->slc_block / c->cmp_stride, strides = c->cmp_block / c->cmp_stride;

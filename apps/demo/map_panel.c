@@ -4,7 +4,7 @@
 
 #include <inttypes.h>
 
-/* The enlargement is less tall beside a small plot, so that the legend keeps its room. */
+/* The enlargement is lower beside a small plot, to leave space for the legend. */
 static double zoom_height(const demo_map *map) {
     double available = map->side - 370;
     return available < 330 ? available : 330;
@@ -51,7 +51,7 @@ static void draw_legend(const demo_map *map, FILE *out) {
             y + 33, demo_colour.planted, y + 39);
 }
 
-/* What to look at, in the gap between legend and enlargement. */
+/* A note between legend and enlargement: what to look at. */
 static void draw_guide(const demo_map *map, FILE *out) {
     int64_t block = map->cfg->slc_block;
     fprintf(out,
@@ -67,7 +67,7 @@ static void draw_guide(const demo_map *map, FILE *out) {
 
 /* ---------------------------------------------------------------- enlargement */
 
-/* 0 not selected, 1 free, 2 forced, for one query of the run; the groups are laid over another. */
+/* 0 not selected, 1 free, 2 forced, for one query of the run; all groups together. */
 static int selection_kind(const demo_map *map, int64_t r, int64_t block) {
     const nsa_config *c = map->cfg;
     int64_t own_block = map->run->row[r] / c->slc_block;
@@ -78,7 +78,8 @@ static int selection_kind(const demo_map *map, int64_t r, int64_t block) {
     return 0;
 }
 
-/* One path for all queries' choices of a kind; every block a column, its runs of queries merged. */
+/* One path for all selected blocks of a kind; each block is a column, runs of queries are
+ * merged. */
 static void zoom_selected(const demo_map *map, const zoom *z, int kind, FILE *out) {
     fprintf(out, "<path fill=\"%s\" d=\"", kind == 2 ? demo_colour.forced : demo_colour.shade[2]);
     for (int64_t x = 0; x < ZOOM_BLOCKS; x++) {
@@ -98,7 +99,7 @@ static void zoom_selected(const demo_map *map, const zoom *z, int kind, FILE *ou
     fprintf(out, "\"/>\n");
 }
 
-/* A thin line where query t would read its twin, t - distance: the blocks should follow it. */
+/* A line where query t meets its twin in the first occurrence: selected blocks should follow it. */
 static void zoom_twin(const demo_map *map, const zoom *z, FILE *out) {
     const demo_text *text = map->text;
     double per_token = ZOOM_CELL / (double)map->cfg->slc_block;
@@ -168,7 +169,7 @@ void demo_map_panel(const demo_map *map, FILE *out) {
     fprintf(out, "<g transform=\"translate(%g %d)\">\n", x, MAP_TOP);
     draw_legend(map, out);
     draw_guide(map, out);
-    /* The enlargement ends level with the large plot. */
+    /* Align the lower edges of enlargement and plot. */
     fprintf(out, "</g>\n<g transform=\"translate(%g %g)\">\n", x + 46,
             MAP_TOP + map->side - zoom_height(map));
     draw_zoom(map, out);

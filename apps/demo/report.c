@@ -1,5 +1,5 @@
 /** @file report.c
- *  @brief The demo's words and tables, at most 80 columns wide. */
+ *  @brief The demo's text output, at most 80 columns wide. */
 #include "demo/report.h"
 #include "common/counts.h"
 
@@ -7,13 +7,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MIN_DEPTH = 64 }; /* queries of the second copy until even the longest reach lies in it */
+enum { MIN_DEPTH = 64 }; /* from this depth on a query averages only tokens of the second copy */
 
 /* -------------------------------------------------------------------- inputs */
 
 void demo_report_text(const demo_text *text) {
     char quote[61];
-    double T = (double)text->bytes_read; /* places in the text before it grew */
+    double T = (double)text->bytes_read; /* percentages refer to the text before the copy */
     printf("Text: %.68s\n", text->name);
     printf("  %s%" PRId64 " bytes%s, one byte a token.\n", text->cut ? "its first " : "",
            text->bytes_read, text->cut ? " (more would take too long here)" : "");
@@ -58,7 +58,7 @@ void demo_report_head(int64_t rows) {
     printf("%-18s %7s %10s %8s %9s %9s\n", "", "", "1000 qu.", "than 00", "rms", "blocks");
 }
 
-/* Break a reason at blanks, indented below its line. */
+/* Print a reason, wrapped and indented. */
 static void print_reason(const char *text) {
     enum { WIDTH = 74 };
     for (size_t n; *text; text += n + (text[n] == ' ')) {
@@ -138,7 +138,7 @@ void demo_report_reads(const nsa_config *c) {
         paper.seq_len = length;
         nsa_reads r = nsa_reads_at(&paper, length - 1);
         int64_t sum = r.cmp + r.slc + r.win;
-        /* A query in the middle of a block reads fewer selected tokens; the last one reads all. */
+        /* Take the last query: one in the middle of a block reads fewer selected tokens. */
         printf("  %-10" PRId64 " %6" PRId64 "+%" PRId64 "+%" PRId64 "=%5" PRId64
                " %8.2fx %11d %8.1fx\n",
                length, r.cmp, r.slc, r.win, sum, (double)length / (double)sum, printed[i],
@@ -171,7 +171,7 @@ demo_found_again demo_look_again(const demo_text *text, const nsa_config *c, con
     double share = found.queries ? (double)found.hits / (double)found.queries : 0;
     found.chance = found.queries ? chance / (double)found.queries : 1;
     found.telling = found.chance < 0.75 && text->familiar < 0.5;
-    /* Clearly above chance: at least halfway from chance to always. */
+    /* Clearly above chance: at least halfway between chance and 1. */
     found.ok = found.queries > 0 && share >= (1 + found.chance) / 2;
     return found;
 }

@@ -1,5 +1,5 @@
 /** @file run.c
- *  @brief Runs a stage over rows of the text and keeps the results in one type. */
+ *  @brief Run a stage on rows of the text and convert the results to double. */
 #include "demo/run.h"
 #include "demo/progress.h"
 
@@ -13,14 +13,14 @@ double demo_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Read one result in the stage's own type and hand it over as int32 or double. */
+/* Read one result in the stage's type and return it as int32 or double. */
 static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t *last) {
     nsa_tensor t = {0};
     nsa_status status = nsa_result(ctx, id, &t);
     if (status)
         return status;
     size_t count = (size_t)nsa_count(&t);
-    /* Room for doubles whatever the type, so that floats can be widened in place. */
+    /* Allocate for doubles, so that floats can be widened in place. */
     t.data = malloc(count * sizeof(double) + 1);
     if (!t.data)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %s", nsa_name(id));
@@ -30,7 +30,8 @@ static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t 
     status = nsa_read(ctx, id, &t);
     if (status || t.dtype != NSA_F32)
         return status;
-    for (size_t i = count; i-- > 0;) { /* from the end: no float is overwritten unread */
+    for (size_t i = count;
+         i-- > 0;) { /* from the end, so that no float is overwritten before it is read */
         float x;
         memcpy(&x, (const char *)t.data + i * sizeof x, sizeof x);
         double wide = x;
@@ -39,7 +40,7 @@ static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t 
     return NSA_OK;
 }
 
-/* The run's rows, and the inputs with the list of rows and of forced blocks added. */
+/* Fill in the run's rows, and add the rows and forced blocks to the inputs. */
 static nsa_status prepare(const demo_request *request, demo_run *run, nsa_tensors *in) {
     const nsa_config *c = &request->model->cfg;
     *in = request->model->in;

@@ -1,5 +1,5 @@
 /** @file trial.c
- *  @brief Runs the stages within the time and judges each by stage 00. */
+ *  @brief Run the stages within the time, and judge each by stage 00. */
 #include "demo/trial.h"
 #include "commands.h"
 
@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows for timing a stage, rows of the oracle, and of these the rows in the second copy. */
+/* Rows for timing a stage (two runs); limits for the oracle's rows, and how many of them are in the
+ * second copy. */
 enum { FEW = 8, SOME = 40, MIN_ROWS = 24, MAX_ROWS = 96, IN_COPY = 8 };
 
 static const char who[] = "nsa demo";
@@ -44,7 +45,7 @@ int demo_runners(const demo_state *s) {
     return n;
 }
 
-/* Time `count` spread rows of a stage. */
+/* Time a stage on `count` rows spread over the text. */
 static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t count,
                             double *seconds) {
     demo_rows rows;
@@ -67,8 +68,8 @@ static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t
     return NSA_OK;
 }
 
-/* Stage 00 on sampled queries: spread over the text, and some in the second copy. It looks at every
- * key in float64, so the sample is what a quarter of the time allows. */
+/* Stage 00 on sampled queries: spread over the text, and some in the second copy. It reads every
+ * key in float64, so the sample may take a quarter of the time. */
 int demo_run_oracle(demo_state *s) {
     double few = 0, each;
     int runs = 1 + demo_runners(s);
@@ -98,8 +99,8 @@ int demo_run_oracle(demo_state *s) {
     return EXIT_DONE;
 }
 
-/* All queries if they fit into the stage's share of the time, else as many as do; always those of
- * the oracle and of the second copy. A list of no rows stands for all. */
+/* Plan all queries if they fit into the stage's share of the time, else as many as fit; always
+ * those of the oracle and of the second copy. An empty list means all. */
 static nsa_status plan_rows(demo_state *s, const nsa_stage *stage, int left, demo_rows *rows,
                             double *seconds) {
     double few = 0, some = 0, T = (double)s->text.T;
@@ -108,7 +109,7 @@ static nsa_status plan_rows(demo_state *s, const nsa_stage *stage, int left, dem
     status = status ? status : demo_rows_new(rows, s->text.T);
     if (status)
         return status;
-    /* A line through two points: what a call costs anyway, and what a query adds. */
+    /* A line through two points: the cost of a call, and of each query. */
     double each = fmax((some - few) / (SOME - FEW), 0), base = fmax(few - FEW * each, 0);
     double share = (s->end - demo_now()) / left - s->reference.seconds;
     *seconds = base + T * each;
@@ -135,7 +136,7 @@ static nsa_status force(const demo_state *s, const demo_model *model, const demo
     int32_t *idx = malloc((size_t)s->text.T * width * sizeof *idx);
     if (!idx)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for forced blocks");
-    memset(idx, -1, (size_t)s->text.T * width * sizeof *idx); /* -1 in every int32: absent */
+    memset(idx, -1, (size_t)s->text.T * width * sizeof *idx); /* all -1: absent */
     for (int64_t r = 0; r < s->rows.count; r++) {
         int64_t t = s->rows.list[r], row = demo_run_find(candidate, t);
         memcpy(idx + (size_t)t * width, candidate->block_idx + (size_t)row * width,
@@ -154,8 +155,8 @@ static nsa_status force(const demo_state *s, const demo_model *model, const demo
     return status;
 }
 
-/* The verdict of one stage. A bfloat16 stage is held against rounded inputs and against the
- * importance of its own compressed keys. */
+/* The verdict of one stage. A bfloat16 stage is compared on rounded inputs, with the importance of
+ * its own compressed keys. */
 static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, demo_verdict *v) {
     const nsa_config *c = &s->model.cfg;
     int bf16 = arith == NSA_BFLOAT16;
@@ -188,7 +189,7 @@ static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, dem
     return status;
 }
 
-/* Keep the run with the most queries, of equal ones the fastest, for the map. */
+/* Keep the run with the most queries, and among equals the fastest, for the map. */
 static void keep_widest(demo_state *s, demo_run *run, const char *name) {
     double each = run->seconds / (double)run->R;
     int wider = run->R > s->widest.R || (run->R == s->widest.R && each < s->widest_query);
@@ -198,7 +199,7 @@ static void keep_widest(demo_state *s, demo_run *run, const char *name) {
     }
     demo_run_free(&s->widest);
     s->widest = *run;
-    *run = (demo_run){0}; /* it has changed hands */
+    *run = (demo_run){0}; /* moved to s->widest */
     s->widest_query = each;
     snprintf(s->widest_name, sizeof s->widest_name, "%s", name);
 }

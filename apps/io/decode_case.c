@@ -1,7 +1,6 @@
 /** @file decode_case.c
- *  @brief Prefill and decode a whole case. A call of the stage, prefill or step, is described by
- * one list: the packed tokens that it takes. Rows are gathered by that list, and scattered back by
- * it. */
+ *  @brief Prefill and decode a whole case. Each call of the stage, prefill or step, has a list of
+ * packed tokens. Its inputs are gathered and its results scattered by that list. */
 #include "io/decode_case.h"
 
 #include <stdlib.h>
@@ -11,12 +10,12 @@ static const nsa_id result_ids[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_W
 
 enum { RESULTS = sizeof result_ids / sizeof result_ids[0] };
 
-/** All that the calls share. */
+/** State shared by the calls. */
 typedef struct decoder {
     nsa_context *ctx;         /**< the open stage */
     const nsa_tensors *in;    /**< the whole case */
-    nsa_tensors part;         /**< the inputs of one call: rows of `in`, room for all T */
-    nsa_tensors call_results; /**< the results of one call, room for all T */
+    nsa_tensors part;         /**< the inputs of one call: rows of `in`, capacity T */
+    nsa_tensors call_results; /**< the results of one call, capacity T */
     nsa_tensors *all;         /**< the results of all tokens */
     int64_t T;                /**< tokens */
     int64_t B;                /**< sequences */
@@ -24,12 +23,12 @@ typedef struct decoder {
     const int32_t *cu;        /**< [B+1] where each sequence starts */
     int64_t *token;           /**< [T] the packed tokens of one call */
     int32_t *active;          /**< [T] their slots, in a step */
-    int64_t count;            /**< how many */
+    int64_t count;            /**< tokens in the list */
     int32_t *prefix_cu;       /**< [B+1] cu_seqlens of the prefill */
-    int64_t *next;            /* [B] the packed token that each sequence takes next */
+    int64_t *next;            /* [B] the next packed token of each sequence */
 } decoder;
 
-/* Bytes of one token's row of a tensor [*, ...]. */
+/* Bytes of one row of a tensor. */
 static size_t row_bytes(const nsa_tensor *t) {
     size_t bytes = nsa_dtype_size(t->dtype);
     for (int i = 1; i < t->ndim; i++)
@@ -37,19 +36,19 @@ static size_t row_bytes(const nsa_tensor *t) {
     return bytes;
 }
 
-/* Memory for that many rows. */
+/* Allocate memory for `rows` rows. */
 static nsa_status alloc_rows(nsa_tensor *t, int64_t rows) {
     t->data = malloc((size_t)rows * row_bytes(t) + 1); /* never 0: NULL means short of memory */
     return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
 }
 
-/* Inputs with one row a token, which a call takes some of. */
+/* 1 for inputs that have one row for each token. */
 static int by_token(const nsa_tensors *in, int id) {
     return (id <= NSA_GATE || id == NSA_BLOCK_IDX) && in->at[id].dtype;
 }
 
-/* Count, and take all memory that does not depend on the type of results. No call takes more than T
- * tokens: a step has one a sequence, of those that are not empty. */
+/* Count, and allocate all memory that does not depend on the type of results. No call has more than
+ * T tokens: a step has one for each non-empty sequence. */
 static nsa_status prepare(decoder *d) {
     const nsa_tensor *cu = &d->in->at[NSA_CU_SEQLENS];
     d->T = d->in->at[NSA_Q].shape[0];
@@ -72,7 +71,7 @@ static nsa_status prepare(decoder *d) {
     return status;
 }
 
-/* The inputs of the next call: the rows of the tokens in the list. */
+/* Gather the inputs of the next call: the rows of the listed tokens. */
 static void gather(decoder *d) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (!by_token(d->in, id))
@@ -86,7 +85,8 @@ static void gather(decoder *d) {
     }
 }
 
-/* The results of the last call, each row to its token's place. The first call makes room. */
+/* Scatter the results of the last call to the rows of their tokens. The first call allocates
+ * them. */
 static nsa_status scatter(decoder *d) {
     nsa_status status = NSA_OK;
     for (int k = 0; k < RESULTS && !status; k++) {
@@ -108,8 +108,8 @@ static nsa_status scatter(decoder *d) {
     return status;
 }
 
-/* A packed load of every sequence's first tokens, none of them perhaps: it brings the phi weights
- * and empties the caches either way. */
+/* Load and prefill the first tokens of every sequence. Even without tokens this loads the phi
+ * weights and empties the caches. */
 static nsa_status prefill(decoder *d, int64_t prefix) {
     nsa_tensors *part = &d->part;
     d->count = 0;
@@ -126,14 +126,14 @@ static nsa_status prefill(decoder *d, int64_t prefix) {
     part->at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
     nsa_status status = nsa_load(d->ctx, part);
     status = status ? status : nsa_prefill(d->ctx);
-    /* Steps take neither; the weights are the case's and must not be freed as ours. */
+    /* Steps use neither, and the weights belong to the case: do not free them. */
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
         part->at[id] = (nsa_tensor){0};
     part->at[NSA_CU_SEQLENS] = (nsa_tensor){0};
     return status ? status : scatter(d);
 }
 
-/* One token of every sequence that still has one; the others sit out. */
+/* Decode the listed tokens, one of each sequence that takes part in this step. */
 static nsa_status step(decoder *d, int64_t position) {
     gather(d);
     d->part.at[NSA_ACTIVE] = (nsa_tensor){d->active, NSA_I32, 1, {d->count}};
@@ -145,8 +145,8 @@ static nsa_status step(decoder *d, int64_t position) {
                   : NSA_OK;
 }
 
-/* List the tokens of step `s`: one of every sequence that has one left, or with `sit_out` of two in
- * three of them by turns. Returns how many sequences had one. */
+/* List the tokens of step `s`: one of every sequence that has tokens left; with `sit_out` a third
+ * of the sequences skips the step, by turns. Returns how many sequences had tokens left. */
 static int64_t list_step(decoder *d, int64_t s, int sit_out) {
     int64_t left = 0;
     d->count = 0;
@@ -168,7 +168,7 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     nsa_tensors whole = *in;
     memset(results, 0, sizeof *results);
     memset(counts, 0, sizeof *counts);
-    /* Loading everything once has every shape and index checked before rows are picked out. */
+    /* Loading everything once checks every shape and index before rows are gathered. */
     whole.at[NSA_DOUT] = (nsa_tensor){0};
     nsa_status status = flags & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
     status = status ? status : prepare(&d);
@@ -177,7 +177,7 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     counts->prefilled = d.count;
     for (int64_t s = 0; !status && list_step(&d, s, flags & DECODE_SIT_OUT); s++) {
         if (!d.count)
-            continue; /* all that are left sit out */
+            continue; /* every remaining sequence skips this step */
         status = step(&d, s);
         counts->decoded += d.count;
         counts->steps++;

@@ -1,6 +1,6 @@
 /** @file json.c
- *  @brief A recogniser for RFC 8259, a function for each of its rules. Each leaves the place behind
- * what it took, or at the byte where it was stuck. */
+ *  @brief A recogniser for RFC 8259, with one function for each rule. Each advances the cursor past
+ * what it parsed, or stops at the byte of the error. */
 #include "io/json.h"
 #include "io/npy.h"
 #include "io/text.h"
@@ -10,16 +10,16 @@
 
 enum { MAX_DEPTH = 64 };
 
-/** A place in the text. */
+/** A position in the text. */
 typedef struct cursor {
     const unsigned char *pos;   /**< the next byte */
-    const unsigned char *end;   /**< behind the last byte */
+    const unsigned char *end;   /**< past the last byte */
     const unsigned char *start; /**< the first byte */
-    const char *expected;       /**< what should have stood at `at`; NULL while all is well */
-    int depth;                  /**< arrays and objects around it */
+    const char *expected;       /**< what was expected at `pos`; NULL: no error */
+    int depth;                  /**< nesting of arrays and objects */
 } cursor;
 
-/* @return 0, for `return stuck(...)` */
+/* @return 0, so that callers can `return stuck(...)` */
 static int stuck(cursor *p, const char *expected) {
     p->expected = p->expected ? p->expected : expected;
     return 0;
@@ -33,7 +33,7 @@ static int next_is_digit(const cursor *p) {
     return p->pos < p->end && *p->pos >= '0' && *p->pos <= '9';
 }
 
-/* Step over a byte, if it comes next. */
+/* Skip `wanted`, if it comes next. */
 static int accept(cursor *p, char wanted) {
     if (!next_is(p, wanted))
         return 0;
@@ -118,7 +118,7 @@ static int parse_string(cursor *p) {
 
 static int parse_value(cursor *p);
 
-/* The parts of an array or (`keys`) an object, up to the closing bracket. */
+/* The elements of an array, or with `keys` the members of an object, and the closing bracket. */
 static int parse_members(cursor *p, char close, int keys) {
     p->pos++; /* the bracket that opens it */
     skip_space(p);
@@ -140,7 +140,7 @@ static int parse_members(cursor *p, char close, int keys) {
     return accept(p, close) || stuck(p, keys ? "',' or '}'" : "',' or ']'");
 }
 
-/* A value, and the white space around it. The recursion ends at DEEPEST. */
+/* A value, and the white space around it. The recursion is limited by MAX_DEPTH. */
 static int parse_value(cursor *p) { /* NOLINT(misc-no-recursion) */
     skip_space(p);
     const int parsed = next_is(p, '{')                       ? parse_members(p, '}', 1)
@@ -151,13 +151,13 @@ static int parse_value(cursor *p) { /* NOLINT(misc-no-recursion) */
                        : next_is(p, 'f')                     ? parse_literal(p, "false")
                        : next_is(p, 'n')                     ? parse_literal(p, "null")
                                                              : stuck(p, "a value");
-    if (parsed) /* else the place is where it was stuck */
+    if (parsed) /* else the cursor stays at the error */
         skip_space(p);
     return parsed;
 }
 
 nsa_status json_check(const char *text, size_t n, nsa_status status, const char *label) {
-    /* the text of nothing may be NULL */
+    /* an empty text may be NULL */
     const unsigned char *start = (const unsigned char *)(n ? text : "");
     cursor p = {.pos = start, .end = start + n, .start = start};
     char found[TEXT_SHOWN] = "its end";

@@ -1,9 +1,8 @@
 /** @file npy.c
- *  @brief .npy files, read with suspicion: every claim of a header is checked before it is used.
+ *  @brief Reading and writing .npy files; every field of a header is checked before it is used.
  *
  *  Layout: "\x93NUMPY", version 1 0, a 16-bit length, a header of that length, the data. The header
- *  is a Python dict literal: {'descr': '<f4', 'fortran_order': False, 'shape': (97, 4, 8), }
- */
+ * is a Python dict literal: {'descr': '<f4', 'fortran_order': False, 'shape': (97, 4, 8), } */
 #include "io/npy.h"
 #include "io/file.h"
 
@@ -19,14 +18,14 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, ".npy data is copied a
 
 enum {
     FIXED = 10,                  /* magic, version and the header's length */
-    MAX_HEADER = FIXED + 0xffff, /* a 16-bit length says no more */
-    ALIGN = 64,                  /* data starts at a multiple of this in what we write */
-    MAX_STRING = 40              /* longest string worth naming in an error */
+    MAX_HEADER = FIXED + 0xffff, /* the length has 16 bits */
+    ALIGN = 64,                  /* data that we write starts at a multiple of this */
+    MAX_STRING = 40              /* longest key or type, with its NUL */
 };
 
 static const unsigned char magic[6] = {0x93, 'N', 'U', 'M', 'P', 'Y'};
 
-/** The element types we know, by their names in files. */
+/** The supported element types and their names in files. */
 static const struct {
     const char *descr; /**< as in the header */
     nsa_dtype dtype;   /**< as in the contract */
@@ -41,15 +40,15 @@ const char *npy_label(const char *label) {
 
 /* ----------------------------------------------------------- the dict literal */
 
-/** A place in the header. */
+/** A position in the header. */
 typedef struct cursor {
     const unsigned char *pos;   /**< the next byte */
-    const unsigned char *end;   /**< behind the last byte */
-    const unsigned char *start; /**< of the file, to say where an error is */
+    const unsigned char *end;   /**< past the last byte */
+    const unsigned char *start; /**< the first byte of the file, for positions in errors */
     const char *label;          /**< the file, in errors */
 } cursor;
 
-/* What was expected, and what stands there; a byte that no terminal should see is shown as hex. */
+/* The error that something else was expected; an unprintable byte is shown in hex. */
 static nsa_status unexpected(const cursor *c, const char *expected) {
     char found[32] = "the header's end";
     if (c->pos < c->end)
@@ -65,7 +64,7 @@ static void skip_space(cursor *c) {
         c->pos++;
 }
 
-/* Step over white space and then `wanted`, if it comes next. */
+/* Skip white space and then `wanted`, if it comes next. */
 static int accept(cursor *c, char wanted) {
     skip_space(c);
     if (c->pos == c->end || *c->pos != (unsigned char)wanted)
@@ -74,7 +73,7 @@ static int accept(cursor *c, char wanted) {
     return 1;
 }
 
-/* 'text' or "text", printable, without escapes: no name or type that we know needs one. */
+/* 'text' or "text", printable, without escapes: no key or type needs one. */
 static nsa_status parse_string(cursor *c, char text[MAX_STRING], const char *expected) {
     char quote = accept(c, '\'') ? '\'' : accept(c, '"') ? '"' : 0;
     size_t n = 0;
@@ -89,7 +88,7 @@ static nsa_status parse_string(cursor *c, char text[MAX_STRING], const char *exp
     return accept(c, quote) ? NSA_OK : unexpected(c, "a closing quote");
 }
 
-/* Step over white space and then `word`. What follows it is for the caller to judge. */
+/* Skip white space and then `word`, if it comes next. The caller checks what follows. */
 static int accept_word(cursor *c, const char *word) {
     size_t n = strlen(word);
     skip_space(c);
@@ -99,7 +98,7 @@ static int accept_word(cursor *c, const char *word) {
     return 1;
 }
 
-/* Digits alone, as Python writes them: no sign, no leading zero, nothing past 63 bits. */
+/* Digits only, as Python writes them: no sign, no leading zero, at most 63 bits. */
 static nsa_status parse_dimension(cursor *c, int64_t *value) {
     skip_space(c);
     const unsigned char *first = c->pos;
@@ -136,7 +135,7 @@ static nsa_status parse_shape(cursor *c, nsa_tensor *t) {
     return t->ndim > 1 || comma ? NSA_OK : unexpected(c, "\"(N,)\" for one dimension");
 }
 
-/* The value of descr. A structured type is a list, not a string, and refused as such. */
+/* The value of descr. A structured type is a list, not a string, and is refused. */
 static nsa_status parse_type(cursor *c, nsa_tensor *t) {
     char descr[MAX_STRING];
     nsa_status status = parse_string(c, descr, "descr, a quoted type");
@@ -150,7 +149,7 @@ static nsa_status parse_type(cursor *c, nsa_tensor *t) {
     return status;
 }
 
-/* The value of fortran_order: we neither transpose nor pretend. */
+/* The value of fortran_order: only C order is supported. */
 static nsa_status parse_order(cursor *c) {
     if (accept_word(c, "False"))
         return NSA_OK;
@@ -204,9 +203,8 @@ static nsa_status parse_dict(cursor *c, nsa_tensor *t) {
 
 /* --------------------------------------------------------------------- reading */
 
-/* Fill in type and shape from the first `n` bytes of a file of `size` bytes, and make sure that
- * header and data fill the file exactly.
- * data: where the data starts; bytes: how much of it there is. */
+/* Parse type and shape from the first `n` bytes of a file of `size` bytes; header and data must
+ * fill the file exactly. `data` is the offset of the data, `bytes` its size. */
 static nsa_status parse_header(const unsigned char *file, size_t n, uint64_t size,
                                const char *label, nsa_tensor *t, size_t *data, size_t *bytes) {
     if (n < FIXED || memcmp(file, magic, sizeof magic))
@@ -237,7 +235,7 @@ static nsa_status parse_header(const unsigned char *file, size_t n, uint64_t siz
     return NSA_OK;
 }
 
-/* Room for the data; one byte at least, so that NULL always means that memory is short. */
+/* Allocate the data; at least one byte, so that NULL always means out of memory. */
 static nsa_status alloc_data(const char *label, size_t bytes, nsa_tensor *t) {
     t->data = malloc(bytes ? bytes : 1);
     return t->data
@@ -248,7 +246,7 @@ static nsa_status alloc_data(const char *label, size_t bytes, nsa_tensor *t) {
 nsa_status npy_parse(const unsigned char *bytes, size_t n, const char *label, nsa_tensor *t) {
     size_t data = 0, length = 0;
     nsa_tensor read = {0};
-    *t = read; /* absent, until all is well */
+    *t = read; /* absent on an error */
     nsa_status status = parse_header(bytes, n, n, label, &read, &data, &length);
     status = status ? status : alloc_data(label, length, &read);
     if (status)
@@ -258,7 +256,7 @@ nsa_status npy_parse(const unsigned char *bytes, size_t n, const char *label, ns
     return NSA_OK;
 }
 
-/* Read exactly `n` bytes from `offset`, however many calls that takes. */
+/* Read exactly `n` bytes from `offset`. */
 static nsa_status read_exactly(int fd, const char *path, void *to, size_t n, size_t offset) {
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(fd, (char *)to + done, n - done, (off_t)(offset + done));
@@ -272,7 +270,7 @@ static nsa_status read_exactly(int fd, const char *path, void *to, size_t n, siz
     return NSA_OK;
 }
 
-/* The header first, at most 64 KiB of it; the data only when its size has been found right. */
+/* Read the header, at most 64 KiB; then, if the file's size is right, the data. */
 static nsa_status read_open(int fd, off_t size, const char *path, nsa_tensor *t) {
     size_t data = 0, bytes = 0;
     nsa_tensor read = {0};
@@ -320,7 +318,7 @@ static size_t make_header(const nsa_tensor *t, const char *descr, char text[4 * 
         n += snprintf(text + FIXED + n, (size_t)(4 * ALIGN - FIXED - n), " %" PRId64 "%s",
                       t->shape[i], i + 1 < t->ndim ? "," : "");
     n += snprintf(text + FIXED + n, (size_t)(4 * ALIGN - FIXED - n), "), }");
-    /* Spaces, and a newline at the very end. */
+    /* Pad with spaces, and a newline at the end. */
     size_t used = (size_t)n + FIXED, whole = (used + 1 + ALIGN - 1) / ALIGN * ALIGN;
     memset(text + used, ' ', whole - used);
     text[whole - 1] = '\n';
@@ -332,7 +330,7 @@ static size_t make_header(const nsa_tensor *t, const char *descr, char text[4 * 
     return whole;
 }
 
-/* Refuse what the format cannot hold, and count the bytes of the rest. */
+/* Refuse a tensor that the format cannot hold, and count its bytes. */
 static nsa_status check_writable(const char *path, const nsa_tensor *t, size_t *bytes) {
     int64_t count = t->ndim >= 1 ? nsa_count(t) : -1, total;
     if (count < 0 || !nsa_dtype_size(t->dtype) ||
@@ -359,8 +357,8 @@ nsa_status npy_write(const char *path, const nsa_tensor *t) {
     if (!file)
         return nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
     struct stat st;
-    int is_regular = !fstat(fileno(file), &st) && S_ISREG(st.st_mode); /* never remove a device */
-    /* The first failure decides: `why` is taken before fclose() can change errno. */
+    int is_regular = !fstat(fileno(file), &st) && S_ISREG(st.st_mode); /* never unlink a device */
+    /* Keep the first error: fclose() may change errno. */
     int ok = fwrite(header, 1, length, file) == length;
     ok = ok && (!bytes || fwrite(t->data, 1, bytes, file) == bytes);
     ok = ok && !fflush(file); /* a full disk often shows only here */

@@ -1,5 +1,5 @@
 /** @file text.c
- *  @brief Bytes that are no text, made visible. */
+ *  @brief Escape unprintable bytes. */
 #include "io/text.h"
 
 #include <stdio.h>
@@ -14,7 +14,7 @@ size_t text_character(const unsigned char *pos, const unsigned char *end, unsign
                          : first < 0xf0 ? 3
                                         : 4;
     unsigned long value = bytes == 1 ? first : first & (0x7fu >> bytes);
-    *code = 0; /* until a character is found */
+    *code = 0; /* if there is no character */
     if (!bytes || bytes > left || first > 0xf4)
         return 0;
     for (size_t i = 1; i < bytes; i++) {
@@ -30,8 +30,8 @@ size_t text_character(const unsigned char *pos, const unsigned char *end, unsign
     return bytes;
 }
 
-/* What shows on no terminal, or changes how the rest is shown: control characters, and marks of
- * width zero, of direction and of byte order. */
+/* Characters that are invisible or change how others are shown: control characters, zero-width and
+ * direction marks, byte order marks. */
 static int hidden(unsigned long code) {
     return code < ' ' || (code >= 0x7f && code < 0xa0) || (code >= 0x200b && code < 0x2010) ||
            (code >= 0x2028 && code < 0x202f) || (code >= 0x2060 && code < 0x2070) || code == 0xfeff;

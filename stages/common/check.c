@@ -28,7 +28,7 @@ nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths
     if (tensor->dtype == NSA_NONE)
         return nsa_fail(NSA_ERR_INPUT, "%s is missing", name);
     if ((unsigned)tensor->dtype > NSA_I32)
-        return nsa_fail(NSA_ERR_INPUT, "%s has element type %d, which is none", name,
+        return nsa_fail(NSA_ERR_INPUT, "%s has element type %d, which is unknown", name,
                         (int)tensor->dtype);
     if (is_int != (tensor->dtype == NSA_I32))
         return nsa_fail(NSA_ERR_INPUT, "%s is %s, expected %s", name, dtype_name(tensor->dtype),
@@ -130,7 +130,7 @@ nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t
     return NSA_OK;
 }
 
-/* Nothing may be given that the call does not take: it would be a slip that goes unnoticed. */
+/* An input that the call does not use is an error: ignoring it would hide a mistake. */
 static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, int as_step) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (in->at[id].dtype == NSA_NONE)
@@ -145,13 +145,13 @@ static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, 
             return nsa_fail(NSA_ERR_INPUT, "%s is given, but phi \"%s\" has no such weight",
                             nsa_name((nsa_id)id), nsa_phi_name(config->phi));
         if (as_step ? of_load : id == NSA_ACTIVE)
-            return nsa_fail(NSA_ERR_INPUT, "%s is no input of a %s", nsa_name((nsa_id)id),
+            return nsa_fail(NSA_ERR_INPUT, "%s is not an input of a %s", nsa_name((nsa_id)id),
                             as_step ? "decode step" : "load");
     }
     return NSA_OK;
 }
 
-/* q, the keys and values, and the gate: what a load and a step have in common. */
+/* q, keys, values and the gate: the inputs that a load and a step share. */
 static nsa_status check_tokens(const nsa_config *config, const nsa_tensors *in,
                                const nsa_lengths *lengths) {
     nsa_status status = NSA_OK;

@@ -1,7 +1,6 @@
 /** @file context.c
- *  @brief The caller's side of the contract, once a stage is open (open.c): every call is checked
- *  here, then handed to the stage.
- */
+ *  @brief The caller's side of the contract, once a stage is open (open.c): check every call, then
+ * pass it to the stage. */
 #include "common/context.h"
 #include "common/counts.h"
 
@@ -10,9 +9,9 @@
 
 /* ------------------------------------------------------------------- loads */
 
-/* Write out the pack's offsets: seq from cu_seqlens, cmp by counting each sequence's tokens (Eq.
- * 7). Of a pack with more sequences than the plan has room for, those without tokens are left out:
- * no result but a prefill's slots knows of them, and the others are at most T. */
+/* Fill in the batch's offsets: seq from cu_seqlens, cmp from each sequence's number of compressed
+ * tokens (Eq. 7). If the pack has more sequences than the plan's max_seqs, the empty ones are
+ * dropped: they have no results, and at most T others remain. */
 static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
     const int32_t *cu = in->at[NSA_CU_SEQLENS].dtype ? in->at[NSA_CU_SEQLENS].data : NULL;
     const int32_t *rows = in->at[NSA_ROWS].dtype ? in->at[NSA_ROWS].data : NULL;
@@ -29,7 +28,7 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
         batch->J = blocks > batch->J ? blocks : batch->J;
         batch->B = ++b;
     }
-    batch->B = batch->B ? batch->B : 1; /* a pack of nothing is one empty sequence */
+    batch->B = batch->B ? batch->B : 1; /* an empty pack is one empty sequence */
     for (int64_t r = 0; r < batch->R; r++)
         ctx->row[r] = rows ? rows[r] : r;
     ctx->has_rows = rows != NULL;
@@ -64,7 +63,7 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
         status = nsa_check_tensor(&ctx->plan.cfg, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
     if (status)
         return status;
-    ctx->done = 0; /* from here on the last load is gone, and a step with it */
+    ctx->done = 0; /* the previous load or step is no longer valid */
     fill_batch(ctx, in, &batch);
     if (in->at[NSA_BLOCK_IDX].dtype)
         status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
@@ -75,7 +74,7 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
     return status || !dout->dtype ? status : nsa_load_dout(ctx, dout);
 }
 
-/* The rule that a call breaks when `required` has not been done. */
+/* An error if `required` (LOADED | FORWARD | ...) has not been done yet. */
 static nsa_status require_done(const nsa_context *ctx, unsigned required, const char *call,
                                const char *before) {
     if ((ctx->done & required) != required)
@@ -113,7 +112,7 @@ nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
     if (status)
         return status;
-    ctx->done &= WEIGHTS; /* the step's rows take the place of the load's, and of all results */
+    ctx->done &= WEIGHTS; /* the step replaces the load and all results */
     for (int64_t a = 0; a < step.A && !status; a++) {
         ctx->slot[a] = slot[a];
         ctx->pos[a] = ctx->len[slot[a]];
@@ -192,7 +191,7 @@ nsa_status nsa_decode(nsa_context *ctx) {
     status = status ? status : require_done(ctx, STEP, "decode", "load_step");
     if (status)
         return status;
-    ctx->done &= WEIGHTS; /* results are the step's from here on, and it is used up */
+    ctx->done &= WEIGHTS; /* results are now the step's; it cannot be decoded twice */
     nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->decode(ctx->self);
     for (int64_t a = 0; a < ctx->step.A && !status; a++)
@@ -225,7 +224,7 @@ int64_t nsa_slot_len(const nsa_context *ctx, int64_t slot) {
 
 /* ----------------------------------------------------------------- results */
 
-/* What must have been done, and asked for at open, before a result exists. */
+/* NSA_OK if a result exists: its call has run, and open was asked to keep it. */
 static nsa_status exists(const nsa_context *ctx, nsa_id id) {
     unsigned flags = ctx->plan.setup.flags, done = ctx->done;
     const char *name = nsa_name(id);

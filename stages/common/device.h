@@ -4,7 +4,7 @@
  * for the simulator of tests/simt.
  *
  * Everything else in a .cu file is CUDA's own language and names; docs/simulator.md lists what the
- * simulator knows of them. Three things plain C++ cannot spell go through macros here:
+ * simulator knows of them. Three things that plain C++ has no syntax for are macros here:
  *
  *     NSA_LAUNCH(attend, grid, block, bytes, stream, q, out)
  *         nvcc:       attend<<<grid, block, bytes, stream>>>(q, out)
@@ -28,13 +28,13 @@
 #endif
 
 #ifdef NSA_SIMT
-/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
+/** Launch a kernel; NSA_LAUNCHED() must follow. */
 #define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     simt::launch(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
 /** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
 #define NSA_DYNAMIC_SHARED(type, name) type *name = (type *)simt::dynamic_shared()
 #else
-/** Start a kernel; look at NSA_LAUNCHED() afterwards. */
+/** Launch a kernel; NSA_LAUNCHED() must follow. */
 #define NSA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 /** Inside a kernel: the dynamic shared memory of its block, 16-byte aligned. */
@@ -43,8 +43,8 @@
     type *name = (type *)nsa_dynamic_shared
 #endif
 
-/** @return what is wrong: the simulator's report if it has one, else CUDA's text. The error is
- * taken out of cudaGetLastError(), so that it is told once. */
+/** @return the error's text: the simulator's report if there is one, else CUDA's. Clears
+ * cudaGetLastError(), so that the error is reported once. */
 static inline const char *nsa_device_error(cudaError_t error) {
     (void)cudaGetLastError();
 #ifdef NSA_SIMT
@@ -72,8 +72,8 @@ static inline const char *nsa_device_error(cudaError_t error) {
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
 
-/** Let a kernel have as much dynamic shared memory as the device gives to a block. The limit is the
- * kernel's, not a context's: what one context asked for, the next would take away from the first.
+/** Allow a kernel the device's maximum of dynamic shared memory per block. The attribute belongs to
+ * the kernel, not to a context: a smaller value for one context would break another.
  *  @return NSA_ERR_DEVICE if the device refuses */
 template <class kernel> static inline nsa_status nsa_allow_shared(kernel *kernel_function) {
     cudaFuncAttributes attributes;
@@ -86,8 +86,8 @@ template <class kernel> static inline nsa_status nsa_allow_shared(kernel *kernel
     return NSA_OK;
 }
 
-/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in use.
- */
+/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in
+ * use. */
 static inline const char *nsa_device_name(void) {
 #ifdef NSA_SIMT
     return "simulator";

@@ -3,13 +3,14 @@
  * @brief Tensor cores and asynchronous copies, for device code that includes device.h: the PTX
  * instruction on a GPU of sm_80 and up, the same on the simulator.
  *
- * Fragments lie in registers as the PTX manual's figures for mma.m16n8k16 say. Lane 4 g + t holds
+ * Fragments are laid out in registers as in the PTX manual's figures for mma.m16n8k16. Lane 4 g + t
+ * holds
  *
  *     a[0] A[g][2t, 2t+1]      a[1] A[g+8][2t, 2t+1]      b[0] B[2t, 2t+1][g]
  *     a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8, 2t+9]    b[1] B[2t+8, 2t+9][g]
  *     c[0], c[1] C[g][2t, 2t+1]                           c[2], c[3] C[g+8][2t, 2t+1]
  *
- * two bfloat16 in an unsigned, the first in the lower half. All lanes of a warp call together.
+ * two bfloat16 in an unsigned, the first in the lower half. All lanes of the warp must call.
  */
 #ifndef NSA_DEVICE_MMA_H
 #define NSA_DEVICE_MMA_H
@@ -20,7 +21,7 @@
 #include "simt/bf16.h"
 
 #include "simt/tensor.h"
-/** The place of the call, as a last parameter; nothing on a GPU. */
+/** The call site, as a last parameter, for the simulator's reports; nothing on a GPU. */
 #define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else
 #include <cuda_bf16.h>
@@ -70,8 +71,8 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
 #endif
 }
 
-/** Begin to copy 16 bytes from global to shared memory, zeros if not `valid`; they arrive at the
- * thread's own wait, and for the other threads of its block at a barrier after that. */
+/** Start copying 16 bytes from global to shared memory, or zeros if not `valid`. The copying thread
+ * sees them after its wait, the other threads of its block after a barrier that follows. */
 static __device__ __forceinline__ void nsa_cp_async_16(void *s_dst, const void *g_src,
                                                        bool valid = true NSA_CALL_SITE) {
 #ifdef NSA_SIMT
@@ -86,7 +87,7 @@ static __device__ __forceinline__ void nsa_cp_async_16(void *s_dst, const void *
 #endif
 }
 
-/** What this thread began to copy since its last commit is one group. */
+/** Close a group: all copies that this thread started since its last commit. */
 static __device__ __forceinline__ void nsa_cp_async_commit(void) {
 #ifdef NSA_SIMT
     simt::copy_commit();
@@ -95,7 +96,7 @@ static __device__ __forceinline__ void nsa_cp_async_commit(void) {
 #endif
 }
 
-/** Wait until at most N of this thread's last groups are still on their way. */
+/** Wait until at most N of this thread's latest groups are pending. */
 template <int N> static __device__ __forceinline__ void nsa_cp_async_wait(void) {
 #ifdef NSA_SIMT
     simt::copy_wait(N);

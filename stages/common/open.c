@@ -1,6 +1,5 @@
 /** @file open.c
- *  @brief Opening and closing a stage: the plan is made and checked, and all memory is taken.
- */
+ *  @brief Opening and closing a stage: make and check the plan, allocate all memory. */
 #include "common/context.h"
 #include "common/counts.h"
 
@@ -30,7 +29,7 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
         plan->setup.max_rows = c->max_seqs; /* a step has up to max_seqs rows of results */
     ctx->max_seqs = c->max_seqs;
     if (!decodes && c->max_seqs > c->seq_len)
-        plan->cfg.max_seqs = c->seq_len; /* the others of a pack are empty: see fill_batch() */
+        plan->cfg.max_seqs = c->seq_len; /* fill_batch() drops empty sequences */
     plan->group = c->q_heads / c->kv_heads;
     plan->max_cmp = nsa_cmp_tokens(c, c->seq_len);
     plan->max_blocks = blocks_of(c, max_len);
@@ -61,7 +60,7 @@ static nsa_status alloc_context_memory(nsa_context *ctx) {
     return status;
 }
 
-/* A stage that is half written leaves out backward, or decode, or prefill too. */
+/* A half-written stage may lack backward, decode or prefill. */
 static nsa_status check_exports(const nsa_stage *stage, const nsa_setup *setup) {
     if ((setup->flags & NSA_BACKWARD) && !stage->backward)
         return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no backward");
@@ -70,7 +69,7 @@ static nsa_status check_exports(const nsa_stage *stage, const nsa_setup *setup) 
     return NSA_OK;
 }
 
-/* Where memory is short for decode, the number of slots is the first thing to look at. */
+/* If memory is short for decode, add the number of slots to the error: the likeliest cause. */
 static nsa_status explain_memory_error(const nsa_context *ctx, nsa_status status) {
     const nsa_config *c = &ctx->plan.cfg;
     if (status == NSA_ERR_MEMORY && (ctx->plan.setup.flags & NSA_DECODE))

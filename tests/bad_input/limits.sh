@@ -67,7 +67,7 @@ done
 ) >"$work/stdout" 2>"$work/err" </dev/null
 judge "max_seqs of 2147483647 with decode" "max_seqs 2147483647 asks for as many slots" $?
 set_key max_seq_len 1000000
-refuse_case "slots of more memory than any machine has" "cannot take" --decode 0
+refuse_case "slots of more memory than any machine has" "cannot allocate" --decode 0
 
 # 20000 tokens of one sequence: a block of 64 for each token would be 500 MB
 set_key seq_len 20000

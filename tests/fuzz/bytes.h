@@ -1,6 +1,6 @@
 /**
  * @file bytes.h
- * @brief The fuzzer's bytes as a stream of choices, and what every target needs.
+ * @brief The fuzzer's bytes as a stream of choices, and functions for every target.
  */
 #ifndef FUZZ_BYTES_H
 #define FUZZ_BYTES_H
@@ -11,14 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/** What libFuzzer calls (and tests/fuzz/replay.c, where there is no libFuzzer).
+/** Called by libFuzzer, or by tests/fuzz/replay.c without it.
  *  @return 0 */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/** The bytes that are left. Behind the last one there are zeros, so that short inputs are whole. */
+/** The remaining bytes. After the last one only zeros are drawn. */
 typedef struct choices {
-    const uint8_t *next; /**< the next */
-    size_t left;         /**< how many */
+    const uint8_t *next; /**< the next byte */
+    size_t left;         /**< remaining bytes */
 } choices;
 
 /** @return the next byte. */
@@ -47,7 +47,7 @@ static inline int64_t next_word64(choices *b) {
     return (int64_t)word;
 }
 
-/** A rule that must hold whatever the bytes are: the fuzzer keeps what breaks it. */
+/** Check a rule that must hold for any bytes; the fuzzer keeps an input that breaks it. */
 #define MUST(holds)                                                                                \
     do {                                                                                           \
         if (!(holds)) {                                                                            \

@@ -1,6 +1,7 @@
 /** @file contract.c
- *  @brief Any bytes as a session with a stage: a config, a setup, and calls in any order with
- * inputs right and wrong. No call may crash, touch what is not its own, or fail without a text. */
+ *  @brief Fuzz target: any bytes as a session with a stage: a config, a setup, and calls in any
+ * order with legal and illegal inputs. No call may crash, access memory out of bounds, or fail
+ * without an error text. */
 #include "common/pool.h"
 #include "fuzz/config_rules.h"
 #include "fuzz/contract.h"
@@ -9,24 +10,24 @@ enum { SLOTS = 4, MEMORY = 1 << 20, CALLS = 24 };
 
 /** One session. */
 typedef struct session {
-    choices b;           /**< what is left to choose from */
+    choices b;           /**< the remaining bytes */
     nsa_config cfg;      /**< resolved */
     nsa_setup setup;     /**< as opened */
     nsa_context *ctx;    /**< the stage */
     int64_t T;           /**< tokens of the last load */
-    int64_t B;           /**< its sequences */
-    int32_t cu[SLOTS];   /**< and their ends */
-    int loaded;          /**< the last load was good, and no step took its place */
-    int tame;            /**< its numbers are small */
-    int64_t len[SLOTS];  /**< what nsa_slot_len() must say */
-    int32_t slot[SLOTS]; /**< of the last good step */
-    int64_t steps;       /**< how many of them, -1 if that is not known */
-    int unsure;          /**< len is not known any more */
+    int64_t B;           /**< sequences of the last load */
+    int32_t cu[SLOTS];   /**< the end of each sequence */
+    int loaded;          /**< the last load succeeded, and no step replaced it */
+    int tame;            /**< all its values are small */
+    int64_t len[SLOTS];  /**< the expected nsa_slot_len() */
+    int32_t slot[SLOTS]; /**< slots of the last successful step */
+    int64_t steps;       /**< number of slots, -1 if unknown */
+    int unsure;          /**< len is unknown */
 } session;
 
 /* ------------------------------------------------------------------- opening */
 
-/* Small dims, so that thousands of sessions a second are whole ones. */
+/* Small dims, to run thousands of sessions a second. */
 static nsa_config draw_config(choices *b, int *wild) {
     nsa_config c = nsa_config_defaults();
     c.seq_len = 1 + next_below(b, 24);
@@ -109,7 +110,7 @@ static void load(session *s) {
         MUST(*nsa_last_error());
         int64_t rows = s->setup.max_rows ? s->setup.max_rows : s->cfg.seq_len;
         MUST(!d.legal || d.in.at[NSA_Q].shape[0] > rows);
-        s->loaded = 0; /* perhaps the old one still stands: nothing is claimed */
+        s->loaded = 0; /* the old load may still be valid: unknown */
     }
     free_drawn(&d);
 }
@@ -123,7 +124,7 @@ static void load_step(session *s) {
         for (int64_t i = 0; i < s->steps && i < SLOTS; i++)
             s->slot[i] = ((int32_t *)d.in.at[NSA_ACTIVE].data)[i];
     } else {
-        s->steps = -1; /* perhaps the old one still stands */
+        s->steps = -1; /* the old step may still be valid */
     }
     s->loaded = 0;
     free_drawn(&d);
@@ -157,7 +158,7 @@ static void decode(session *s) {
     s->steps = -1;
 }
 
-/* Read one result, perhaps into a tensor that does not fit. */
+/* Read one result, with `wrong` into a tensor that may not fit. */
 static void read_one(session *s, nsa_id id, int wrong) {
     nsa_tensor t;
     if (nsa_result(s->ctx, id, &t))

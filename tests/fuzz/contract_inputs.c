@@ -1,12 +1,12 @@
 /** @file contract_inputs.c
- *  @brief Inputs drawn from bytes: mostly legal, sometimes broken in one way or several. */
+ *  @brief Inputs drawn from bytes: mostly legal, sometimes broken in one or several ways. */
 #include "common/tensors.h"
 #include "fuzz/contract.h"
 #include "harness/random.h"
 
 #include <math.h>
 
-enum { MAX_ELEMENTS = 1 << 20 }; /* elements of a tensor that we are ready to have */
+enum { MAX_ELEMENTS = 1 << 20 }; /* maximum elements of a tensor */
 
 void alloc_exact(nsa_tensor *t) {
     int64_t count = nsa_count(t);
@@ -18,7 +18,7 @@ void alloc_exact(nsa_tensor *t) {
 
 /* ------------------------------------------------------------------- breaking */
 
-/* Break a tensor's description before its memory is taken. */
+/* Break a tensor's description before its memory is allocated. */
 static void break_shape(choices *b, nsa_tensor *t) {
     static const int dtypes[] = {NSA_NONE, NSA_F32, NSA_F64, NSA_I32, 4, 77, -1};
     switch (next_below(b, 4)) {
@@ -45,7 +45,7 @@ static void put(const nsa_tensor *t, int64_t i, double value) {
         ((float *)t->data)[i] = (float)value;
 }
 
-/* @return 1 if all values are tame. */
+/* @return 1 if all values are small. */
 static int fill_floats(choices *b, nsa_id id, const nsa_tensor *t) {
     uint64_t seed = next_byte(b);
     unsigned kind = next_byte(b) % 16; /* mostly normal values */
@@ -67,7 +67,7 @@ static void fill_cuts(choices *b, const nsa_tensor *t, int64_t T) {
     cu[last] = (int32_t)T;
 }
 
-/* Block lists of one row: distinct blocks of 0..own in any order, and holes. */
+/* One block list: distinct blocks of 0..own_block in any order, and holes. */
 static void fill_list(choices *b, int32_t *list, int64_t n, int64_t own_block) {
     unsigned hole = next_byte(b), turn = next_byte(b);
     for (int64_t i = 0; i < n; i++) {
@@ -76,7 +76,7 @@ static void fill_list(choices *b, int32_t *list, int64_t n, int64_t own_block) {
     }
 }
 
-/* Integers of any size in place of what was there, one or all. @return 1 if it did so */
+/* Sometimes overwrite one or all elements with any integers. @return 1 if it did */
 static int scramble(choices *b, const nsa_tensor *t) {
     if (!next_chance(b, 16))
         return 0;
@@ -93,13 +93,13 @@ static int scramble(choices *b, const nsa_tensor *t) {
 
 /* ------------------------------------------------------------------- tensors */
 
-/* Describe and take a tensor; @return 1 if it is there and has memory to fill. */
+/* Describe and allocate a tensor. @return 1 if it has memory of the right type to fill */
 static int alloc_tensor(choices *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
     nsa_tensor *t = &d->in.at[id];
     int is_int = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
     nsa_shape(cfg, &(nsa_lengths){.T = T}, id, 0, t);
     t->dtype = is_int ? NSA_I32 : next_chance(b, 2) ? NSA_F64 : NSA_F32;
-    if (t->shape[0] < 0) /* the caller's choice */
+    if (t->shape[0] < 0) /* any length */
         t->shape[0] = id == NSA_CU_SEQLENS ? 2 + next_below(b, 3) : next_below(b, 8);
     if (next_chance(b, 64)) {
         break_shape(b, t);
@@ -129,7 +129,7 @@ static void draw_tokens(choices *b, const nsa_config *cfg, int64_t T, drawn *d) 
     *d = (drawn){.tame = 1, .legal = 1};
     for (int id = NSA_Q; id <= NSA_GATE; id++)
         draw_floats(b, cfg, T, (nsa_id)id, d);
-    if (next_chance(b, 32)) { /* something that is no input of this call, or no tensor at all */
+    if (next_chance(b, 32)) { /* a tensor that is not an input of this call */
         nsa_id id = (nsa_id)next_below(b, NSA_ID_COUNT);
         if (!d->in.at[id].dtype && alloc_tensor(b, cfg, T, id, d))
             memset(d->in.at[id].data, 0,
@@ -138,7 +138,7 @@ static void draw_tokens(choices *b, const nsa_config *cfg, int64_t T, drawn *d) 
     }
 }
 
-/* Legal lists for every row, as far as cu_seqlens can be trusted; then perhaps scrambled. */
+/* Draw legal lists for every row if cu_seqlens is legal; then sometimes scramble them. */
 static void draw_lists(choices *b, const nsa_config *cfg, int64_t T, drawn *d) {
     const nsa_tensor *cu = &d->in.at[NSA_CU_SEQLENS];
     int64_t from = 0, seq = 1, idx_stride = cfg->kv_heads * cfg->slc_count;
@@ -175,7 +175,7 @@ void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d) {
     if (!rows->dtype && next_chance(b, 4) && alloc_tensor(b, cfg, T, NSA_ROWS, d)) {
         for (int64_t i = 0, row = 0; i < nsa_count(rows); i++, row += 1 + next_below(b, 4))
             ((int32_t *)rows->data)[i] = (int32_t)row;
-        d->legal = 0; /* perhaps it is, but who counts */
+        d->legal = 0; /* it may be legal; that is not tracked */
         scramble(b, rows);
     }
     if (!d->in.at[NSA_BLOCK_IDX].dtype && next_chance(b, 3))

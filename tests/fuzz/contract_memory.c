@@ -1,6 +1,6 @@
 /** @file contract_memory.c
- *  @brief malloc and its kin, linked with --wrap: they serve up to a limit, then return NULL, as
- * they would where memory is short. */
+ *  @brief malloc, calloc, realloc and aligned_alloc, linked with --wrap: they allocate up to a
+ * limit, then return NULL. */
 #include "fuzz/contract.h"
 
 /* NOLINTBEGIN(bugprone-reserved-identifier): the linker's names, not ours */

@@ -1,6 +1,6 @@
 /** @file replay.c
- *  @brief Runs a fuzz target once on each file named, where there is no libFuzzer: under gcc, for
- * coverage, in valgrind. */
+ *  @brief Run a fuzz target once on each named file, without libFuzzer: for gcc, coverage and
+ * valgrind. */
 #include "fuzz/bytes.h"
 
 enum { MAX_BYTES = 1 << 20 };

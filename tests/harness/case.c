@@ -1,5 +1,5 @@
 /** @file case.c
- *  @brief Case strings: "T=97,Hq=4,..." to a config and back to where the inputs come from. */
+ *  @brief Parsing case strings: "T=97,Hq=4,..." to a config and the source of its inputs. */
 #include "harness/case.h"
 #include "harness/edges.h"
 #include "harness/random.h"
@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Keys of a case string and the keys of config.json behind them. */
+/* Keys of a case string, and the keys of config.json that they set. */
 static const char *const keys[][2] = {
     {"Hq", "q_heads"},        {"Hkv", "kv_heads"},    {"dk", "qk_dim"},    {"dv", "v_dim"},
     {"l", "cmp_block"},       {"d", "cmp_stride"},    {"l2", "slc_block"}, {"n", "slc_count"},
@@ -84,7 +84,7 @@ static nsa_status parse_one(test_case *c, const char *key, const char *value) {
         return NSA_OK;
     }
     if (!strcmp(key, "seed") || !strcmp(key, "rows")) {
-        if (!is_number || !(number >= 0 && number <= 1e9)) /* NaN is neither */
+        if (!is_number || !(number >= 0 && number <= 1e9)) /* written so that NaN fails */
             return nsa_fail(NSA_ERR_CONFIG, "%s=%s is not a number in 0..1e9", key, value);
         if (key[0] == 's')
             c->seed = (uint64_t)number;

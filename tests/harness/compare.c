@@ -1,5 +1,5 @@
 /** @file compare.c
- *  @brief Comparisons. Each asks "is it within", never "is it outside", so that NaN fails. */
+ *  @brief Comparisons, each written as "within the tolerance", so that NaN fails. */
 #include "harness/compare.h"
 #include "harness/difference.h"
 #include "harness/tensor.h"
@@ -33,7 +33,7 @@ nsa_status measure(nsa_id id, const nsa_tensor *a, const nsa_tensor *b, differen
     *d = (difference){.non_finite = -1, .rms_b = rms_of(b)};
     for (int64_t i = 0; i < count; i++) {
         double x = tensor_get(a, i), y = tensor_get(b, i), off = fabs(x - y);
-        if (!isfinite(y)) /* next to which anything would be near */
+        if (!isfinite(y)) /* nothing can be close to it */
             return nsa_fail(NSA_ERR_INPUT,
                             "%s is compared with what is not finite: element %" PRId64 " is %g",
                             nsa_name(id), i, y);
@@ -69,7 +69,7 @@ nsa_status all_finite(const nsa_tensors *results) {
 nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
                           const nsa_tensor *b) {
     difference d;
-    if (a->dtype == NSA_I32) /* near is not equal */
+    if (a->dtype == NSA_I32) /* integers must be equal */
         return tensor_same(a, b) ? NSA_OK
                                  : nsa_fail(NSA_ERR_INPUT, "%s is not the oracle's", nsa_name(id));
     nsa_status status = measure(id, a, b, &d);
@@ -97,8 +97,7 @@ static int holds(const int32_t *list, int64_t n, int64_t block) {
     return 0;
 }
 
-/* The form of a list: min(n, b+1) blocks of [0,b], ascending, -1 after them, the forced ones there.
- */
+/* Check a list: min(n, b+1) ascending blocks of [0,b], forced blocks included, then -1. */
 static nsa_status check_list(const nsa_config *cfg, const int32_t *list, int64_t own_block,
                              int64_t row) {
     int64_t n = cfg->slc_count, count = own_block + 1 < n ? own_block + 1 : n;
@@ -119,7 +118,7 @@ static nsa_status check_list(const nsa_config *cfg, const int32_t *list, int64_t
     return NSA_OK;
 }
 
-/* v: the importance of the oracle's last free pick, the least it chose freely; NaN if none. */
+/* v: the smallest importance among the oracle's freely selected blocks; NaN if none is free. */
 static double topk_threshold(const nsa_config *cfg, const int32_t *list, int64_t own_block,
                              const nsa_tensor *importance, int64_t row_offset) {
     double v = NAN;

@@ -1,13 +1,13 @@
 /**
  * @file difference.h
- * @brief What two tensors differ by: for the files that compare.
+ * @brief How far two tensors differ; shared by compare.c and gradient.c.
  */
 #ifndef HARNESS_DIFFERENCE_H
 #define HARNESS_DIFFERENCE_H
 
 #include "nsa.h"
 
-/** What two tensors differ by. */
+/** How far tensor a differs from tensor b. */
 typedef struct difference {
     double rms;         /**< of a - b */
     double max;         /**< the largest abs(a - b) */

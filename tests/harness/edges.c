@@ -1,8 +1,8 @@
 /** @file edges.c
  *  @brief Inputs at the edges of the range. Where scores are large, keys and queries are small
- * whole numbers times powers of two, so that every dot product is exact in float32, those with the
- * means of keys included: what a stage then loses, it loses itself. All of them are bfloat16
- * numbers, and so are the means, so that a stage of that type rounds nothing either. */
+ * integers times powers of two, so that every dot product, also with a mean of keys, is exact in
+ * float32: any error is the stage's own. Inputs and means are bfloat16 numbers too, so that a
+ * bfloat16 stage rounds nothing either. */
 #include "harness/edges.h"
 #include "harness/random.h"
 #include "harness/tensor.h"
@@ -11,14 +11,13 @@
 #include <math.h>
 #include <string.h>
 
-/* Queries and keys whose dot product is q0 k0 + q1 k1(t) + a few small whole numbers times q_unit.
- * q0 is large and k0 is small: dq is what is left of the keys' common part where dS cancel, so that
- * part must not be large. */
+/* Queries and keys with the dot product q0 k0 + q1 k1(t) + a few small integers times q_unit. q0 is
+ * large and k0 small: in dq the keys' common part k0 cancels, so it must not be large. */
 typedef struct exact_scores {
     float q0, k0;
-    float q1;     /* 0: component 1 is as the others */
+    float q1;     /* 0: component 1 is like the others */
     float q_unit; /* the other components of q are -1, 0 or 1 times this */
-    int whole;    /* those of k_cmp are multiples of l, so that their means are whole */
+    int whole;    /* keys of k_cmp are multiples of l, so that their means are integers */
 } exact_scores;
 
 static const exact_scores *scores_of(case_data data) {
@@ -57,14 +56,14 @@ static void exact_values(const test_case *c, const exact_scores *e, nsa_id id, u
         float x = draw_sign(state) * (id == NSA_Q ? e->q_unit : unit);
         if (i % dk == 0)
             x = id == NSA_Q ? e->q0 : e->k0;
-        else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, for the means' sake */
+        else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, so that means are exact */
             x = id == NSA_Q ? e->q1 : 2 * (float)stride / 64;
         ((float *)t->data)[i] = x;
     }
 }
 
-/* The first selection block has all of the probability. The others differ in what is left: e^-71 to
- * e^-77, by stride. */
+/* The first selection block gets all of the probability. Each key of the others gets e^-71 to e^-77
+ * of it, the same within a stride. */
 static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t) {
     const int64_t dk = c->cfg.qk_dim, rows = nsa_count(t) / dk, heads = tensor_row(t) / dk;
     float *data = t->data;

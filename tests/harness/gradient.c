@@ -1,6 +1,6 @@
 /** @file gradient.c
- *  @brief Gradients: those that are zero by identity are judged in the units of their formula, and
- * a case whose gradients hang on the last digit of its inputs is named. */
+ *  @brief Comparing gradients. Those that are zero by identity are judged in the units of their
+ * formula; ill-conditioned cases are detected. */
 #include "harness/cases.h"
 #include "harness/compare.h"
 #include "harness/difference.h"
@@ -50,7 +50,7 @@ gradient_units units_for(const subject *s, const test_case *c, const nsa_tensors
     return u;
 }
 
-/* U, below 1e-9 of which a gradient is zero by identity, and M, what its rounding may come to: the
+/* A gradient below 1e-9 U is zero by identity, and then its rounding may reach M. U and M are the
  * products of x and of max(1, x) over the factors x of the gradient's formula. */
 typedef struct unit {
     double u, m;
@@ -81,7 +81,7 @@ static unit unit_of(const gradient_units *g, nsa_id id) {
 
 /* ---------------------------------------------------------- ill-conditioned */
 
-/* Every input, widened, times 1 + 2^-24 or 1 - 2^-24; a gate stays in [0,1]. */
+/* Every input as float64, times 1 + 2^-24 or 1 - 2^-24; gates stay in [0,1]. */
 static nsa_status perturb_inputs(nsa_tensors *in) {
     uint64_t state = 24;
     nsa_status status = tensors_widen(in);
@@ -96,8 +96,8 @@ static nsa_status perturb_inputs(nsa_tensors *in) {
     return status;
 }
 
-/* One gradient of the oracle, with the inputs moved or as they are, and what that one differs in.
- * The blocks are the same both times. */
+/* One gradient of the oracle with the inputs as they are and perturbed: the difference, and the
+ * largest element. Both runs use the same blocks. */
 static nsa_status perturb_gradient(const gradient_units *g, nsa_id id, difference *change,
                                    double *max_abs) {
     nsa_tensors in = {0}, before = {0}, after = {0};
@@ -125,17 +125,17 @@ static int is_listed(const char *text) {
     return 0;
 }
 
-/* A gradient was missed, and `why` says how: was it the stage, or do its digits hang on the last
- * one of the inputs? `bound`: what max abs(a) may be of a gradient that is zero; else negative. */
+/* A gradient was missed, and `why` says how. Add a note if the case is ill-conditioned. `bound`:
+ * the limit of max abs(a) for a gradient that is zero; else negative. */
 static nsa_status report_miss(const gradient_units *g, nsa_id id, double entry, double bound,
                               const char *why) {
     char text[512], note[256] = "";
     difference change;
     double max_abs;
-    snprintf(text, sizeof text, "%s", why); /* the oracle's runs have texts of their own */
+    snprintf(text, sizeof text, "%s", why); /* the oracle's runs overwrite it */
     if (g->oracle && !perturb_gradient(g, id, &change, &max_abs)) {
         const double by = bound < 0 ? change.rms / change.rms_b : max_abs / bound * entry;
-        if (!(by <= entry / 5)) /* NaN, too, is no gradient to be near to */
+        if (!(by <= entry / 5)) /* written so that NaN is noted too */
             snprintf(note, sizeof note,
                      "; %sill-conditioned: moving every input by 2^-24 of itself moves %s by "
                      "%.2g, more than a fifth of %.0e",

@@ -1,5 +1,5 @@
 /** @file inputs.c
- *  @brief Drawing a case's inputs from its seed, or reading a vector's. */
+ *  @brief Draw a case's inputs from its seed, or read those of a vector. */
 #include "common/tensors.h"
 #include "harness/case.h"
 #include "harness/edges.h"
@@ -22,7 +22,7 @@ float round_bfloat16(float x) {
     return x;
 }
 
-/* How far a tensor's values spread: scores and hidden units of order 1. */
+/* The standard deviation of a tensor's values: scores and hidden units have order 1. */
 static float std_dev(const test_case *c, nsa_id id) {
     const char *name = nsa_name(id);
     float fan_in =
@@ -72,12 +72,12 @@ static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
     return tensor_alloc(t);
 }
 
-/* The first, the last, and seeded rows between, about as many as asked for. */
+/* The first row, the last, and seeded rows between, c->rows in all. */
 static nsa_status draw_rows(const test_case *c, uint64_t *state, nsa_tensor *t) {
     int64_t T = c->cfg.seq_len, count = c->rows < T ? c->rows : T;
     nsa_status status = alloc_ints(t, count);
     for (int64_t r = 0; !status && r < count; r++) {
-        int64_t low = r * T / count, high = (r + 1) * T / count; /* one row of each stretch */
+        int64_t low = r * T / count, high = (r + 1) * T / count; /* one row of each interval */
         int64_t row = low + (int64_t)(random_next(state) % (uint64_t)(high - low));
         tensor_ints(t)[r] = (int32_t)(r == 0 ? 0 : r == count - 1 ? T - 1 : row);
     }

@@ -1,5 +1,5 @@
 /** @file parts.c
- *  @brief What a trial finds out about the parts of a stage. */
+ *  @brief Notes of a trial about the parts of a stage. */
 #include "harness/parts.h"
 
 #include <stdio.h>
@@ -62,10 +62,10 @@ stage_part part_of(nsa_id id) {
     return PART_GATE;
 }
 
-/* Of the trial under way; a program judges one at a time. */
+/* The notes of the current trial; a program judges one at a time. */
 static findings current;
 
-/* The first failure of a part is the one that is told. */
+/* Only the first failure of a part is reported. */
 static void note_failure(stage_part p, const char *what) {
     size_t used = strlen(current.why);
     if (!(current.failed & (part_set)1 << p))
@@ -88,7 +88,7 @@ nsa_status parts_note(stage_part p, nsa_status status) {
 int parts_end(part_set judged, nsa_status status, findings *f) {
     const part_set noted = current.passed | current.failed;
     if (!noted && !status && !(judged & (judged - 1)))
-        current.passed = judged; /* a property of one part, which notes nothing by itself */
+        current.passed = judged; /* a property of a single part need not note it */
     else if (!noted && !status)
         status = nsa_fail(NSA_ERR_STATE, "nothing was judged");
     if (status) {

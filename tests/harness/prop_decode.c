@@ -1,6 +1,6 @@
 /** @file prop_decode.c
- *  @brief Properties of decode: step by step it gives the rows of the forward; and of what it
- * reads. */
+ *  @brief Properties: decode gives the rows of the forward; a query reads the right number of
+ * tokens. */
 #include "common/counts.h"
 #include "common/pool.h"
 #include "harness/compare.h"
@@ -11,7 +11,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Room for the prefill's tokens in a load, and for the longest sequence in a slot: no more. */
+/* A config with capacity for the prefill's tokens in a load and the longest sequence in a slot, and
+ * no more. */
 static void tight_config(const nsa_tensors *in, int64_t prefix, nsa_config *cfg) {
     const nsa_tensor *cu = &in->at[NSA_CU_SEQLENS];
     const int32_t one[] = {0, (int32_t)in->at[NSA_Q].shape[0]};
@@ -27,7 +28,7 @@ static void tight_config(const nsa_tensors *in, int64_t prefix, nsa_config *cfg)
 
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                       int64_t prefix, int flags, nsa_tensors *results) {
-    /* A forward may ask for importance and a step has none to give: now and then, ask. */
+    /* Importance is a result of a forward, not of a step. Ask for it in some runs all the same. */
     nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY |
                                 (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u),
                        .threads = flags / RUN_THREADS};
@@ -57,8 +58,8 @@ nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
     return status;
 }
 
-/* Decode after a prefill of `prefix` tokens against the oracle's forward over the whole sequences.
- */
+/* Decode after a prefill of `prefix` tokens against the oracle's forward over the whole
+ * sequences. */
 static nsa_status decode_from(const subject *s, const test_case *c, const nsa_tensors *in,
                               const nsa_tensors *oracle, int64_t prefix, int flags) {
     nsa_tensors mine = {0}, forced = {0}, with = {0};
@@ -66,7 +67,7 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
     if (!status && !in->at[NSA_BLOCK_IDX].dtype)
         status = compare_block_idx(s, c, in, &mine.at[NSA_BLOCK_IDX], oracle);
     status = status ? status : tensors_copy(&with, in);
-    if (!status && !in->at[NSA_BLOCK_IDX].dtype) /* else the lists given are those to be used */
+    if (!status && !in->at[NSA_BLOCK_IDX].dtype) /* else the given lists are used */
         status = force_blocks(&c->cfg, &with, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &with, RUN_FORWARD, &forced);
     status = status ? status : compare_outputs(s, &mine, &forced);
@@ -83,9 +84,9 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
     return nsa_fail(status, "after a prefill of %" PRId64 " tokens: %s", prefix, why);
 }
 
-/* A stage without decode prefills everything. With it: from nothing, from just before and behind
- * the first compressed token, from the middle, from the end; then with forced lists, in slots that
- * held other sequences. Every boundary is crossed by some decode step. */
+/* A stage without decode prefills everything. With decode the prefill has no tokens, ends just
+ * before or after the first compressed token, in the middle, or before the last token; then forced
+ * lists, in slots that held other sequences. Every boundary is crossed by some decode step. */
 nsa_status judge_decode(const subject *s, const test_case *c) {
     const int64_t max_len = case_max_len(c);
     const int64_t prefixes[] = {0, c->cfg.cmp_block - 1, c->cfg.cmp_block + c->cfg.cmp_stride,
@@ -109,8 +110,8 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
 
 /* ------------------------------------------------------------------- reads */
 
-/* How many tokens' values, moved one at a time, move the row of the last query in one branch. A
- * value moves the row exactly if its token is read (its probability is not 0). */
+/* Count the tokens whose value, changed one at a time, changes the last query's row of one branch.
+ * That is so exactly if the query reads the token (its probability is not 0). */
 static nsa_status count_reads(const subject *s, const test_case *c, const nsa_tensors *in,
                               const nsa_tensors *clean, int x, int64_t *count) {
     nsa_status status = NSA_OK;
@@ -146,8 +147,8 @@ static nsa_status check_table4(void) {
     return NSA_OK;
 }
 
-/* Tokens read per query: N visible + those of the selected blocks + the window, exactly. Counted by
- * moving values, for the last row; and the paper's Table 4. */
+/* Tokens read per query: N visible + those of the selected blocks + the window, exactly. They are
+ * counted for the last row by changing values. Also checks the paper's Table 4. */
 nsa_status judge_reads(const subject *s, const test_case *c) {
     nsa_tensors in, clean = {0};
     const int64_t last = c->cfg.seq_len - 1;
@@ -164,7 +165,7 @@ nsa_status judge_reads(const subject *s, const test_case *c) {
     for (int x = 0; x < 3 && !status; x++) {
         int64_t count, N = reads.cmp;
         status = count_reads(s, c, &in, &clean, x, &count);
-        /* The compressed branch reads N tokens, made of (N - 1) d + l of the sequence's. */
+        /* The N compressed tokens depend on (N - 1) d + l tokens of the sequence. */
         int64_t expected_count = x ? expected[x] : (N - 1) * c->cfg.cmp_stride + c->cfg.cmp_block;
         if (!status)
             parts_note((stage_part)(PART_CMP + x),

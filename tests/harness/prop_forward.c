@@ -41,7 +41,7 @@ nsa_status compare_block_idx(const subject *s, const test_case *c, const nsa_ten
     return status;
 }
 
-/* A case whose sequences outgrow n blocks claims to choose and to reject; see that it does. */
+/* A case with more than n blocks is there to select some and reject others; check that it does. */
 static nsa_status check_claims(const test_case *c, const nsa_tensor *idx) {
     const nsa_config *cfg = &c->cfg;
     int64_t n = cfg->slc_count, blocks = (case_max_len(c) + cfg->slc_block - 1) / cfg->slc_block;
@@ -55,7 +55,7 @@ static nsa_status check_claims(const test_case *c, const nsa_tensor *idx) {
         rejected += list[n - 1] + 1 - n;
     }
     if (selects && (!selected || !rejected))
-        return nsa_fail(NSA_ERR_CONFIG, "the case claims to reject blocks, and rejects none");
+        return nsa_fail(NSA_ERR_CONFIG, "the case must select and reject blocks, and does not");
     return NSA_OK;
 }
 
@@ -83,8 +83,8 @@ nsa_status judge_branches(const subject *s, const test_case *c) {
     return status;
 }
 
-/* Seeded lists: distinct blocks of [0,b] in any order, -1 anywhere, some rows none at all, some
- * without their own block. */
+/* Seeded lists: distinct blocks of [0,b] in any order, -1 anywhere, some rows empty, some without
+ * their own block. */
 nsa_status draw_forced(const test_case *c, nsa_tensors *in) {
     const nsa_config *cfg = &c->cfg;
     uint64_t state = c->seed + 1;
@@ -113,7 +113,7 @@ nsa_status draw_forced(const test_case *c, nsa_tensors *in) {
     return status;
 }
 
-/* Each output list must be the forced one, sorted, -1 last; importance stays what it was. */
+/* Each output list must be the forced one, sorted, -1 last. */
 static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const nsa_tensor *idx) {
     int64_t n = c->cfg.slc_count, heads = c->cfg.kv_heads;
     const nsa_tensor *rows = &in->at[NSA_ROWS];
@@ -137,8 +137,9 @@ static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const
     return NSA_OK;
 }
 
-/* Outputs with the candidate's blocks forced on the oracle: a flipped near-tie is no error. A list
- * that is none cannot be forced; then the branches that know no list are judged without. */
+/* Compare outputs with the candidate's blocks forced on the oracle, so that a flipped near-tie is
+ * no error. An illegal list cannot be forced; then only the branches that use no list are
+ * judged. */
 static nsa_status note_outputs(const subject *s, const test_case *c, nsa_tensors *in,
                                const nsa_tensors *mine, const nsa_tensors *oracle) {
     nsa_tensors forced = {0};
@@ -146,7 +147,7 @@ static nsa_status note_outputs(const subject *s, const test_case *c, nsa_tensors
     if (status)
         return status;
     status = run_stage(s->oracle, &c->cfg, in, RUN_FORWARD, &forced);
-    if (status) { /* noted first: its text is the last error only now */
+    if (status) { /* noted first: the next check overwrites the error */
         parts_note(PART_SLC, status);
         parts_note(PART_GATE, status);
     } else {
@@ -197,7 +198,7 @@ nsa_status judge_forced(const subject *s, const test_case *c) {
     return status;
 }
 
-/* Plain causal attention, which a stage may offer, is the oracle's. */
+/* A stage's plain causal attention, if it has one, must be the oracle's. */
 static nsa_status check_causal(const subject *s, const test_case *c, const nsa_tensors *in,
                                int pair, const nsa_tensor *dense) {
     nsa_tensor mine = {0};
@@ -216,7 +217,7 @@ void limits_of(const test_case *c, int *is_dense) {
     is_dense[2] = cfg->window >= max_len;
 }
 
-/* Facts of the specification: a branch that sees everything is dense causal attention. */
+/* A branch that sees every key is dense causal attention. */
 nsa_status judge_limits(const subject *s, const test_case *c) {
     const nsa_config *cfg = &c->cfg;
     int is_dense[3];
@@ -241,7 +242,7 @@ nsa_status judge_limits(const subject *s, const test_case *c) {
     return status;
 }
 
-/* The expectations of an independent program, for every result that the folder has. */
+/* Compare with an independent program's results, for every result in the folder. */
 nsa_status judge_vector(const subject *s, const test_case *c) {
     nsa_tensors in = {0}, mine = {0}, expect;
     nsa_status status = case_expectations(c, &expect);
@@ -269,7 +270,7 @@ nsa_status judge_vector(const subject *s, const test_case *c) {
     return status;
 }
 
-/* The rows of a result of all T that a list picks. */
+/* Gather the listed rows from a result of all T rows. */
 static nsa_status gather_rows(nsa_tensor *gathered, const nsa_tensor *whole,
                               const nsa_tensor *rows) {
     size_t bytes = (size_t)tensor_row(whole) * nsa_dtype_size(whole->dtype);
@@ -282,8 +283,8 @@ static nsa_status gather_rows(nsa_tensor *gathered, const nsa_tensor *whole,
     return status;
 }
 
-/* dout of the rows that a list leaves out: zero for the run over all rows, NaN for the run over the
- * list, which must not look at them. */
+/* Overwrite dout of the rows that are not listed: with zero for the run over all rows, with NaN for
+ * the run over the list, which must not read them. */
 static void overwrite_unlisted(nsa_tensor *dout, const nsa_tensor *rows, double value) {
     for (int64_t i = 0, r = 0; i < nsa_count(dout); i++) {
         int64_t t = i / tensor_row(dout);

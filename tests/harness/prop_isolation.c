@@ -1,5 +1,5 @@
 /** @file prop_isolation.c
- *  @brief Properties of what must not matter: later tokens, other sequences, NaN, earlier calls. */
+ *  @brief Properties: later tokens, other sequences, NaN and earlier calls must not matter. */
 #include "common/counts.h"
 #include "harness/compare.h"
 #include "harness/properties.h"
@@ -13,8 +13,8 @@
 static const nsa_id by_row[] = {NSA_OUT,     NSA_OUT_CMP,    NSA_OUT_SLC,
                                 NSA_OUT_WIN, NSA_IMPORTANCE, NSA_BLOCK_IDX};
 
-/* Set row t of every per-token input from `first` to `last` to a value, or move it if `value` is 0.
- */
+/* Set row t of every per-token input from `first` to `last` to `value`, or change it if that is
+ * 0. */
 static void overwrite_row(nsa_tensors *in, nsa_id first, nsa_id last, int64_t t, double value) {
     for (int id = first; id <= (int)last; id++) {
         nsa_tensor *x = &in->at[id];
@@ -32,7 +32,7 @@ static nsa_status same_row(const nsa_tensors *a, const nsa_tensors *b, nsa_id id
                     r, what, t);
 }
 
-/* Tokens worth disturbing: the edges of blocks, strides and the window, and the ends. */
+/* Tokens to perturb: at the edges of blocks, strides and the window, and at both ends. */
 static int64_t edge_tokens(const test_case *c, int64_t *tokens) {
     const nsa_config *cfg = &c->cfg;
     int64_t T = cfg->seq_len, count = 0;
@@ -83,8 +83,8 @@ nsa_status judge_causality(const subject *s, const test_case *c) {
     return status;
 }
 
-/* One sequence of a pack on its own: its rows of every per-token input, everything else the same.
- */
+/* One sequence of a pack on its own: its rows of every per-token input, everything else the
+ * same. */
 static nsa_status extract_sequence(const test_case *c, const nsa_tensors *in, int b,
                                    nsa_config *cfg, nsa_tensors *alone) {
     int64_t first = 0, len = case_length(c, b);
@@ -133,7 +133,7 @@ static nsa_status compare_alone(const subject *s, const nsa_tensors *pack, const
     return status;
 }
 
-/* With NaN in every input of sequence b, all rows of the others stay bitwise what they were. */
+/* With NaN in every input of sequence b, all rows of the others are bitwise unchanged. */
 static nsa_status poison_sequence(const subject *s, const test_case *c, const nsa_tensors *in,
                                   const nsa_tensors *clean, int b, int64_t first) {
     nsa_tensors poisoned, after = {0};
@@ -191,7 +191,8 @@ static int may_reach(const nsa_config *cfg, int x, int64_t pos, int64_t t, nsa_i
         selected |= idx[i] == block;
     int is_sum = id == NSA_OUT || id == NSA_DQ,
         is_selection = id == NSA_OUT_SLC || id == NSA_BLOCK_IDX;
-    if (x == 0) { /* a tail that fills no block is never compressed; importance feeds selection */
+    if (x == 0) { /* the tail after the last block is never compressed; NaN importance changes the
+                     selection */
         int64_t N = nsa_cmp_tokens(cfg, len), end = (N - 1) * cfg->cmp_stride + cfg->cmp_block;
         return N && pos < end && after && id != NSA_OUT_WIN && !(forced && is_selection);
     }
@@ -233,9 +234,9 @@ static nsa_status poison_token(const subject *s, const test_case *c, const nsa_t
     return status;
 }
 
-/* NaN and Inf reach only rows whose branch may touch the token's block. The selected pair is tried
- * with forced lists, some of which leave out the own block; the others, whose branches know no
- * lists, with the lists that they give. Every pair also the other way, at one token. */
+/* NaN and Inf reach only rows whose branch may read the token's block. The selected pair is tried
+ * with forced lists, some without the own block; the other pairs with selected lists. At one token
+ * every pair is tried both ways. */
 nsa_status judge_nan(const subject *s, const test_case *c) {
     nsa_tensors in, clean = {0};
     int64_t tokens[10], count = edge_tokens(c, tokens);
@@ -258,8 +259,7 @@ nsa_status judge_nan(const subject *s, const test_case *c) {
     return status;
 }
 
-/* One list of a row whose importances are all NaN: the forced blocks, and the lowest of the others.
- */
+/* If all importances of a row are NaN, its list must be the forced blocks and the lowest others. */
 static nsa_status check_nan_list(const nsa_config *cfg, const int32_t *list, int64_t own_block,
                                  int64_t r) {
     int64_t n = cfg->slc_count, n_free = n < own_block + 1 ? n : own_block + 1, pos = 0;
@@ -276,8 +276,8 @@ static nsa_status check_nan_list(const nsa_config *cfg, const int32_t *list, int
     return NSA_OK;
 }
 
-/* A NaN with more than its first bit set, in float32 too: whoever shifts its bits about may make a
- * number of it. */
+/* A NaN with several mantissa bits set, in float32 too: code that manipulates its bits may turn it
+ * into a number. */
 static double odd_nan(void) {
     const uint64_t bits = UINT64_C(0x7ff80000a0000000);
     double x;
@@ -285,8 +285,8 @@ static double odd_nan(void) {
     return x;
 }
 
-/* A NaN score makes a whole row's importance NaN: NaN ties with NaN, so the lowest indices are
- * chosen. (Of one row's blocks never only some are NaN: a softmax is NaN altogether or not.) */
+/* A NaN score makes a whole row's importance NaN. NaN ties with NaN, so the lowest indices are
+ * selected. (A row never has NaN in some blocks only: one NaN makes the whole softmax NaN.) */
 nsa_status judge_nan_order(const subject *s, const test_case *c) {
     nsa_tensors in, mine = {0}, oracle = {0};
     int64_t T = c->cfg.seq_len, heads = c->cfg.kv_heads;
@@ -315,7 +315,7 @@ nsa_status judge_nan_order(const subject *s, const test_case *c) {
     return status;
 }
 
-/* Run once more in some other way, and see that every result has the bits it had. */
+/* Run again with other flags: every result must have the same bits. */
 static nsa_status run_again(const subject *s, const test_case *c, const nsa_tensors *in, int flags,
                             const nsa_tensors *first_run, const char *when) {
     nsa_tensors again = {0};
@@ -328,8 +328,8 @@ static nsa_status run_again(const subject *s, const test_case *c, const nsa_tens
     return status;
 }
 
-/* On a GPU threads meet in another order every time, and a race shows only sometimes: 20 runs.
- * Under a sanitizer, which looks at orders by itself, NSA_REPEATS says fewer. */
+/* On a GPU the order of threads differs from run to run, and a race shows only sometimes: 20 runs.
+ * NSA_REPEATS sets fewer for sanitizers, which detect races themselves. */
 static int repeats_of(const subject *s) {
     const char *device = s->stage->device ? s->stage->device() : NULL;
     const char *given = getenv("NSA_REPEATS");
@@ -337,8 +337,8 @@ static int repeats_of(const subject *s) {
     return device && strcmp(device, "simulator") != 0 && runs > 2 ? (int)runs - 1 : 1;
 }
 
-/* The same values give the same bits: in a new context, in one that has more room and has run other
- * values before, beside another one, with nothing asked for beside out, and given as float64. */
+/* The same values give the same bits: in a new context, in a larger one that ran other values
+ * before, with a second context open, without optional results, and with float64 inputs. */
 nsa_status judge_repeat(const subject *s, const test_case *c) {
     nsa_tensors in, first_run = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);

@@ -77,7 +77,7 @@ nsa_status other_values(const nsa_tensors *in, int64_t extra, nsa_tensors *other
             continue;
         *to = *from;
         to->shape[0] += id <= NSA_DOUT || id == NSA_BLOCK_IDX ? extra : 0;
-        status = tensor_alloc(to); /* whole numbers that are not copied stay -1: no block */
+        status = tensor_alloc(to); /* integers that are not copied stay -1: no block */
         for (int64_t i = 0; !status && to->dtype != NSA_I32 && i < nsa_count(to); i++)
             tensor_set(to, i, id == NSA_GATE ? 0.5 : 1 - 3 * tensor_get(from, i % nsa_count(from)));
         for (int64_t i = 0; !status && to->dtype == NSA_I32 && i < nsa_count(from); i++)
@@ -106,7 +106,7 @@ static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before
     return NSA_OK;
 }
 
-/* A context of one token and the smallest heads, that asks for all that the stage has. */
+/* A second context: one token, the smallest heads, every function that the stage has. */
 static nsa_status open_tiny(const nsa_stage *stage, nsa_context **ctx) {
     nsa_config tiny = nsa_config_defaults();
     const nsa_setup setup = {.flags = (stage->backward ? NSA_BACKWARD : 0u) |
@@ -118,8 +118,7 @@ static nsa_status open_tiny(const nsa_stage *stage, nsa_context **ctx) {
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                      int flags, nsa_tensors *results) {
     const int backward = (flags & RUN_BACKWARD) && stage->backward;
-    const int64_t extra =
-        flags & RUN_TWICE ? 7 : 0; /* tokens of the first run that the second lacks */
+    const int64_t extra = flags & RUN_TWICE ? 7 : 0; /* the first run has more tokens */
     nsa_setup setup = {.flags =
                            NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
                            (flags & RUN_OUT_ONLY ? 0u : NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE),

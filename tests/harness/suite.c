@@ -1,5 +1,5 @@
 /** @file suite.c
- *  @brief The table of properties, and running a trial so that a crash or a hang names itself. */
+ *  @brief The table of properties, and running trials: a crash or a hang prints the replay line. */
 #include "harness/suite.h"
 #include "harness/cases.h"
 
@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* --------------------------------------------------- which cases a property is for */
+/* --------------------------------------------------- which cases a property applies to */
 
 static int all_rows_wanted(const test_case *c) {
     return !c->rows;
@@ -36,7 +36,7 @@ static int is_vector(const subject *s, const test_case *c) {
     return c->vector[0] != 0;
 }
 
-/* Each loss is a whole forward, so only small cases; and only what is exact enough to differ. */
+/* Each value of the loss is a forward, so only small cases; differences need float64. */
 static int small_float64(const subject *s, const test_case *c) {
     return s->stage->arith == NSA_FLOAT64 && all_rows_wanted(c) && c->cfg.seq_len <= 64 &&
            !c->vector[0];
@@ -51,20 +51,20 @@ static int one_sequence(const subject *s, const test_case *c) {
     return unforced(s, c) && case_sequences(c) == 1 && c->cfg.seq_len > 2;
 }
 
-/* Some branch sees everything, or there is plain causal attention to look at. */
+/* Some branch sees every key, or the stage has plain causal attention. */
 static int has_limit(const subject *s, const test_case *c) {
     int dense[3];
     limits_of(c, dense);
     return s->stage->causal || dense[0] || dense[1] || dense[2];
 }
 
-/* Rows for every thread; the other dims are other properties' business. */
+/* Enough rows for every thread; one shape of heads is enough here. */
 static int many_tiles(const subject *s, const test_case *c) {
     return unforced(s, c) && c->cfg.seq_len >= 97 && c->cfg.slc_block == 16 &&
            c->cfg.kv_heads == 2 && c->cfg.qk_dim == 8;
 }
 
-/* Moving a value must move the row: its probability must not underflow. */
+/* Changing a value must change the row, so its probability must not underflow. */
 static int countable(const subject *s, const test_case *c) {
     return one_sequence(s, c) && !c->vector[0] && c->data == DATA_NORMAL &&
            c->cfg.phi == NSA_PHI_MEAN && c->cfg.seq_len >= c->cfg.cmp_block && c->cfg.seq_len < 140;
@@ -82,7 +82,7 @@ static int is_bad_config_case(const subject *s, const test_case *c) {
            c->cfg.slc_local == 2 && c->cfg.kv_heads == 2 && c->cfg.phi == NSA_PHI_MEAN;
 }
 
-/* What the columns mean stands in properties.h. */
+/* properties.h explains the columns. */
 const property properties[] = {
     {"bad_config", "every rule of a config, broken, is an error that names it", PART(ERRORS),
      NEEDS_NOTHING, is_bad_config_case, judge_bad_config, NULL},
@@ -133,7 +133,7 @@ static int on_simulator(const nsa_stage *stage) {
     return stage->device && !strcmp(stage->device(), "simulator");
 }
 
-/* The trials of one case; with `all`, also those that the simulator is spared. */
+/* Add the trials of one case; without `all`, not those of SAMPLED properties. */
 static nsa_status add_trials(const subject *s, const char *property_name, const char *text, int all,
                              trial *list, size_t *count) {
     test_case c;
@@ -184,7 +184,7 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
 
 /* ------------------------------------------------------------------ running */
 
-/* Why a trial cannot be judged, NULL if it can. */
+/* Why a trial is skipped; NULL: it is not. */
 static const char *skip_reason(const subject *s, const property *p) {
     if ((p->flags & NEEDS_BACKWARD) && !s->stage->backward)
         return "the stage has no backward";
@@ -210,9 +210,9 @@ part_set suite_parts(const nsa_stage *stage, const property *p) {
     return p->parts & ~(stage->backward ? 0 : PARTS_BACKWARD) & ~(stage->causal ? 0 : PART(CAUSAL));
 }
 
-/* The line that a signal handler writes: made before the trial, for it may call nothing then. */
+/* The replay line, formatted before the trial: a signal handler may not call snprintf(). */
 static char replay[640];
-static int judging; /* a trial is under way */
+static int judging; /* a trial is running */
 
 int suite_ends_with = 0;
 
@@ -229,13 +229,13 @@ static void handle_signal(int signal_number) {
     end_program("\nCRASH: ", SUITE_CRASH);
 }
 
-/* A stage that calls exit(0) has not passed. */
+/* A stage that calls exit(), even with 0, has failed. */
 static void handle_exit(void) {
     if (judging)
         end_program("\nEXIT: ", SUITE_EXIT);
 }
 
-/* The handler has a stack of its own: that of a stage that recursed too deep is full. */
+/* The handler needs its own stack: after too deep a recursion the normal one is full. */
 static void catch_signals(int on) {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
     static char stack[65536];

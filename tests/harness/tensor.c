@@ -8,12 +8,12 @@
 
 enum { FENCE = 64, SENTINEL = 0x5C };
 
-/* The bytes of a tensor, rounded up so that the fence behind them is where it is looked for. */
+/* The bytes of a tensor's elements; the second fence follows them. */
 static size_t bytes_of(const nsa_tensor *t) {
     return (size_t)nsa_count(t) * nsa_dtype_size(t->dtype);
 }
 
-/* Close both fences to everybody, or open them to the harness. */
+/* Make both fences inaccessible, or accessible to the harness. */
 static void close_fences(const nsa_tensor *t) {
     nsa_hide((char *)t->data - FENCE, FENCE);
     nsa_hide((char *)t->data + bytes_of(t), FENCE);
@@ -31,7 +31,7 @@ nsa_status tensor_alloc(nsa_tensor *t) {
         start = malloc(bytes_of(t) + 2 * FENCE);
     t->data = NULL;
     if (!start)
-        return nsa_fail(NSA_ERR_MEMORY, "the harness cannot take a tensor");
+        return nsa_fail(NSA_ERR_MEMORY, "the harness cannot allocate a tensor");
     memset(start, SENTINEL, FENCE);
     memset(start + FENCE, 0xFF, bytes_of(t));
     memset(start + FENCE + bytes_of(t), SENTINEL, FENCE);
