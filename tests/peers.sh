@@ -6,7 +6,7 @@ set -eu
 
 nsa=${NSA:-./build/nsa}
 
-# Answers line by line, as apps/bench/peers.h has it.
+# Answers line by line, by the protocol in apps/bench/peers.h.
 peer() {
     id=0
     while IFS= read -r line; do
@@ -41,7 +41,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bad=0
 
-# expect BEHAVIOUR STATUS TEXT...: each text stands in the output
+# expect BEHAVIOUR STATUS TEXT...: each text must be in the output
 expect() {
     how=$1
     status=$2
@@ -72,7 +72,7 @@ expect silent 0 "SKIP peers: the peers' program has ended" "02_blocked"
 expect garbage 0 "SKIP peers: the peers' program answered with something" "02_blocked"
 expect dies 0 "stub_dense at T = 64: SKIP: the peers' program has ended" \
     "stub_dense at T = 128: SKIP: the peers' program has ended" "02_blocked"
-# A stage beside itself: its row with one thread, and the table that has its own dense attention.
+# A stage's row with one thread, and the table with its own dense attention.
 "$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 \
     --threads 2 --one-thread --json "$work/run.json" >"$work/out" 2>&1
 "$nsa" bench --table "$work/run.json" --what own/02_blocked >"$work/table"

@@ -46,7 +46,7 @@ refuse "a number of two stages" 'more than one stage "99"' \
     run -s 99 -S "$work" -i "$work/case" -o "$work/out"
 rm "$work"/99_*.so
 
-# folders made by `make test-bad-input`: shared objects, each wrong in one way
+# built by `make test-bad-input`: shared objects, each with one fault
 if [ -n "$BAD_STAGES" ]; then
     while IFS='|' read -r name says; do
         refuse "stage $name" "$says" \
@@ -149,7 +149,7 @@ refuse "a compressor that there is not" 'median' bench --phi median
 refuse "a device that there is not" 'abacus' bench --device abacus
 refuse "threads of nothing" '--threads "0"' bench --threads 0
 refuse "too few runs for quartiles" '--runs "2" is not a whole number in 3..60' bench --runs 2
-refuse "more runs than there is room for" '--runs "61"' bench --runs 61
+refuse "more runs than the maximum" '--runs "61"' bench --runs 61
 refuse "--one-thread with one thread" "--one-thread" bench --one-thread --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
 while IFS='|' read -r text says; do
