@@ -149,7 +149,7 @@ typedef enum nsa_id {
     NSA_DOUT,       /**< [T,Hq,dv]: the gradient of the output, for load_dout */
     NSA_CU_SEQLENS, /**< int32 [B+1]: where each packed sequence starts; optional */
     NSA_ROWS,       /**< int32 [R]: the query rows to compute, strictly ascending; optional */
-    NSA_ACTIVE,     /**< int32 [A]: the decode slots that take a step, distinct; for load_step */
+    NSA_ACTIVE,     /**< int32 [A]: the active decode slots, distinct; for load_step */
     NSA_PHI_K_PE,   /**< [l,dk] position embedding of the key compressor (gated, mlp) */
     NSA_PHI_K_W,    /**< [dk] (gated) */
     NSA_PHI_K_B,    /**< [l] (gated) */
@@ -274,8 +274,8 @@ typedef struct nsa_plan {
     nsa_pool *pool;     /**< where the stage allocates its memory */
 } nsa_plan;
 
-/** What `load` gets beside the tensors: the pack, checked and spelt out. Lives until the next
- * load. */
+/** What `load` gets besides the tensors: the pack, checked and complete. Valid until the
+ * next load. */
 typedef struct nsa_batch {
     int64_t T;                /**< tokens */
     int64_t B;                /**< sequences, at least 1, at most the plan's max_seqs */
@@ -288,7 +288,7 @@ typedef struct nsa_batch {
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
 } nsa_batch;
 
-/** What `load_step` gets beside the tensors: one token for each active sequence. */
+/** What `load_step` gets besides the tensors: one token for each active sequence. */
 typedef struct nsa_step {
     int64_t A;                /**< active sequences */
     const int32_t *slot;      /**< [A] the cache slot of each */
@@ -303,7 +303,7 @@ typedef struct nsa_stage {
     uint32_t abi;     /**< NSA_ABI */
     nsa_arith arith;  /**< what it computes in */
     const char *idea; /**< the stage's one idea, a short phrase for `nsa list` */
-    /** NSA_OK if this machine can run the stage; else the reason stands in nsa_last_error(). */
+    /** NSA_OK if this machine can run the stage; else nsa_last_error() has the reason. */
     nsa_status (*available)(void);
     /** Allocate all memory from plan->pool, which reports a failed allocation. */
     nsa_status (*open)(const nsa_plan *plan, void **self);

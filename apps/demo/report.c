@@ -181,14 +181,13 @@ void demo_report_found(const demo_text *text, const demo_found_again *found, con
     const char *verdict = found->telling ? (found->ok ? "OK" : "FAIL") : "SKIP";
     printf("\nThe planted passage, found again? (blocks as selected by stage %.20s)\n", stage);
     printf("  Queries %" PRId64 " to %" PRId64
-           " stand in the second copy, %d and more tokens deep.\n",
+           " are in the second copy, %d and more tokens deep.\n",
            text->second + MIN_DEPTH, text->second + text->length - 1, MIN_DEPTH);
-    printf("  %" PRId64 " of %" PRId64
-           " (%.1f%%) selected the block where their twin stands in the "
+    printf("  %" PRId64 " of %" PRId64 " (%.1f%%) selected the block where their twin is in the "
            "first;\n  free picks thrown at random would reach %.1f%%.  %s\n",
            found->hits, found->queries, 100 * share, 100 * found->chance, verdict);
     if (!found->telling && text->familiar >= 0.5)
-        printf("  This text repeats itself: %.0f%% of the passage stands elsewhere in it too, so\n"
+        printf("  This text repeats itself: %.0f%% of the passage is elsewhere in it too, so\n"
                "  that the block of the twin is one of many equals.\n",
                100 * text->familiar);
     else if (!found->telling)

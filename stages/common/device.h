@@ -14,7 +14,7 @@
  *                     float *s_keys = (float *)nsa_dynamic_shared
  *         simulator:  float *s_keys = the block's dynamic shared memory
  *
- * and a kernel template with commas stands in parentheses: NSA_LAUNCH((k<4, true>), ...).
+ * and a kernel template with commas goes in parentheses: NSA_LAUNCH((k<4, true>), ...).
  */
 #ifndef NSA_DEVICE_H
 #define NSA_DEVICE_H

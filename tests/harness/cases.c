@@ -1,6 +1,6 @@
 /** @file cases.c
  *  @brief Awkward shapes on purpose. Defaults: Hq=4, Hkv=2, dk=8, dv=6, l=8, d=4, l2=16, n=4 (1 at
- * the start, 2 local), w=12, phi=mean: every boundary lies within a hundred tokens. */
+ * the start, 2 local), w=12, phi=mean: every boundary comes within a hundred tokens. */
 #include "harness/cases.h"
 
 const listed_case cases[] = {

@@ -10,7 +10,7 @@
 #include "harness/parts.h"
 #include "harness/run.h"
 
-/** What a property needs beside forward; without it, its trials are skipped. SAMPLED: it runs a
+/** What a property needs besides forward; without it, its trials are skipped. SAMPLED: it runs a
  * stage so often that on the simulator it is judged only on the cases marked PATH (cases.h). */
 enum { NEEDS_NOTHING = 0, NEEDS_BACKWARD = 1, NEEDS_PREFILL = 2, SAMPLED = 4 };
 
@@ -84,7 +84,7 @@ nsa_status judge_nan(const subject *s, const test_case *c);        /**< NaN stay
 nsa_status judge_nan_order(const subject *s, const test_case *c);  /**< NaN ranks last */
 nsa_status judge_repeat(const subject *s, const test_case *c);     /**< bitwise repeatable */
 nsa_status judge_threads(const subject *s, const test_case *c);    /**< any number of threads */
-nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no memory taken in a call */
+nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no allocation in a call */
 nsa_status judge_bad_config(const subject *s, const test_case *c); /**< rules broken one by one */
 nsa_status judge_bad_input(const subject *s, const test_case *c);  /**< wrong tensors and order */
 
