@@ -1,4 +1,4 @@
-# Native Sparse Attention in stages. `make help` says what there is to make.
+# Native Sparse Attention in stages. `make help` lists the targets.
 #
 #   build/libnsa.so          the contract: stages/common
 #   build/stages/NN_name.so  each folder stages/NN_name
@@ -32,10 +32,10 @@ IO       := $(wildcard apps/io/*.c)
 HEADERS  := $(wildcard stages/*.h stages/*/*.h tests/*.h tests/harness/*.h tests/fuzz/*.h apps/*.h apps/*/*.h)
 INCLUDES := -Istages -Iapps -Itests
 
-# $(call taken,COMPILER,FLAGS): the flags that a compiler knows. Some only processors of one kind
-# have, and asking for them is an error everywhere else.
+# $(call taken,COMPILER,FLAGS): those flags that the compiler accepts. Some flags exist only for one
+# kind of processor, and are an error for others.
 taken = $(strip $(foreach f,$(2),$(shell $(1) -Werror $f -x c -S /dev/null -o /dev/null 2>/dev/null && echo '$f')))
-# $(call march,COMPILER): for which processor; a compiler for another machine knows no "native".
+# $(call march,COMPILER): the flag for the processor; a cross compiler has no "native".
 MARCH ?= native
 march = $(if $(filter native,$(MARCH)),$(call taken,$(1),-march=native),$(MARCH:%=-march=%))
 MARCH_FLAG := $(call march,$(CC))
@@ -120,7 +120,7 @@ endif
 test-all: $(BUILD)/judge $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## every stage on every property and case
 	$(JUDGE)
 
-demo: all ## the main job on real text: nsa-demo/block_map.svg
+demo: all ## run every stage on a real text, draw nsa-demo/block_map.svg
 	./$(BUILD)/nsa demo
 
 # ----------------------------------------------------------------- reading
@@ -134,7 +134,7 @@ STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
 # In the simulator threads run in three orders.
 STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
 
-steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## attend's moves within a stage, each checked and timed: STAGE=02 or 03, T=2048
+steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps of attend within a stage, each checked and timed: STAGE=02 or 03, T=2048
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
 	$(if $(STEPS_OF),$(abspath $<) $(T))
 
@@ -160,7 +160,7 @@ clean: ## remove build/
 # ----------------------------------------------------------- docs, lint, install
 
 
-# ------------------------------------------------------------ looking after it
+# ------------------------------------------------------------ maintenance
 
 STEPS_FILES := $(foreach e,c h cu,$(wildcard stages/*/steps/*.$e stages/*/steps/*/*.$e))
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
@@ -172,7 +172,7 @@ CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
 
 # clang-tidy needs each file's own include path: a stage includes its own folder. It sees C alone.
-lint: ## formatting, clang-tidy, and the limits on lines and files
+lint: ## check formatting, clang-tidy, and the limits on lines and files
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
 	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \

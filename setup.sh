@@ -1,14 +1,16 @@
 #!/bin/sh
-# Install what this project needs on Debian or Ubuntu. Safe to run again: what is there is skipped.
+# Install what this project needs on Debian or Ubuntu. Safe to run again: installed packages are
+# skipped.
 #
 #   sh setup.sh             everything: building, testing, documentation, lint
 #   sh setup.sh --minimal   only what `make demo` and `make test-all` need
 #
-# The needed packages must install. The others are tried, and one that a release does not have is
-# named and skipped. CUDA is never installed here; without it the CUDA stages run on a simulator.
+# The needed packages must install. The optional ones are tried; one that the release does not have
+# is reported and skipped. CUDA is never installed here; without it the CUDA stages run on a
+# simulator.
 set -eu
 
-# name and reason, one package a line
+# name and purpose, one package a line
 needed='gcc             compiles everything in C
 g++             compiles the CUDA stages for the simulator of tests/simt
 make            runs the Makefile
@@ -25,7 +27,7 @@ doxygen-awesome-css the style sheet of the docs
 libjs-mathjax   formulas in the docs, without a network
 graphviz        include graphs in the docs
 librsvg2-bin    the demo picture as PNG beside the SVG
-libopenblas-dev make bench: the ceiling and the dense baseline
+libopenblas-dev make bench: the sgemm ceiling and the dense baseline
 gnuplot-nox     make figures'
 
 usage() {
@@ -73,7 +75,7 @@ show() {
     done
 }
 
-# What every run ends with: is there a CUDA compiler?
+# The last lines of every run: is there a CUDA compiler?
 say_cuda() {
     nvcc=$(command -v nvcc 2>/dev/null || true)
     [ -n "$nvcc" ] || [ ! -x /usr/local/cuda/bin/nvcc ] || nvcc=/usr/local/cuda/bin/nvcc
@@ -127,8 +129,8 @@ install() {
     apt install -y --no-install-recommends "$@"
 }
 
-# A stale package list may still do, so only an install that fails is an error.
-apt update || echo "setup: apt-get update failed; going on with the package list that is there." >&2
+# A stale package list may still work, so only a failed install is an error.
+apt update || echo "setup: apt-get update failed; continuing with the existing package list." >&2
 
 if [ -n "$need" ]; then
     # shellcheck disable=SC2046 # one word a package
@@ -139,7 +141,8 @@ if [ -n "$need" ]; then
     fi
 fi
 
-# The rest together; if that fails, one at a time, so that one cannot spoil the others.
+# The optional packages together; if that fails, one at a time, so that one does not block the
+# others.
 have=''
 for name in $(names "$want"); do
     if available "$name"; then

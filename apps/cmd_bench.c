@@ -1,5 +1,5 @@
 /** @file cmd_bench.c
- *  @brief `nsa bench`: check, then time; and tables and points of runs that were kept. */
+ *  @brief `nsa bench`: check, then time; print tables and points of run files. */
 #include "bench/bench.h"
 #include "bench/growth.h"
 #include "bench/report.h"
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A table or a figure's points of a run file. */
+/* Print a table, or a figure's points, of a run file. */
 static nsa_status show(const bench_options *o, bench_run *run) {
     const char *file = o->table ? o->table : o->plot;
     const char *what = o->what ? o->what : o->table ? "forward" : "time";
@@ -21,7 +21,7 @@ static nsa_status show(const bench_options *o, bench_run *run) {
 }
 
 /* "A,B" */
-static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
+static nsa_status compare(const bench_options *o, bench_run *run, int *disagreements) {
     char first[4096];
     const char *comma = strchr(o->compare, ',');
     if (!comma || (size_t)(comma - o->compare) >= sizeof first)
@@ -33,16 +33,16 @@ static nsa_status compare(const bench_options *o, bench_run *run, int *apart) {
     nsa_status status = runfile_read(first, run);
     status = status ? status : runfile_read(comma + 1, other);
     if (!status)
-        *apart = report_compare(run, other);
+        *disagreements = report_compare(run, other);
     free(other);
     return status;
 }
 
-static int has_own(const bench_run *run) {
+static int has_own_rows(const bench_run *run) {
     int found = 0;
     for (int i = 0; i < run->rows; i++)
-        found |= bench_in_manner(run->row[i].name, BENCH_OWN) ||
-                 bench_in_manner(run->row[i].name, BENCH_ALONE);
+        found |= bench_has_prefix(run->row[i].name, BENCH_OWN_DENSE) ||
+                 bench_has_prefix(run->row[i].name, BENCH_ONE_THREAD);
     return found;
 }
 
@@ -57,15 +57,15 @@ static void print_all(const bench_options *o, const bench_run *run) {
     printf("\n## phases\n\n");
     report_table(run, "phases", NULL);
     if (run->gflops > 0 || run->gpu[0]) {
-        printf("\n## kernels: phases beside the least that the ceilings allow\n\n");
+        printf("\n## kernels: phases and the shortest times that the ceilings allow\n\n");
         report_table(run, "kernels", NULL);
     }
     if (run->peers[0]) {
         printf("\n## peers\n\n");
         report_table(run, "peers", NULL);
     }
-    if (has_own(run)) {
-        printf("\n## own: beside its own dense attention and its own single thread\n\n");
+    if (has_own_rows(run)) {
+        printf("\n## own: vs the stage's own dense attention and its own single thread\n\n");
         report_table(run, "own", NULL);
     }
     if (run->fits) {
@@ -76,7 +76,7 @@ static void print_all(const bench_options *o, const bench_run *run) {
     report_table(run, "noise", NULL);
 }
 
-/* Time everything; a refusal is a failure, however much else was timed. */
+/* Check and time everything; count the rows that were wrong. */
 static nsa_status measure(const bench_options *o, bench_run *run, int *refused) {
     nsa_status status = bench_sweep(o, run);
     if (status)

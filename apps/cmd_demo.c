@@ -1,5 +1,5 @@
 /** @file cmd_demo.c
- *  @brief `nsa demo`: a text through every stage, and what the queries of it read. */
+ *  @brief `nsa demo`: run every stage on a text, and draw which blocks its queries read. */
 #include "commands.h"
 #include "demo/map.h"
 #include "demo/save.h"
@@ -21,8 +21,8 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         o->output = arg;
         return 0;
     case 's':
-        if (o->names == DEMO_NAMED) {
-            command_error(EXIT_USAGE, who, "more than %d times --stage", DEMO_NAMED);
+        if (o->names == DEMO_MAX_NAMED) {
+            command_error(EXIT_USAGE, who, "more than %d times --stage", DEMO_MAX_NAMED);
             return EINVAL;
         }
         o->named[o->names++] = arg;
@@ -36,7 +36,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         return 0;
     case ARGP_KEY_ARG:
         if (o->file)
-            return command_key(key, arg, state); /* one text at most */
+            return command_key(key, arg, state); /* a second text is an error */
         o->file = arg;
         return 0;
     default:
@@ -47,18 +47,18 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 static int parse_options(int argc, char **argv, demo_options *options) {
     static const struct argp_option known[] = {
         {"output", 'o', "DIR", 0, "Folder of the pictures (default nsa-demo)", 0},
-        {"stage", 's', "NAME", 0, "Only this stage beside 00; may be given again", 0},
-        {"time", 't', "SECONDS", 0, "About how long all may take (default 60)", 0},
+        {"stage", 's', "NAME", 0, "Only this stage and 00; may be repeated", 0},
+        {"time", 't', "SECONDS", 0, "Total time, approximately (default 60)", 0},
         {0}};
     static const struct argp argp = {
         .options = known,
         .parser = parse,
         .args_doc = "[FILE]",
-        .doc = "Read a text with Native Sparse Attention: every stage, checked against stage 00, "
-               "and a picture of the blocks that each query chose."
+        .doc = "Read a text with Native Sparse Attention: run every stage, check it against stage "
+               "00, and draw the blocks that each query selected."
                "\v"
-               "FILE is any file, \"-\" standard input; without it an essay of the project's own "
-               "is read. A passage is planted in it a second time, to be found again. Nothing is "
+               "FILE is any file, \"-\" standard input; the default is an essay of the project. "
+               "A passage of it is copied in a second time, to be found again. Nothing is "
                "trained. Writes DIR/block_map.svg, and DIR/block_map.png where rsvg-convert is "
                "installed."};
     return command_parse(&argp, 0, argc, argv, NULL, options);
@@ -66,7 +66,7 @@ static int parse_options(int argc, char **argv, demo_options *options) {
 
 /* ------------------------------------------------------------------- running */
 
-/* Every stage of the list, and the table. */
+/* Run every stage of the list and print the table. */
 static void try_stages(demo_state *s) {
     int left = demo_runners(s);
     demo_line first = {.name = s->oracle.name,
@@ -135,7 +135,7 @@ static int run_demo(demo_state *s) {
         return code;
     try_stages(s);
     demo_report_reads(&s->model.cfg);
-    /* Without another stage the sampled queries of stage 00 are what there is to draw. */
+    /* Without another stage, draw the sampled queries of stage 00. */
     const demo_run *run = s->widest.R ? &s->widest : &s->reference;
     const char *stage = s->widest.R ? s->widest_name : s->oracle.name;
     demo_found_again found = demo_look_again(&s->text, &s->model.cfg, run);
@@ -156,7 +156,7 @@ int cmd_demo(int argc, char **argv) {
     int code = parse_options(argc, argv, &s->options);
     if (!code)
         code = run_demo(s);
-    /* A report that could not be written was not given. */
+    /* An unwritten report is a failure. */
     if ((fflush(stdout) || ferror(stdout)) && !code)
         code = command_error(EXIT_FAILED, who, "cannot write the report to standard output");
     demo_run_free(&s->reference);

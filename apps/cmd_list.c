@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum {
-    NAMES = 18,      /* columns of the first three fields, a space behind each included */
+    NAMES = 18,      /* widths of the first three columns, each with a trailing space */
     ARITHMETIC = 10, /* "bfloat16" is the longest */
     RUNS = 11,       /* "simulator" */
     IDEA = NAMES + ARITHMETIC + RUNS,
@@ -38,24 +38,24 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 
 /* Print text in the last column, broken at spaces; the cursor stands at that column. */
 static void print_wrapped(const char *text) {
-    size_t room = WIDTH - IDEA;
-    while (strlen(text) > room) {
-        size_t n = room;
+    size_t columns = WIDTH - IDEA;
+    while (strlen(text) > columns) {
+        size_t n = columns;
         while (n && text[n] != ' ')
             n--;
-        if (!n) /* a single long word, a path most likely */
-            n = room;
+        if (!n) /* a single long word, probably a path */
+            n = columns;
         printf("%.*s\n%*s", (int)n, text, IDEA, "");
         text += n + (text[n] == ' ');
     }
     puts(text);
 }
 
-/* One row. available() is asked here and now: a device may come and go. */
+/* One row. available() is called now: a device may come and go. */
 static void print_stage(const nsa_found *found) {
     static const char *const arithmetic[] = {"float64", "float32", "bfloat16"};
     const nsa_stage *stage = found->stage;
-    char name[TEXT_SHOWN], problem[4 * sizeof found->problem]; /* both may hold any bytes */
+    char name[TEXT_SHOWN], problem[4 * sizeof found->problem]; /* both may contain any bytes */
     const char *why = text_show(problem, sizeof problem, found->problem, strlen(found->problem));
     const char *where = "no";
     int runs = 0;
@@ -65,7 +65,7 @@ static void print_stage(const nsa_found *found) {
     }
     if (runs)
         where = stage->device ? stage->device() : "CPU";
-    /* A long name gets a line of its own rather than a crooked table. */
+    /* A long name gets its own line, to keep the columns aligned. */
     text_show(name, sizeof name, found->name, strlen(found->name));
     if (strlen(name) >= NAMES)
         printf("%s\n%*s", name, NAMES, "");
@@ -73,11 +73,12 @@ static void print_stage(const nsa_found *found) {
         printf("%-*s", NAMES, name);
     printf("%-*s%-*s", ARITHMETIC,
            stage && (unsigned)stage->arith < 3 ? arithmetic[stage->arith] : "?", RUNS, where);
-    /* So does what follows the long name of a device. */
+    /* After a long device name, continue on the next line. */
     if (strlen(where) >= RUNS)
         printf("\n%*s", IDEA, "");
     print_wrapped(stage ? stage->idea : why);
-    /* Why not, below the idea; a stage that did not load has its problem in the idea's place. */
+    /* Below the idea, why it does not run; for a stage that did not load, `why` replaces the
+     * idea. */
     if (stage && !runs) {
         printf("%*s", IDEA, "");
         print_wrapped(*why ? why : "(it does not say why)");

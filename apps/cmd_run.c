@@ -1,5 +1,5 @@
 /** @file cmd_run.c
- *  @brief `nsa run`: a case folder through one stage, and its results into another folder. */
+ *  @brief `nsa run`: run one stage on a case folder, and write the results to another folder. */
 #include "commands.h"
 #include "io/case_folder.h"
 #include "nsa_find.h"
@@ -25,25 +25,25 @@ typedef struct run_options {
     int64_t decode;     /**< tokens to prefill before decoding, or FORWARD_ONLY */
 } run_options;
 
-/** One run: what is open while it lasts. */
+/** Everything that is open during a run. */
 typedef struct run {
-    const run_options *options; /**< what was asked */
+    const run_options *options; /**< the command line */
     case_folder input;          /**< the case */
     nsa_found stage;            /**< the stage */
-    nsa_context *ctx;           /**< it, opened */
+    nsa_context *ctx;           /**< the open stage */
     run_output output;          /**< where results go */
-    progress bar;               /**< on a terminal */
-    char did[96];               /**< for the closing line */
+    progress bar;               /**< the progress line */
+    char summary[96];           /**< for the closing line */
 } run;
 
 /* --------------------------------------------------------------------- options */
 
-/* P of --decode P. More than a sequence has means all of it, so any size is good. */
+/* P of --decode P. More tokens than a sequence has means all of them. */
 static error_t parse_decode(const char *arg, const struct argp_state *state, int64_t *value) {
     char *end;
     errno = 0;
     long long number = strtoll(arg, &end, 10);
-    /* strtoll() lets white space and a sign pass */
+    /* strtoll() would accept white space and a sign */
     if (errno || end == arg || *end || arg[0] < '0' || arg[0] > '9') {
         command_error(EXIT_USAGE, state->name, "--decode \"%s\" is not a whole number from 0", arg);
         return EINVAL;
@@ -52,7 +52,7 @@ static error_t parse_decode(const char *arg, const struct argp_state *state, int
     return 0;
 }
 
-/* A run needs three of its options. */
+/* Three options are required. */
 static error_t check_options(const run_options *options, const struct argp_state *state) {
     const char *missing = !options->stage    ? "--stage NAME"
                           : !options->input  ? "--input DIR"
@@ -90,7 +90,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 
 /* --------------------------------------------------------------------- the run */
 
-/* Copy one result out of the stage, and to its file. */
+/* Read one result from the stage and write its file. */
 static nsa_status write_result(run *r, nsa_id id) {
     nsa_tensor t = {0};
     nsa_status status = nsa_result(r->ctx, id, &t);
@@ -106,7 +106,7 @@ static nsa_status write_result(run *r, nsa_id id) {
     return status;
 }
 
-/* In the order of the contract, one at a time: together they may be larger than the inputs. */
+/* Write results in the order of the contract, one at a time to save memory. */
 static nsa_status write_results(run *r, int with_gradients) {
     static const nsa_id forward[] = {NSA_OUT,       NSA_OUT_CMP,    NSA_OUT_SLC, NSA_OUT_WIN,
                                      NSA_BLOCK_IDX, NSA_IMPORTANCE, NSA_K_PHI,   NSA_V_PHI};
@@ -120,7 +120,7 @@ static nsa_status write_results(run *r, int with_gradients) {
     return status;
 }
 
-/* Memory for the sequences that the case packs: without decode max_seqs is a limit and no more. */
+/* Lower max_seqs to the number of packed sequences: without decode it is only a limit. */
 static void fit_max_seqs(run *r) {
     const nsa_tensor *cu = &r->input.in.at[NSA_CU_SEQLENS];
     const int64_t packed = cu->dtype ? cu->shape[0] - 1 : 1;
@@ -128,7 +128,7 @@ static void fit_max_seqs(run *r) {
         r->input.cfg.max_seqs = packed;
 }
 
-/* All rows, or those of rows.npy; gradients if dout.npy is there. */
+/* Compute all rows, or those of rows.npy; gradients if there is a dout.npy. */
 static nsa_status run_forward(run *r) {
     const nsa_tensor *rows = &r->input.in.at[NSA_ROWS];
     int backward = r->input.in.at[NSA_DOUT].dtype != NSA_NONE;
@@ -146,12 +146,12 @@ static nsa_status run_forward(run *r) {
     }
     progress_phase(&r->bar, "writing");
     status = status ? status : write_results(r, backward);
-    snprintf(r->did, sizeof r->did, "forward%s of %" PRId64 " tokens",
+    snprintf(r->summary, sizeof r->summary, "forward%s of %" PRId64 " tokens",
              backward ? " and backward" : "", r->input.cfg.seq_len);
     return status;
 }
 
-/* Results come from many calls here, so they are gathered whole before any is written. */
+/* Results come from many calls, so they are collected before any is written. */
 static nsa_status run_decode(run *r) {
     nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES};
     nsa_tensors results = {0};
@@ -169,12 +169,12 @@ static nsa_status run_decode(run *r) {
             status = output_add(&r->output, (nsa_id)id, &results.at[id]);
     }
     decode_free(&results);
-    snprintf(r->did, sizeof r->did, "prefill of %" PRId64 ", decode of %" PRId64 " tokens",
+    snprintf(r->summary, sizeof r->summary, "prefill of %" PRId64 ", decode of %" PRId64 " tokens",
              counts.prefilled, counts.decoded);
     return status;
 }
 
-/* What can be found wrong cheaply comes first: the output, the stage, then the tensors. */
+/* Check what is cheap first: the output, the stage, then the tensors. */
 static nsa_status run_case(run *r) {
     const run_options *options = r->options;
     nsa_status status = output_check(&r->output, options->output, options->input);
@@ -186,12 +186,12 @@ static nsa_status run_case(run *r) {
     return status ? status : output_publish(&r->output);
 }
 
-/* The closing line. Names may hold any bytes. */
+/* Print the closing line. Names may contain any bytes. */
 static void say_done(const run *r) {
     const char *to = r->options->output;
     char stage[TEXT_SHOWN], folder[PATH_MAX];
     printf("%s: %s: %d arrays written to %s\n",
-           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->did,
+           text_show(stage, sizeof stage, r->stage.name, strlen(r->stage.name)), r->summary,
            r->output.count, text_show(folder, sizeof folder, to, strlen(to)));
 }
 
@@ -200,7 +200,7 @@ static void say_done(const run *r) {
 static const struct argp_option known[] = {
     {"stage", 's', "NAME", 0, "Stage by name, number (\"01\") or path of its .so", 0},
     {"input", 'i', "DIR", 0, "Case folder: config.json and a .npy per input", 0},
-    {"output", 'o', "DIR", 0, "Folder for the results, made if need be", 0},
+    {"output", 'o', "DIR", 0, "Folder for the results, created if necessary", 0},
     {"decode", 'd', "P", 0, "Prefill P tokens of each sequence, decode the others", 0},
     {"stages", 'S', "DIR", 0, "Folder of the stages' NN_name.so", 0},
     {0}};
@@ -226,7 +226,7 @@ int cmd_run(int argc, char **argv) {
     run r = {.options = &options, .bar = progress_begin(argv[0])};
     nsa_status status = run_case(&r);
     progress_end(&r.bar);
-    /* A full disk is a failed run; a bad path is a bad command line. Both are NSA_ERR_IO. */
+    /* A full disk is a failed run, a bad path is wrong usage; both are NSA_ERR_IO. */
     if (status && r.output.broken)
         code = command_error(EXIT_FAILED, argv[0], "%s", nsa_last_error());
     else if (status)

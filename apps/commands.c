@@ -1,5 +1,5 @@
 /** @file commands.c
- *  @brief What the subcommands share: errors on one line and option parsing. */
+ *  @brief Shared by the subcommands: one-line errors and option parsing. */
 #include "commands.h"
 #include "io/text.h"
 
@@ -14,14 +14,15 @@ int command_error(exit_code code, const char *who, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    /* A file name may hold a newline or an escape sequence; an error line may not. */
+    /* A file name may contain a newline or an escape sequence; an error line must not. */
     fprintf(stderr, "%s: %s\n", who, text_show(shown, sizeof shown, text, strlen(text)));
     return code;
 }
 
 int command_status(nsa_status status, const char *who) {
-    int asked_wrong = status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
-    return command_error(asked_wrong ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
+    int is_usage_error =
+        status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
+    return command_error(is_usage_error ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
 }
 
 int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv, int *end,
@@ -32,7 +33,7 @@ int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv
 error_t command_key(int key, const char *arg, struct argp_state *state) {
     switch (key) {
     case ARGP_KEY_INIT:
-        /* getopt has said what is wrong by itself; argp would add "Try --help" on a second line. */
+        /* getopt prints its own error; this keeps argp from adding a second line. */
         state->err_stream = NULL;
         return 0;
     case ARGP_KEY_ARG:

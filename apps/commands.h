@@ -1,6 +1,6 @@
 /**
  * @file commands.h
- * @brief The subcommands of `nsa`, and what they share: one-line errors, exit codes, option
+ * @brief The subcommands of `nsa`, and shared functions: one-line errors, exit codes, option
  * parsing.
  *
  * Exit codes: 0 done, 1 the work failed (a check did not hold, the disk is full), 2 the command
@@ -13,7 +13,7 @@
 
 #include <argp.h>
 
-/** What `nsa` ends with. */
+/** Exit codes of `nsa`. */
 typedef enum exit_code {
     EXIT_DONE = 0,   /**< done */
     EXIT_FAILED = 1, /**< the work failed */
@@ -38,7 +38,7 @@ int cmd_run(int argc, char **argv);
  *  @return an exit_code */
 int cmd_check(int argc, char **argv);
 
-/** `nsa demo`: a text through every stage, and a map of the blocks chosen.
+/** `nsa demo`: run every stage on a text, and draw the selected blocks.
  *  @param argc  arguments, argv[0] included
  *  @param argv  argv[0] is "nsa demo"
  *  @return an exit_code */
@@ -50,9 +50,9 @@ int cmd_demo(int argc, char **argv);
  *  @return an exit_code */
 int cmd_bench(int argc, char **argv);
 
-/** Print one line "who: text" on standard error; bytes that are no printable text become \\xNN, so
- * that it stays one line whatever a file is called.
- *  @param code    handed back
+/** Print one line "who: text" on standard error; unprintable bytes become \\xNN, so that it stays
+ * one line whatever a file is called.
+ *  @param code    returned
  *  @param who     "nsa" or "nsa run"
  *  @param format  printf style
  *  @return `code`, for `return command_error(...)` */
@@ -77,7 +77,7 @@ int command_status(nsa_status status, const char *who);
 int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv, int *end,
                   void *input);
 
-/** Keys that every parser handles alike: the start of parsing, and arguments without an option.
+/** Handle keys common to all parsers: the start of parsing, and unexpected arguments.
  *  @param key    of the parser
  *  @param arg    of the parser
  *  @param state  of the parser

@@ -1,5 +1,5 @@
 /** @file main.c
- *  @brief `nsa SUBCOMMAND ...`: finds the subcommand and hands it the rest of the line. */
+ *  @brief `nsa SUBCOMMAND ...`: find the subcommand and pass it the remaining arguments. */
 #include "commands.h"
 
 #include <errno.h>
@@ -9,12 +9,12 @@
 
 /** A subcommand by name. */
 typedef struct command {
-    const char *name;                  /**< as typed */
-    const char *prefix;                /**< its argv[0], which starts its errors */
+    const char *name;                  /**< as the user types it */
+    const char *prefix;                /**< its argv[0], the prefix of its errors */
     int (*run)(int argc, char **argv); /**< returns an exit_code */
 } command;
 
-/* A new subcommand is a line here, a line in `doc`, and cmd_NAME.c. */
+/* To add a subcommand: a line here, a line in `doc`, and cmd_NAME.c. */
 static const command commands[] = {{"list", "nsa list", cmd_list},
                                    {"run", "nsa run", cmd_run},
                                    {"check", "nsa check", cmd_check},
@@ -29,23 +29,23 @@ static const char doc[] =
     "  list   the stages, and which of them run here\n"
     "  run    a folder of .npy files through one stage, results as .npy files\n"
     "  check  judge stages against the specification\n"
-    "  demo   a text through every stage, and a map of the blocks chosen\n"
+    "  demo   run every stage on a text, and draw the selected blocks\n"
     "  bench  check stages, then time them\n"
     "\n"
     "`nsa SUBCOMMAND --help` lists the options of one. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";
 
-/** Where the subcommand stands in argv; 0 while none was seen. */
-typedef struct place {
-    int at; /**< index in argv */
-} place;
+/** The position of the subcommand in argv; 0 until it is found. */
+typedef struct subcommand {
+    int index; /**< index in argv */
+} subcommand;
 
-/* Options of `nsa` itself end at the first plain word. */
+/* Options of `nsa` itself end at the first argument that is no option. */
 static error_t parse(int key, char *arg, struct argp_state *state) {
-    place *found = state->input;
+    subcommand *found = state->input;
     if (key == ARGP_KEY_ARG) {
-        found->at = state->next - 1;
-        state->next = state->argc; /* everything behind it is the subcommand's own */
+        found->index = state->next - 1;
+        state->next = state->argc; /* the rest is for the subcommand */
         return 0;
     }
     if (key == ARGP_KEY_NO_ARGS) {
@@ -57,7 +57,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     return command_key(key, arg, state);
 }
 
-/* argv[0] is the subcommand as typed; it becomes the prefix of its errors. */
+/* argv[0] is the subcommand's name; replace it by the prefix of its errors. */
 static int dispatch(int argc, char **argv) {
     for (int i = 0; i < COMMANDS; i++) {
         if (!strcmp(argv[0], commands[i].name)) {
@@ -76,17 +76,17 @@ int main(int argc, char **argv) {
     static const struct argp argp = {
         .parser = parse, .args_doc = "SUBCOMMAND [OPTION...]", .doc = doc};
     char name[] = "nsa";
-    place found = {0};
-    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a failed write, not the end */
+    subcommand found = {0};
+    signal(SIGXFSZ, SIG_IGN); /* at a file-size limit write() shall fail instead */
     argp_program_version = "nsa 0.1";
     argp_err_exit_status = EXIT_USAGE;
     if (argc < 1)
         return command_error(EXIT_USAGE, name, "started without even its own name");
-    argv[0] = name; /* errors start with "nsa: ", from wherever it was started */
+    argv[0] = name; /* errors start with "nsa: ", however it was started */
     int code = command_parse(&argp, ARGP_IN_ORDER, argc, argv, NULL, &found);
     if (!code)
-        code = dispatch(argc - found.at, argv + found.at);
-    /* A full disk behind `nsa list > file` shows up here and nowhere else. */
+        code = dispatch(argc - found.index, argv + found.index);
+    /* Only here a full disk behind `nsa list > file` is detected. */
     if ((fflush(stdout) || ferror(stdout)) && !code)
         code =
             command_error(EXIT_FAILED, name, "cannot write standard output: %s", strerror(errno));

@@ -1,10 +1,9 @@
 /** @file on_signal.c
- *  @brief Tidying up before a signal ends the program.
+ *  @brief Cleaning up before a signal ends the program.
  *
- * After signals_hold() a signal is only remembered; signals_release() acts on it. Until then the
- * files may be in any state. No signal is blocked for that: the system would hand a signal that the
- * main thread blocks to another thread, and the handler, which tidies up, must run in the thread
- * that writes the files. */
+ * After signals_hold() a signal is only recorded; signals_release() acts on it. In between, files
+ * may be in any state. Signals are not blocked for this: the system would deliver a blocked signal
+ * to another thread, but the handler must run in the thread that writes the files. */
 #include "on_signal.h"
 
 #include <signal.h>
@@ -17,12 +16,12 @@ enum { SIGNALS = sizeof signals / sizeof signals[0] };
 static void (*volatile tidy_up)(void);
 static volatile sig_atomic_t held, caught;
 
-/* The parent shall see that a signal ended us, and not an exit code of our own. */
+/* End by the signal itself, so that the parent sees it, and not an exit code. */
 static void end(int number) {
     if (tidy_up)
         tidy_up();
     signal(number, SIG_DFL);
-    raise(number); /* within a handler it comes when that returns */
+    raise(number); /* inside a handler, delivered when that returns */
 }
 
 static void handle(int number) {
@@ -36,7 +35,8 @@ void on_signal(void (*clean)(void)) {
     struct sigaction action = {.sa_handler = clean ? handle : SIG_DFL, .sa_flags = SA_RESTART}, was;
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < SIGNALS; i++)
-        sigaddset(&action.sa_mask, signals[i]); /* a second one waits until all is tidied up */
+        sigaddset(&action.sa_mask,
+                  signals[i]); /* a second signal waits until cleaning up is done */
     if (clean)
         tidy_up = clean;
     for (int i = 0; i < SIGNALS; i++) {

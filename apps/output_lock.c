@@ -1,6 +1,6 @@
 /** @file output_lock.c
- *  @brief The lock beside an output folder, and the leftovers of runs that were killed. Where the
- * file system has no locks, two runs into one folder are not kept apart. */
+ *  @brief The lock beside an output folder, and removing what killed runs left. On a file system
+ * without locks, two runs into one folder are not detected. */
 #include "output_lock.h"
 #include "io/file.h"
 #include "io/npy.h"
@@ -16,13 +16,13 @@
 
 /* ------------------------------------------------------------------------ lock */
 
-/* Whether the path still leads to the open file: whoever had the lock before us removed it. */
-static int is_there(const char *path, int fd) {
+/* 1 if the path still names the open file: the previous owner of the lock removes it. */
+static int is_same_file(const char *path, int fd) {
     struct stat a, b;
     return !stat(path, &a) && !fstat(fd, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* @return NSA_OK with the lock or on a disk that has no locks, NSA_ERR_STATE if another has it */
+/* @return NSA_OK with the lock or on a disk without locks, NSA_ERR_STATE if another run has it */
 static nsa_status lock_file(int fd, const char *dir) {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     if (!fcntl(fd, F_SETLK, &whole) || (errno != EAGAIN && errno != EACCES))
@@ -33,8 +33,8 @@ static nsa_status lock_file(int fd, const char *dir) {
     return nsa_fail(NSA_ERR_STATE, "output %s: another run is writing there", npy_label(dir));
 }
 
-nsa_status output_lock_take(output_lock *lock, const char *stem, const char *dir) {
-    enum { TRIES = 100 }; /* each but the last met a run that had just ended */
+nsa_status output_lock_acquire(output_lock *lock, const char *stem, const char *dir) {
+    enum { TRIES = 100 }; /* a try fails if a run has just ended and removed its lock file */
     nsa_status status = NSA_OK;
     lock->path[0] = 0;
     char path[PATH_MAX];
@@ -46,20 +46,21 @@ nsa_status output_lock_take(output_lock *lock, const char *stem, const char *dir
             return nsa_fail(NSA_ERR_IO, "output %s: cannot make %s: %s", npy_label(dir),
                             npy_label(path), strerror(errno));
         status = lock_file(lock->fd, dir);
-        if (!status && is_there(path, lock->fd)) {
+        if (!status && is_same_file(path, lock->fd)) {
             memcpy(lock->path, path, sizeof path);
             return NSA_OK;
         }
         close(lock->fd);
     }
     return status ? status
-                  : nsa_fail(NSA_ERR_STATE, "output %s: other runs come and go", npy_label(dir));
+                  : nsa_fail(NSA_ERR_STATE, "output %s: other runs keep taking the lock",
+                             npy_label(dir));
 }
 
 void output_unlock(output_lock *lock) {
     if (!lock->path[0])
         return;
-    unlink(lock->path); /* before the lock goes: afterwards it might be another run's */
+    unlink(lock->path); /* before unlocking: afterwards it may be another run's */
     close(lock->fd);
     lock->path[0] = 0;
 }
@@ -91,7 +92,7 @@ void output_remove_partial(const char *partial) {
     rmdir(partial);
 }
 
-/* The process that a partial folder's name ends with; 0 if it is no such name. */
+/* The process id at the end of a partial folder's name; 0 if there is none. */
 static pid_t owner(const char *file, const char *prefix) {
     const size_t n = strlen(prefix);
     char *end;
@@ -101,7 +102,7 @@ static pid_t owner(const char *file, const char *prefix) {
     return *end || number <= 0 || number > INT_MAX ? 0 : (pid_t)number;
 }
 
-static int lives(pid_t process) {
+static int is_alive(pid_t process) {
     return !kill(process, 0) || errno != ESRCH;
 }
 
@@ -117,7 +118,7 @@ void output_clear_leftovers(const char *stem) {
     for (struct dirent *e; d && (e = readdir(d));) {
         const pid_t process = owner(e->d_name, prefix);
         snprintf(path, sizeof path, "%s%s", slash ? folder : "", e->d_name);
-        if (process && !lives(process) && !lstat(path, &st) && S_ISDIR(st.st_mode))
+        if (process && !is_alive(process) && !lstat(path, &st) && S_ISDIR(st.st_mode))
             output_remove_partial(path);
     }
     if (d)

@@ -1,22 +1,24 @@
 #!/usr/bin/env python3
-"""Other people's attention beside ours, where PyTorch is installed. Nothing else needs this.
+"""Other libraries' attention, to compare with ours, where PyTorch is installed. Nothing else
+needs this.
 
     build/nsa bench --peers "python3 apps/peers.py"
 
-starts it as `peers.py` and has it time one run at a time, in turn with the stages: a request a line
-on standard input, an answer a line on standard output, JSON both (apps/bench/peers.h lists them).
-On a GPU: PyTorch's scaled_dot_product_attention by its FlashAttention-2 and cuDNN backends, in
-bfloat16, forward, backward and one query of decode; and native sparse attention by other hands,
-where it can be imported: fla (or native_sparse_attention), flash_nsa. Else on the CPU, in float32:
-the library's own function, and tiles of queries on its matrix product. Times on a GPU are CUDA
-events around the call, after 256 MB were written; a backward is its gradients alone.
+starts it as `peers.py` and asks it to time one run at a time, in turn with the stages: requests on
+standard input, answers on standard output, one JSON object a line (apps/bench/peers.h has the
+protocol). On a GPU: PyTorch's scaled_dot_product_attention by its FlashAttention-2 and cuDNN
+backends, in bfloat16, forward, backward and one query of decode; and other implementations of
+native sparse attention that can be imported: fla (or native_sparse_attention), flash_nsa. Without
+a GPU, on the CPU in float32: the library's function, and tiles of queries on its matrix product.
+Times on a GPU are CUDA events around the call, after 256 MB were written to flush the cache; a
+backward is the gradients alone.
 
     python3 apps/peers.py notes/runs/cpu.json
 
 reads which lengths, heads, dims and passes a run of the CPU timed, times causal attention by
 PyTorch on the same sizes and threads, and adds rows "torch_sdpa" and "torch_tiles" to the file. A
-PyTorch on a slow BLAS is no yardstick: if its matrix product reaches less than half of the run's
-sgemm, no row is added. Without PyTorch it says so and ends with 0.
+PyTorch on a slow BLAS is not a fair comparison: if its matrix product reaches less than half of
+the run's sgemm, no row is added. Without PyTorch it says so and exits with 0.
 """
 
 import gc
@@ -34,25 +36,25 @@ FLUSH = 256 << 20  # bytes written before each run on a GPU
 HEAD_START = 2000000  # cycles that a GPU waits, so that a call is queued before it begins
 
 
-# ------------------------------------------------------------- in turn with a bench
+# ------------------------------------------------------------- timed in turn with a bench
 
 
 class Refused(Exception):
-    """What is asked cannot be run here."""
+    """The request cannot be run here."""
 
 
 class Wrong(Exception):
-    """It ran, and the result is not right."""
+    """It ran, and the result is wrong."""
 
 
 def off_by(pairs):
-    """rms of the differences over rms of the truth, of all pairs (mine, truth) together."""
+    """rms of the differences over rms of the truth, over all pairs (mine, truth)."""
     off = sum(float((mine.double() - truth).pow(2).sum()) for mine, truth in pairs)
     return math.sqrt(off / sum(float(truth.pow(2).sum()) for _, truth in pairs))
 
 
 class Case:
-    """One way to attend on one size. `run` is what is timed; subclasses make it."""
+    """One backend at one size. Subclasses set `run`, which is timed."""
 
     def __init__(self, torch, ask, device):
         self.torch, self.ask, self.device = torch, ask, device
@@ -66,7 +68,7 @@ class Case:
         return x.requires_grad_(self.backward)
 
     def bind(self, attend, inputs):
-        """Make `run`: attend(), or the gradients of its inputs."""
+        """Set `run` to attend(), or to the gradients of its inputs."""
         torch = self.torch
         self.inputs = inputs
         if not self.backward:
@@ -105,7 +107,7 @@ class Case:
 
 
 class Sdpa(Case):
-    """PyTorch's own function by one of its backends; q [B,Hq,T,dk], k [B,Hkv,T,dk]."""
+    """PyTorch's function by one of its backends; q [B,Hq,T,dk], k [B,Hkv,T,dk]."""
 
     def __init__(self, torch, ask, device, backend):
         super().__init__(torch, ask, device)
@@ -171,7 +173,7 @@ class Sdpa(Case):
 
 
 class Tiles(Case):
-    """Tiles of queries on the matrix product; CPU alone."""
+    """Tiles of queries on the matrix product; CPU only."""
 
     def __init__(self, torch, ask, device, _):
         super().__init__(torch, ask, device)
@@ -255,7 +257,7 @@ def is_there(*modules):
 
 
 def ways(torch, gpu):
-    """What can be timed here: (name, class, its argument, sparse, passes); and what is absent."""
+    """The available backends: (name, class, its argument, sparse, passes); and the absent ones."""
     both, all_three = "forward backward", "forward backward decode"
     if not gpu:
         return [("torch_sdpa", Sdpa, "", 0, all_three), ("torch_tiles", Tiles, "", 0, both)], []
@@ -316,7 +318,7 @@ class Server:
         return {}
 
     def clean(self):
-        """Memory that PyTorch keeps for later is what a stage may want to take."""
+        """Free the memory that PyTorch caches, for the stages."""
         if self.device == "cuda":
             gc.collect()
             self.torch.cuda.empty_cache()
@@ -334,7 +336,7 @@ class Server:
 
 
 def serve():
-    """Answers go where standard output went; what libraries print there goes to standard error."""
+    """Answers go to standard output; what libraries print there is redirected to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     server = Server()

@@ -1,4 +1,4 @@
-"""PyTorch's dense attention on the CPU, into a run file: what `peers.py RUN.json` does."""
+"""Add PyTorch's dense attention on the CPU to a run file, for `peers.py RUN.json`."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def quartiles(samples):
 
 
 def matmul_rate(torch):
-    """GFLOP/s of the same product as the run's ceiling: 1024 cubed, random values."""
+    """GFLOP/s of the product of the run's ceiling: 1024 cubed, random values."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     times = []
     for _ in range(6):
@@ -51,7 +51,7 @@ def tiles(torch, q, k, v, scale):
 
 
 def library(torch, q, k, v, group):
-    """The library's own causal attention; keys are repeated for each head, as it wants them."""
+    """The library's causal attention; it needs keys repeated for each head."""
     heads = q.shape[0] * group
     tokens = k.shape[1]
     by_head = q.view(q.shape[0], tokens, group, -1).permute(0, 2, 1, 3).reshape(heads, tokens, -1)
@@ -63,7 +63,7 @@ def library(torch, q, k, v, group):
 
 
 def is_right(torch, out, q, k, v, scale):
-    """Some rows against float64; NaN is not right."""
+    """Check some rows against float64; NaN fails."""
     group = q.shape[1] // k.shape[1]
     for token in sorted({0, k.shape[1] // 3, k.shape[1] - 1}):
         rows = slice(token * group, (token + 1) * group)
@@ -76,7 +76,7 @@ def is_right(torch, out, q, k, v, scale):
 
 
 def time_row(torch, attend, inputs, backward):
-    """Median and quartiles of at least 10 runs, of fewer only where one takes more than 2 s."""
+    """Median and quartiles of at least 10 runs, or fewer if one takes more than 2 s."""
     for x in inputs:
         x.grad = None
         x.requires_grad_(backward)
@@ -96,7 +96,7 @@ def time_row(torch, attend, inputs, backward):
 
 
 def add_rows(torch, run, name, attend_of):
-    """Rows of one way to attend, for the forward and backward rows that dense_openblas has."""
+    """Rows of one backend, for each forward and backward row of dense_openblas."""
     shape = dict(part.split("=") for part in run["workload"].split(","))
     hq, hkv, dk, dv = (int(shape[key]) for key in ("Hq", "Hkv", "dk", "dv"))
     group, scale, rows = hq // hkv, 1 / math.sqrt(int(shape["dk"])), []

@@ -1,5 +1,6 @@
 /** @file run_output.c
- *  @brief The output folder of `nsa run`: written aside, then put in place. */
+ *  @brief The output folder of `nsa run`: write to a partial folder, then move results into
+ * place. */
 #include "run_output.h"
 #include "io/npy.h"
 #include "on_signal.h"
@@ -14,7 +15,7 @@
 
 enum { STEM = PATH_MAX + 16 /* a path and "/.partial-" */ };
 
-static run_output *signalled; /* what a signal has to tidy up */
+static run_output *signalled; /* what to clean up on a signal */
 
 static void tidy_up(void) {
     if (signalled->partial[0])
@@ -24,12 +25,12 @@ static void tidy_up(void) {
 
 /* ---------------------------------------------------------------------- checks */
 
-/* Everything that is wrong with an output folder is said the same way. */
+/* An error about an output folder. */
 static nsa_status bad(const char *dir, const char *what) {
     return nsa_fail(NSA_ERR_IO, "output %s: %s", npy_label(dir), what);
 }
 
-/* The folder that `path` stands in. */
+/* The folder that contains `path`. */
 static void parent_of(const char *path, char parent[PATH_MAX]) {
     snprintf(parent, PATH_MAX, "%s", path);
     char *slash = strrchr(parent, '/');
@@ -41,8 +42,8 @@ static void parent_of(const char *path, char parent[PATH_MAX]) {
         *slash = 0;
 }
 
-/* A folder that is there: it must take files, and it must not be the input, whose forced
- * block_idx.npy bears the name of a result. */
+/* Check an existing folder: it must be writable, and not the input, whose block_idx.npy has the
+ * name of a result. */
 static nsa_status check_existing(run_output *o, const struct stat *st, const char *input) {
     struct stat other;
     char real[PATH_MAX];
@@ -50,7 +51,7 @@ static nsa_status check_existing(run_output *o, const struct stat *st, const cha
         return bad(o->dir, "not a folder");
     if (!stat(input, &other) && other.st_dev == st->st_dev && other.st_ino == st->st_ino)
         return bad(o->dir, "the same folder as --input");
-    if (!realpath(o->dir, real)) /* "." and links have a name to put ".partial" behind, too */
+    if (!realpath(o->dir, real)) /* so that ".partial" can be appended to "." and links */
         return bad(o->dir, strerror(errno));
     snprintf(o->dir, sizeof o->dir, "%s", real);
     if (access(o->dir, W_OK | X_OK))
@@ -60,13 +61,13 @@ static nsa_status check_existing(run_output *o, const struct stat *st, const cha
     return NSA_OK;
 }
 
-/* What partial folders, beside the output folder or in it, and the lock start with. */
+/* The prefix of partial folders, beside the output folder or in it, and of the lock. */
 static const char *stem_of(const run_output *o, int inside, char stem[STEM]) {
     snprintf(stem, STEM, "%s%s.partial-", o->dir, inside ? "/" : "");
     return stem;
 }
 
-/* Make the partial folder. One of our own number is of a run that was killed. */
+/* Make the partial folder. An existing one with our process id was left by a killed run. */
 static nsa_status make_partial(run_output *o, int inside) {
     char stem[STEM];
     int n =
@@ -83,16 +84,17 @@ static nsa_status make_partial(run_output *o, int inside) {
                     n < (int)sizeof o->partial ? strerror(errno) : "the path is too long");
 }
 
-/* Files cannot be renamed from one mounted disk to another, and only trying tells: a folder made
- * beside an existing one is moved into it. If that fails, results have to be written in it. */
-static nsa_status choose_place(run_output *o) {
+/* Choose where the partial folder goes: beside the output folder, or in it if that is a disk of its
+ * own. Renaming across disks fails, and only trying shows it: move a folder from beside the output
+ * into it. */
+static nsa_status choose_partial_dir(run_output *o) {
     char in_it[PATH_MAX + 32];
     nsa_status status = make_partial(o, 0);
     if (o->exists) {
         snprintf(in_it, sizeof in_it, "%s/.partial-%ld", o->dir, (long)getpid());
         if (!status && !rename(o->partial, in_it)) {
             rmdir(in_it);
-            return NSA_OK; /* and nothing stands beside it any more */
+            return NSA_OK; /* the trial folder is gone */
         }
         if (!status)
             rmdir(o->partial);
@@ -104,15 +106,15 @@ static nsa_status choose_place(run_output *o) {
     return status;
 }
 
-/* Alone from here on, and without what killed runs left. */
-static nsa_status take_place(run_output *o) {
+/* Lock the output, and remove what killed runs left. */
+static nsa_status claim_output(run_output *o) {
     char stem[STEM];
-    nsa_status status = choose_place(o);
-    o->partial[0] = 0; /* it was a trial; the next is made when there is a result to write */
-    status = status ? status : output_lock_take(&o->lock, stem_of(o, o->inside, stem), o->dir);
+    nsa_status status = choose_partial_dir(o);
+    o->partial[0] = 0; /* it was a trial; output_add() makes the real one */
+    status = status ? status : output_lock_acquire(&o->lock, stem_of(o, o->inside, stem), o->dir);
     if (!status)
         output_clear_leftovers(stem);
-    o->broken = status == NSA_ERR_STATE; /* to come second is no mistake of the caller's */
+    o->broken = status == NSA_ERR_STATE; /* a second run is not a usage error */
     return status;
 }
 
@@ -127,7 +129,7 @@ nsa_status output_check(run_output *o, const char *dir, const char *input) {
     while (n > 1 && o->dir[n - 1] == '/')
         o->dir[--n] = 0;
     nsa_status status = NSA_OK;
-    if (!lstat(o->dir, &st)) /* a dangling link is there, but leads nowhere */
+    if (!lstat(o->dir, &st)) /* lstat: a dangling link exists, but stat fails */
         status = stat(o->dir, &st) ? bad(o->dir, strerror(errno)) : check_existing(o, &st, input);
     else if (errno != ENOENT)
         status = bad(o->dir, strerror(errno));
@@ -141,7 +143,7 @@ nsa_status output_check(run_output *o, const char *dir, const char *input) {
     signalled = o;
     signals_hold();
     on_signal(tidy_up);
-    status = take_place(o);
+    status = claim_output(o);
     signals_release();
     return status;
 }
@@ -183,7 +185,7 @@ void output_discard(run_output *o) {
 
 /* ------------------------------------------------------------------ publishing */
 
-/* A folder that cannot be read counts as one with files: those are handled with more care. */
+/* An unreadable folder counts as not empty. */
 static int is_empty(const char *dir) {
     DIR *d = opendir(dir);
     int entries = 0;
@@ -194,14 +196,15 @@ static int is_empty(const char *dir) {
     return d && entries == 2; /* "." and ".." */
 }
 
-/* Some shell may stand in the folder; it must not find itself in one that is gone. */
+/* 1 if `dir` is the working folder, which must not be replaced under a shell. */
 static int is_here(const char *dir) {
     struct stat a, b;
     return !stat(dir, &a) && !stat(".", &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* Results, in the order in which they leave (downwards) and arrive (upwards): `out` leaves first
- * and arrives last, so that a folder with an out.npy is whole even if the machine stops midway. */
+/* The order of results: old ones are moved out from the last to the first, new ones in from the
+ * first to the last. `out` is last, so that a folder with an out.npy is complete even if the
+ * machine stops midway. */
 static int result_at(int i) {
     int last = NSA_ID_COUNT - NSA_BLOCK_IDX - 1;
     return i == last ? NSA_OUT : i == 0 ? NSA_BLOCK_IDX : NSA_OUT + i;
@@ -218,14 +221,14 @@ static int move(const char *from, const char *from_prefix, const char *to, const
         return -1;
     if (lstat(a, &st))
         return errno == ENOENT ? 0 : -1;
-    if (S_ISDIR(st.st_mode)) { /* nothing of ours, and nothing to move away */
+    if (S_ISDIR(st.st_mode)) { /* not ours to move */
         errno = EISDIR;
         return -1;
     }
     return rename(a, b) ? -1 : 1;
 }
 
-/* Old results out, new ones in; on any failure everything back, in the opposite order. */
+/* Move old results out and new ones in; on a failure, move everything back in reverse order. */
 static nsa_status swap_files(run_output *o) {
     signed char left[RESULTS] = {0}, arrived[RESULTS] = {0};
     int failed = -1;
@@ -252,13 +255,13 @@ static nsa_status swap_files(run_output *o) {
     return status;
 }
 
-/* A whole folder by one rename where that is possible, else file by file. */
+/* Publish by one rename of the folder if possible, else file by file. */
 static nsa_status publish(run_output *o) {
-    int fits = !o->exists || (!o->inside && is_empty(o->dir) && !is_here(o->dir));
-    if (fits && o->exists)
+    int can_rename = !o->exists || (!o->inside && is_empty(o->dir) && !is_here(o->dir));
+    if (can_rename && o->exists)
         chmod(o->partial, o->mode);
-    /* rename() refuses a folder that has filled up meanwhile; then it is one with files. */
-    if (fits && !rename(o->partial, o->dir)) {
+    /* rename() fails if the folder is no longer empty; then replace single files. */
+    if (can_rename && !rename(o->partial, o->dir)) {
         o->partial[0] = 0;
         return NSA_OK;
     }
@@ -266,12 +269,12 @@ static nsa_status publish(run_output *o) {
         return bad(o->dir, strerror(errno));
     nsa_status status = swap_files(o);
     if (!status)
-        remove_partial(o); /* the old results, and the empty folder */
+        remove_partial(o); /* with the old results in it */
     return status;
 }
 
 nsa_status output_publish(run_output *o) {
-    signals_hold(); /* a folder half old and half new would be what a signal must not leave */
+    signals_hold(); /* a signal must not leave a mix of old and new results */
     nsa_status status = o->partial[0] ? publish(o) : NSA_OK;
     signals_release();
     o->broken |= status != NSA_OK;

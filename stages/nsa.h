@@ -1,15 +1,15 @@
 /**
  * @file nsa.h
- * @brief The contract: what a caller hands to Native Sparse Attention, what comes back, and the
- * table of functions that a stage exports.
+ * @brief The contract: the inputs and results of Native Sparse Attention, and the table of
+ * functions that a stage exports.
  *
  * docs/specification.md defines the operator (after arXiv:2502.11089). A caller opens a stage,
  * loads inputs, runs `forward` and `backward` or `prefill` and `decode`, and reads results. Every
  * call is checked here, once, so that a stage may trust what reaches it:
  *
  *     nsa_config cfg = nsa_config_defaults();  // then seq_len, q_heads, kv_heads, qk_dim, v_dim
- *     nsa_open(stage, &cfg, &setup, &ctx);     // all memory is taken here
- *     nsa_load(ctx, &inputs);                  // copied into the stage's own place and layout
+ *     nsa_open(stage, &cfg, &setup, &ctx);     // all memory is allocated here
+ *     nsa_load(ctx, &inputs);                  // copied into the stage's own memory and layout
  *     nsa_forward(ctx);
  *     nsa_read(ctx, NSA_OUT, &tensor);
  *     nsa_close(ctx);
@@ -33,7 +33,7 @@ extern "C" {
 #define NSA_ABI 2
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
-/** Most threads that a context may have; more is a slip, and would not even start. */
+/** Maximum threads of a context; a larger number is an error. */
 #define NSA_MAX_THREADS 1024
 /** "Fill in the default": for `phi_hidden`, `scale`, `max_seqs` and `max_seq_len`. */
 #define NSA_AUTO (-1)
@@ -45,7 +45,7 @@ typedef enum nsa_status {
     NSA_OK = 0,          /**< done */
     NSA_ERR_CONFIG,      /**< a config breaks a rule of the specification */
     NSA_ERR_INPUT,       /**< a tensor is missing, or its shape, type or values are wrong */
-    NSA_ERR_MEMORY,      /**< memory could not be had */
+    NSA_ERR_MEMORY,      /**< out of memory */
     NSA_ERR_STATE,       /**< calls in the wrong order: backward before forward, say */
     NSA_ERR_UNSUPPORTED, /**< this stage does not export that function */
     NSA_ERR_DEVICE,      /**< the device the stage runs on is missing or failed */
@@ -78,7 +78,7 @@ typedef enum nsa_phi {
 
 /** One NSA operator, in the letters of the specification. */
 typedef struct nsa_config {
-    int64_t seq_len;    /**< T: most tokens of one load, packed over all sequences; required */
+    int64_t seq_len;    /**< T: maximum tokens of one load, all sequences together; required */
     int64_t q_heads;    /**< Hq: query heads, a multiple of kv_heads; required */
     int64_t kv_heads;   /**< Hkv: key/value heads, the GQA groups; required */
     int64_t qk_dim;     /**< dk: width of a query or key head, 1..256; required */
@@ -93,8 +93,8 @@ typedef struct nsa_config {
     nsa_phi phi;        /**< the compressor; default NSA_PHI_MLP */
     int64_t phi_hidden; /**< hidden width of the mlp compressor; default 2*max(dk,dv) */
     double scale;       /**< score scale of every branch, 2^-100..2^100; default 1/sqrt(dk) */
-    int64_t max_seqs; /**< B: most sequences of a pack, and slots of the decode cache; default 1 */
-    int64_t max_seq_len; /**< most tokens of one decode slot; default seq_len */
+    int64_t max_seqs;   /**< B: maximum sequences of a pack, slots of the decode cache; default 1 */
+    int64_t max_seq_len; /**< maximum tokens of one decode slot; default seq_len */
 } nsa_config;
 
 /** @return the paper's defaults; the five required keys are 0 and must be set. */
@@ -149,7 +149,7 @@ typedef enum nsa_id {
     NSA_DOUT,       /**< [T,Hq,dv]: the gradient of the output, for load_dout */
     NSA_CU_SEQLENS, /**< int32 [B+1]: where each packed sequence starts; optional */
     NSA_ROWS,       /**< int32 [R]: the query rows to compute, strictly ascending; optional */
-    NSA_ACTIVE,     /**< int32 [A]: the decode slots that take a step, distinct; for load_step */
+    NSA_ACTIVE,     /**< int32 [A]: the active decode slots, distinct; for load_step */
     NSA_PHI_K_PE,   /**< [l,dk] position embedding of the key compressor (gated, mlp) */
     NSA_PHI_K_W,    /**< [dk] (gated) */
     NSA_PHI_K_B,    /**< [l] (gated) */
@@ -205,9 +205,8 @@ typedef enum nsa_id {
     NSA_GRAD_LAST = NSA_DPHI_V_B2 /**< the last gradient */
 } nsa_id;
 
-/** Inputs of one call, by name; absent ones are all zero. A pointer may stand in several places:
- * pairs that alias each other are legal, and each still gets its own gradient (the caller adds
- * them). */
+/** Inputs of one call, by name; absent ones are all zero. Pairs that alias each other are legal:
+ * each still gets its own gradient, and the caller adds them. */
 typedef struct nsa_tensors {
     nsa_tensor at[NSA_ID_COUNT]; /**< indexed by nsa_id */
 } nsa_tensors;
@@ -230,29 +229,29 @@ NSA_EXPORT int nsa_has(const nsa_config *config, nsa_id id);
 
 /* ------------------------------------------------------------ stage's side */
 
-/** What the stage computes in; it decides the row of the tolerance table and the type of results.
- */
+/** What the stage computes in; it decides the row of the tolerance table and the type of
+ * results. */
 typedef enum nsa_arith {
     NSA_FLOAT64 = 0, /**< double throughout; results are NSA_F64 */
     NSA_FLOAT32,     /**< single throughout; results are NSA_F32 */
     NSA_BFLOAT16     /**< bfloat16 inputs, single sums; results are NSA_F32 */
 } nsa_arith;
 
-/** What a context will be asked to do; a stage takes memory for nothing else. */
+/** What a context will be asked to do; a stage allocates memory for nothing else. */
 enum {
     NSA_BACKWARD = 1 << 0,        /**< load_dout and backward */
     NSA_DECODE = 1 << 1,          /**< prefill, load_step and decode */
     NSA_WANT_BRANCHES = 1 << 2,   /**< NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN */
     NSA_WANT_IMPORTANCE = 1 << 3, /**< NSA_IMPORTANCE */
     NSA_WANT_CAUSAL = 1 << 4,     /**< nsa_causal and NSA_OUT_CAUSAL */
-    NSA_DEBUG_MEMORY = 1 << 5     /**< fill memory with NaN where its contents must not matter */
+    NSA_DEBUG_MEMORY = 1 << 5     /**< poison memory with NaN where its contents must not matter */
 };
 
 /** How a context will be used; all zero asks for a plain forward. */
 typedef struct nsa_setup {
     uint32_t flags;   /**< NSA_BACKWARD | NSA_WANT_BRANCHES | ... */
-    int64_t max_rows; /**< most rows of one load: a list of `rows`, or all T; 0 means seq_len */
-    int32_t threads;  /**< threads a CPU stage may use, up to NSA_MAX_THREADS; 0: as it likes */
+    int64_t max_rows; /**< maximum rows of one load: a list of `rows`, or all T; 0: seq_len */
+    int32_t threads;  /**< threads a CPU stage may use, up to NSA_MAX_THREADS; 0: its choice */
 } nsa_setup;
 
 /** Memory of one context; see common/pool.h. */
@@ -270,13 +269,13 @@ typedef struct nsa_plan {
     nsa_config cfg;     /**< resolved and checked; without NSA_DECODE max_seqs is at most seq_len */
     nsa_setup setup;    /**< max_rows filled in */
     int64_t group;      /**< G = Hq / Hkv */
-    int64_t max_cmp;    /**< most compressed tokens of one load */
-    int64_t max_blocks; /**< most selection blocks of one sequence, of a load or a decode slot */
-    nsa_pool *pool;     /**< where the stage takes its memory */
+    int64_t max_cmp;    /**< maximum compressed tokens of one load */
+    int64_t max_blocks; /**< maximum selection blocks of a sequence, in a load or a decode slot */
+    nsa_pool *pool;     /**< where the stage allocates its memory */
 } nsa_plan;
 
-/** What `load` gets beside the tensors: the pack, checked and spelt out. Lives until the next load.
- */
+/** What `load` gets besides the tensors: the pack, checked and complete. Valid until the
+ * next load. */
 typedef struct nsa_batch {
     int64_t T;                /**< tokens */
     int64_t B;                /**< sequences, at least 1, at most the plan's max_seqs */
@@ -289,7 +288,7 @@ typedef struct nsa_batch {
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
 } nsa_batch;
 
-/** What `load_step` gets beside the tensors: one token for each active sequence. */
+/** What `load_step` gets besides the tensors: one token for each active sequence. */
 typedef struct nsa_step {
     int64_t A;                /**< active sequences */
     const int32_t *slot;      /**< [A] the cache slot of each */
@@ -297,18 +296,18 @@ typedef struct nsa_step {
     const int32_t *block_idx; /**< [A,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
 } nsa_step;
 
-/** The table of functions a stage exports; all is checked before any of them is called, and every
- * tensor a call needs is there. `self` is what `open` made. A stage half written may leave
- * backward, decode, or prefill and decode NULL: the harness skips what needs them, by name. */
+/** The table of functions a stage exports; inputs are checked before any of them is called, and
+ * every tensor that a call needs is present. `self` is what `open` made. A half-written stage may
+ * leave backward, decode, or prefill and decode NULL: the harness skips what needs them. */
 typedef struct nsa_stage {
     uint32_t abi;     /**< NSA_ABI */
     nsa_arith arith;  /**< what it computes in */
     const char *idea; /**< the stage's one idea, a short phrase for `nsa list` */
-    /** NSA_OK if this machine can run the stage; else the reason stands in nsa_last_error(). */
+    /** NSA_OK if this machine can run the stage; else nsa_last_error() has the reason. */
     nsa_status (*available)(void);
-    /** Take all memory from plan->pool; a failed take is reported by the pool. */
+    /** Allocate all memory from plan->pool, which reports a failed allocation. */
     nsa_status (*open)(const nsa_plan *plan, void **self);
-    /** Copy the inputs into the stage's own place, type and layout. */
+    /** Copy the inputs into the stage's own memory, type and layout. */
     nsa_status (*load)(void *self, const nsa_tensors *in, const nsa_batch *batch);
     /** Copy [T,Hq,dv] output gradients; rows not listed count as zero, whatever they hold. */
     nsa_status (*load_dout)(void *self, const nsa_tensor *dout);
@@ -323,7 +322,7 @@ typedef struct nsa_stage {
     nsa_status (*causal)(void *self, int pair);
     /** Copy a result, in the result type of `arith`, contiguous, to `dst`. */
     nsa_status (*read)(void *self, nsa_id id, void *dst);
-    /** Give back what is not the pool's: streams, handles, device memory. */
+    /** Release what is not the pool's: streams, handles, device memory. */
     void (*close)(void *self);
     /** List the phases of the last call and their times; returns how many. Optional. */
     int (*phases)(void *self, nsa_phase *list, int capacity);
@@ -338,7 +337,7 @@ NSA_EXPORT const nsa_stage *nsa_stage_get(void);
 /** An open stage. Use it from one thread at a time. */
 typedef struct nsa_context nsa_context;
 
-/** Open a stage: resolve and check the config, and take all memory that any later call needs.
+/** Open a stage: resolve and check the config, and allocate all memory that any later call needs.
  *  @param[out] context  NULL on any error */
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
@@ -354,8 +353,8 @@ NSA_EXPORT nsa_status nsa_load_dout(nsa_context *context, const nsa_tensor *dout
 
 /** Check and load one decode step: `active` names A distinct slots; q [A,Hq,dk], the six keys and
  * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] hold their next tokens. The
- * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache.
- * A step takes the load's place: earlier results are gone, forward and backward need a load. */
+ * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache. A
+ * step replaces the load: earlier results are gone, forward and backward need a new load. */
 NSA_EXPORT nsa_status nsa_load_step(nsa_context *context, const nsa_tensors *in);
 
 /** Compute all outputs of what was loaded (Eq. 5 to 12). */
@@ -368,12 +367,12 @@ NSA_EXPORT nsa_status nsa_backward(nsa_context *context);
  *  Refused while `rows` are given. */
 NSA_EXPORT nsa_status nsa_prefill(nsa_context *context);
 
-/** Append the loaded step to its slots and compute its A rows; results then have A in place of R.
- */
+/** Append the loaded step to its slots and compute its A rows; results then have A in place of
+ * R. */
 NSA_EXPORT nsa_status nsa_decode(nsa_context *context);
 
-/** Plain causal attention with q over pair 0 (cmp), 1 (slc) or 2 (win); read it as NSA_OUT_CAUSAL.
- */
+/** Plain causal attention with q over pair 0 (cmp), 1 (slc) or 2 (win); read it as
+ * NSA_OUT_CAUSAL. */
 NSA_EXPORT nsa_status nsa_causal(nsa_context *context, int pair);
 
 /** Fill in type, ndim and shape of a result as nsa_read() would write it now; `data` stays as it
@@ -390,7 +389,7 @@ NSA_EXPORT int64_t nsa_slot_len(const nsa_context *context, int64_t slot);
 /** @return how many phases of the last forward, backward, prefill or decode were listed; or 0. */
 NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int capacity);
 
-/** Close the stage and give back all memory; NULL is allowed. */
+/** Close the stage and free all memory; NULL is allowed. */
 NSA_EXPORT void nsa_close(nsa_context *context);
 
 #ifdef __cplusplus

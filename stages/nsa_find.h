@@ -1,7 +1,6 @@
 /**
  * @file nsa_find.h
- * @brief Finding stages: each is a shared object `NN_name.so`, built from the folder
- * `stages/NN_name`.
+ * @brief Finding stages: shared objects `NN_name.so`, each built from the folder `stages/NN_name`.
  */
 #ifndef NSA_FIND_H
 #define NSA_FIND_H

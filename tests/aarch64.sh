@@ -1,15 +1,14 @@
 #!/bin/sh
-# Judge stages in a program of another machine: `make test-aarch64` gives the command that runs it,
-# through an emulator that takes some fifteen times as long. So every property is tried where one
-# machine may differ from another, and what only repeats itself at length (NaN at every edge, a
-# thousand central differences) is tried on a shape or two.
+# Judge stages built for another machine: `make test-aarch64` passes the command that runs `nsa` in
+# an emulator, which is about fifteen times slower. So every property is judged on cases where
+# machines may differ, and the long ones (NaN at every edge, a thousand central differences) on one
+# or two shapes.
 #
 #   NSA='qemu-aarch64 ... build/aarch64/nsa' sh tests/aarch64.sh STAGE...
 #
-# A stage is judged on the quick cases; stage 00, which judges the others, by what pins it; a stage
-# that says that it runs on the simulator by a handful of trials. Each must hold exact ties: equal
-# scores give equal bits, whatever the compiler makes of a*b+c.
-# Environment: NSA; JOBS (2).
+# A stage is judged on the quick cases; stage 00, the oracle, by the properties that check it; a
+# stage on the simulator by a few trials. Each must pass exact ties: equal scores give equal bits,
+# whether or not the compiler contracts a*b+c. Environment: NSA; JOBS (2).
 set -u
 NSA=${NSA:?the command that runs nsa} JOBS=${JOBS:-2}
 export NSA
@@ -30,7 +29,7 @@ each() {
     done
 }
 
-# The trials, a line each: a stage and the options of `nsa check`. The long ones first.
+# The trials, one a line: a stage and the options of `nsa check`. The long ones first.
 trials() {
     for stage in "$@"; do
         case $stage in
@@ -63,7 +62,7 @@ trials() {
     done
 }
 
-# One line of trials(), judged; what is said of a failure is shown.
+# Judge one line of trials(); print the output of a failure.
 one() {
     # shellcheck disable=SC2086 # words
     said=$($NSA check --stage $1 2>&1)

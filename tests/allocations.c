@@ -1,13 +1,12 @@
 /** @file allocations.c
- *  @brief Counts this program's allocations, the stages' among them, for the property no_malloc.
- * Linked into build/judge alone: sanitizers and valgrind bring their own malloc, and run `nsa
- * check`. */
+ *  @brief Count this program's allocations, including the stages', for the property no_malloc. Not
+ * linked into `nsa`: sanitizers and valgrind, which run `nsa check`, replace malloc themselves. */
 #include "harness/properties.h"
 
 #include <errno.h>
 #include <stddef.h>
 
-/* glibc's own allocator, behind the names that this file takes over. */
+/* glibc's allocator, behind the names that this file overrides. */
 /* NOLINTBEGIN(bugprone-reserved-identifier): its names, not ours */
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
@@ -15,8 +14,7 @@ extern void *__libc_realloc(void *old, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 /* NOLINTEND(bugprone-reserved-identifier) */
 
-static long
-    calls; /* each test is a process of its own, and its calls come from one thread or few */
+static long calls; /* atomic: stages with threads may allocate in several */
 
 static void count_call(void) {
     __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
@@ -30,7 +28,7 @@ __attribute__((constructor)) static void offer_count(void) {
     harness_allocations = allocations;
 }
 
-/* Exported, so that shared objects find these before glibc's. */
+/* Exported, so that shared objects use these instead of glibc's. */
 #define TAKES_OVER __attribute__((visibility("default")))
 
 TAKES_OVER void *malloc(size_t size);

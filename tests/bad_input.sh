@@ -1,7 +1,7 @@
 #!/bin/sh
-# Bad input for the command line, one thing wrong at a time. Each must end with an exit code in
-# 1..123, one line on stderr that starts with "nsa" and says what was expected, and nothing left
-# behind: no output folder, no *partial*. Ends with the counts; exit 1 if a check failed.
+# Bad input for the command line, one fault at a time. Each must end with an exit code in 1..123,
+# one line on stderr that starts with "nsa" and says what was expected, and must leave nothing: no
+# output folder, no *partial*. Ends with the counts; exit 1 if a check failed.
 #
 #   sh tests/bad_input.sh            judges build/nsa; NSA=path judges another
 #   VERBOSE=1 sh tests/bad_input.sh  shows every message; PARTS='npy disk' runs those alone,
@@ -46,7 +46,7 @@ fail() {
     [ -z "${STOP:-}" ] || exit 1
 }
 
-# A command that waits for somebody to write to a pipe would wait for ever: 124 is no good code.
+# A command that reads from a pipe without a writer would hang: a timeout (124) is a failure.
 nsa() {
     # shellcheck disable=SC2086 # the runner may be several words
     timeout "${LIMIT:-120}" $RUNNER "$NSA" "$@"
@@ -135,7 +135,7 @@ header() {
     } >"$work/case/$1"
 }
 
-# The parts, each a list of things that are wrong; they use what stands above.
+# The parts, each a list of faults; they use the functions above.
 for part in ${PARTS:-config npy tensors folders disk commands limits pipes together}; do
     # shellcheck source=/dev/null # one of tests/bad_input/*.sh
     . "tests/bad_input/$part.sh"

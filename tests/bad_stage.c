@@ -1,7 +1,7 @@
 /** @file bad_stage.c
- *  @brief Stages that are none, for `make test-bad-input`: WRONG says what is wrong with this one.
- *  0 exports nothing, 1 gives no table, 2 another contract's, 3 an empty one, 4 runs nowhere, 5
- *  fails to open. */
+ *  @brief Shared objects that are not valid stages, for `make test-bad-input`. WRONG selects the
+ * fault: 0 exports nothing, 1 returns no table, 2 has another contract's number, 3 lacks forward, 4
+ * is unavailable, 5 fails to open. */
 #include "nsa.h"
 
 #include <stddef.h>

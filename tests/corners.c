@@ -1,6 +1,6 @@
 /** @file corners.c
- *  @brief Corners of the contract that no stage comes to: names of all statuses and tensors, and
- * stages that misbehave. Prints the counts, and exits with 1 if a check failed. */
+ *  @brief Checks of the contract that no correct stage exercises: the names of all statuses and
+ * tensors, and stages that misbehave. Prints the counts; exits with 1 if a check failed. */
 #include "common/pool.h"
 #include "common/tensors.h"
 
@@ -24,7 +24,7 @@ static int passed, failed;
 
 /* ------------------------------------------------------------------- a bad stage */
 
-static int64_t write_at;     /* where forward writes into its block of 10 bytes */
+static int64_t write_offset; /* where forward writes into its block of 10 bytes */
 static unsigned char *block; /* that block */
 static nsa_status forward_says = NSA_OK;
 
@@ -43,17 +43,16 @@ static nsa_status open_large(const nsa_plan *plan, void **self) {
 }
 
 static nsa_status open_too_much(const nsa_plan *plan, void **self) {
-    *self = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, INT64_MAX,
-                           16); /* more bytes than there can be */
+    *self = nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, INT64_MAX, 16); /* overflows */
     (void)nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, -1, 1);
     return nsa_pool_status(plan->pool);
 }
 
-static nsa_batch loaded; /* the last batch that load was given */
+static nsa_batch loaded; /* the batch of the last load */
 
-static int quarters; /* of the machine's memory, that open_endless was given */
+static int quarters; /* of the machine's memory that open_endless() got */
 
-/* A system would promise each of these blocks, and so more than it has. */
+/* The system would grant each of these blocks, and so promise more memory than it has. */
 static nsa_status open_endless(const nsa_plan *plan, void **self) {
     struct sysinfo info = {0};
     (void)sysinfo(&info); /* it cannot fail */
@@ -83,9 +82,9 @@ static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *s
 }
 
 static nsa_status forward(void *self) {
-    /* The pool's fences may be closed: a sanitizer would stop us before the pool can see it. */
-    volatile unsigned char *at = (unsigned char *)self + write_at;
-    *at ^= 1;
+    /* volatile: the compiler must not drop the write. Under a sanitizer a fence would stop it. */
+    volatile unsigned char *target = (unsigned char *)self + write_offset;
+    *target ^= 1;
     return forward_says;
 }
 
@@ -133,7 +132,7 @@ static nsa_context *open_for(const nsa_stage *stage, uint32_t flags, int64_t tok
     return ctx;
 }
 
-/* q, keys, values and gates of so many tokens, all zero. */
+/* q, keys, values and gates of `tokens` tokens, all zero. */
 static nsa_tensors zeros(int64_t tokens) {
     static float values[32];
     nsa_tensors in = {0};
@@ -183,7 +182,7 @@ static void check_names(void) {
 
 static void check_fences(void) {
     static const struct {
-        int64_t at;
+        int64_t offset;
         const char *says; /* NULL: nothing is wrong */
     } writes[] = {{0, NULL},
                   {9, NULL},
@@ -194,14 +193,14 @@ static void check_fences(void) {
     nsa_stage stage = bad_stage();
     for (size_t i = 0; i < sizeof writes / sizeof writes[0]; i++) {
         nsa_context *ctx = open_bad(&stage, 0);
-        write_at = writes[i].at;
+        write_offset = writes[i].offset;
         CHECK(ctx && nsa_forward(ctx) == NSA_OK);
         nsa_status status = nsa_check_memory(ctx);
         CHECK(status == (writes[i].says ? NSA_ERR_MEMORY : NSA_OK));
         CHECK(!writes[i].says || strstr(nsa_last_error(), writes[i].says));
         nsa_close(ctx);
     }
-    write_at = 0;
+    write_offset = 0;
 }
 
 static void check_refusals(void) {
@@ -227,10 +226,10 @@ static void check_refusals(void) {
     CHECK(nsa_forward(ctx) == NSA_OK && nsa_check_memory(ctx) == NSA_OK);
     nsa_close(ctx);
     stage.open = open_too_much;
-    CHECK(!open_bad(&stage, 0) && strstr(nsa_last_error(), "cannot take"));
+    CHECK(!open_bad(&stage, 0) && strstr(nsa_last_error(), "cannot allocate"));
 }
 
-/* max_seqs without decode is a limit, not a request for memory: it may be the largest there is. */
+/* max_seqs without decode is a limit, not a request for memory: the largest value is legal. */
 static void check_many_sequences(void) {
     static const int32_t cu[] = {0, 0, 3, 3, 3, 7, 8, 8}, none[] = {0, 0, 0, 0};
     nsa_stage stage = bad_stage();
@@ -241,7 +240,7 @@ static void check_many_sequences(void) {
     CHECK(load_pack(ctx, cu, 7) == NSA_OK && loaded.B == 7 && loaded.N == 3);
     CHECK(loaded.seq[2] == 3 && loaded.seq[4] == 3 && loaded.seq[5] == 7 && loaded.cmp[5] == 3);
     nsa_close(ctx);
-    /* 7 sequences in the room of 5 tokens, and 3 in that of 2: those without tokens are left out */
+    /* 7 sequences for a seq_len of 5, and 3 for one of 2: the empty ones are dropped */
     static const int32_t short_cu[] = {0, 0, 3, 3, 3, 4, 4, 4};
     ctx = open_for(&stage, 0, 5, 7);
     CHECK(load_pack(ctx, short_cu, 7) == NSA_OK && loaded.B == 2 && loaded.T == 4);
@@ -257,16 +256,16 @@ static void check_many_sequences(void) {
     CHECK(load_pack(ctx, cu, 7) == NSA_ERR_INPUT);
     CHECK(strstr(nsa_last_error(), "packs 7 sequences, max_seqs is 6"));
     nsa_close(ctx);
-    /* with decode it asks for slots, and those are not to be had */
+    /* with decode it asks for that many slots, and there is no memory for them */
     CHECK(!open_for(&stage, NSA_DECODE, 1 << 20, INT32_MAX));
     CHECK(strstr(nsa_last_error(), "max_seqs 2147483647 asks for as many slots"));
 }
 
-/* What is promised must be there; and as nobody writes to it, it costs nothing to ask. */
+/* The pool must not grant more memory than there is. Nothing is written, so this is cheap. */
 static void check_promises(void) {
     nsa_stage stage = bad_stage();
     stage.open = open_endless;
-    CHECK(!open_for(&stage, 0, 1, 1) && strstr(nsa_last_error(), "cannot take"));
+    CHECK(!open_for(&stage, 0, 1, 1) && strstr(nsa_last_error(), "cannot allocate"));
     CHECK(quarters <= 4);
 }
 
@@ -288,7 +287,7 @@ static void check_threads(void) {
     }
 }
 
-/* What a step may name, and what a prefill leaves in the slots that it does not fill. */
+/* Which slots a step may name, and what a prefill leaves in the slots that it does not fill. */
 static void check_slots(void) {
     static const int32_t cu[] = {0, 3, 4, 8};
     static int32_t active[] = {0, 2, 0};
@@ -317,7 +316,7 @@ static void check_slots(void) {
     nsa_close(ctx);
 }
 
-/* A stage half written: it opens for what it has, and says what it has not. */
+/* A half-written stage opens for what it has, and names what it lacks. */
 static void check_missing(void) {
     nsa_stage stage = bad_stage();
     stage.decode = NULL;
@@ -339,8 +338,8 @@ static void check_missing(void) {
 int main(int argc, char **argv) {
     check_names();
     if (argc < 2 || strcmp(argv[1], "--no-fences") != 0) {
-        check_fences();   /* under a sanitizer the first of them would be the last */
-        check_promises(); /* and it keeps books of all memory */
+        check_fences();   /* a sanitizer would end the program at the first */
+        check_promises(); /* and needs memory for every block itself */
     }
     check_refusals();
     check_many_sequences();

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Which lines of stages 00, 01 and stages/common does no test reach? Each must stand in
-# tests/coverage.allow with a reason, and what stands there must be unreached.
+# Which lines of stages 00, 01 and stages/common does no test reach? Each must be listed in
+# tests/coverage.allow with a reason, and every listed line must be unreached.
 #
 #   sh tests/coverage.sh BUILD   a build with --coverage: runs it and judges (make coverage)
 #   sh tests/coverage.sh --table the list of unreached lines as a table for the docs
@@ -16,7 +16,7 @@ entries() {
 if [ "${1:-}" = --table ]; then
     echo '| file | line | why no test reaches it |'
     echo '|---|---|---|'
-    # a bar in a line of C would end the cell
+    # escape a bar, which would end the table cell
     entries | awk -F ' @ ' '{
         line = $2
         gsub(/\|/, "\\|", line)
@@ -34,8 +34,8 @@ find "$build" -name '*.gcda' -exec rm {} +
 echo "coverage: nsa check ${CHECK:---quick}"
 # shellcheck disable=SC2086 # options
 "$build/nsa" check ${CHECK:---quick} | tail -n 1
-# Not judged here: gcov's own messages get in the way. Without `disk`, whose limits would cut its
-# files short.
+# The result is ignored here: gcov's messages disturb it. Without `disk`, whose limits would
+# truncate gcov's files.
 echo "coverage: bad input"
 PARTS='config npy tensors folders commands pipes' NSA=$build/nsa BAD_STAGES=$build/bad_stages \
     sh tests/bad_input.sh >"$build/bad_input.log" || true
@@ -82,7 +82,7 @@ done | awk '
 
 read -r good total <"$build/counted"
 entries >"$build/allowed"
-# An entry is good for every line of its file with that text.
+# An entry covers every line of its file with that text.
 awk -F ' @ ' '
     FILENAME == ARGV[1] { reason[$1 " @ " $2] = $3; next }
     ($1 " @ " $2) in reason { used[$1 " @ " $2] = 1; known++; next }

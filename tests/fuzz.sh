@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run the fuzz targets one after another, SECONDS_EACH each, starting from tests/fuzz/corpus. What
-# is found beyond it goes to FOLDER/work; an input that breaks a rule goes to FOLDER/found and ends
-# the run with the line that replays it.
+# Run the fuzz targets one after another, SECONDS_EACH each, starting from tests/fuzz/corpus. New
+# inputs go to FOLDER/work; an input that breaks a rule goes to FOLDER/found and ends the run with
+# the line that replays it.
 #
 #   sh tests/fuzz.sh FOLDER TARGET...
 set -eu

@@ -6,15 +6,14 @@
  *      Criterion -> test (a group) -> fork: worker: trial, trial, trial, crash
  *                                     fork: worker: trial, trial, ...      (from the next one on)
  *
- *  A worker that crashes or hangs fails the trial that it was at, and the next worker goes on
- *  behind it. What became of each trial stands in a file of records, from which the score, the
- *  closing line and the report are made.
+ *  If a worker crashes or hangs, its current trial has failed, and the next worker continues after
+ * it. The outcome of each trial is in a file of records; the score, the closing line and the report
+ * are made from it.
  *
  *  $NSA_JUDGE_STAGE names the one stage to judge (default: all), $NSA_JUDGE_PROPERTY the one
- *  property, $NSA_JUDGE_QUICK=1 leaves out the long cases, $NSA_JUDGE_REPORT is a file for TAP, or
+ * property, $NSA_JUDGE_QUICK=1 leaves out the long cases, $NSA_JUDGE_REPORT is a file for TAP, or
  * for JUnit's XML if its name ends in .xml. A stage that cannot run here is skipped, with the
- * reason.
- */
+ * reason. */
 #include "harness/suite.h"
 #include "nsa_find.h"
 #include "records.h"
@@ -30,11 +29,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Trials of a group: few where groups share the cores; many on a GPU, where a process takes a
- * second to open it, and two that share it take longer than one after the other. */
+/* Trials in a group: few where groups run side by side on the cores; many on a GPU, where starting
+ * a process takes a second, and processes use it one at a time. */
 enum { SECONDS = 400, GROUP = 16, GPU_GROUP = 128 };
 
-/* Trials first to end-1 of one stage; plain bytes, for Criterion copies them. */
+/* Trials first to end-1 of one stage; plain data, because Criterion copies it. */
 typedef struct group {
     size_t first, end;
 } group;
@@ -43,7 +42,7 @@ typedef struct group {
 
 static record *list;
 static size_t count, capacity;
-static char missing[512]; /* what stages leave out: "99_mine has no backward" */
+static char missing[512]; /* what stages lack: "99_mine has no backward" */
 static FILE *report;
 static int one_stage;
 
@@ -65,8 +64,9 @@ static record *add(const nsa_found *found) {
     return r;
 }
 
-/* All trials of one stage, or the reason why there are none: it is no stage, or it cannot run here.
- * That is a failure, unless it has a device that this machine lacks and was not asked for. */
+/* Add all trials of one stage, or a record with the reason why there are none: it is not a stage,
+ * or cannot run here. That is a failure, unless it needs a device that this machine lacks and was
+ * not named. */
 static void add_stage(const nsa_found *found, const nsa_found *oracle) {
     if (!found->stage || suite_available(found->stage, found->name)) {
         record *r = add(found);
@@ -98,7 +98,7 @@ static void add_stage(const nsa_found *found, const nsa_found *oracle) {
     free(trials);
 }
 
-/* A stage that is asked for by its name or number. */
+/* 1 if the stage was asked for by its name or number. */
 static int is_asked_for(const char *name, const char *only) {
     return !only || !*only || !strcmp(only, name) || (strlen(only) == 2 && !strncmp(only, name, 2));
 }
@@ -136,11 +136,12 @@ ParameterizedTestParameters(nsa, trials) {
     if (records_create(list, count))
         fail_setup("cannot write the records", strerror(errno));
     /* A group has trials of one stage alone. */
-    group *groups = cr_malloc(count * sizeof *groups); /* where the test children see it */
+    group *groups =
+        cr_malloc(count * sizeof *groups); /* memory that Criterion's children can read */
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
-        const size_t most = list[i].on_gpu ? GPU_GROUP : GROUP;
-        if (!n || groups[n - 1].end - groups[n - 1].first == most ||
+        const size_t max_trials = list[i].on_gpu ? GPU_GROUP : GROUP;
+        if (!n || groups[n - 1].end - groups[n - 1].first == max_trials ||
             strcmp(list[i].stage, list[groups[n - 1].first].stage) != 0)
             groups[n++] = (group){i, i};
         groups[n - 1].end++;
@@ -151,7 +152,8 @@ ParameterizedTestParameters(nsa, trials) {
 
 /* ------------------------------------------------------------------ judging */
 
-/* In a process of its own: trials first to end-1, each one's record before and after. */
+/* In a worker process: judge trials first to end-1, and write each one's record before and
+ * after. */
 static int work(size_t first, size_t end) {
     nsa_found found, oracle;
     record r;
@@ -163,13 +165,14 @@ static int work(size_t first, size_t end) {
     }
     subject s = {found.stage, oracle.stage, found.name};
     suite_ends_with = 1;
-    mallopt(M_PERTURB, 1); /* memory is not zero, nor what the oracle left there */
+    mallopt(M_PERTURB, 1); /* fill fresh memory: neither zero nor the oracle's results */
     for (size_t i = first; i < end; i++) {
         if (records_get(i, &r))
             return 2;
         const trial t = {suite_property(r.property), r.text};
         r.state = RUNNING;
-        r.outcome.failed = suite_parts(s.stage, t.property); /* so it stays if this trial ends us */
+        r.outcome.failed =
+            suite_parts(s.stage, t.property); /* stays if this trial ends the process */
         if (records_put(i, &r))
             return 2;
         suite_run(&s, &t, SECONDS, &r.outcome);
@@ -180,7 +183,7 @@ static int work(size_t first, size_t end) {
     return 0;
 }
 
-/* How a worker ended that was not done. */
+/* How a worker ended that did not finish. */
 static const char *end_of(int status, char *text, size_t size) {
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
     if (code == SUITE_HANG)
@@ -194,7 +197,7 @@ static const char *end_of(int status, char *text, size_t size) {
     return text;
 }
 
-/* The trial has failed, for this reason. */
+/* Record that a trial has failed, and why. */
 static void fail_trial(size_t number, record *r, const char *why) {
     char line[640];
     suite_replay(r->stage, r->property, r->text, line, sizeof line);
@@ -204,8 +207,8 @@ static void fail_trial(size_t number, record *r, const char *why) {
     records_put(number, r);
 }
 
-/* The trial that a worker was at when it ended has failed. After two hangs of a stage, its other
- * trials fail without being run: each might take as long.
+/* The trial that a worker was judging when it ended has failed. After two hangs of a stage its
+ * other trials fail without being run, because each might hang.
  * @return the trial after it */
 static size_t blame(size_t first, size_t end, int status) {
     char why[160];
@@ -221,7 +224,7 @@ static size_t blame(size_t first, size_t end, int status) {
     return end;
 }
 
-/* All trials of a group, by as many workers as it takes. */
+/* Judge all trials of a group, with as many workers as needed. */
 static void run_group(const group *g) {
     record r;
     for (size_t i = g->first; i < g->end;) {
@@ -240,9 +243,10 @@ static void run_group(const group *g) {
     }
 }
 
-/* Every record of the group is looked at again: one that no worker came to would have failed. */
+/* Check every record of the group: a trial that no worker reached has failed. */
 ParameterizedTest(group *g, nsa, trials) {
-    setenv("OMP_WAIT_POLICY", "passive", 0); /* side by side: threads that wait must sleep */
+    setenv("OMP_WAIT_POLICY", "passive",
+           0); /* tests run side by side: waiting threads must sleep */
     size_t failed = 0;
     record r;
     cr_assert(!records_get(g->first, &r), "no records");
@@ -271,6 +275,6 @@ ReportHook(POST_ALL)(struct criterion_global_stats *stats) {
     if (report && (ferror(report) | fclose(report))) {
         fprintf(stderr, "judge: %s: %s\n", path, strerror(errno));
         fflush(stdout);
-        _exit(2); /* a report that is asked for and lost is no success */
+        _exit(2); /* a report that could not be written is a failure */
     }
 }

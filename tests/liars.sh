@@ -1,7 +1,7 @@
 #!/bin/sh
-# A stage that is right but for one thing (tests/lying_stage.c), judged by `nsa check`: each lie
-# must fail the property named, for the reason given, with a line that replays it; without a lie the
-# stage must pass the same trials. `make test-liars` builds what this needs.
+# A stage with a single fault (tests/lying_stage.c), judged by `nsa check`: with each lie the named
+# property must fail, with the given text and a replay line; without a lie the stage must pass the
+# same trials. `make test-liars` builds what this needs.
 #
 #   sh tests/liars.sh            all of them
 #   sh tests/liars.sh NAME...    these lies alone
@@ -16,7 +16,7 @@ export NSA_VECTORS="${NSA_VECTORS:-tests/vectors}" OMP_WAIT_POLICY=passive
 passed=0
 failed=0
 
-# check LIE TRUTH PROPERTY CASE: what the harness says of it in $said, its exit status
+# check LIE TRUTH PROPERTY CASE: run `nsa check`; output in $said
 check() {
     said=$(NSA_LIE=$1 NSA_TRUTH=$2.so timeout 60 "$NSA" check --stages "$BUILD/liars" \
         --stage 98_lying --property "$3" --case "$4" 2>&1)
@@ -51,14 +51,14 @@ judge() {
     fi
 }
 
-# under_criterion LIE: forward on the quick cases by build/judge; prints all that it said
+# under_criterion LIE: judge forward on the quick cases with build/judge; prints its output
 under_criterion() {
     NSA_LIE=$1 NSA_TRUTH=01_naive_nsa.so NSA_STAGES=$BUILD/liars NSA_JUDGE_STAGE=98_lying \
         NSA_JUDGE_PROPERTY=forward NSA_JUDGE_QUICK=1 timeout 100 "$BUILD/judge" 2>&1
 }
 
-# judge_pins LIE: it shows in one trial of many, in whose middle the worker dies. That trial has
-# failed, with its line, and all the others are judged.
+# judge_pins LIE: the worker dies in one trial of many. That trial has failed, with its replay line,
+# and all others are judged.
 judge_pins() {
     if ! said=$(under_criterion none); then
         wrong "$1" "without a lie build/judge fails, too"
@@ -81,7 +81,7 @@ judge_pins() {
     fi
 }
 
-# a lie|the property|the case|what must be said|the stage that it stands for
+# lie|property|case|text that must be printed|the real stage
 lies() {
     cat <<'END'
 forward_unsupported|forward|T=100|forward is not written yet
@@ -127,7 +127,7 @@ slope_off|differences|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|its central
 slope_off|backward|T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2|dq is off by rms|00_dense
 out_off|vector|vector=mean_small|out is off by rms
 last_gradient_zero|vector|vector=mlp_small|dphi_v_b2 is off by rms
-idx_second_best|vector|vector=mean_small|the last pick has
+idx_second_best|vector|vector=mean_small|the last free block has
 one_hot|branches|T=44|out is off by rms
 rows_off|rows|T=100|v_phi is off by rms
 causal_off|limits|T=44|out_causal is off by rms
@@ -142,10 +142,10 @@ idx_beyond|forward|T=100|selected branch: block_idx of row
 idx_not_ascending|forward|T=100|ascending blocks
 idx_padded_with_zero|forward|T=100|ascending blocks
 idx_lacks_local|forward|T=200|lacks forced block
-idx_second_best|forward|T=200|the last pick has
+idx_second_best|forward|T=200|the last free block has
 idx_second_best|forward|T=200,data=ties|slack 0e+00
-idx_second_best|decode|T=200|the last pick has
-idx_of_nan|nan_order|T=200|NaN importance and chose block
+idx_second_best|decode|T=200|the last free block has
+idx_of_nan|nan_order|T=200|NaN importance and selected block
 prefill_forgets|decode|T=44|after a prefill of
 decode_off|decode|T=44|out_slc is off by rms
 decode_forgets_token|decode|T=44,dk=6|out is off by rms
@@ -170,7 +170,7 @@ while IFS='|' read -r name property case_text fragment truth; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge "$name" "$property" "$case_text" "$fragment" "${truth:-01_naive_nsa}"
 done <"$BUILD/liars/list"
-# judge_available LIE FRAGMENT: a stage that says that it cannot run here, and has no device, fails
+# judge_available LIE FRAGMENT: a stage without a device that is unavailable fails
 judge_available() {
     check "$1" 01_naive_nsa forward T=100
     code=$?
@@ -181,7 +181,7 @@ judge_available() {
     fi
 }
 
-# has LIE FILE LINE...: each of these lines stands in the file
+# has LIE FILE LINE...: each of these lines must be in the file
 has() {
     lie=$1 where=$2
     shift 2
@@ -194,8 +194,8 @@ has() {
     done
 }
 
-# judge_score: what a stage leaves out is skipped and named in the closing line; what it does wrong
-# stands in its score by part, on the terminal and in the reports
+# judge_score: what a stage lacks is skipped and named in the closing line; what is wrong shows in
+# its score by part, on the terminal and in the reports
 judge_score() {
     file=$BUILD/liars/score
     NSA_LIE=half_written NSA_TRUTH=01_naive_nsa.so NSA_STAGES=$BUILD/liars "$BUILD/nsa" check \

@@ -1,5 +1,5 @@
 /** @file lying_results.c
- *  @brief The lies about results: how each spoils what a right stage has computed. */
+ *  @brief The lies about results: how each changes the results of a correct stage. */
 #include "lying_stage.h"
 
 #include <math.h>
@@ -32,7 +32,7 @@ static void one_infinite(const liar *s, const nsa_tensor *t) {
     lying_set(t, nsa_count(t) - 1, INFINITY);
 }
 
-/* Off by one and a half times what a float32 stage is allowed: 1e-5 in the mean, ... */
+/* Off by 1.5 times the tolerance of float32: 1e-5 in the rms ratio, ... */
 static void all_off(const liar *s, const nsa_tensor *t) {
     (void)s;
     for (int64_t i = 0; i < nsa_count(t); i++)
@@ -48,14 +48,14 @@ static void one_off(const liar *s, const nsa_tensor *t) {
     lying_set(t, 0, lying_get(t, 0) + 1.5e-4 * largest);
 }
 
-/* ... and 5e-5 in the mean of a gradient. */
+/* ... and 5e-5 in the rms ratio of a gradient. */
 static void gradient_off(const liar *s, const nsa_tensor *t) {
     (void)s;
     for (int64_t i = 0; i < nsa_count(t); i++)
         lying_set(t, i, lying_get(t, i) * (1 + 7.5e-5));
 }
 
-/* Far below a float32 stage's tolerance; central differences see it in a float64 one. */
+/* Well within float32's tolerance, but central differences detect it in a float64 stage. */
 static void slope_off(const liar *s, const nsa_tensor *t) {
     (void)s;
     for (int64_t i = 0; i < nsa_count(t); i++)
@@ -92,7 +92,8 @@ static void before_the_start(const liar *s, const nsa_tensor *t) {
     lying_set(t, -1, 1);
 }
 
-/* Results that look at what they may not; what is added is nothing, unless it is NaN or moves. */
+/* Results that depend on a forbidden input: the added term is 0 or tiny, unless the input is NaN or
+ * changes. */
 static void looks_at_sequence(const liar *s, const nsa_tensor *t) {
     lying_set(t, nsa_count(t) - 1, lying_get(t, nsa_count(t) - 1) + 0 * s->first_q);
 }
@@ -113,7 +114,7 @@ static void looks_at_scratch(const liar *s, const nsa_tensor *t) {
     lying_set(t, 0, lying_get(t, 0) + 0 * s->stale);
 }
 
-/* One bit, where nothing but the circumstances has changed. */
+/* Change one bit if `when`. */
 static void one_bit(const nsa_tensor *t, int when) {
     if (when)
         lying_set(t, 0, (double)nextafterf((float)lying_get(t, 0), 1e9F));
@@ -167,7 +168,7 @@ static void if_decoded(const liar *s, const nsa_tensor *t) {
 
 /* ------------------------------------------------------- lies about the choice */
 
-/* The last list: of a row late enough to have chosen and rejected blocks. */
+/* The last list: its row has selected some blocks and rejected others. */
 static int32_t *last_list(const nsa_tensor *t) {
     return (int32_t *)t->data + nsa_count(t) - t->shape[2];
 }
@@ -195,13 +196,13 @@ static void padded_with_zero(const liar *s, const nsa_tensor *t) {
     list[t->shape[2] - 1] = 0;
 }
 
-/* Another block than the best for the last list's place `at`, in order: the highest that is left
- * below the next. */
-static void another(const nsa_tensor *t, int64_t at) {
+/* Replace entry `pos` of the last list by another block, keeping the order: the highest that is
+ * free below the next entry. */
+static void another(const nsa_tensor *t, int64_t pos) {
     int32_t *list = last_list(t);
-    for (int32_t block = list[at + 1] - 1; block > list[at - 1]; block--) {
-        if (block != list[at]) {
-            list[at] = block;
+    for (int32_t block = list[pos + 1] - 1; block > list[pos - 1]; block--) {
+        if (block != list[pos]) {
+            list[pos] = block;
             return;
         }
     }
@@ -212,8 +213,8 @@ static void lacks_local(const liar *s, const nsa_tensor *t) {
 }
 
 static void second_best(const liar *s, const nsa_tensor *t) {
-    for (int64_t at = s->plan->cfg.slc_init; at < t->shape[2] - s->plan->cfg.slc_local; at++)
-        another(t, at);
+    for (int64_t pos = s->plan->cfg.slc_init; pos < t->shape[2] - s->plan->cfg.slc_local; pos++)
+        another(t, pos);
 }
 
 static void if_nan(const liar *s, const nsa_tensor *t) {
@@ -233,7 +234,7 @@ static void forced_in_disorder(const liar *s, const nsa_tensor *t) {
     }
 }
 
-/* The result that a lie is about. */
+/* The result that each lie changes. */
 static const struct {
     const char *name;
     nsa_id id;

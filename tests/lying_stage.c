@@ -1,10 +1,10 @@
 /** @file lying_stage.c
- *  @brief A stage that is right but for one thing, for `make test-liars`: it hands every call on to
- *  a real stage, beside it in the folder, and lies once. $NSA_LIE says how ("none": not at all),
- *  $NSA_TRUTH which stage it stands for ("01_naive_nsa.so"). The harness must catch every lie.
+ *  @brief A stage with a single fault, for `make test-liars`: it forwards every call to a real
+ * stage in the same folder, and lies once. $NSA_LIE selects the lie ("none": no lie), $NSA_TRUTH
+ * the real stage ("01_naive_nsa.so"). The harness must catch every lie.
  *
- *  Lies about results are told in read(); the others where their call is. tests/liars.sh lists all.
- */
+ *  Lies about results are made in read(), the others in the call that they are about.
+ * tests/liars.sh lists them all. */
 #include "lying_stage.h"
 #include "common/pool.h"
 #include "common/tensors.h"
@@ -26,7 +26,7 @@ static int tells(const char *name) {
     return !strcmp(lie, name);
 }
 
-/* Lies that are told in a call, by the names that tests/liars.sh uses. */
+/* Lies made in a call, by their names in tests/liars.sh. */
 static const char *const others[] = {"none",
                                      "forward_unsupported",
                                      "backward_unsupported",
@@ -107,7 +107,7 @@ static nsa_status load_dout(void *self, const nsa_tensor *dout) {
     return truth->load_dout(((liar *)self)->self, dout);
 }
 
-/* The step as it is, or with the first two slots exchanged, or without its lists. */
+/* Forward the step unchanged, or with the first two slots swapped, or without its lists. */
 static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     liar *s = self;
     nsa_tensors tokens = *in;
@@ -120,12 +120,13 @@ static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *s
     }
     if (tells("decode_list_ignored"))
         s->changed.block_idx = NULL;
-    if (tells("decode_forgets_token")) /* its key stands in for its value */
+    if (tells("decode_forgets_token")) /* the compressed branch's values replace the window's */
         tokens.at[NSA_V_WIN].data = in->at[NSA_V_CMP].data;
     return truth->load_step(s->self, &tokens, &s->changed);
 }
 
-/* Deeper than any stack; the caller's frame is needed after the call, so this is no loop. */
+/* Overflow any stack. The frame is used after the call, so that the compiler cannot make it a
+ * loop. */
 static int recurse(volatile int depth) {
     volatile char frame[4096];
     frame[depth % 4096] = 1;
@@ -146,7 +147,7 @@ static nsa_status forward(void *self) {
     if (tells("pool_overrun"))
         s->mine[10] = 1;
     if (tells("allocates")) {
-        void *volatile taken = malloc(100); /* volatile: or the compiler drops both calls */
+        void *volatile taken = malloc(100); /* volatile, or the compiler would drop both calls */
         free(taken);
     }
     if (tells("crashes") || (tells("crashes_at_97") && s->batch->T == 97))
@@ -155,11 +156,11 @@ static nsa_status forward(void *self) {
         abort();
     if (tells("exits") || (tells("exits_at_97") && s->batch->T == 97))
         exit(0);
-    if (tells("hangs") && alarm(1)) { /* whoever set no limit does not learn of it */
+    if (tells("hangs") && alarm(1)) { /* hang only if a limit was set */
         for (;;)
             pause();
     }
-    s->stale = s->loads > 1 ? *s->scratch : 0; /* what the forward before has left there */
+    s->stale = s->loads > 1 ? *s->scratch : 0; /* left there by the previous forward */
     *s->scratch = 1;
     return truth->forward(s->self);
 }
@@ -188,7 +189,7 @@ static nsa_status causal(void *self, int pair) {
     return truth->causal(((liar *)self)->self, pair);
 }
 
-/* The result as it is to be written: its shape, in the stage's own type. */
+/* The tensor to write: its shape, in the stage's result type. */
 static nsa_tensor shape_of(const liar *s, nsa_id id, void *dst) {
     const nsa_batch *b = s->batch;
     const nsa_lengths lengths = {.T = b->T, .R = s->step ? s->step->A : b->R, .N = b->N, .J = b->J};
@@ -216,7 +217,7 @@ static void close_stage(void *self) {
     truth->close(((liar *)self)->self);
 }
 
-/* The real stage, beside this one. */
+/* Find the real stage, beside this one. */
 static const nsa_stage *find_truth(void) {
     Dl_info own;
     char path[PATH_MAX];
@@ -258,7 +259,7 @@ NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
                         .causal = causal,
                         .read = read_result,
                         .close = close_stage};
-    if (tells("half_written")) { /* no lie: a table that leaves out what is not done yet */
+    if (tells("half_written")) { /* not a lie: a table of a half-written stage */
         table.backward = NULL;
         table.prefill = table.decode = NULL;
     }

@@ -1,21 +1,21 @@
 /**
  * @file lying_stage.h
- * @brief What the lying stage and its lies about results share.
+ * @brief Shared by the lying stage and its lies about results.
  */
 #ifndef LYING_STAGE_H
 #define LYING_STAGE_H
 
 #include "nsa.h"
 
-/** An open stage, and what of its inputs the lies look at. */
+/** An open stage, and the inputs that the lies use. */
 typedef struct liar {
     void *self;             /**< the real stage's */
-    const nsa_plan *plan;   /**< what open got */
+    const nsa_plan *plan;   /**< the argument of open */
     const nsa_batch *batch; /**< of the last load */
     const nsa_step *step;   /**< of the last decode; NULL after a load */
-    nsa_step changed;       /**< the step that is handed on */
+    nsa_step changed;       /**< the step that is forwarded */
     int32_t slots[2];       /**< behind changed.slot */
-    double first_q;         /**< these of the last load */
+    double first_q;         /**< the first element of q, of the last load */
     double last_q;          /**< the last element of q */
     double first_k_win;     /**< the first element */
     double first_v_win;     /**< the first element */
@@ -25,7 +25,7 @@ typedef struct liar {
     int forced;             /**< it had lists of blocks */
     unsigned char *mine;    /**< ten bytes of the pool */
     float *scratch;         /**< one float of the pool that is scratch */
-    float stale;            /**< what stood there as a later forward began */
+    float stale;            /**< the contents of `scratch` when a later forward began */
 } liar;
 
 /** Contexts that are open in this process. */
@@ -36,7 +36,7 @@ extern int lying_forwards;
 /** @return 1 if there is a lie of that name about a result. */
 int lie_of_result(const char *name);
 
-/** Spoil result `id`, if the lie is about it. `t` has its shape, type and elements. */
+/** Change result `id`, if the lie is about it. `t` has its shape, type and elements. */
 void lie_about(const char *name, const liar *s, nsa_id id, const nsa_tensor *t);
 
 /** @return element i, as a double. */

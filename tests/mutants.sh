@@ -1,10 +1,10 @@
 #!/bin/sh
-# Judge the judge: `make test-mutants` applies each patch of tests/mutants to a copy of the stages,
-# rebuilds what it touched, and requires that the property which the patch names fails on it. A
-# patch that does not apply, that changes nothing, or that nobody catches is an error.
+# Test the tests: `make test-mutants` applies each patch of tests/mutants to a copy of the stages,
+# rebuilds what it touches, and requires that the property that the patch names fails. A patch that
+# does not apply, changes nothing, or is not caught is an error.
 #
-# A patch with a line "Judged-by: KIND WORD..." breaks what all stages share, or the harness itself:
-# it goes to a copy of the whole tree, of which what it touched is compiled anew, and then must fail
+# A patch with a line "Judged-by: KIND WORD..." breaks shared code or the harness: it is applied to
+# a copy of the whole tree, what it touches is recompiled, and one of these must fail:
 #   liars NAME...      tests/liars.sh on these lies
 #   corners            build/corners
 #   bad-input PART...  these parts of tests/bad_input.sh
@@ -15,18 +15,18 @@
 #   PART=2/3 sh tests/mutants.sh   the second of every three
 #   sh tests/mutants.sh --table    a Markdown table of them, from the patches' headers
 #
-# A stage is judged against stage 00 as it is; a mutant of stage 00 is its own oracle, so it can
-# only be caught by what pins the oracle: vectors, limits, differences, causality, and so on.
+# A stage is judged against the unchanged stage 00. A mutant of stage 00 is its own oracle, so only
+# the properties that check the oracle can catch it: vectors, limits, differences, causality, and so
+# on.
 #
-# A header "Case: ..." has the property judged on that case of the list alone, where it would come
-# to it late.
+# With a header "Case: ..." the property is judged only on that case, to save time.
 #
-# With MATRIX=FILE a property goes through all its cases, and FILE says which of them catch the
-# mutant (`make mutant-matrix`): what a trial is worth. An hour of a core; set LIMIT to 600.
+# With MATRIX=FILE a property is judged on all its cases, and FILE lists which of them catch the
+# mutant (`make mutant-matrix`). It takes an hour on one core; set LIMIT to 600.
 #
-# What a property said stands in build/mutants/NAME.log; a copy that was not caught stays there too.
-# Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS (2); LIMIT, the
-# seconds that a property may take to notice (90).
+# The output of a property is in build/mutants/NAME.log; the copy of a mutant that was not caught is
+# kept there too. Environment: BUILD, where build/nsa is; CC, OPT, CFLAGS, LDFLAGS as for make; JOBS
+# (2); LIMIT, the seconds that a property may take (90).
 set -u
 cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build} JOBS=${JOBS:-2} LIMIT=${LIMIT:-90}
@@ -40,17 +40,17 @@ header() {
     sed -n "/^--- /q; s/^$2: //p" "$1"
 }
 
-# build DIR STAGE: the stage's shared object in a copy of the tree, without debug information, so
-# that two shared objects differ exactly if their code does. CUDA stages for the simulator, also
-# beside a GPU, which may get away with a race or a wrong mask; and without unrolling for it, which
-# takes longer to compile than these short runs would gain
+# build DIR STAGE: build the stage in a copy of the tree, without debug information, so that two
+# shared objects differ exactly if their code does. CUDA stages are built for the simulator even if
+# there is a GPU, which may not notice a race or a wrong mask; without unrolling, which takes longer
+# to compile than it saves
 build() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-} -g0" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
         ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim SIMT_UNROLL= "build/stages/$2.so" \
         >"$1/build.log" 2>&1
 }
 
-# build_whole DIR: the command, the lying stage and build/corners in a copy of the whole tree
+# build_whole DIR: build the command, the lying stage and build/corners in a copy of the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
         ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa 02_blocked' \
@@ -58,7 +58,7 @@ build_whole() {
         >"$1/build.log" 2>&1
 }
 
-# judge_whole DIR KIND WORD...: what "Judged-by:" names, on a copy; not 0 if it fails
+# judge_whole DIR KIND WORD...: run what "Judged-by:" names on a copy; not 0 if it fails
 judge_whole() {
     dir=$1 kind=$2
     shift 2
@@ -76,8 +76,8 @@ judge_whole() {
     esac
 }
 
-# check DIR STAGE PROPERTY...: the stages of a copy, judged by the program that `make` built, or by
-# the copy's own if the copy is of the whole tree
+# check DIR STAGE PROPERTY...: judge the stages of a copy with the command that `make` built, or
+# with the copy's own if it is of the whole tree
 check() {
     dir=$1 stage=$2 property=$3
     shift 3
@@ -87,7 +87,7 @@ check() {
         --stages "$dir/build/stages" --stage "$stage" --property "$property" "$@" 2>&1
 }
 
-# trouble WHAT: the line and the end of a mutant that was not caught
+# trouble WHAT: print the line of a mutant that was not caught, and exit
 trouble() {
     printf 'FAIL %-32s %s\n' "$name" "$1"
     exit 0
@@ -101,7 +101,7 @@ plant() {
         trouble "does not apply: $(head -n 1 "$copy/patch.log")"
 }
 
-# caught WHAT WHERE LOG: the line of a mutant that was caught; the log stays
+# caught WHAT WHERE LOG: print the line of a mutant that was caught; keep the log
 caught() {
     printf 'ok   %-32s %-12s %4s s  %s\n' "$name" "$1" "$seconds" "$2"
     mv "$3" "$work/$name.log" && rm -r "$copy"
@@ -112,7 +112,7 @@ since() {
     awk "BEGIN {printf \"%.1f\", ($(date +%s%N) - $1) / 1e9}"
 }
 
-# One mutant, from its patch to its line.
+# Judge one mutant.
 one() {
     patch=tests/mutants/$1.patch name=$1 copy=$work/$1 original=$work/clean
     stage=$(header "$patch" Stage) property=$(header "$patch" Property)
@@ -145,7 +145,7 @@ row() {
         >"$work/$name.row"
 }
 
-# All cases of the property: those that catch the mutant go into the matrix.
+# Judge all cases of the property, and add those that catch the mutant to the matrix.
 by_all_cases() {
     begin=$(date +%s%N)
     check "$copy" "$stage" "$property" --verbose >"$copy/check.log"
@@ -157,7 +157,7 @@ by_all_cases() {
     caught "$property" "$(cut -f 3 "$work/$name.row")" "$copy/check.log"
 }
 
-# The property has to fail, and to say how to replay that.
+# The property must fail and print a replay line.
 by_property() {
     if [ -n "${MATRIX:-}" ]; then
         by_all_cases
@@ -169,19 +169,19 @@ by_property() {
     seconds=$(since "$begin")
     [ $code -eq 124 ] && trouble "$property: not caught within $LIMIT s"
     [ $code -eq 0 ] && trouble "$property: SURVIVED, $seconds s"
-    # A failure, a crash and a hang all say how to replay them, and so which case it was.
+    # A failure, a crash and a hang all print a replay line with the case.
     trial="--stage $stage --property $property"
     case_text=$(sed -n "s/.*replay: .* $trial --case \"\(.*\)\"\$/\1/p" "$copy/check.log" |
         head -n 1)
     { [ $code -eq 1 ] && [ -n "$case_text" ]; } ||
         trouble "$property: exit status $code, $(tail -n 1 "$copy/check.log")"
-    # A property that fails on anything has caught nothing: the unbroken stage must pass that case.
+    # The unchanged stage must pass that case, or the property has caught nothing.
     check "$original" "$stage" "$property" --case "$case_text" >"$copy/clean.log" ||
         trouble "$property: the unbroken stage fails too, on $case_text"
     caught "$property" "$case_text" "$copy/check.log"
 }
 
-# What else judges has to fail with a line that says so; on the unbroken tree it has passed already.
+# Another test must fail and say so; it has already passed on the unchanged tree.
 by_judge() {
     begin=$(date +%s%N)
     # shellcheck disable=SC2086 # words
@@ -189,7 +189,7 @@ by_judge() {
     code=$?
     seconds=$(since "$begin")
     [ $code -eq 0 ] && trouble "$judge: SURVIVED, $seconds s"
-    # A judge that has something against the stage without a lie has caught nothing.
+    # If the stage without a lie fails, nothing was caught.
     grep -q '^FAIL .*without a lie' "$copy/judge.log" && trouble "$judge: fails what is right"
     { [ $code -eq 1 ] && grep -q '^FAIL' "$copy/judge.log"; } ||
         trouble "$judge: exit status $code, $(tail -n 1 "$copy/judge.log")"
@@ -197,7 +197,7 @@ by_judge() {
     caught "${judge%% *}" "$(grep -m 1 '^FAIL' "$copy/judge.log" | cut -c 6-80)" "$copy/judge.log"
 }
 
-# The table for the docs; what Markdown would take for its own is escaped.
+# The table for the docs; Markdown's special characters are escaped.
 table() {
     echo "| mutant | what is broken | the sentence it breaks | caught by |"
     echo "|---|---|---|---|"
@@ -213,7 +213,7 @@ escape() {
     sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/[*|]/\\&/g'
 }
 
-# The patches that are asked for, and that each says what it is.
+# Select the patches, and check their headers.
 chosen() {
     [ $# -eq 0 ] && set -- ''
     for want in "$@"; do
@@ -258,8 +258,8 @@ for stage in $(sort -u "$work/stages") 00_dense; do
         exit 2
     }
 done
-# The judges of what is shared, each once on the unbroken tree; compiled before, so that a copy
-# compiles no more than its patch touches.
+# Run the tests of shared code once on the unchanged tree; it is compiled first, so that a copy
+# recompiles only what its patch touches.
 sed 's,.*,tests/mutants/&.patch,' "$work/names" | xargs sed -n 's/^Judged-by: //p' |
     sort -u >"$work/judges"
 if [ -s "$work/judges" ]; then

@@ -1,8 +1,7 @@
 #!/bin/sh
-# The CUDA stages on the simulator, with a block's threads in every order that it knows: `make
-# test-orders`. A few small cases that reach every kernel of every stage, which is seen, not
-# believed: the simulator lists what it launched, and a __global__ function of the stage's sources
-# that was never launched is a failure that names it.
+# The CUDA stages on the simulator, in each of its orders of threads: `make test-orders`. A few
+# small cases launch every kernel of every stage. This is checked: the simulator lists the kernels
+# it launched, and a __global__ function of the stage's sources that is not listed is a failure.
 #
 #   sh tests/orders.sh                   the cases below
 #   sh tests/orders.sh PROPERTY:CASE...  others; `PROPERTY:CASE` as nsa check takes them
@@ -17,8 +16,8 @@ ORDERS=${ORDERS:-forward reverse random:1}
 work=$BUILD/orders
 export BUILD OMP_WAIT_POLICY NSA_VECTORS work
 
-# Blocks of keys are of 64, so 70 tokens and more fill several; a group of 20 heads is two tiles; in
-# the case of 1100 tokens more rows visit a block than one unit of backward takes.
+# Blocks have 64 keys, so 70 tokens and more fill several; a group of 20 heads is two tiles; in the
+# case of 1100 tokens a block is selected by more rows than one work unit of the backward takes.
 trials() {
     cat <<'END'
 forward:T=70
@@ -58,7 +57,7 @@ kernels() {
         sed ':a; s/([^()]*)//g; ta; s/ *$//; s/.*[ *]//' | sort -u
 }
 
-# one "STAGE ORDER PROPERTY:CASE": a line that says how it went
+# one "STAGE ORDER PROPERTY:CASE": run it and print a line
 one() {
     # shellcheck disable=SC2086 # words
     set -- $1
@@ -89,7 +88,7 @@ for stage in $STAGES; do
 done | xargs -P "$JOBS" -I{} sh tests/orders.sh --one {} >"$work/lines"
 grep -v '^ok' "$work/lines"
 
-# Nothing may be left out: neither a kernel nor, should a program die silently, a trial.
+# Check that no kernel was left out and, in case a program died silently, no trial.
 count() {
     wc -l <"$1" | tr -d ' '
 }

@@ -1,12 +1,12 @@
 #!/bin/sh
-# What `nsa bench --peers` does with a program that answers well, badly, or not at all; and --alone.
+# `nsa bench --peers` with a program that answers well, badly, or not at all; and --one-thread.
 #
 #   sh tests/peers.sh            needs build/nsa; the program is this file, with the behaviour as $1
 set -eu
 
 nsa=${NSA:-./build/nsa}
 
-# Answers line by line, as apps/bench/peers.h has it.
+# Answers line by line, by the protocol in apps/bench/peers.h.
 peer() {
     id=0
     while IFS= read -r line; do
@@ -41,7 +41,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bad=0
 
-# expect BEHAVIOUR STATUS TEXT...: each text stands in the output
+# expect BEHAVIOUR STATUS TEXT...: each text must be in the output
 expect() {
     how=$1
     status=$2
@@ -60,7 +60,7 @@ expect() {
     done
 }
 
-expect well 0 "Beside it: stub 1.0; not there: fla" "| stub_dense" "float64: out" "x stub_dense"
+expect well 0 "Beside it: stub 1.0; not there: fla" "| stub_dense" "float64: out" "vs stub_dense"
 if grep -q stub_gpu "$work/out"; then
     echo "peers: a GPU's program was asked although no GPU is wanted" && bad=1
 fi
@@ -72,11 +72,12 @@ expect silent 0 "SKIP peers: the peers' program has ended" "02_blocked"
 expect garbage 0 "SKIP peers: the peers' program answered with something" "02_blocked"
 expect dies 0 "stub_dense at T = 64: SKIP: the peers' program has ended" \
     "stub_dense at T = 128: SKIP: the peers' program has ended" "02_blocked"
-# A stage beside itself: its row with one thread, and the table that has its own dense attention.
+# A stage's row with one thread, and the table with its own dense attention.
 "$nsa" bench --device cpu --stage 02 --seq 64,128 --heads 2/1 --dims 16/16 --rows 3 --runs 3 \
-    --threads 2 --alone --json "$work/run.json" >"$work/out" 2>&1
+    --threads 2 --one-thread --json "$work/run.json" >"$work/out" 2>&1
 "$nsa" bench --table "$work/run.json" --what own/02_blocked >"$work/table"
-grep -q '| one thread of 02_blocked' "$work/out" || { echo "peers: --alone has no row" && bad=1; }
+grep -q '| one thread of 02_blocked' "$work/out" ||
+    { echo "peers: --one-thread has no row" && bad=1; }
 rows=$(grep -c '02_blocked .*x (.*x (' "$work/table") || true
 [ "$rows" -eq 2 ] ||
     { echo "peers: the table own has $rows rows, not 2" && cat "$work/table" && bad=1; }

@@ -1,15 +1,15 @@
-# Doubting the tests' own ground: bad input, fuzzing, sanitizers, other machines, coverage. Each
-# target builds in a folder of its own below build/ by calling this Makefile again, and ends with
-# a line of counts.
+# Further tests: bad input, fuzzing, sanitizers, other machines, coverage. Each target builds in a
+# separate folder below build/ by calling this Makefile again, and ends with a line of counts.
 
 .PHONY: test-bad-input fuzz fuzz-targets test-asan test-tsan test-valgrind test-orders \
         test-contract test-sanitizer test-aarch64 test-matrix coverage
 AGAIN := $(MAKE) --no-print-directory -s
 CLANG ?= clang
 # A sanitizer's runtime is in the program alone, so a shared object leaves its names open. OpenMP's
-# goes into the program, too: the sanitizers lose their way in a runtime that a stage brings later.
+# goes into the program, too: the sanitizers do not work with a runtime that is loaded later by a
+# stage.
 OPEN  := LDFLAGS='-Wl,-z,undefs -Wl,--no-as-needed -fopenmp'
-# Where things stand when the command is not build/nsa; and threads that wait shall sleep, for an
+# Where the command finds its files if it is not build/nsa. Waiting threads sleep, because an
 # instrumented program waits long.
 FIND  := NSA_VECTORS=tests/vectors NSA_SHARE=apps/demo OMP_WAIT_POLICY=passive
 PLAIN_STAGES := $(filter-out $(notdir $(patsubst %/,%,$(dir $(wildcard stages/*/*.cu)))),$(STAGES))
@@ -19,7 +19,7 @@ EVERY := $(BUILD)/nsa $(PLAIN_STAGES:%=$(BUILD)/stages/%.so)
 
 BAD_STAGES := 90_nothing 91_null 92_abi 93_empty 94_elsewhere 95_open
 
-# stages that are none; WRONG counts from 0 in the order of the list
+# shared objects that are not valid stages; WRONG is the index in the list
 $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(BASE) $(CFLAGS) $(LDFLAGS) -Istages -DWRONG=$$(($(patsubst 9%,%,$(firstword \
@@ -28,7 +28,7 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 .PHONY: bad-stages
 bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so)
 
-test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## wrong files and options: one line each
+test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## bad files and options: each gives one line of error
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 
@@ -43,10 +43,10 @@ test-diff: ## make diff prints every file of two stages once; similar stages; th
 
 # ----------------------------------------------------------------------- fuzzing
 
-# The leak detector of GCC up to 13 and LLVM up to 16 takes a thread-local block of a shared library
-# that happens to lie 16 bytes into a page for one with the header that glibc had before 2.25,
-# follows what stands before it, and dies ("Tracer caught signal 11") where nothing leaks. Switched
-# off, what only such a block points to counts as a leak; ours hold no pointers.
+# The leak detector of GCC up to 13 and LLVM up to 16 mistakes a thread-local block of a shared
+# library that lies 16 bytes into a page for one with the header that glibc had before 2.25, follows
+# a wrong pointer, and dies ("Tracer caught signal 11") where nothing leaks. With this off, memory
+# that only such a block points to counts as a leak; ours hold no pointers.
 LEAKS := detect_leaks=1:intercept_tls_get_addr=0
 
 # Seconds for each target. A crash is kept in build/fuzz/found; replay it with the line it prints.
@@ -83,8 +83,8 @@ fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_
 
 # -------------------------------------------------------------------- sanitizers
 
-# Each runs `nsa check` in one process, then shows on copies of the tree with a fault planted
-# (tests/faults) that it would have failed.
+# Each runs `nsa check` in one process, then shows on copies of the tree with a planted fault
+# (tests/faults) that it can fail.
 CHECK       ?= --quick
 ASAN_FLAGS  := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
                -fno-omit-frame-pointer -Wno-pass-failed
@@ -94,15 +94,15 @@ ASAN_SEES   := LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppres
                ASAN_OPTIONS=handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2:$(LEAKS) \
                UBSAN_OPTIONS=print_stacktrace=1
 # OpenMP's own runtime is not instrumented; archer tells the sanitizer what it orders. It asks for
-# ignore_noninstrumented_modules=1, which would also blind it to what snprintf or memcpy do for us.
+# ignore_noninstrumented_modules=1, which would also hide races in snprintf or memcpy.
 TSAN_FLAGS  := -fsanitize=thread -Wno-pass-failed
 TSAN_BUILD  := CC='$(CLANG)' OPT=-O2 CFLAGS='$(TSAN_FLAGS)' $(OPEN)
 TSAN_SEES   := TSAN_OPTIONS=halt_on_error=1:exitcode=66:suppressions=$(CURDIR)/tests/tsan.supp
 VALGRIND    := valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite \
                --errors-for-leak-kinds=definite --suppressions=$(CURDIR)/tests/valgrind.supp
 VALGRIND_BUILD := CFLAGS=-DNSA_VALGRIND MARCH=x86-64
-# valgrind takes forty times as long: these shapes alone. They are longer than 64 tokens, so that
-# the thousands of runs of central differences stay out.
+# valgrind is forty times slower: only these shapes. They are longer than 64 tokens, to leave out
+# the thousands of runs of central differences.
 VALGRIND_CASES ?= T=66,phi=mlp,hidden=5 T=70,phi=gated seqs=15+0+55
 
 $(BUILD)/threads: $(call object,tests/threads.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
@@ -135,8 +135,8 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 .PHONY: cuda-checkable
 cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
 
-# nvcc contracts a*b+c to one rounding where it likes; the simulator's compiler is told not to. Here
-# it may, too: equal scores must still give equal bits, and large ones keep their digits.
+# nvcc may contract a*b+c to an fma; the simulator's build does not. Here it does: equal scores must
+# still give equal bits, and large scores keep their digits.
 CONTRACT_BUILD := BUILD=build/contract CUDA=sim \
                   SIMT_UNROLL='-funroll-loops -ffp-contract=fast -march=native'
 CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties \
@@ -150,7 +150,7 @@ test-contract: ## the CUDA stages simulated, multiply-adds contracted as by nvcc
 	    $(FIND) build/contract/nsa check --stage $$stage --property $$property --case "$$text"; \
 	done; done; done
 
-# The CUDA stages on the simulator, in every order of threads; built apart where there is a GPU.
+# The CUDA stages on the simulator, in every order of threads; built separately if there is a GPU.
 ORDERS_BUILD := $(if $(filter sim,$(CUDA)),$(BUILD),build/sim)
 
 test-orders: ## the CUDA stages in the simulator's three orders, on cases that launch every kernel
@@ -184,7 +184,7 @@ AARCH64_LIB  := $(AARCH64_ROOT)/usr/lib/$(AARCH64)
 QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB)
 AARCH64_STAGES ?= $(STAGES)
 
-# The flags of stage 02 and -march=native are not set here: the compiler says what it knows.
+# The flags of stage 02 and -march=native are not set here: the Makefile asks the compiler.
 test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CUDA ones simulated
 	sh tests/setup-quality.sh --aarch64
 	$(AGAIN) -j$(JOBS) BUILD=build/aarch64 CC=$(AARCH64)-gcc CXX=$(AARCH64)-g++ CUDA=sim \

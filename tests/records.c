@@ -20,13 +20,13 @@ static int open_records(void) {
 }
 
 int records_put(size_t number, const record *r) {
-    const off_t at = (off_t)(number * sizeof *r);
-    return open_records() >= 0 && pwrite(file, r, sizeof *r, at) == (ssize_t)sizeof *r ? 0 : -1;
+    const off_t offset = (off_t)(number * sizeof *r);
+    return open_records() >= 0 && pwrite(file, r, sizeof *r, offset) == (ssize_t)sizeof *r ? 0 : -1;
 }
 
 int records_get(size_t number, record *r) {
-    const off_t at = (off_t)(number * sizeof *r);
-    return open_records() >= 0 && pread(file, r, sizeof *r, at) == (ssize_t)sizeof *r ? 0 : -1;
+    const off_t offset = (off_t)(number * sizeof *r);
+    return open_records() >= 0 && pread(file, r, sizeof *r, offset) == (ssize_t)sizeof *r ? 0 : -1;
 }
 
 int records_create(const record *list, size_t count) {
@@ -43,8 +43,7 @@ int records_create(const record *list, size_t count) {
     return 0;
 }
 
-/* Beside the records: a byte a hang. Its name has the stage's, for records_remove() one at a time.
- */
+/* The path of a file beside the records with one byte for each hang of a stage. */
 static void hang_path(const char *stage, char *path, size_t size) {
     snprintf(path, size, "%s.%s.hangs", getenv(variable), stage);
 }
@@ -66,7 +65,7 @@ size_t records_hangs(const char *stage) {
     return stat(path, &st) ? 0 : (size_t)st.st_size;
 }
 
-/* The lock ends with the process that holds it, however that ends. */
+/* The lock ends with its process, also after a crash. */
 int gpu_acquire(void) {
     const char *path = getenv(variable);
     const int held = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;

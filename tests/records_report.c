@@ -1,12 +1,12 @@
 /** @file records_report.c
- *  @brief What the judge says at the end: scores, the closing line, TAP or JUnit. */
+ *  @brief The judge's output at the end: scores, the closing line, TAP or JUnit. */
 #include "harness/score.h"
 #include "records.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Text inside XML: the four characters that mean something else there. */
+/* Print text inside XML: escape four characters, drop control characters. */
 static void put_xml(FILE *to, const char *text) {
     for (; *text; text++) {
         const char *as = *text == '&'   ? "&amp;"
@@ -21,7 +21,7 @@ static void put_xml(FILE *to, const char *text) {
     }
 }
 
-/* A line of TAP, and below it, as comments, what was wrong. */
+/* Print a line of TAP, and below it, as comments, what was wrong. */
 static void put_tap(FILE *to, size_t number, const record *r) {
     const verdict v = r->outcome.verdict;
     fprintf(to, "%s %zu - %s %s %s%s%s\n", v == FAILED ? "not ok" : "ok", number, r->stage,
@@ -60,7 +60,7 @@ static void put_score(FILE *to, int xml, const char *stage, const score *sum) {
 
 enum { REASONS = 8 };
 
-/* What became of the records of one stage, `first` to `end`. */
+/* Sums over the records of one stage, `first` to `end`. */
 typedef struct stage_sum {
     size_t first, end, judged, counts[3]; /* by verdict */
     struct {
@@ -70,7 +70,7 @@ typedef struct stage_sum {
     score parts;
 } stage_sum;
 
-/* Count a reason for skipping; what does not fit shares the last place. */
+/* Count a reason for skipping; reasons that do not fit share the last entry. */
 static void add_skip(stage_sum *sum, const char *why) {
     int i = 0;
     while (i < REASONS - 1 && sum->skips[i].trials && strcmp(sum->skips[i].why, why) != 0)
@@ -79,7 +79,7 @@ static void add_skip(stage_sum *sum, const char *why) {
     sum->skips[i].trials++;
 }
 
-/* A record that no process came to judge has failed. */
+/* Read a record; a trial that was never judged has failed. */
 static void read_record(size_t number, record *r) {
     if (records_get(number, r))
         abort();
@@ -89,7 +89,7 @@ static void read_record(size_t number, record *r) {
     }
 }
 
-/* Count the records from `first` on that are of one stage. @return 0 if there are none */
+/* Sum the records of one stage, from `first` on. @return 0 if there are none */
 static int sum_stage(size_t first, stage_sum *sum, char *stage, size_t capacity) {
     record r;
     memset(sum, 0, sizeof *sum);
@@ -109,7 +109,7 @@ static int sum_stage(size_t first, stage_sum *sum, char *stage, size_t capacity)
     return 1;
 }
 
-/* The records of one stage in the report. */
+/* Write the records of one stage to the report. */
 static void report_stage(FILE *to, int xml, const char *stage, const stage_sum *sum) {
     record r;
     if (xml)
@@ -138,7 +138,7 @@ void records_report(int always, const char *missing, FILE *report, int xml) {
         fprintf(report,
                 xml ? "<?xml version=\"1.0\"?>\n<testsuites>\n" : "TAP version 13\n1..%zu\n",
                 total);
-    for (size_t at = 0; sum && sum_stage(at, sum, stage, sizeof stage); at = sum->end) {
+    for (size_t first = 0; sum && sum_stage(first, sum, stage, sizeof stage); first = sum->end) {
         for (int v = PASSED; v <= SKIPPED; v++)
             counts[v] += sum->counts[v];
         if (sum->judged && (always || sum->counts[FAILED]))

@@ -1,15 +1,15 @@
 #!/bin/sh
 # The CUDA stages under compute-sanitizer: `make test-sanitizer`. Every property of the suite on a
-# small case or a few, each trial a process of its own, several side by side: racecheck makes a
+# small case or a few, each trial a process of its own, several in parallel: racecheck makes a
 # kernel a hundred times slower.
 #
 #   sh tests/sanitizer.sh                   the trials below
 #   sh tests/sanitizer.sh PROPERTY:CASE...  others; `PROPERTY:CASE` as nsa check takes them
 #
-# A trial passes if the tool found nothing and the property held. A tool fails, too, if a property
-# that CUDA stages have was reached by no trial. What each run said stays in build/sanitizer.
-# Environment: NSA_REPEATS (2); BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have
-# .cu files); COMPUTE_SANITIZER.
+# A trial passes if the tool found nothing and the property held. A tool also fails if a property of
+# CUDA stages has no trial. The output of each run is kept in build/sanitizer. Environment:
+# NSA_REPEATS (2); BUILD, where build/nsa is; JOBS (2); TOOLS; STAGES (all that have .cu files);
+# COMPUTE_SANITIZER.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build} JOBS=${JOBS:-2} COMPUTE_SANITIZER=${COMPUTE_SANITIZER:-compute-sanitizer}
@@ -23,8 +23,8 @@ export BUILD COMPUTE_SANITIZER NSA_VECTORS NSA_REPEATS work
 # where the stage cannot see it.
 beyond='differences no_malloc'
 
-# The longest first. Blocks of keys are of 64, so 66 tokens are two; more than 64 give blocks to
-# choose and to reject; a group of 20 heads is two tiles.
+# The longest first. Blocks have 64 keys, so 66 tokens are two blocks; more than 64 give blocks to
+# select and to reject; a group of 20 heads is two tiles.
 trials() {
     cat <<'END'
 repeat:T=20,l=4,d=2,l2=4,n=3,w=5,phi=mlp,hidden=5
@@ -58,8 +58,8 @@ bad_config:T=100
 END
 }
 
-# one "TOOL STAGE PROPERTY:CASE": a line that says how it went, and what was wrong. A property that
-# is about bad configs never comes to use the GPU, which is not an error.
+# one "TOOL STAGE PROPERTY:CASE": run it, print a line, and what was wrong. A property of bad
+# configs never uses the GPU, which is not an error.
 one() {
     # shellcheck disable=SC2086 # words
     set -- $1

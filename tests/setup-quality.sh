@@ -1,11 +1,11 @@
 #!/bin/sh
 # Install what the targets of tests/quality.mk need, beyond setup.sh, on Debian or Ubuntu. Safe to
 # run again. With --aarch64 also fetch cJSON for arm64 into build/aarch64/root, without installing
-# it: the machine itself stays as it is.
+# it on this machine.
 set -eu
 cd "$(dirname "$0")/.."
 
-# name and reason, one package a line
+# name and purpose, one package a line
 packages='clang                  the sanitizers and libFuzzer
 llvm                   names in the reports of the sanitizers
 libomp-dev             OpenMP under clang, with archer for its thread sanitizer
@@ -27,7 +27,8 @@ as_root() {
     fi
 }
 
-# Packages of another architecture, unpacked and not installed: apt gets lists of its own for it.
+# Packages of another architecture, unpacked and not installed: apt uses separate package lists for
+# it.
 fetch_arm64() {
     root=$PWD/build/aarch64/root
     if [ -e "$root/usr/include/cjson/cJSON.h" ]; then

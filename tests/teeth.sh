@@ -1,14 +1,14 @@
 #!/bin/sh
-# Prove that a sanitizer run is able to fail: each tests/faults/KIND-*.patch plants one fault in a
-# copy of the tree, and the run that its header names must end with an error that says what the
-# header expects.
+# Show that a sanitizer run can fail: each tests/faults/KIND-*.patch plants one fault in a copy of
+# the tree, and the run that its header names must end with an error that says what the header
+# expects.
 #
 #   sh tests/teeth.sh KIND BUILD [MAKE VARIABLE...]
 #
 # KIND is asan, tsan, valgrind, orders or gpu; BUILD a folder that is built already, so that little
-# is compiled again. Lines of a patch's header: "Run: check ...", "Run: threads ..." or
-# "Run: sh ...", "Expect: text", and "Flags: ..." for further compiler flags, "Tool: ..." for the
-# tool of compute-sanitizer to run under.
+# is recompiled. Lines of a patch's header: "Run: check ...", "Run: threads ..." or "Run: sh ...",
+# "Expect: text", and "Flags: ..." for further compiler flags, "Tool: ..." for the tool of
+# compute-sanitizer to run under.
 set -eu
 cd "$(dirname "$0")/.."
 kind=$1
@@ -48,7 +48,7 @@ plant() {
     (cd "$copy" && $make BUILD="$build" "$@" "${TARGET:-checkable}")
 }
 
-# run PATCH: what its header says, in the copy
+# run PATCH: run what its header says in the copy
 run() {
     words=$(line_of Run "$1")
     case $words in

@@ -1,11 +1,11 @@
-# Judging the judge: each patch of tests/mutants breaks one sentence of the specification in a copy
-# of a stage, and the property that it names has to notice; or it breaks what stages share or the
-# harness itself, and the judge that it names has to fail.
+# Testing the tests: each patch of tests/mutants breaks one sentence of the specification in a copy
+# of a stage, and the property that it names must fail; or it breaks shared code or the harness
+# itself, and the test that it names must fail.
 
 .PHONY: test-mutants mutant-matrix
 MUTANTS ?=
-# A stage that is right but for one thing, in a folder of its own beside the real ones; the command
-# that judges it also counts allocations.
+# A stage with a single fault, in a separate folder with links to the real stages; the command that
+# judges it also counts allocations.
 .PHONY: test-liars liars
 LIARS := $(BUILD)/liars
 LIARS_BESIDE := $(BUILD)/stages/00_dense.so $(BUILD)/stages/01_naive_nsa.so
@@ -25,10 +25,10 @@ $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/judge $(LIARS_BESIDE)
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
-test-liars: liars ## a stage lies about one thing at a time: each lie must be caught, for its reason
+test-liars: liars ## a stage with one fault at a time: each must be caught, for the right reason
 	BUILD='$(BUILD)' sh tests/liars.sh
 
-test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose: each is caught
+test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose: each fault must be caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    PART=$(or $(PART),1/1) sh tests/mutants.sh $(MUTANTS)
 

@@ -1,10 +1,9 @@
 /** @file threads.c
- *  @brief Two contexts of a stage in two threads at once give what each gives alone, and each
- * thread reads its own last error: for `make test-tsan`, and quick enough for every day.
+ *  @brief Two contexts of a stage, used in two threads at once, give the results that each gives
+ * alone, and each thread reads its own last error. For `make test-tsan`.
  *
  *     threads            every stage
- *     threads 01         one
- */
+ *     threads 01         one */
 #include "harness/run.h"
 #include "harness/tensor.h"
 #include "nsa_find.h"
@@ -16,15 +15,15 @@
 
 enum { THREADS = 2, ROUNDS = 3 };
 
-/* What one thread does, and what it must come to. */
+/* The work of one thread, and the expected results. */
 typedef struct work {
     const nsa_stage *stage;
     test_case c;
     nsa_tensors in;
-    nsa_tensors alone, decoded; /* results of the same calls before there were threads */
-    const char *broken_key;     /* a key that this thread breaks, and the other does not */
+    nsa_tensors alone, decoded; /* results of the same calls without a second thread */
+    const char *broken_key;     /* the config key that this thread sets wrongly */
     char why[256];              /* what was wrong; "" if nothing was */
-    pthread_barrier_t *start;   /* of a round, in all threads */
+    pthread_barrier_t *start;   /* where all threads start a round */
 } work;
 
 static nsa_status same_results(const nsa_tensors *a, const nsa_tensors *b) {
@@ -36,7 +35,7 @@ static nsa_status same_results(const nsa_tensors *a, const nsa_tensors *b) {
     return NSA_OK;
 }
 
-/* Break a rule: the text must name this thread's key, whatever the other breaks meanwhile. */
+/* Set a key to an illegal value: the error must name this thread's key, not the other's. */
 static nsa_status own_error(const work *w) {
     nsa_config cfg = w->c.cfg;
     nsa_context *ctx = NULL;
@@ -63,8 +62,7 @@ static nsa_status one_round(const work *w) {
     return status;
 }
 
-/* Each round begins in all threads at once: what they do in it is then in no order, and a race
- * shows even if one thread was late. */
+/* All threads start each round together, so that their calls overlap and a race can show. */
 static void *run_rounds(void *argument) {
     work *w = argument;
     for (int i = 0; i < ROUNDS; i++) {
@@ -75,7 +73,7 @@ static void *run_rounds(void *argument) {
     return NULL;
 }
 
-/* The inputs, and the results of one thread. */
+/* Prepare one thread's inputs and expected results. */
 static nsa_status prepare(work *w, const nsa_stage *stage, int i) {
     static const char *const texts[THREADS] = {"T=40,phi=gated", "T=33,phi=mlp,hidden=6,Hq=6"};
     static const char *const keys[THREADS] = {"window", "slc_block"};
@@ -88,7 +86,7 @@ static nsa_status prepare(work *w, const nsa_stage *stage, int i) {
     return status ? status : run_decode(stage, &w->c.cfg, &w->in, 5, 0, &w->decoded);
 }
 
-/* @return 1 if all is well. */
+/* @return 1 if nothing was wrong. */
 static int judge(const nsa_found *found) {
     work works[THREADS];
     pthread_barrier_t start;
@@ -105,7 +103,7 @@ static int judge(const nsa_found *found) {
         works[started].start = &start;
         if (pthread_create(&threads[started], NULL, run_rounds, &works[started])) {
             fprintf(stderr, "threads: cannot start a thread\n");
-            exit(2); /* the others wait for it */
+            exit(2); /* the others would wait at the barrier forever */
         }
     }
     for (int i = 0; i < started; i++)

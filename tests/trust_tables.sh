@@ -1,6 +1,6 @@
 #!/bin/sh
-# The tables of docs/trust.md, made from what they are about: properties, mutants, planted faults
-# and unreached lines. Writes Markdown to standard output; `make docs` keeps it in build/docs-src.
+# The tables of docs/trust.md, generated from the sources: properties, mutants, planted faults and
+# unreached lines. Writes Markdown to standard output; `make docs` keeps it in build/docs-src.
 # shellcheck disable=SC2016 # backquotes are Markdown's
 set -eu
 cd "$(dirname "$0")/.."

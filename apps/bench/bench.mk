@@ -1,11 +1,11 @@
-# The measuring instrument; the Makefile includes this at its end.
+# Benchmarks; the Makefile includes this at its end.
 #
 #   make bench         check and time every stage: notes/runs/$(RUN).json; built for this processor,
-#                      every stage with the same flags, in a folder of its own
+#                      every stage with the same flags, in a separate folder
 #   make tables        rewrite the tables between markers from the run files
 #   make figures       draw the run files: docs/figures/bench_*.svg
-#   make check-tables  fail if a table differs from its run file, or ratios are taken wrongly
-#   make test-peers    the program that times other people's attention, played by a stub
+#   make check-tables  fail if a table differs from its run file, or ratios are computed wrongly
+#   make test-peers    `nsa bench --peers` with stub programs
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
@@ -15,9 +15,9 @@ BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
 C_FILES     += $(BENCH)
 
-# OpenBLAS is the ceiling and the dense baseline. The command is not linked with it: a bench loads
-# it by this name. Without it (BLAS=no, not installed, or a build for another machine, which names
-# its own libraries) both say SKIP, and all else is timed.
+# OpenBLAS is the sgemm ceiling and the dense baseline. The command is not linked with it: a bench
+# loads it by this name. Without it (BLAS=no, not installed, or a cross build, which names its own
+# libraries) both say SKIP, and everything else is timed.
 BLAS        ?= $(if $(filter command,$(firstword $(origin CJSON_LIBS))),no,$\
                $(if $(shell pkg-config --libs openblas 2>/dev/null),yes,no))
 ifeq ($(BLAS),yes)
@@ -25,8 +25,8 @@ OPENBLAS    ?= libopenblas.so.0
 BLAS_CFLAGS := -DNSA_WITH_OPENBLAS -DNSA_OPENBLAS='"$(OPENBLAS)"' $(shell pkg-config --cflags openblas)
 endif
 
-# The GPU's ceilings and clock: a shared object beside the command, which finds it at run time. So
-# the command itself needs no CUDA, and without it says "no GPU".
+# The GPU's ceilings: a shared object beside the command, which loads it at run time. So the command
+# itself needs no CUDA.
 ifeq ($(CUDA),gpu)
 GPU_PART := $(BUILD)/libnsa_gpu.so
 all: $(GPU_PART)
@@ -44,7 +44,7 @@ install-gpu: $(GPU_PART)
 	install -d $(DESTDIR)$(PREFIX)/lib
 	install -m 755 $< $(DESTDIR)$(PREFIX)/lib/libnsa_gpu.so
 
-# The baseline alone is built for this processor: a slow yardstick would flatter every stage.
+# The baseline is always built for this processor: a slow baseline would flatter every stage.
 DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math \
                -ffp-contract=fast
 # What a run file records; warnings and what any file has are left out.
@@ -58,7 +58,7 @@ $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_F
     -DBENCH_DENSE_FLAGS='"$(strip $(DENSE_FLAGS))"'
 $(call object,$(BENCH)): apps/bench/bench.mk
 
-# A stage's own flags, beside it: as its prerequisite this sees the stage's STAGE_CFLAGS.
+# The stage's extra flags, in a file beside it: a prerequisite inherits the stage's STAGE_CFLAGS.
 $(STAGES:%=$(BUILD)/stages/%.so): $(BUILD)/stages/%.so: | $(BUILD)/stages/%.flags
 $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcard stages/*/stage.mk)
 	@mkdir -p $(@D)
@@ -66,7 +66,7 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 
 .PHONY: bench tables figures check-tables test-peers
 
-test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## `nsa bench --peers` with programs that answer well and badly
+test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## `nsa bench --peers` with stub programs that answer well and badly
 	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
 bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 1k,2k")
@@ -77,7 +77,7 @@ bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 
 tables: $(BUILD)/nsa ## rewrite the tables of README and pages from notes/runs
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh
 
-check-tables: $(BUILD)/nsa ## fail if a table differs from its run file, or ratios are taken wrongly
+check-tables: $(BUILD)/nsa ## fail if a table differs from its run file, or ratios are computed wrongly
 	NSA=./$(BUILD)/nsa sh tests/ratios.sh
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh --check
 

@@ -1,7 +1,7 @@
 /** @file blas.c
- *  @brief The one file that knows whether OpenBLAS is there. It is loaded when a bench first asks,
- * for it starts threads of its own, which no other subcommand wants. Without it nothing calls these
- * products: the dense baseline and the ceiling say blas_missing() and are skipped. */
+ *  @brief The only file that uses OpenBLAS. It is loaded when a bench first needs it, because it
+ * starts threads of its own. Without it the dense baseline and the sgemm ceiling report
+ * blas_missing() and are skipped. */
 #include "bench/blas.h"
 
 #include <stddef.h>
@@ -15,9 +15,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ROOM_A_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
+enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
 
-/* What this program calls of it; the declarations are of cblas.h. */
+/* The functions used, with the types of cblas.h. */
 static struct {
     __typeof__(cblas_sgemm) *sgemm;
     __typeof__(openblas_set_num_threads) *set_threads;
@@ -25,15 +25,15 @@ static struct {
     char missing[160];
 } blas;
 
-/* An object pointer is no function pointer in C: copy its bits. */
+/* ISO C has no cast from object to function pointer: copy its bits. */
 static int find(void *library, const char *name, void *function) {
     void *symbol = dlsym(library, name);
     memcpy(function, &symbol, sizeof symbol);
     return symbol != NULL;
 }
 
-/* It stays loaded to the end. By itself it would start a thread for every core at once, and never
- * end where one of them could not be had; blas_threads() starts those that are wanted. */
+/* Load it, for good. Left alone it starts a thread for every core, and hangs if one cannot be
+ * created; blas_threads() sets the number instead. */
 static void load(void) {
     (void)setenv("OPENBLAS_NUM_THREADS", "1", 1);
     void *library = dlopen(NSA_OPENBLAS, RTLD_NOW | RTLD_LOCAL);
@@ -44,10 +44,10 @@ static void load(void) {
 }
 
 const char *blas_missing(void) {
-    static int looked;
-    if (!looked)
+    static int searched;
+    if (!searched)
         load();
-    looked = 1;
+    searched = 1;
     return blas.missing[0] ? blas.missing : NULL;
 }
 
@@ -58,22 +58,22 @@ const char *blas_name(void) {
     return text;
 }
 
-/* A thread that finds no memory for its buffer asks again, and again. */
-static int room_for(int threads) {
-    const size_t room = (size_t)threads * ROOM_A_THREAD;
-    void *trial = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return trial != MAP_FAILED && !munmap(trial, room);
+/* An OpenBLAS thread that finds no memory for its buffer retries forever, so check first. */
+static int has_address_space(int threads) {
+    const size_t bytes = (size_t)threads * BYTES_PER_THREAD;
+    void *trial = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return trial != MAP_FAILED && !munmap(trial, bytes);
 }
 
 void blas_threads(int threads) {
     if (blas_missing())
         return;
-    if (room_for(threads))
+    if (has_address_space(threads))
         blas.set_threads(threads);
     else
         snprintf(blas.missing, sizeof blas.missing,
                  "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
-                 threads, ROOM_A_THREAD >> 20);
+                 threads, BYTES_PER_THREAD >> 20);
 }
 
 static void product(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, const int64_t size[3], float alpha,

@@ -1,5 +1,5 @@
 /** @file budget.c
- *  @brief Foretelling times by powers of the length. */
+ *  @brief Predict a run time from shorter runs: time grows as T^e. */
 #include "bench/budget.h"
 
 #include <math.h>
@@ -12,15 +12,15 @@ int budget_runs(const bench_budget *b, double seconds, double limit) {
     if (b->runs)
         return b->runs;
     if (seconds <= 0.05)
-        return BENCH_MANY;
-    if (seconds <= BENCH_SLOW)
-        return BENCH_LEAST;
-    int many = (int)(20 / seconds);
-    return many < 3 ? 3 : many < BENCH_LEAST ? many : BENCH_LEAST;
+        return BENCH_MANY_RUNS;
+    if (seconds <= BENCH_SLOW_RUN)
+        return BENCH_MIN_RUNS;
+    int runs = (int)(20 / seconds);
+    return runs < 3 ? 3 : runs < BENCH_MIN_RUNS ? runs : BENCH_MIN_RUNS;
 }
 
-/* T^e from the last two lengths, e in 1..2.2; from one length alone, T^2. */
-static double foretell(const bench_history *h, const double seconds[2], int64_t T) {
+/* e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
+static double predict(const bench_history *h, const double seconds[2], int64_t T) {
     double e = 2;
     if (h->T[0])
         e = log(seconds[1] / seconds[0]) / log((double)h->T[1] / (double)h->T[0]);
@@ -30,23 +30,23 @@ static double foretell(const bench_history *h, const double seconds[2], int64_t 
 
 double budget_cost(const bench_budget *b, const char *name, int64_t T, double limit) {
     for (int i = 0; i < b->count; i++) {
-        const bench_history *h = &b->past[i];
+        const bench_history *h = &b->history[i];
         if (strcmp(h->name, name) != 0)
             continue;
-        const double first = foretell(h, h->first, T), cost = foretell(h, h->cost, T);
+        const double first = predict(h, h->first, T), cost = predict(h, h->cost, T);
         return cost + budget_runs(b, first, limit - cost) * first;
     }
     return 0;
 }
 
 void budget_note(bench_budget *b, const char *name, int64_t T, double cost, double first) {
-    int at = 0;
-    while (at < b->count && strcmp(b->past[at].name, name) != 0)
-        at++;
-    if (at == (int)(sizeof b->past / sizeof b->past[0]))
+    int i = 0;
+    while (i < b->count && strcmp(b->history[i].name, name) != 0)
+        i++;
+    if (i == (int)(sizeof b->history / sizeof b->history[0]))
         return;
-    bench_history *h = &b->past[at];
-    if (at == b->count) {
+    bench_history *h = &b->history[i];
+    if (i == b->count) {
         b->count++;
         *h = (bench_history){0};
         snprintf(h->name, sizeof h->name, "%s", name);

@@ -1,5 +1,5 @@
 /** @file ceilings.c
- *  @brief What this machine can do at most. */
+ *  @brief Ceilings of this machine. */
 #include "bench/ceilings.h"
 #include "bench/blas.h"
 #include "bench/gpu.h"
@@ -9,7 +9,7 @@
 
 enum { REPEATS = 5, SIDE = 1024 };
 
-/* 2 SIDE^3 operations, on values that are neither zero nor alike: zeros run faster. */
+/* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
 static double measure_gflops(int threads, int runs) {
     const size_t count = (size_t)SIDE * SIDE;
     float *m = malloc(3 * count * sizeof *m);
@@ -46,7 +46,7 @@ static void copy_part(void *arg, int thread) {
 static double measure_gbs(const bench_arena *arena, int threads, int runs) {
     double seconds[REPEATS];
     copying c = {arena, threads};
-    for (int i = 0; i < runs; i++) { /* none warms up: rows run cold, too */
+    for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
         double start = bench_now();
         bench_parallel(threads, copy_part, &c);
         seconds[i] = bench_now() - start;

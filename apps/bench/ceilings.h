@@ -1,6 +1,6 @@
 /**
  * @file ceilings.h
- * @brief What this machine can do at most, measured beside what is judged by it.
+ * @brief Ceilings of this machine, measured in the same run as the rows.
  */
 #ifndef BENCH_CEILINGS_H
 #define BENCH_CEILINGS_H
@@ -17,20 +17,20 @@ typedef struct bench_ceilings {
     int gpu_count;                  /**< how often measured */
 } bench_ceilings;
 
-/** Measure both once more: the median of five runs each.
- *  @param c        one more is added
+/** Measure both ceilings once more: the median of five runs each.
+ *  @param c        gets one more measurement
  *  @param arena    copied from one half to the other
  *  @param threads  for both */
 void ceilings_measure(bench_ceilings *c, const bench_arena *arena, int threads);
 
-/** Measure both by a single run each, in between the runs that they are to be held against.
+/** Measure both with a single run each, between the runs that they are compared with.
  *  @param arena        as above
  *  @param threads      for both
  *  @param[out] gflops  of sgemm, 0 if there is none
  *  @param[out] gbs     of copying */
 void ceilings_sample(const bench_arena *arena, int threads, double *gflops, double *gbs);
 
-/** Measure those of the GPU once more; of no GPU, nothing. */
+/** Measure the GPU's ceilings once more; without a GPU do nothing. */
 void ceilings_measure_gpu(bench_ceilings *c);
 
 #endif

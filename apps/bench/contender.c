@@ -48,7 +48,7 @@ static nsa_status open_stage(contender *c, const workload *w) {
         return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu_missing());
     if (c->causal && gradients)
         status = workload_dense(w, &cfg, &gate, &in);
-    in.at[NSA_DOUT] = (nsa_tensor){0}; /* comes by itself, first sparse, then whole */
+    in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
     status = status ? status : nsa_open(c->stage, &cfg, &setup, &c->ctx);
     status = status ? status : nsa_load(c->ctx, &in);
     if (!status)
@@ -79,7 +79,7 @@ void contender_close(contender *c) {
 
 /* -------------------------------------------------------------------- runs */
 
-/* What is timed, and nothing else. */
+/* Exactly what is timed. */
 static nsa_status run_once(contender *c, const workload *w, int64_t step) {
     if (!c->stage && w->pass == BENCH_DECODE)
         dense_decode(c->dense, &c->in, w->T + step + 1);
@@ -96,9 +96,9 @@ static nsa_status run_once(contender *c, const workload *w, int64_t step) {
     return NSA_OK;
 }
 
-/* What a run needs before it: a step's tokens. */
+/* Before a run of decode: load the step's tokens. */
 static nsa_status prepare(contender *c, const workload *w, int64_t step) {
-    int32_t active[BENCH_BATCH];
+    int32_t active[BENCH_MAX_BATCH];
     nsa_tensors in;
     if (w->pass != BENCH_DECODE)
         return NSA_OK;
@@ -109,10 +109,10 @@ static nsa_status prepare(contender *c, const workload *w, int64_t step) {
 
 /* The sum of the phases of the last call, by the device's clock; 0 if it lists none. */
 static double device_seconds(const contender *c) {
-    nsa_phase list[BENCH_PHASES];
-    const int count = nsa_phases(c->ctx, list, BENCH_PHASES);
+    nsa_phase list[BENCH_MAX_PHASES];
+    const int count = nsa_phases(c->ctx, list, BENCH_MAX_PHASES);
     double sum = 0;
-    for (int i = 0; i < count && i < BENCH_PHASES; i++)
+    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++)
         sum += list[i].seconds;
     return sum;
 }
@@ -124,25 +124,25 @@ static nsa_status timed(contender *c, const workload *w, const bench_clock *cloc
     if (c->device == BENCH_ON_GPU)
         gpu_wait();
     *seconds = clock->stop(clock->state);
-    const double own = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
-    *seconds = own > 0 ? own : *seconds;
+    const double device_time = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
+    *seconds = device_time > 0 ? device_time : *seconds;
     return status;
 }
 
-/* By name: a phase that takes no time may be left out of a list. */
+/* Match phases by name: a stage may leave out a phase that took no time. */
 static void note_phases(contender *c) {
-    nsa_phase list[BENCH_PHASES];
+    nsa_phase list[BENCH_MAX_PHASES];
     bench_row *row = c->row;
-    const int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_PHASES) : 0;
-    for (int i = 0; i < count && i < BENCH_PHASES; i++) {
-        int at = 0;
-        while (at < row->phases && strncmp(row->phase[at].name, list[i].name, 15) != 0)
-            at++;
-        if (at == BENCH_PHASES)
+    const int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_MAX_PHASES) : 0;
+    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++) {
+        int p = 0;
+        while (p < row->phases && strncmp(row->phase[p].name, list[i].name, 15) != 0)
+            p++;
+        if (p == BENCH_MAX_PHASES)
             continue;
-        row->phases += at == row->phases;
-        snprintf(row->phase[at].name, sizeof row->phase[at].name, "%.15s", list[i].name);
-        c->phase[at][c->runs] = list[i].seconds;
+        row->phases += p == row->phases;
+        snprintf(row->phase[p].name, sizeof row->phase[p].name, "%.15s", list[i].name);
+        c->phase[p][c->runs] = list[i].seconds;
     }
 }
 
@@ -150,7 +150,7 @@ nsa_status contender_time(contender *c, const workload *w, const bench_clock *cl
     const int64_t step = DECODE_WARM + c->runs;
     nsa_status status = c->peer ? NSA_OK : prepare(c, w, step);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
-        gpu_flush(); /* a step's tokens have just come through the cache */
+        gpu_flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && c->peer)
         status = peers_time(c->program, c->peer_id, &c->sample[c->runs]);
     else if (!status)
@@ -164,24 +164,25 @@ nsa_status contender_time(contender *c, const workload *w, const bench_clock *cl
 
 /* ------------------------------------------------------------------- check */
 
-/* A whole result, from wherever it is. */
+/* Read a whole result, of a stage or of the baseline. */
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
-    const int own = c->causal && w->pass == BENCH_FORWARD; /* backward, it is a window's output */
+    const int is_causal_out =
+        c->causal && w->pass == BENCH_FORWARD; /* for a backward it is a window branch */
     if (c->stage)
-        return read_result(c->ctx, own && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
+        return read_result(c->ctx, is_causal_out && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
     const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
     const int of_queries = id == NSA_OUT || id == NSA_DQ;
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
     t->shape[0] = rows;
     t->shape[1] = of_queries ? w->cfg.q_heads : w->cfg.kv_heads;
     t->shape[2] = id == NSA_OUT || id == NSA_DV_WIN ? w->cfg.v_dim : w->cfg.qk_dim;
-    nsa_status status = tensor_take(t);
+    nsa_status status = tensor_alloc(t);
     if (!status)
         memcpy(t->data, dense_result(c->dense, id), (size_t)nsa_count(t) * sizeof(float));
     return status;
 }
 
-/* A result as the oracle has it: per-query ones of the sampled rows alone. */
+/* Read a result as the oracle has it: of results with a row a query, only the sampled rows. */
 static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
     const int per_query = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
     nsa_tensor whole = {0};
@@ -205,8 +206,8 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
     return status;
 }
 
-/* Forward before a backward, prefill before steps: not timed, but it costs. */
-static nsa_status lead_up(contender *c, const workload *w) {
+/* Forward before a backward, prefill before steps: not timed, but counted in `cost`. */
+static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (w->pass == BENCH_BACKWARD && !c->stage)
         dense_forward(c->dense, &c->in);
     if (!c->stage || w->pass == BENCH_FORWARD)
@@ -217,19 +218,20 @@ static nsa_status lead_up(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* A step's row of each sequence goes to its place among the judged rows: first, second of two. */
-static nsa_status keep_step(const contender *c, const workload *w, int second, nsa_id id,
-                            nsa_tensor *kept) {
+/* Store a step's rows among the judged ones: each sequence has two, of the first and the last
+ * step. */
+static nsa_status store_step_row(const contender *c, const workload *w, int second, nsa_id id,
+                                 nsa_tensor *rows_kept) {
     nsa_tensor t = {0};
     nsa_status status = read_whole(c, w, id, &t);
-    if (!status && !kept->dtype) {
-        *kept = t;
-        kept->shape[0] = 2 * w->B;
-        status = tensor_take(kept);
+    if (!status && !rows_kept->dtype) {
+        *rows_kept = t;
+        rows_kept->shape[0] = 2 * w->B;
+        status = tensor_alloc(rows_kept);
     }
     size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
     for (int64_t b = 0; b < w->B && !status; b++)
-        memcpy((char *)kept->data + (size_t)(2 * b + second) * row,
+        memcpy((char *)rows_kept->data + (size_t)(2 * b + second) * row,
                (const char *)t.data + (size_t)b * row, row);
     tensor_free(&t);
     return status;
@@ -242,9 +244,9 @@ static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine)
         status = status ? status : timed(c, w, c->clock, s, &c->first);
         if (s && s + 1 < DECODE_WARM)
             continue;
-        status = status ? status : keep_step(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
+        status = status ? status : store_step_row(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
         if (!status && !c->causal)
-            status = keep_step(c, w, s > 0, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
+            status = store_step_row(c, w, s > 0, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
     }
     return status;
 }
@@ -253,9 +255,9 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
-    if (c->peer) /* it has checked itself */
+    if (c->peer) /* the peers' program checks itself */
         return NSA_OK;
-    nsa_status status = lead_up(c, w);
+    nsa_status status = run_prerequisites(c, w);
     if (!status && w->pass == BENCH_DECODE)
         status = warm_steps(c, w, &mine);
     else if (!status)
@@ -265,7 +267,7 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
         status = read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
-    /* from here on every row has its gradient */
+    /* from now on dout has all rows */
     if (!status && w->pass == BENCH_BACKWARD && c->stage)
         status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
     if (w->pass == BENCH_BACKWARD)

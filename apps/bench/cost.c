@@ -1,14 +1,14 @@
 /** @file cost.c
- *  @brief What a config needs at least: operations and bytes, counted and not estimated. */
+ *  @brief The operations and bytes that a config needs at least, counted exactly. */
 #include "bench/workload.h"
 #include "common/counts.h"
 
-/* Products of one compressed token with D columns: forward, or the backward's share. */
+/* Operations of one compressed token with D columns, forward. */
 static double phi_flops(const nsa_config *c, double D) {
     double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
     if (c->phi == NSA_PHI_MLP)
         return 2 * hidden * l * D + 2 * hidden * D;
-    return c->phi == NSA_PHI_GATED ? 4 * l * D : l * D; /* weigh and add; or add */
+    return c->phi == NSA_PHI_GATED ? 4 * l * D : l * D; /* scores and weighted sum; or a sum */
 }
 
 /* Weights of one compressor with D columns. */
@@ -19,7 +19,7 @@ static double phi_weights(const nsa_config *c, double D) {
     return c->phi == NSA_PHI_GATED ? l * D + D + l : 0;
 }
 
-/* Keys that queries [from, to) of a sequence see, a branch each. */
+/* Keys that queries [from, to) of a sequence see, for each branch. */
 static nsa_reads add_reads(const nsa_config *c, int64_t from, int64_t to) {
     nsa_reads sum = {0};
     for (int64_t t = from; t < to; t++) {
@@ -32,8 +32,7 @@ static nsa_reads add_reads(const nsa_config *c, int64_t from, int64_t to) {
     return sum;
 }
 
-/* A step reads its queries, the keys and values that it sees and the new token's own, and writes a
- * row. */
+/* Numbers that a step reads and writes: q, gate, the visible keys and values, and a row of out. */
 static double decode_numbers(const workload *w, const nsa_reads *r, int causal) {
     const nsa_config *c = &w->cfg;
     double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hkv = (double)c->kv_heads;
@@ -41,7 +40,7 @@ static double decode_numbers(const workload *w, const nsa_reads *r, int causal) 
     return (double)c->q_heads * (dk + dv + (causal ? 0 : 3)) + keys * Hkv * (dk + dv);
 }
 
-/* A whole pass reads every input once and writes every result once. The backward reads dout too,
+/* Numbers that a pass reads and writes: every input and result once. The backward also reads dout,
  * and writes a gradient for each input. */
 static double pass_numbers(const workload *w, int causal) {
     const nsa_config *c = &w->cfg;
@@ -55,7 +54,7 @@ static double pass_numbers(const workload *w, int causal) {
 workload_cost workload_phi(const workload *w) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
-    /* a step compresses one block in d steps */
+    /* one block is compressed every d steps */
     const double blocks =
         w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
     return (workload_cost){.flops = (double)w->B * blocks * (double)c->kv_heads *
@@ -67,7 +66,7 @@ workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim, B = (double)w->B;
     const int step = w->pass == BENCH_DECODE, backward = w->pass == BENCH_BACKWARD;
-    /* a step in the middle of those timed: position T + DECODE_WARM */
+    /* the first timed step: position T + DECODE_WARM */
     const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
     const nsa_reads r = add_reads(c, from, to);
     const double keys = causal ? (double)r.dense : (double)(r.cmp + r.slc + r.win);

@@ -1,7 +1,7 @@
 /** @file dense.c
- *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3
- * -march=native -fno-math-errno -fno-trapping-math: without them the softmax, not the products,
- * would be the slow part, and the yardstick would be short. No fast-math. */
+ *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3 -march=native
+ * -fno-math-errno -fno-trapping-math: without them the softmax would take longer than the products,
+ * and the baseline would be too slow. No fast-math. */
 #include "bench/dense.h"
 #include "bench/blas.h"
 #include "bench/timing.h"
@@ -17,14 +17,14 @@ enum { ROWS = 256, KEYS = 512 };
 
 static const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
-/* What a thread works in. */
+/* Memory of one thread. */
 typedef struct scratch {
-    float *q;            /* [rows,dk] times scale * log2(e), so that exp is exp2 */
-    float *dout, *o;     /* [rows,dv] */
-    float *dq;           /* [rows,dk] */
-    float *s, *dp;       /* [rows,KEYS] scores, then probabilities; and their gradients */
-    float *m, *l, *sink; /* [rows] running maximum and sum; delta of the backward */
-    float *dk, *dv;      /* [B,T,Hkv,*] this thread's share of the gradients */
+    float *q;             /* [rows,dk] times scale * log2(e), so that exp is exp2 */
+    float *dout, *o;      /* [rows,dv] */
+    float *dq;            /* [rows,dk] */
+    float *s, *dp;        /* [rows,KEYS] scores, then probabilities; and their gradients */
+    float *m, *l, *delta; /* [rows] running maximum and sum; delta of the backward */
+    float *dk, *dv;       /* [B,T,Hkv,*] this thread's share of the gradients */
 } scratch;
 
 struct dense {
@@ -34,17 +34,17 @@ struct dense {
     int threads;
     size_t bytes;
     float *out, *lse, *dq, *dk_sum, *dv_sum;
-    scratch *own; /* [threads] */
+    scratch *per_thread; /* [threads] */
     /* of one call */
     const dense_inputs *in;
-    atomic_long next; /* the next tile that nobody has */
+    atomic_long next; /* the next tile to compute */
     int64_t len;      /* keys of a decode step; 0 for whole sequences */
     int backward;
 };
 
 /* ------------------------------------------------------------------ memory */
 
-static float *take(dense *d, int64_t count, int *ok) {
+static float *alloc_floats(dense *d, int64_t count, int *ok) {
     float *p = *ok ? calloc((size_t)count, sizeof *p) : NULL;
     *ok = p != NULL;
     d->bytes += (size_t)count * sizeof *p;
@@ -54,18 +54,18 @@ static float *take(dense *d, int64_t count, int *ok) {
 static int open_scratch(dense *d, scratch *w, int backward) {
     const int64_t rows = d->tile * d->G, keys = d->B * d->T * d->Hkv;
     int ok = 1;
-    w->q = take(d, rows * d->dk, &ok);
-    w->o = take(d, rows * d->dv, &ok);
-    w->s = take(d, rows * KEYS, &ok);
-    w->m = take(d, rows, &ok);
-    w->l = take(d, rows, &ok);
+    w->q = alloc_floats(d, rows * d->dk, &ok);
+    w->o = alloc_floats(d, rows * d->dv, &ok);
+    w->s = alloc_floats(d, rows * KEYS, &ok);
+    w->m = alloc_floats(d, rows, &ok);
+    w->l = alloc_floats(d, rows, &ok);
     if (backward) {
-        w->dout = take(d, rows * d->dv, &ok);
-        w->dq = take(d, rows * d->dk, &ok);
-        w->dp = take(d, rows * KEYS, &ok);
-        w->sink = take(d, rows, &ok);
-        w->dk = take(d, keys * d->dk, &ok);
-        w->dv = take(d, keys * d->dv, &ok);
+        w->dout = alloc_floats(d, rows * d->dv, &ok);
+        w->dq = alloc_floats(d, rows * d->dk, &ok);
+        w->dp = alloc_floats(d, rows * KEYS, &ok);
+        w->delta = alloc_floats(d, rows, &ok);
+        w->dk = alloc_floats(d, keys * d->dk, &ok);
+        w->dv = alloc_floats(d, keys * d->dv, &ok);
     }
     return ok;
 }
@@ -85,34 +85,35 @@ dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int t
                  .scale = (float)c->scale,
                  .threads = threads};
     d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->out = take(d, B * T * d->Hq * d->dv, &ok);
-    d->lse = take(d, B * T * d->Hq, &ok);
+    d->out = alloc_floats(d, B * T * d->Hq * d->dv, &ok);
+    d->lse = alloc_floats(d, B * T * d->Hq, &ok);
     if (backward)
-        d->dq = take(d, B * T * d->Hq * d->dk, &ok);
-    d->own = ok ? calloc((size_t)threads, sizeof *d->own) : NULL;
-    ok = d->own != NULL;
+        d->dq = alloc_floats(d, B * T * d->Hq * d->dk, &ok);
+    d->per_thread = ok ? calloc((size_t)threads, sizeof *d->per_thread) : NULL;
+    ok = d->per_thread != NULL;
     for (int i = 0; i < threads && ok; i++)
-        ok = open_scratch(d, &d->own[i], backward);
+        ok = open_scratch(d, &d->per_thread[i], backward);
     if (!ok) {
         dense_close(d);
         return NULL;
     }
-    d->dk_sum = d->own[0].dk; /* where the threads' shares are added up */
-    d->dv_sum = d->own[0].dv;
+    d->dk_sum = d->per_thread[0].dk; /* the sums over threads end up here */
+    d->dv_sum = d->per_thread[0].dv;
     return d;
 }
 
 void dense_close(dense *d) {
     if (!d)
         return;
-    for (int i = 0; i < d->threads && d->own; i++) {
-        float **all = (float *[]){d->own[i].q,    d->own[i].o,    d->own[i].s,  d->own[i].m,
-                                  d->own[i].l,    d->own[i].dout, d->own[i].dq, d->own[i].dp,
-                                  d->own[i].sink, d->own[i].dk,   d->own[i].dv};
+    for (int i = 0; i < d->threads && d->per_thread; i++) {
+        float **all = (float *[]){d->per_thread[i].q,  d->per_thread[i].o,  d->per_thread[i].s,
+                                  d->per_thread[i].m,  d->per_thread[i].l,  d->per_thread[i].dout,
+                                  d->per_thread[i].dq, d->per_thread[i].dp, d->per_thread[i].delta,
+                                  d->per_thread[i].dk, d->per_thread[i].dv};
         for (int p = 0; p < 11; p++)
             free(all[p]);
     }
-    free(d->own);
+    free(d->per_thread);
     free(d->out);
     free(d->lse);
     free(d->dq);
@@ -129,11 +130,12 @@ const float *dense_result(const dense *d, nsa_id id) {
 
 /* ----------------------------------------------------------------- softmax */
 
-/* 2^x for x <= 0: whole part into the exponent, the rest by a polynomial of degree 6, within 2e-7.
- * A loop over it becomes vector code; expf() would be called once an element. */
-static inline float exp2_below(float x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves a whole number in the bits */
-    float at = x < -126 ? -126 : x, whole = at + round, f = at - (whole - round), p;
+/* 2^x for x <= 0: the integer part goes to the exponent, the rest through a polynomial of degree 6,
+ * within 2e-7. Unlike a call of expf(), a loop over it is vectorised. */
+static inline float exp2_nonpositive(float x) {
+    const float round =
+        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    float clamped = x < -126 ? -126 : x, whole = clamped + round, f = clamped - (whole - round), p;
     int32_t bits, e;
     memcpy(&e, &whole, 4);
     p = 1.540353e-4f;
@@ -146,49 +148,49 @@ static inline float exp2_below(float x) {
     memcpy(&bits, &p, 4);
     bits += (int32_t)((uint32_t)e << 23);
     memcpy(&p, &bits, 4);
-    return x < -126 ? 0 : p; /* a masked score is nothing: 2^-126 would breed denormal numbers */
+    return x < -126 ? 0 : p; /* masked scores give 0, not 2^-126, which would lead to denormals */
 }
 
-/* One row of scores: p = 2^(s - m), with the running maximum m and sum l brought up to date.
- * Returns by how much what was summed so far shrinks. Sums run in 16 lanes, so that the compiler
- * need not reorder additions. */
+/* Online softmax of one row of scores: p = 2^(s - m), updating the running maximum m and sum l.
+ * Returns the factor that rescales what was accumulated so far. Sums use 16 lanes, so that they
+ * vectorise without reordering additions. */
 static float softmax_row(float *s, int64_t n, float *m, float *l) {
     enum { LANES = 16 };
-    float most[LANES], sum[LANES] = {0}, top = *m, total = 0;
+    float lane_max[LANES], lane_sum[LANES] = {0}, row_max = *m, row_sum = 0;
     int64_t i = 0;
     for (int j = 0; j < LANES; j++)
-        most[j] = top;
+        lane_max[j] = row_max;
     for (; i + LANES <= n; i += LANES) {
         for (int j = 0; j < LANES; j++)
-            most[j] = s[i + j] > most[j] ? s[i + j] : most[j];
+            lane_max[j] = s[i + j] > lane_max[j] ? s[i + j] : lane_max[j];
     }
     for (; i < n; i++)
-        top = s[i] > top ? s[i] : top;
+        row_max = s[i] > row_max ? s[i] : row_max;
     for (int j = 0; j < LANES; j++)
-        top = most[j] > top ? most[j] : top;
+        row_max = lane_max[j] > row_max ? lane_max[j] : row_max;
     for (i = 0; i + LANES <= n; i += LANES) {
         for (int j = 0; j < LANES; j++) {
-            s[i + j] = exp2_below(s[i + j] - top);
-            sum[j] += s[i + j];
+            s[i + j] = exp2_nonpositive(s[i + j] - row_max);
+            lane_sum[j] += s[i + j];
         }
     }
     for (; i < n; i++) {
-        s[i] = exp2_below(s[i] - top);
-        total += s[i];
+        s[i] = exp2_nonpositive(s[i] - row_max);
+        row_sum += s[i];
     }
     for (int j = 0; j < LANES; j++)
-        total += sum[j];
-    float shrink = exp2_below(*m - top);
-    *l = *l * shrink + total;
-    *m = top;
-    return shrink;
+        row_sum += lane_sum[j];
+    float rescale = exp2_nonpositive(*m - row_max);
+    *l = *l * rescale + row_sum;
+    *m = row_max;
+    return rescale;
 }
 
-/* Keys s0.. of the block that lie behind a row's own token count as minus infinity. */
+/* Set the scores of keys s0.. after a row's own token to minus infinity. */
 static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, int64_t n) {
     for (int64_t i = 0; i < tokens * G; i++) {
-        int64_t seen = t0 + i / G + 1 - s0;
-        for (int64_t j = seen > 0 ? seen : 0; j < n; j++)
+        int64_t visible = t0 + i / G + 1 - s0;
+        for (int64_t j = visible > 0 ? visible : 0; j < n; j++)
             s[i * KEYS + j] = -INFINITY;
     }
 }
@@ -196,16 +198,16 @@ static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, in
 /* ------------------------------------------------------------------- tiles */
 
 /* A tile: query tokens [t0,t1) of one sequence and the G heads of one kv head. */
-typedef struct place {
+typedef struct tile_coord {
     int64_t t0, tokens, rows;
     int64_t q_row; /* of q, out, lse: (token, head) of the tile's first row */
     int64_t k_row; /* of k, v: the sequence's first key of this kv head */
-} place;
+} tile_coord;
 
-static place tile_place(const dense *d, int64_t number) {
-    int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile, at = number % tiles;
+static tile_coord tile_coord_of(const dense *d, int64_t number) {
+    int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile, tile = number % tiles;
     int64_t kvh = number / tiles % d->Hkv, b = number / tiles / d->Hkv;
-    place p = {.t0 = (tiles - 1 - at) * d->tile}; /* the longest first: threads end together */
+    tile_coord p = {.t0 = (tiles - 1 - tile) * d->tile}; /* the longest first, to balance threads */
     int64_t end = p.t0 + d->tile < d->T ? p.t0 + d->tile : d->T;
     p.tokens = end - p.t0;
     p.q_row = (b * d->T + p.t0) * d->Hq + kvh * d->G;
@@ -219,23 +221,23 @@ static place tile_place(const dense *d, int64_t number) {
     return p;
 }
 
-/* Row i of a tile stands at this row of q. */
-static int64_t q_row(const dense *d, const place *p, int64_t i) {
+/* The row of q that is row i of a tile. */
+static int64_t q_row(const dense *d, const tile_coord *p, int64_t i) {
     return p->q_row + i / d->G * d->Hq + i % d->G;
 }
 
-static void pack(const dense *d, const place *p, const float *src, int64_t width, float by,
-                 float *dst) {
+static void pack_rows(const dense *d, const tile_coord *p, const float *src, int64_t width,
+                      float factor, float *dst) {
     for (int64_t i = 0; i < p->rows; i++) {
         const float *row = src + q_row(d, p, i) * width;
         for (int64_t j = 0; j < width; j++)
-            dst[i * width + j] = by * row[j];
+            dst[i * width + j] = factor * row[j];
     }
 }
 
-static void tile_forward(dense *d, scratch *w, const place *p) {
+static void tile_forward(dense *d, scratch *w, const tile_coord *p) {
     const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
+    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
     memset(w->o, 0, (size_t)(p->rows * d->dv) * sizeof *w->o);
     for (int64_t i = 0; i < p->rows; i++) {
         w->m[i] = -1e30f;
@@ -249,17 +251,17 @@ static void tile_forward(dense *d, scratch *w, const place *p) {
         if (s0 + n > p->t0 + 1)
             mask(w->s, p->tokens, d->G, p->t0, s0, n);
         for (int64_t i = 0; i < p->rows; i++) {
-            const float shrink = softmax_row(w->s + i * KEYS, n, &w->m[i], &w->l[i]);
-            for (int64_t j = 0; j < d->dv && shrink != 1; j++)
-                w->o[i * d->dv + j] *= shrink;
+            const float rescale = softmax_row(w->s + i * KEYS, n, &w->m[i], &w->l[i]);
+            for (int64_t j = 0; j < d->dv && rescale != 1; j++)
+                w->o[i * d->dv + j] *= rescale;
         }
         blas_nn(p->rows, d->dv, n, 1, w->s, KEYS, v, ldv, 1, w->o, d->dv);
     }
     for (int64_t i = 0; i < p->rows; i++) {
         const int64_t row = q_row(d, p, i);
-        const float by = 1 / w->l[i];
+        const float factor = 1 / w->l[i];
         for (int64_t j = 0; j < d->dv; j++)
-            d->out[row * d->dv + j] = by * w->o[i * d->dv + j];
+            d->out[row * d->dv + j] = factor * w->o[i * d->dv + j];
         d->lse[row] = w->m[i] + log2f(w->l[i]);
     }
 }
@@ -267,36 +269,38 @@ static void tile_forward(dense *d, scratch *w, const place *p) {
 /* p = 2^(s - lse); ds = p (dp - delta), in place of dp. */
 static void backward_row(float *s, float *dp, int64_t n, float lse, float delta) {
     for (int64_t j = 0; j < n; j++) {
-        s[j] = exp2_below(s[j] - lse);
+        s[j] = exp2_nonpositive(s[j] - lse);
         dp[j] = s[j] * (dp[j] - delta);
     }
 }
 
 /* Five products a block: scores again, dp, dv, dq, dk. */
-static void tile_backward(dense *d, scratch *w, const place *p) {
+static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
     const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
-    pack(d, p, d->in->dout, d->dv, 1, w->dout);
+    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
+    pack_rows(d, p, d->in->dout, d->dv, 1, w->dout);
     memset(w->dq, 0, (size_t)(p->rows * d->dk) * sizeof *w->dq);
     for (int64_t i = 0; i < p->rows; i++) {
         const float *o = d->out + q_row(d, p, i) * d->dv;
-        w->sink[i] = 0; /* delta = <dout, out> */
+        w->delta[i] = 0; /* delta = <dout, out> */
         for (int64_t j = 0; j < d->dv; j++)
-            w->sink[i] += w->dout[i * d->dv + j] * o[j];
+            w->delta[i] += w->dout[i * d->dv + j] * o[j];
     }
     for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const int64_t at_k = p->k_row * d->dk + s0 * ldk, at_v = p->k_row * d->dv + s0 * ldv;
-        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, d->in->k + at_k, ldk, 0, w->s, KEYS);
-        blas_nt(p->rows, n, d->dv, 1, w->dout, d->dv, d->in->v + at_v, ldv, 0, w->dp, KEYS);
+        const int64_t k_offset = p->k_row * d->dk + s0 * ldk,
+                      v_offset = p->k_row * d->dv + s0 * ldv;
+        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, d->in->k + k_offset, ldk, 0, w->s, KEYS);
+        blas_nt(p->rows, n, d->dv, 1, w->dout, d->dv, d->in->v + v_offset, ldv, 0, w->dp, KEYS);
         if (s0 + n > p->t0 + 1)
             mask(w->s, p->tokens, d->G, p->t0, s0, n);
         for (int64_t i = 0; i < p->rows; i++)
-            backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->sink[i]);
-        blas_tn(n, d->dv, p->rows, 1, w->s, KEYS, w->dout, d->dv, 1, w->dv + at_v, ldv);
-        blas_nn(p->rows, d->dk, n, d->scale, w->dp, KEYS, d->in->k + at_k, ldk, 1, w->dq, d->dk);
+            backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->delta[i]);
+        blas_tn(n, d->dv, p->rows, 1, w->s, KEYS, w->dout, d->dv, 1, w->dv + v_offset, ldv);
+        blas_nn(p->rows, d->dk, n, d->scale, w->dp, KEYS, d->in->k + k_offset, ldk, 1, w->dq,
+                d->dk);
         /* q is packed times scale * log2(e): ln 2 takes the logarithm out again */
-        blas_tn(n, d->dk, p->rows, LN2, w->dp, KEYS, w->q, d->dk, 1, w->dk + at_k, ldk);
+        blas_tn(n, d->dk, p->rows, LN2, w->dp, KEYS, w->q, d->dk, 1, w->dk + k_offset, ldk);
     }
     for (int64_t i = 0; i < p->rows; i++)
         memcpy(d->dq + q_row(d, p, i) * d->dk, w->dq + i * d->dk, (size_t)d->dk * sizeof *w->dq);
@@ -304,13 +308,13 @@ static void tile_backward(dense *d, scratch *w, const place *p) {
 
 /* ------------------------------------------------------------------- calls */
 
-/* Threads take tiles until none is left; each product runs on the thread that asks for it. */
+/* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {
     dense *d = arg;
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
     for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;) {
-        const place p = tile_place(d, i);
-        (d->backward ? tile_backward : tile_forward)(d, &d->own[thread], &p);
+        const tile_coord p = tile_coord_of(d, i);
+        (d->backward ? tile_backward : tile_forward)(d, &d->per_thread[thread], &p);
     }
 }
 
@@ -319,7 +323,7 @@ static void call(dense *d, const dense_inputs *in, int64_t len, int backward) {
     d->len = len;
     d->backward = backward;
     atomic_store(&d->next, 0);
-    blas_threads(1); /* the tiles are what is shared out */
+    blas_threads(1); /* parallel over tiles, not within products */
     bench_parallel(d->threads, work, d);
 }
 
@@ -339,12 +343,12 @@ static void add(float *sum, const float *x, int64_t count) {
 void dense_backward(dense *d, const dense_inputs *in) {
     const int64_t keys = d->B * d->T * d->Hkv;
     for (int i = 0; i < d->threads; i++) {
-        memset(d->own[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
-        memset(d->own[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
+        memset(d->per_thread[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
+        memset(d->per_thread[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
     }
     call(d, in, 0, 1);
     for (int i = 1; i < d->threads; i++) {
-        add(d->dk_sum, d->own[i].dk, keys * d->dk);
-        add(d->dv_sum, d->own[i].dv, keys * d->dv);
+        add(d->dk_sum, d->per_thread[i].dk, keys * d->dk);
+        add(d->dv_sum, d->per_thread[i].dv, keys * d->dv);
     }
 }

@@ -1,19 +1,20 @@
 /**
  * @file dense.h
- * @brief The yardstick: causal attention by tiles on OpenBLAS, with as much care as any stage.
+ * @brief The dense baseline: causal attention by tiles on OpenBLAS, as carefully optimised as any
+ * stage.
  *
- * The heads of a group share K and V, so a tile of query tokens times G heads is one matrix of
- * rows; keys go by in blocks; softmax is online. Work above the diagonal is left out up to a tile.
+ * The heads of a group share K and V, so a tile of query tokens times G heads is one matrix; it
+ * loops over blocks of keys with an online softmax. Blocks wholly above the diagonal are skipped.
  */
 #ifndef BENCH_DENSE_H
 #define BENCH_DENSE_H
 
 #include "nsa.h"
 
-/** Its memory, taken whole by dense_open(). */
+/** Its memory, all allocated by dense_open(). */
 typedef struct dense dense;
 
-/** What it attends to, rows as in the contract. */
+/** Its inputs, laid out as in the contract. */
 typedef struct dense_inputs {
     const float *q;    /**< [B,T,Hq,dk]; for decode [B,Hq,dk] */
     const float *k;    /**< [B,T,Hkv,dk] */
@@ -21,7 +22,7 @@ typedef struct dense_inputs {
     const float *dout; /**< [B,T,Hq,dv], for backward */
 } dense_inputs;
 
-/** Take all memory.
+/** Allocate all memory.
  *  @param cfg       heads, dims and scale
  *  @param T         tokens of a sequence
  *  @param B         sequences
@@ -45,7 +46,7 @@ const float *dense_result(const dense *d, nsa_id id);
 /** @return bytes held. */
 size_t dense_memory(const dense *d);
 
-/** Give it all back; NULL is allowed. */
+/** Free it; NULL is allowed. */
 void dense_close(dense *d);
 
 #endif

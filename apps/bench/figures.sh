@@ -24,7 +24,7 @@ for run in "$@"; do
     for pass in forward backward decode; do
         for figure in time speedup share phases; do
             "$nsa" bench --plot-data "$run" --what "$figure/$pass" >"$work/points"
-            # a curve needs two points, bars one program below their heading
+            # a curve needs two points, bars need one program below the heading
             [ "$(grep -c '^[0-9"]' "$work/points" || true)" -gt 2 ] ||
                 { [ $figure = phases ] && [ "$(wc -l <"$work/points")" -gt 1 ]; } || continue
             svg=$out/bench_${name}_${pass}_$figure.svg

@@ -1,5 +1,5 @@
 /** @file gpu.c
- *  @brief Finds libnsa_gpu.so, and is "no GPU" without it: the command itself needs no CUDA. */
+ *  @brief Load libnsa_gpu.so if it exists, so that the command itself needs no CUDA. */
 #include "bench/gpu.h"
 #include "bench/timing.h"
 
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The table of `file` in a folder beside or near this program; NULL if there is none. */
+/* The table of libnsa_gpu.so in a folder relative to this program's; NULL if there is none. */
 static const gpu_table *load_from(const char *folder) {
     char path[PATH_MAX + 64];
     ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
@@ -20,17 +20,17 @@ static const gpu_table *load_from(const char *folder) {
     snprintf(slash, 64, "/%slibnsa_gpu.so", folder);
     void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     const gpu_table *(*get)(void) = NULL;
-    if (object) /* an object pointer is no function pointer in C: copy its bits */
+    if (object) /* ISO C has no such cast: copy the bits */
         *(void **)&get = dlsym(object, "nsa_gpu_get");
     const gpu_table *table = get ? get() : NULL;
-    return table && table->size == sizeof *table ? table : NULL; /* stays loaded to the end */
+    return table && table->size == sizeof *table ? table : NULL; /* never unloaded */
 }
 
 static const gpu_table *gpu(void) {
     static const gpu_table *table;
-    static int looked;
-    if (!looked) {
-        looked = 1;
+    static int searched;
+    if (!searched) {
+        searched = 1;
         table = load_from("");
         table = table ? table : load_from("../lib/");
     }
@@ -41,10 +41,10 @@ const char *gpu_missing(void) {
     return gpu() ? gpu()->missing() : "built without the GPU's part (make CUDA=gpu)";
 }
 
-void gpu_describe(char *text, size_t room) {
+void gpu_describe(char *text, size_t capacity) {
     text[0] = 0;
     if (!gpu_missing())
-        gpu()->describe(text, room);
+        gpu()->describe(text, capacity);
 }
 
 void gpu_flush(void) {

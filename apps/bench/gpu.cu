@@ -1,5 +1,5 @@
 /** @file gpu.cu
- *  @brief libnsa_gpu.so: the GPU's ceilings, its name, cold caches. For nvcc alone. */
+ *  @brief libnsa_gpu.so: the GPU's ceilings, its name, flushing its cache. For nvcc only. */
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <library_types.h>
@@ -17,18 +17,19 @@ enum {
     REPEATS = 5,
     THREADS = 256,
     SIDE = 8192,      /* of the matrix products */
-    CHAINS = 16,      /* multiply-adds of a thread that do not wait for one another */
+    CHAINS = 16,      /* independent multiply-adds of a thread */
     STEPS = 4096,     /* of each chain */
     BOX = 16384 / 16, /* float4 of a box */
     BOXES = 512,      /* that one block reads */
-    SET = 32 << 20,   /* bytes that the boxes are drawn from: fits every cache that matters */
+    WORKING_SET = 32 << 20,   /* bytes that boxes are read from: fits the second-level cache */
     LATEST_CUBLAS = 13
 };
-static const size_t MANY = (size_t)2 << 30; /* bytes that are read, or copied */
+static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
 
 /* ------------------------------------------------------------------ kernels */
 
-/* Chains of multiply-adds; the test at the end never holds, and keeps them from being left out. */
+/* Chains of multiply-adds. The condition at the end never holds; it keeps the compiler from
+ * dropping the loop. */
 static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y, float *g_out) {
     float r_sum[CHAINS];
 #pragma unroll
@@ -48,14 +49,14 @@ static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y,
         *g_out = sum;
 }
 
-/* Random boxes of 16 KiB, past the first-level cache. */
+/* Read random boxes of 16 KiB, bypassing the first-level cache. */
 static __global__ void __launch_bounds__(THREADS)
-    read_boxes(const float4 *g_from, unsigned boxes, float *g_out) {
-    unsigned at = blockIdx.x * 2654435761u + 12345u;
+    read_boxes(const float4 *g_src, unsigned boxes, float *g_out) {
+    unsigned state = blockIdx.x * 2654435761u + 12345u;
     float sum = 0;
     for (int box = 0; box < BOXES; box++) {
-        at = at * 1664525u + 1013904223u;
-        const float4 *g_box = g_from + (size_t)((at >> 8) % boxes) * BOX;
+        state = state * 1664525u + 1013904223u;
+        const float4 *g_box = g_src + (size_t)((state >> 8) % boxes) * BOX;
 #pragma unroll
         for (int i = 0; i < BOX / THREADS; i++) {
             const float4 x = __ldcg(g_box + i * THREADS + threadIdx.x);
@@ -66,28 +67,28 @@ static __global__ void __launch_bounds__(THREADS)
         *g_out = sum;
 }
 
-/* All of it once. */
+/* Read everything once. */
 static __global__ void __launch_bounds__(THREADS)
-    read_all(const float4 *g_from, size_t count, float *g_out) {
+    read_all(const float4 *g_src, size_t count, float *g_out) {
     const size_t all = (size_t)gridDim.x * THREADS;
     float sum = 0;
 #pragma unroll 8
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += all) {
-        const float4 x = __ldcs(g_from + i);
+        const float4 x = __ldcs(g_src + i);
         sum += (x.x + x.y) + (x.z + x.w);
     }
     if (sum == 12345.678f)
         *g_out = sum;
 }
 
-/* Values in [-1,1) that are neither zero nor alike: zeros run faster. */
+/* Varied values in [-1,1): zeros run faster. */
 template <class number>
-static __global__ void __launch_bounds__(THREADS) fill(number *g_to, size_t count) {
+static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t count) {
     const size_t all = (size_t)gridDim.x * THREADS;
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += all) {
         unsigned x = (unsigned)i * 2654435761u;
         x = (x ^ x >> 15) * 2246822519u;
-        g_to[i] = (number)((float)(x >> 8) / (float)(1 << 23) - 1.0f);
+        g_dst[i] = (number)((float)(x >> 8) / (float)(1 << 23) - 1.0f);
     }
 }
 
@@ -97,11 +98,11 @@ static cudaDeviceProp prop;
 
 static const char *missing(void) {
     static const char *why = "";
-    static int looked;
+    static int searched;
     int devices = 0, device = 0;
-    if (looked)
+    if (searched)
         return why;
-    looked = 1;
+    searched = 1;
     cudaError_t error = cudaGetDeviceCount(&devices);
     if (error == cudaSuccess && devices > 0)
         error = cudaGetDevice(&device);
@@ -121,23 +122,23 @@ static int attribute(cudaDeviceAttr which) {
     return value;
 }
 
-static void describe(char *text, size_t room) {
+static void describe(char *text, size_t capacity) {
     int driver = 0, runtime = 0;
     char module[64] = "unknown";
     FILE *f = fopen("/proc/driver/nvidia/version", "r");
     char line[256];
     if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
-        const char *at = strstr(line, "Module");
-        while (at && *at && (at[0] != ' ' || at[1] < '0' || at[1] > '9')) /* not x86_64 */
-            at++;
-        at = at && *at ? at + 1 : "";
-        snprintf(module, sizeof module, "%.*s", (int)strspn(at, "0123456789."), at);
+        const char *p = strstr(line, "Module");
+        while (p && *p && (p[0] != ' ' || p[1] < '0' || p[1] > '9')) /* not x86_64 */
+            p++;
+        p = p && *p ? p + 1 : "";
+        snprintf(module, sizeof module, "%.*s", (int)strspn(p, "0123456789."), p);
     }
     if (f)
         fclose(f);
     (void)cudaDriverGetVersion(&driver);
     (void)cudaRuntimeGetVersion(&runtime);
-    snprintf(text, room,
+    snprintf(text, capacity,
              "%s, %d multiprocessors at %d MHz at most, memory at %d MHz, %.0f MB second-level "
              "cache, %.0f GiB; driver %s (CUDA %d.%d), runtime %d.%d",
              prop.name, prop.multiProcessorCount, attribute(cudaDevAttrClockRate) / 1000,
@@ -167,7 +168,7 @@ static void wait(void) {
     (void)cudaGetLastError();
 }
 
-static int64_t memory_taken(void) {
+static int64_t memory_used(void) {
     size_t left = 0, all = 0;
     if (cudaMemGetInfo(&left, &all) != cudaSuccess)
         left = all = 0;
@@ -197,20 +198,20 @@ typedef struct cublas {
     gemm_ex_fn *gemm_ex;
 } cublas;
 
-/* Found at run time, so that a machine without it can still run everything else. */
+/* Load cuBLAS at run time, so that everything else works without it. */
 static int open_cublas(cublas *b) {
     static void *library;
-    static int looked;
+    static int searched;
     char name[64];
-    for (int v = LATEST_CUBLAS; v >= 11 && !library && !looked; v--) {
+    for (int v = LATEST_CUBLAS; v >= 11 && !library && !searched; v--) {
         snprintf(name, sizeof name, "libcublas.so.%d", v);
         library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
         snprintf(name, sizeof name, "/usr/local/cuda/lib64/libcublas.so.%d", v);
         library = library ? library : dlopen(name, RTLD_NOW | RTLD_LOCAL);
     }
-    if (!library && !looked)
+    if (!library && !searched)
         fprintf(stderr, "nsa bench: no cuBLAS: %s (LD_LIBRARY_PATH?)\n", dlerror());
-    looked = 1;
+    searched = 1;
     memset(b, 0, sizeof *b);
     if (!library)
         return 0;
@@ -279,27 +280,27 @@ static void ceilings(double rate[BENCH_CEILINGS]) {
     const unsigned sms = (unsigned)prop.multiProcessorCount;
     const unsigned blocks = sms * (unsigned)(prop.maxThreadsPerMultiProcessor / THREADS);
     char *memory = NULL;
-    if (cudaMalloc((void **)&memory, 2 * MANY) != cudaSuccess) {
+    if (cudaMalloc((void **)&memory, 2 * COPY_BYTES) != cudaSuccess) {
         (void)cudaGetLastError();
-        return; /* the programs that are timed have taken it all */
+        return; /* the programs that are timed hold the memory */
     }
-    float *out = (float *)(memory + MANY);
+    float *out = (float *)(memory + COPY_BYTES);
     measure_products(rate, memory);
     rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, seconds_of([&]() {
         multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
         return 0;
     }));
-    fill<<<1024, THREADS>>>((float *)memory, 2 * MANY / sizeof(float));
+    fill<<<1024, THREADS>>>((float *)memory, 2 * COPY_BYTES / sizeof(float));
     rate[BENCH_L2] = rate_of(16.0 * BOX * BOXES * blocks, seconds_of([&]() {
-        read_boxes<<<blocks, THREADS>>>((const float4 *)memory, SET / (16 * BOX), out);
+        read_boxes<<<blocks, THREADS>>>((const float4 *)memory, WORKING_SET / (16 * BOX), out);
         return 0;
     }));
-    rate[BENCH_READ] = rate_of((double)MANY, seconds_of([&]() {
-        read_all<<<blocks, THREADS>>>((const float4 *)memory, MANY / sizeof(float4), out);
+    rate[BENCH_READ] = rate_of((double)COPY_BYTES, seconds_of([&]() {
+        read_all<<<blocks, THREADS>>>((const float4 *)memory, COPY_BYTES / sizeof(float4), out);
         return 0;
     }));
-    rate[BENCH_COPY] = rate_of(2.0 * (double)MANY, seconds_of([&]() {
-        return cudaMemcpyAsync(memory + MANY, memory, MANY, cudaMemcpyDeviceToDevice) !=
+    rate[BENCH_COPY] = rate_of(2.0 * (double)COPY_BYTES, seconds_of([&]() {
+        return cudaMemcpyAsync(memory + COPY_BYTES, memory, COPY_BYTES, cudaMemcpyDeviceToDevice) !=
                cudaSuccess;
     }));
     (void)cudaFree(memory);
@@ -309,6 +310,6 @@ extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void);
 
 extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
     static const gpu_table table = {sizeof(gpu_table), missing, describe, flush,
-                                    wait,              memory_taken, ceilings};
+                                    wait,              memory_used, ceilings};
     return &table;
 }

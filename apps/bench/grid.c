@@ -8,26 +8,26 @@
 #include <string.h>
 
 void grid_row(grid *g) {
-    if (g->rows == g->room) {
-        int room = g->room ? 2 * g->room : 32;
-        void *more = realloc(g->cell, (size_t)room * sizeof *g->cell);
+    if (g->rows == g->capacity) {
+        int capacity = g->capacity ? 2 * g->capacity : 32;
+        void *more = realloc(g->cell, (size_t)capacity * sizeof *g->cell);
         if (!more)
             return;
         g->cell = more;
-        g->room = room;
+        g->capacity = capacity;
     }
     memset(g->cell[g->rows++], 0, sizeof *g->cell);
-    g->at = 0;
+    g->next_column = 0;
 }
 
 void grid_cell(grid *g, const char *format, ...) {
     va_list args;
-    if (!g->rows || g->at == GRID_COLUMNS)
+    if (!g->rows || g->next_column == GRID_COLUMNS)
         return;
     va_start(args, format);
-    vsnprintf(g->cell[g->rows - 1][g->at++], GRID_CELL, format, args);
+    vsnprintf(g->cell[g->rows - 1][g->next_column++], GRID_CELL, format, args);
     va_end(args);
-    g->columns = g->at > g->columns ? g->at : g->columns;
+    g->columns = g->next_column > g->columns ? g->next_column : g->columns;
 }
 
 void grid_heading(grid *g, const char *const *texts) {
@@ -36,9 +36,9 @@ void grid_heading(grid *g, const char *const *texts) {
         grid_cell(g, "%s", *texts);
 }
 
-/* Three figures that count: 0.0123, 1.23, 12.3, 123, 1234. */
+/* Three significant figures: 0.0123, 1.23, 12.3, 123, 1234. */
 void grid_number(grid *g, double x) {
-    if (!(x > 0) || x > 1e300) /* unknown, or of no time at all */
+    if (!(x > 0) || x > 1e300) /* unknown, or divided by a time of 0 */
         grid_cell(g, "-");
     else if (x < 0.0995)
         grid_cell(g, "%.2g", x);
@@ -46,7 +46,7 @@ void grid_number(grid *g, double x) {
         grid_cell(g, "%.*f", x < 9.95 ? 2 : x < 99.5 ? 1 : 0, x);
 }
 
-/* As many digits as the ratio has, for its spread too. */
+/* The spread has as many decimals as the ratio. */
 void grid_ratio(grid *g, double ratio, double low, double high) {
     int digits = ratio < 0.0995 ? 4 : ratio < 0.995 ? 3 : ratio < 9.95 ? 2 : ratio < 99.5 ? 1 : 0;
     if (ratio > 0)
@@ -55,8 +55,8 @@ void grid_ratio(grid *g, double ratio, double low, double high) {
         grid_cell(g, "-");
 }
 
-/* Numbers stand to the right: columns whose first cell that says something is one. Names of stages
- * begin with a digit, too, and hold an underscore. */
+/* A column is right-aligned if its first filled cell is a number. Names of stages begin with a
+ * digit too, but have an underscore. */
 static int is_number(const grid *g, int column) {
     for (int r = 1; r < g->rows; r++) {
         const char *text = g->cell[r][column];

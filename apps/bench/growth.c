@@ -32,7 +32,7 @@ static void set_ceilings(bench_run *run, const bench_ceilings *c) {
     run->gbs_high = sorted[1][c->count - 1];
     for (int i = 0; i < BENCH_CEILINGS && c->gpu_count; i++) {
         double all[64];
-        int known = 0; /* 0: it could not be measured that time */
+        int known = 0; /* 0: that measurement failed */
         for (int j = 0; j < c->gpu_count; j++) {
             if (c->gpu[i][j] > 0)
                 all[known++] = c->gpu[i][j];
@@ -47,20 +47,20 @@ static int on_gpu(const bench_row *r) {
     return !strcmp(r->device, "gpu");
 }
 
-/* 1 if any row of that device was timed; none at all counts as the CPU. */
+/* 1 if any row of that device was timed; without any row, the CPU counts. */
 static int timed_on(const bench_run *run, int gpu) {
-    int there[2] = {0, 0};
+    int timed[2] = {0, 0};
     for (int i = 0; i < run->rows; i++)
-        there[on_gpu(&run->row[i])] |= !run->row[i].status[0];
-    return gpu ? there[1] : there[0] || !there[1];
+        timed[on_gpu(&run->row[i])] |= !run->row[i].status[0];
+    return gpu ? timed[1] : timed[0] || !timed[1];
 }
 
-/* How far a ceiling moved within the run, in parts of itself. */
+/* Spread of a ceiling within the run, relative to its median. */
 static double drift_of(double ceiling, double low, double high) {
     return ceiling > 0 ? (high - low) / ceiling : 0;
 }
 
-/* The worst of the ceilings that rows of this run are held against. */
+/* The largest drift among the ceilings that rows of this run are compared with. */
 static double worst_drift(const bench_run *run, const char **what) {
     static const char *const names[] = {"FMA",      "cuBLAS sgemm", "cuBLAS bfloat16",
                                         "L2 reads", "memory reads", "device copies"};
@@ -83,8 +83,8 @@ static double worst_drift(const bench_run *run, const char **what) {
     return worst;
 }
 
-/* A claim about times and shares needs a machine that stands still: ceilings within 15 %, quartiles
- * within 20 %. Ratios have spreads of their own. */
+/* Times and shares need a quiet machine: ceilings within 15 %, quartiles within 20 %. Ratios have
+ * their own spreads. */
 static void judge_noise(bench_run *run) {
     const bench_row *worst = NULL;
     const char *what = "";
@@ -103,11 +103,11 @@ static void judge_noise(bench_run *run) {
                         what, 100 * drift);
     if (worst)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
-                 "%sthe quartiles of %s at T = %" PRId64 " lie %.0f %% apart", used ? "; " : "",
+                 "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",
                  worst->name, worst->T, 100 * spread);
 }
 
-/* The least time that the ceilings allow, over the time taken. */
+/* The shortest time that the ceilings allow, over the time taken. */
 static void set_share(const bench_run *run, bench_row *r) {
     const int half = !strcmp(r->arith, "bfloat16");
     const double gflops = on_gpu(r)       ? run->ceiling[half ? BENCH_BF16 : BENCH_FMA]
@@ -126,33 +126,33 @@ int bench_is_stage(const bench_row *row) {
     return row->name[0] >= '0' && row->name[0] <= '9';
 }
 
-int bench_in_manner(const char *name, const char *manner) {
-    return !strncmp(name, manner, strlen(manner));
+int bench_has_prefix(const char *name, const char *prefix) {
+    return !strncmp(name, prefix, strlen(prefix));
 }
 
-/* One thread of a run of several: its ceilings are not the run's, nor are dense attention's
- * threads its own. It is there for its own stage to be compared with. */
-static int is_alone(const bench_row *r) {
-    return bench_in_manner(r->name, BENCH_ALONE);
+/* One thread in a run of several: the ceilings and dense attention use all threads, so it is
+ * compared only with its own stage. */
+static int is_one_thread(const bench_row *r) {
+    return bench_has_prefix(r->name, BENCH_ONE_THREAD);
 }
 
-/* What the ratio to dense attention is to: OpenBLAS's on the CPU; on a GPU the first float32
- * stage's own plain causal attention. */
+/* The dense attention of the ratio: on the CPU OpenBLAS's, on a GPU the first float32 stage's own
+ * plain causal attention. */
 static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
     if (!strcmp(r->device, "cpu") || !r->device[0])
         return bench_find(run, BENCH_DENSE, r->pass, r->T);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *d = &run->row[i];
         if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&
-            !strcmp(d->device, r->device) && bench_in_manner(d->name, BENCH_OWN))
+            !strcmp(d->device, r->device) && bench_has_prefix(d->name, BENCH_OWN_DENSE))
             return d;
     }
     return NULL;
 }
 
-static void set_below(bench_run *run, int at) {
-    bench_row *r = &run->row[at];
-    for (int i = at - 1; i >= 0; i--) {
+static void set_below(bench_run *run, int index) {
+    bench_row *r = &run->row[index];
+    for (int i = index - 1; i >= 0; i--) {
         const bench_row *b = &run->row[i];
         if (b->T != r->T || strcmp(b->pass, r->pass))
             break;
@@ -170,7 +170,7 @@ static void set_below(bench_run *run, int at) {
 static void set_ratios(bench_run *run) {
     for (int i = 0; i < run->rows; i++) {
         bench_row *r = &run->row[i];
-        if (r->status[0] || is_alone(r))
+        if (r->status[0] || is_one_thread(r))
             continue;
         set_share(run, r);
         const bench_row *d = dense_of(run, r);
@@ -200,20 +200,21 @@ static double seconds_of(const bench_row *r, const char *phase) {
     return 0;
 }
 
-/* The config of a run, out of the text that its file keeps. */
+/* The config of a run, parsed from its case string. */
 static nsa_config config_of(const bench_run *run) {
     nsa_config c = nsa_config_defaults();
     long long v[9] = {16, 1, 64, 64, 32, 16, 64, 16, 512};
-    const char *at = strstr(run->workload, "Hq=");
-    if (at) /* NOLINTNEXTLINE(cert-err34-c): ours */
-        (void)sscanf(at, "Hq=%lld,Hkv=%lld,dk=%lld,dv=%lld,l=%lld,d=%lld,l2=%lld,n=%lld,w=%lld",
+    const char *dims = strstr(run->workload, "Hq=");
+    if (dims) /* NOLINTNEXTLINE(cert-err34-c): ours */
+        (void)sscanf(dims, "Hq=%lld,Hkv=%lld,dk=%lld,dv=%lld,l=%lld,d=%lld,l2=%lld,n=%lld,w=%lld",
                      &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7], &v[8]);
     c.q_heads = v[0], c.kv_heads = v[1], c.qk_dim = v[2], c.v_dim = v[3], c.cmp_block = v[4];
     c.cmp_stride = v[5], c.slc_block = v[6], c.slc_count = v[7], c.window = v[8];
     return c;
 }
 
-/* What a phase grows with: T; or where a query sees at most `most` keys, all keys over `most`. */
+/* The variable of the fit: T, or for a branch that reads at most `max_keys` keys a query, all keys
+ * read over `max_keys`. */
 static double length_of(const nsa_config *c, const char *phase, int64_t T) {
     const int selected = !strcmp(phase, "slc"), window = !strcmp(phase, "win");
     double keys = 0;
@@ -221,22 +222,22 @@ static double length_of(const nsa_config *c, const char *phase, int64_t T) {
         const nsa_reads r = nsa_reads_at(c, t);
         keys += (double)(selected ? r.slc : r.win);
     }
-    const int64_t most = selected ? c->slc_count * c->slc_block : c->window;
-    return selected || window ? keys / (double)most : (double)T;
+    const int64_t max_keys = selected ? c->slc_count * c->slc_block : c->window;
+    return selected || window ? keys / (double)max_keys : (double)T;
 }
 
 /* Times of one name, pass and phase, by length. */
 typedef struct curve {
-    double T[BENCH_SIZES], seconds[BENCH_SIZES];
+    double T[BENCH_MAX_SIZES], seconds[BENCH_MAX_SIZES];
     int64_t from, to; /* tokens */
-    double rate;      /* seconds a FLOP of the whole pass, at the longest */
+    double rate;      /* seconds a FLOP of the whole pass at the longest T */
     int count;
 } curve;
 
 static curve collect(const bench_run *run, const bench_row *of, const char *phase, int64_t from) {
     const nsa_config config = config_of(run);
     curve c = {.count = 0};
-    for (int i = 0; i < run->rows && c.count < BENCH_SIZES; i++) {
+    for (int i = 0; i < run->rows && c.count < BENCH_MAX_SIZES; i++) {
         const bench_row *r = &run->row[i];
         if (r->status[0] || strcmp(r->name, of->name) || strcmp(r->pass, of->pass) || r->T < from)
             continue;
@@ -252,8 +253,8 @@ static curve collect(const bench_run *run, const bench_row *of, const char *phas
     return c;
 }
 
-/* Least squares of the relative error: sum ((a T + b T^2) / t - 1)^2, a and b not below 0, for a
- * negative cost a token would be no cost. */
+/* Least squares of the relative error: sum ((a T + b T^2) / t - 1)^2, with a, b >= 0, for a cost
+ * cannot be negative. */
 static void solve(const curve *c, bench_fit *f) {
     double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;
     for (int i = 0; i < c->count; i++) {
@@ -282,8 +283,8 @@ static void solve(const curve *c, bench_fit *f) {
     f->curved = f->b * T / (f->a + f->b * T);
 }
 
-/* FLOPs of the compressed branch for each T^2: T / 2d keys a query in the mean, forward two
- * products, backward five. */
+/* FLOPs of the compressed branch over T^2: T / 2d keys a query on average, two products forward,
+ * five backward. */
 static double cmp_flops(const bench_run *run, const char *pass) {
     const nsa_config c = config_of(run);
     const double dk = (double)c.qk_dim, dv = (double)c.v_dim, keys = 0.5 / (double)c.cmp_stride;
@@ -291,13 +292,13 @@ static double cmp_flops(const bench_run *run, const char *pass) {
            (strcmp(pass, "backward") != 0 ? 2 * dk + 2 * dv : 6 * dk + 4 * dv);
 }
 
-/* Below n l' tokens the selected branch is dense attention, and only beyond does it grow as it
- * will; so fits start there where enough lengths are left. */
-static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase, int64_t settled) {
-    curve c = collect(run, of, phase, settled);
+/* Up to n l' tokens the selected branch is dense attention and grows differently, so the fit starts
+ * there if enough lengths remain. */
+static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase, int64_t min_T) {
+    curve c = collect(run, of, phase, min_T);
     if (c.count < 3)
         c = collect(run, of, phase, 0);
-    if (c.count < 3 || run->fits == BENCH_FITS)
+    if (c.count < 3 || run->fits == BENCH_MAX_FITS)
         return NULL;
     bench_fit *f = &run->fit[run->fits++];
     *f = (bench_fit){.from = c.from, .to = c.to, .points = c.count};
@@ -310,9 +311,9 @@ static bench_fit *add_fit(bench_run *run, const bench_row *of, const char *phase
     return f;
 }
 
-/* The shortest length from which on the sparse one is not slower, between which measured lengths;
- * and where both fits meet. */
-static void cross(bench_run *run, bench_fit *f, const char *dense) {
+/* Find where the sparse program overtakes dense attention: between which measured lengths, and
+ * where the fits cross. */
+static void find_crossing(bench_run *run, bench_fit *f, const char *dense) {
     const bench_fit *d = NULL;
     for (int i = 0; i < run->fits; i++) {
         const bench_fit *g = &run->fit[i];
@@ -346,28 +347,28 @@ static int fitted(const bench_run *run, const bench_row *r) {
 
 static void set_fits(bench_run *run) {
     const nsa_config c = config_of(run);
-    const int64_t settled = c.slc_count * c.slc_block;
+    const int64_t min_T = c.slc_count * c.slc_block;
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || fitted(run, r) || !strcmp(r->pass, "decode") || is_alone(r))
+        if (r->status[0] || fitted(run, r) || !strcmp(r->pass, "decode") || is_one_thread(r))
             continue;
-        add_fit(run, r, "all", settled);
+        add_fit(run, r, "all", min_T);
         for (int p = 0; p < r->phases; p++)
-            add_fit(run, r, r->phase[p].name, settled);
+            add_fit(run, r, r->phase[p].name, min_T);
     }
-    for (int i = 0, own = run->fits; i < own; i++) {
+    for (int i = 0, count = run->fits; i < count; i++) {
         bench_fit *f = &run->fit[i];
         char causal[96];
         if (strcmp(f->phase, "all") || !strcmp(f->name, BENCH_DENSE) ||
-            bench_in_manner(f->name, BENCH_OWN))
+            bench_has_prefix(f->name, BENCH_OWN_DENSE))
             continue;
-        snprintf(causal, sizeof causal, "%s%s", BENCH_OWN, f->name);
-        if (run->fits < BENCH_FITS) { /* the same curve, against its own code's dense attention */
+        snprintf(causal, sizeof causal, "%s%s", BENCH_OWN_DENSE, f->name);
+        if (run->fits < BENCH_MAX_FITS) { /* once more, against the stage's own dense attention */
             run->fit[run->fits] = *f;
-            cross(run, &run->fit[run->fits], causal);
+            find_crossing(run, &run->fit[run->fits], causal);
             run->fits += run->fit[run->fits].against[0] != 0;
         }
-        cross(run, f, BENCH_DENSE);
+        find_crossing(run, f, BENCH_DENSE);
     }
 }
 

@@ -1,5 +1,5 @@
 /** @file judge.c
- *  @brief Choosing the judge, and putting it to the proof. */
+ *  @brief Choosing the oracle, and checking it against stage 00. */
 #include "bench/judge.h"
 #include "bench/timing.h"
 #include "bench/verify.h"
@@ -10,10 +10,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROOF = 1024 /* tokens; stage 00's rows there take seconds at any heads */ };
+enum { PROOF_TOKENS = 1024 /* tokens; stage 00's rows there take seconds at any heads */ };
 
 nsa_status judge_open(bench_judge *j, const bench_options *o) {
-    static const char *const able[] = {"02", "01"};
+    static const char *const names[] = {"02", "01"};
     memset(j, 0, sizeof *j);
     j->o = o;
     nsa_status status = nsa_find_stage(o->stage_dir, "00", &j->oracle);
@@ -27,24 +27,25 @@ nsa_status judge_open(bench_judge *j, const bench_options *o) {
         return status;
     }
     for (int i = 0; i < 2 && !j->second.stage; i++) {
-        if (nsa_find_stage(o->stage_dir, able[i], &j->second))
+        if (nsa_find_stage(o->stage_dir, names[i], &j->second))
             j->second = (nsa_found){0};
     }
     return NSA_OK;
 }
 
 void judge_begin(bench_judge *j) {
-    j->took = 0;
+    j->oracle_seconds = 0;
     j->tried = j->proven = 0;
 }
 
 void judge_note(bench_judge *j, int64_t T, double seconds) {
-    j->took = seconds / (double)T;
+    j->oracle_seconds = seconds / (double)T;
 }
 
-/* The second's rows against stage 00's. */
+/* Check the second stage's rows against stage 00's. */
 static nsa_status prove(bench_judge *j, bench_pass pass) {
-    const int64_t T = j->o->T[j->o->sizes - 1] < PROOF ? j->o->T[j->o->sizes - 1] : PROOF;
+    const int64_t T =
+        j->o->T[j->o->sizes - 1] < PROOF_TOKENS ? j->o->T[j->o->sizes - 1] : PROOF_TOKENS;
     const nsa_stage *second = j->second.stage;
     nsa_tensors in, mine = {0};
     nsa_tensor gate = {0};
@@ -55,7 +56,7 @@ static nsa_status prove(bench_judge *j, bench_pass pass) {
     status = status ? status : verify_truth(&w, j->oracle.stage, j->oracle.name, 0);
     judge_note(j, T, bench_now() - start);
     status = status ? status : workload_judged(&w, 0, &cfg, &gate, &in);
-    status = status ? status : run_stage(second, &cfg, &in, verify_how(&w), &mine);
+    status = status ? status : run_stage(second, &cfg, &in, verify_flags(&w), &mine);
     status = status ? status : verify(&w, j->oracle.stage, second->arith, 0, &mine);
     tensors_free(&mine);
     tensor_free(&gate);
@@ -66,9 +67,9 @@ static nsa_status prove(bench_judge *j, bench_pass pass) {
 const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T) {
     if (!j->second.stage || j->second.stage == j->oracle.stage)
         return &j->oracle;
-    if (!j->o->judge && (T <= PROOF || (j->tried && !j->proven)))
+    if (!j->o->judge && (T <= PROOF_TOKENS || (j->tried && !j->proven)))
         return &j->oracle;
-    if (!j->o->judge && j->took > 0 && j->took * (double)T * 2 <= j->o->budget)
+    if (!j->o->judge && j->oracle_seconds > 0 && j->oracle_seconds * (double)T * 2 <= j->o->budget)
         return &j->oracle;
     if (!j->tried) {
         nsa_status status = prove(j, pass);
@@ -76,7 +77,7 @@ const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T) {
         j->proven = !status;
         fprintf(stderr, "nsa bench: %s judges %s: %s\n", j->second.name, bench_pass_name(pass),
                 status ? nsa_last_error() : "its rows agree with stage 00's");
-        return judge_of(j, pass, T); /* now that it is known how long stage 00 takes */
+        return judge_of(j, pass, T); /* now the time of stage 00 is known */
     }
     return j->proven ? &j->second : &j->oracle;
 }

@@ -7,14 +7,14 @@
 
 enum { CMP, SLC, WIN, BRANCHES };
 
-/* What is counted in one go over the queries. */
+/* Counted in one loop over the queries. */
 typedef struct sums {
-    double keys[BRANCHES]; /* that all queries of a head see */
-    double again;          /* compressed ones of rows that have to rank their blocks */
+    double keys[BRANCHES]; /* keys visible to all queries of a head */
+    double reranked;       /* compressed keys of rows that rank their blocks */
     double rows;           /* queries */
 } sums;
 
-static sums add_up(const workload *w) {
+static sums count_keys(const workload *w) {
     const nsa_config *c = &w->cfg;
     const int step = w->pass == BENCH_DECODE;
     const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
@@ -24,41 +24,43 @@ static sums add_up(const workload *w) {
         s.keys[CMP] += (double)(w->B * r.cmp);
         s.keys[SLC] += (double)(w->B * r.slc);
         s.keys[WIN] += (double)(w->B * r.win);
-        /* a step can keep its one row's scores: it needs no second pass */
+        /* a step keeps the scores of its one row */
         if (!step && t / c->slc_block + 1 > c->slc_count)
-            s.again += (double)(w->B * r.cmp);
+            s.reranked += (double)(w->B * r.cmp);
     }
     return s;
 }
 
-/* Which branches a name is about; none named: all. */
-static void branches_of(const char *name, int on[BRANCHES]) {
+/* The branches in a phase's name; all if none is named. */
+static void branches_of(const char *name, int wanted[BRANCHES]) {
     static const char *const names[] = {"cmp", "slc", "win"};
     int any = 0;
     for (int x = 0; x < BRANCHES; x++)
-        any |= on[x] = strstr(name, names[x]) != NULL;
+        any |= wanted[x] = strstr(name, names[x]) != NULL;
     for (int x = 0; x < BRANCHES && !any; x++)
-        on[x] = 1;
+        wanted[x] = 1;
 }
 
-/* Keys and values of one branch in memory: for a step those that its query sees. */
+/* Keys of one branch that are read from memory; for a step those that its query sees. */
 static double stored(const workload *w, const sums *s, int branch) {
     const double each = branch == CMP ? (double)nsa_cmp_tokens(&w->cfg, w->T) : (double)w->T;
     return w->pass == BENCH_DECODE ? s->keys[branch] : (double)w->B * each;
 }
 
-/* The compressor: raw tokens in, compressed ones out; backward the gradients the other way. */
+/* The compressor reads tokens and writes compressed ones; its backward also moves their
+ * gradients. */
 static void count_phi(const workload *w, double size, bench_phase *p) {
     const workload_cost cost = workload_phi(w);
     const nsa_config *c = &w->cfg;
     const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
-    const double whole =
+    const double n_raw =
         w->pass == BENCH_DECODE ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
-    const double made =
+    const double n_compressed =
         w->pass == BENCH_DECODE ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    const double ways = w->pass == BENCH_BACKWARD ? 2 : 1;
-    p->flops = cost.flops * ways;
-    p->bytes = size * ((double)w->B * row * (whole + made) * ways + cost.bytes * ways);
+    const double directions = w->pass == BENCH_BACKWARD ? 2 : 1;
+    p->flops = cost.flops * directions;
+    p->bytes =
+        size * ((double)w->B * row * (n_raw + n_compressed) * directions + cost.bytes * directions);
 }
 
 /* Attention of the branches that are named. */
@@ -72,26 +74,27 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
                         : queries ? 4 * dk + 2 * dv
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
-    const sums s = add_up(w);
-    /* q in and out out; backward q and dout in, and what is not the keys' pass dq out */
+    const sums s = count_keys(w);
+    /* reads q and writes out; backward reads q and dout and, except in the pass over keys, writes
+     * dq */
     double numbers = s.rows * Hq * (dk + dv + (backward && !keys ? dk : 0));
-    int on[BRANCHES];
-    branches_of(p->name, on);
+    int wanted[BRANCHES];
+    branches_of(p->name, wanted);
     for (int x = 0; x < BRANCHES; x++) {
-        if (!on[x])
+        if (!wanted[x])
             continue;
         p->flops += s.keys[x] * Hq * pair;
         numbers += stored(w, &s, x) * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
     }
-    if (on[CMP] && !backward)
-        p->flops += s.again * Hq * 2 * dk;
-    if (on[SLC] && !keys)
+    if (wanted[CMP] && !backward)
+        p->flops += s.reranked * Hq * 2 * dk;
+    if (wanted[SLC] && !keys)
         p->l2 = s.keys[SLC] * Hkv * (dk + dv) * size;
     p->bytes = numbers * size;
 }
 
-/* dgate = <dout, out of each branch>: four tensors in, and for each branch a gradient and the four
- * numbers that later kernels want of a row. */
+/* dgate = <dout, out of each branch>: reads four tensors; for each branch reads the gate, writes a
+ * gradient and the four row statistics that later kernels use. */
 static void count_gate(const workload *w, double size, bench_phase *p) {
     const double heads = (double)w->B * (double)w->T * (double)w->cfg.q_heads;
     const double dv = (double)w->cfg.v_dim;
@@ -99,7 +102,7 @@ static void count_gate(const workload *w, double size, bench_phase *p) {
     p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
 }
 
-/* From each row's blocks to each block's rows: n numbers a row in, as many out. */
+/* Build the inverse lists: read n block indices a row, write as many row indices. */
 static void count_lists(const workload *w, bench_phase *p) {
     const double rows = (double)w->B * (double)w->T * (double)w->cfg.kv_heads;
     p->bytes = 2 * rows * (double)w->cfg.slc_count * (double)sizeof(int32_t);
@@ -117,7 +120,7 @@ void kernels_count(const workload *w, int causal, nsa_arith arith, bench_phase *
     const double size = arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
     phase->flops = phase->l2 = phase->bytes = 0;
     if (causal)
-        return; /* its row says it all */
+        return; /* the row itself has its share of the ceiling */
     if (strstr(phase->name, "compress") || strstr(phase->name, "phi"))
         count_phi(w, size, phase);
     else if (strstr(phase->name, "gate"))
@@ -137,7 +140,7 @@ kernel_floor kernels_floor(const bench_run *run, const bench_row *row, const ben
     const char *const bound[] = {half ? "MMA" : "FMA", "L2", "memory"};
     kernel_floor floor = {0, ""};
     if (!(flops > 0) && phase->flops > 0)
-        return floor; /* no ceiling of arithmetic was measured: bytes alone would flatter */
+        return floor; /* without an arithmetic ceiling the floor would be too low */
     for (int i = 0; i < 3; i++) {
         const double seconds = rate[i] > 0 ? 1e-9 * what[i] / rate[i] : 0;
         if (seconds > floor.seconds)

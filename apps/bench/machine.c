@@ -1,6 +1,5 @@
 /** @file machine.c
- *  @brief Where a run took place. The Makefile hands the flags over: no program can ask for its
- * own. */
+ *  @brief The machine and build of a run. The Makefile defines the flags as macros. */
 #include "bench/machine.h"
 #include "bench/blas.h"
 #include "bench/workload.h"
@@ -22,28 +21,28 @@
 #endif
 
 /* "model name	: ..." of the first processor. */
-static void cpu_name(char *text, size_t room) {
+static void cpu_name(char *text, size_t capacity) {
     char line[256];
     FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(text, room, "unknown");
+    snprintf(text, capacity, "unknown");
     while (f && fgets(line, sizeof line, f)) {
         const char *colon = strchr(line, ':');
         if (strncmp(line, "model name", 10) || !colon)
             continue;
         line[strcspn(line, "\n")] = 0;
-        snprintf(text, room, "%s", colon + 2);
+        snprintf(text, capacity, "%s", colon + 2);
         break;
     }
     if (f)
         fclose(f);
 }
 
-/* What git says of the tree that this program was built in: the folder above its own. */
-static void commit_name(char *text, size_t room) {
+/* The commit of the tree that this program was built in: `git describe` in the program's folder. */
+static void commit_name(char *text, size_t capacity) {
     char self[PATH_MAX];
     int ends[2];
     ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    snprintf(text, room, "unknown");
+    snprintf(text, capacity, "unknown");
     self[length > 0 ? length : 0] = 0;
     char *slash = strrchr(self, '/');
     if (!slash || pipe(ends))
@@ -62,7 +61,8 @@ static void commit_name(char *text, size_t room) {
     }
     close(ends[1]);
     size_t used = 0;
-    for (ssize_t n; used + 1 < room && (n = read(ends[0], text + used, room - 1 - used)) > 0;)
+    for (ssize_t n;
+         used + 1 < capacity && (n = read(ends[0], text + used, capacity - 1 - used)) > 0;)
         used += (size_t)n;
     close(ends[0]);
     if (child > 0)
@@ -70,10 +70,10 @@ static void commit_name(char *text, size_t room) {
     text[used] = 0;
     text[strcspn(text, "\n")] = 0;
     if (!text[0])
-        snprintf(text, room, "unknown");
+        snprintf(text, capacity, "unknown");
 }
 
-/* Flags that one stage adds; the build leaves them beside the stage, NN_name.flags. */
+/* Extra flags of one stage; the build writes them to NN_name.flags beside the stage. */
 static void add_flags(bench_run *run, const char *dir, const char *stage) {
     char path[PATH_MAX], line[256];
     size_t used = strlen(run->own_flags);

@@ -1,5 +1,5 @@
 /** @file peers.c
- *  @brief A program beside this one, asked line by line. */
+ *  @brief Talking to the peers' program, one line at a time. */
 #include "bench/peers.h"
 #include "bench/timing.h"
 
@@ -14,13 +14,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 300 /* seconds for an answer: kernels may be compiled on first use */ };
+enum { PATIENCE = 300 /* seconds to wait for an answer: kernels may be compiled on first use */ };
 
 /* ------------------------------------------------------------------- lines */
 
 static nsa_status lost(peers *p, const char *why) {
     if (p->pid) {
-        kill(p->pid, SIGKILL); /* whatever it hangs in */
+        kill(p->pid, SIGKILL); /* it may hang */
         peers_stop(p);
     }
     return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program %s", why);
@@ -39,18 +39,18 @@ static nsa_status send_line(peers *p, const char *text) {
     return NSA_OK;
 }
 
-/* Read on until there is a whole line: then *end is its newline. */
+/* Read until there is a whole line; *end is its newline. */
 static nsa_status read_line(peers *p, char **end) {
     const double start = bench_now();
     while (!(*end = p->used ? memchr(p->line, '\n', p->used) : NULL)) {
         struct pollfd wait = {.fd = p->from, .events = POLLIN};
-        if (p->used + 1 >= p->room) {
-            size_t room = p->room ? 2 * p->room : 4096;
-            char *more = room > 1 << 20 ? NULL : realloc(p->line, room);
+        if (p->used + 1 >= p->capacity) {
+            size_t capacity = p->capacity ? 2 * p->capacity : 4096;
+            char *more = capacity > 1 << 20 ? NULL : realloc(p->line, capacity);
             if (!more)
                 return lost(p, "answered with more than a line");
             p->line = more;
-            p->room = room;
+            p->capacity = capacity;
         }
         const double left = PATIENCE - (bench_now() - start);
         const int ready = left > 0 ? poll(&wait, 1, (int)(1e3 * left) + 1) : 0;
@@ -58,7 +58,7 @@ static nsa_status read_line(peers *p, char **end) {
             continue;
         if (ready <= 0)
             return lost(p, "did not answer");
-        ssize_t n = read(p->from, p->line + p->used, p->room - 1 - p->used);
+        ssize_t n = read(p->from, p->line + p->used, p->capacity - 1 - p->used);
         if (n <= 0)
             return lost(p, "has ended");
         p->used += (size_t)n;
@@ -71,14 +71,14 @@ static const char *text_of(const cJSON *from, const char *key) {
     return text ? text : "";
 }
 
-/* -1 if it is none. */
+/* -1 if there is no such number. */
 static double number_of(const cJSON *from, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, key);
     return cJSON_IsNumber(item) ? item->valuedouble : -1;
 }
 
-/* One request, which is freed, and its answer, to be freed with cJSON_Delete(). */
-static nsa_status ask(peers *p, cJSON *request, cJSON **answer) {
+/* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
+static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
     char *text = request ? cJSON_PrintUnformatted(request) : NULL, *end = NULL;
     cJSON_Delete(request);
     *answer = NULL;
@@ -121,7 +121,7 @@ static nsa_status spawn(peers *p, const char *command) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
         return nsa_fail(NSA_ERR_IO, "no pipe: %s", strerror(errno));
-    signal(SIGPIPE, SIG_IGN); /* its end is told by write() */
+    signal(SIGPIPE, SIG_IGN); /* write() reports a closed pipe */
     p->pid = fork();
     if (!p->pid) {
         dup2(in[0], STDIN_FILENO);
@@ -141,7 +141,7 @@ static nsa_status spawn(peers *p, const char *command) {
 
 static void note_backend(peers *p, const cJSON *item) {
     peer *b = &p->list[p->count];
-    if (p->count == PEERS_MOST || !text_of(item, "name")[0])
+    if (p->count == PEERS_MAX || !text_of(item, "name")[0])
         return;
     *b = (peer){.sparse = number_of(item, "sparse") > 0};
     snprintf(b->name, sizeof b->name, "%s", text_of(item, "name"));
@@ -162,7 +162,7 @@ nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
     if (status)
         cJSON_Delete(request);
     else
-        status = ask(p, request, &answer);
+        status = request_answer(p, request, &answer);
     cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(answer, "backends"))
         note_backend(p, item);
     const char *absent = text_of(answer, "absent");
@@ -184,7 +184,7 @@ void peers_stop(peers *p) {
     p->to = p->from = -1;
     p->pid = 0;
     p->line = NULL;
-    p->used = p->room = 0;
+    p->used = p->capacity = 0;
 }
 
 /* -------------------------------------------------------------------- runs */
@@ -205,7 +205,7 @@ nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row 
     cJSON_AddStringToObject(request, "pass", bench_pass_name(w->pass));
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         cJSON_AddNumberToObject(request, numbers[i].key, (double)numbers[i].value);
-    nsa_status status = ask(p, request, &answer);
+    nsa_status status = request_answer(p, request, &answer);
     if (status)
         return status;
     *id = (int)number_of(answer, "id");
@@ -217,7 +217,7 @@ nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row 
 
 nsa_status peers_time(peers *p, int id, double *seconds) {
     cJSON *answer;
-    nsa_status status = ask(p, request_of("time", id), &answer);
+    nsa_status status = request_answer(p, request_of("time", id), &answer);
     if (status)
         return status;
     *seconds = number_of(answer, "seconds");
@@ -228,6 +228,6 @@ nsa_status peers_time(peers *p, int id, double *seconds) {
 void peers_close(peers *p, int id) {
     cJSON *answer = NULL;
     if (p->pid)
-        (void)ask(p, request_of("close", id), &answer);
+        (void)request_answer(p, request_of("close", id), &answer);
     cJSON_Delete(answer);
 }

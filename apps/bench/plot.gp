@@ -2,9 +2,9 @@
 #   points  a file of `nsa bench --plot-data`
 #   figure  time, speedup, share or phases
 #   pass    forward, backward or decode
-#   run     the run file's name, told in the figure
+#   run     the run file's name, for the title
 #
-# No background, and colours of middling lightness, so that it reads on white and on black alike.
+# No background, and colours of medium lightness, so that it is readable on white and on black.
 set terminal svg size 960,500 font 'sans-serif,15' noenhanced
 set encoding utf8
 
@@ -17,7 +17,7 @@ set title textcolor rgb ink
 set xlabel textcolor rgb ink
 set ylabel textcolor rgb ink
 
-# distinct for most who see few colours, and each with a shape of its own
+# distinct for most colour-blind readers, each with its own symbol
 set linetype 1 lc rgb '#d55e00' lw 2.5 pt 7 ps 0.9
 set linetype 2 lc rgb '#3a8fd0' lw 2.5 pt 5 ps 0.9
 set linetype 3 lc rgb '#00a070' lw 2.5 pt 9 ps 1.1

@@ -1,5 +1,6 @@
 /** @file points.c
- *  @brief Runs as points for gnuplot: blocks apart by two empty lines, each begun by its name. */
+ *  @brief Runs as points for gnuplot: blocks separated by two empty lines, each begins with its
+ * name. */
 #include "bench/report.h"
 
 #include <inttypes.h>
@@ -14,17 +15,17 @@ static const char *const figures[] = {"time", "speedup", "share", "phases"};
 static double value_of(const bench_row *r, figure f, double *low, double *high) {
     *low = f == TIME ? r->q1 : f == SPEEDUP ? r->dense_low : 0;
     *high = f == TIME ? r->q3 : f == SPEEDUP ? r->dense_high : 0;
-    if (f == SHARE) { /* time's quartiles turned over */
+    if (f == SHARE) { /* inverse to the quartiles of the time */
         *low = 100 * r->share * r->median / r->q3;
         *high = 100 * r->share * r->median / r->q1;
     }
     return f == TIME ? r->median : f == SPEEDUP ? r->dense : 100 * r->share;
 }
 
-static int is_first(const bench_run *run, int at) {
-    for (int i = 0; i < at; i++) {
-        if (!strcmp(run->row[i].name, run->row[at].name) &&
-            !strcmp(run->row[i].pass, run->row[at].pass))
+static int is_first(const bench_run *run, int index) {
+    for (int i = 0; i < index; i++) {
+        if (!strcmp(run->row[i].name, run->row[index].name) &&
+            !strcmp(run->row[i].pass, run->row[index].pass))
             return 0;
     }
     return 1;
@@ -46,7 +47,7 @@ static void print_curve(const bench_run *run, const bench_row *of, figure f) {
         printf("\n\n");
 }
 
-/* Parts of the time at each stage's longest length. */
+/* Phases in per cent of the time, at each stage's longest length. */
 static void print_phases(const bench_run *run, const char *pass) {
     static const char *const name[] = {"compress", "cmp", "select", "slc", "win"};
     printf("program compress cmp select slc win other\n");
@@ -58,7 +59,7 @@ static void print_phases(const bench_run *run, const char *pass) {
                      !strcmp(run->row[j].pass, r->pass);
         if (r->status[0] || strcmp(r->pass, pass) || !r->phases || later)
             continue;
-        double left = 100;
+        double other = 100;
         printf("\"%s\\nT = %" PRId64 "\"", r->name, r->T);
         for (int n = 0; n < 5; n++) {
             double share = 0;
@@ -66,9 +67,9 @@ static void print_phases(const bench_run *run, const char *pass) {
                 share +=
                     strcmp(r->phase[p].name, name[n]) ? 0 : 100 * r->phase[p].seconds / r->median;
             printf(" %.3f", share);
-            left -= share;
+            other -= share;
         }
-        printf(" %.3f\n", left > 0 ? left : 0);
+        printf(" %.3f\n", other > 0 ? other : 0);
     }
 }
 

@@ -8,14 +8,14 @@
 #include "bench/bench.h"
 #include "bench/timing.h"
 
-/** Rounds that two rows must share for a ratio of rounds. */
-enum { BENCH_SHARED = 3 };
+/** Minimum rounds that two rows must share for a ratio by rounds. */
+enum { BENCH_MIN_SHARED = 3 };
 
 /**
- * Median and quartiles of than's time over r's, round by round: a speed of the machine that changes
- * slowly beside a round falls out of each of them. Where fewer than BENCH_SHARED rounds timed both,
- * or a run file does not have them, the ratio of the medians, and by the quartiles of both the
- * worst and the best.
+ * Median and quartiles of than's time over r's, round by round: a machine speed that changes slowly
+ * compared to a round cancels. With fewer than BENCH_MIN_SHARED shared rounds, or a run file
+ * without rounds, the ratio of the medians; the quartiles of both then give the lowest and the
+ * highest.
  */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 

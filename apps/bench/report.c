@@ -27,7 +27,8 @@ static void time_row(grid *g, const bench_row *r) {
     grid_ratio(g, r->below, r->below_low, r->below_high);
     grid_ratio(g, r->dense, r->dense_low, r->dense_high);
     grid_number(g, (double)r->memory / 1e6);
-    if (strcmp(r->pass, "decode") != 0) /* beyond one copy of what is read and written */
+    if (strcmp(r->pass, "decode") !=
+        0) /* workspace: memory beyond one copy of inputs and results */
         grid_number(g, ((double)r->memory - r->bytes) / 1e6);
     else
         grid_cell(g, "-");
@@ -35,10 +36,21 @@ static void time_row(grid *g, const bench_row *r) {
 }
 
 static void print_times(const bench_run *run, const char *pass, const char *stage) {
-    static const char *const texts[] = {
-        "T",       "program", "ms",        "quartiles",        "runs",
-        "GFLOP/s", "GB/s",    "tokens/s",  "share of ceiling", "x below",
-        "x dense", "MB",      "MB beyond", "checked against",  NULL};
+    static const char *const texts[] = {"T",
+                                        "program",
+                                        "ms",
+                                        "quartiles",
+                                        "runs",
+                                        "GFLOP/s",
+                                        "GB/s",
+                                        "tokens/s",
+                                        "share of ceiling",
+                                        "vs stage below",
+                                        "vs dense attention",
+                                        "memory, MB",
+                                        "workspace, MB",
+                                        "checked against",
+                                        NULL};
     grid g = {0};
     grid_heading(&g, texts);
     for (int i = 0; i < run->rows; i++) {
@@ -61,15 +73,15 @@ static void print_times(const bench_run *run, const char *pass, const char *stag
 
 static void print_phases(const bench_run *run, const char *stage) {
     grid g = {0};
-    /* in the order of the work; a stage may have others */
-    const char *name[BENCH_PHASES * 2] = {"compress", "cmp", "select", "slc", "win"};
+    /* in the order they run; a stage may have others */
+    const char *name[BENCH_MAX_PHASES * 2] = {"compress", "cmp", "select", "slc", "win"};
     int names = 5;
     for (int i = 0; i < run->rows; i++) {
         for (int p = 0; p < run->row[i].phases; p++) {
             int known = 0;
             for (int n = 0; n < names; n++)
                 known |= !strcmp(name[n], run->row[i].phase[p].name);
-            if (!known && names < BENCH_PHASES * 2)
+            if (!known && names < BENCH_MAX_PHASES * 2)
                 name[names++] = run->row[i].phase[p].name;
         }
     }
@@ -119,9 +131,10 @@ static void cell_crossing(grid *g, const bench_fit *f) {
 static void print_growth(const bench_run *run, const char *stage) {
     grid g = {0};
     grid_heading(&g, (const char *const[]){"pass", "program", "part", "a, us a token",
-                                           "b, ns a token squared", "fitted to T", "off by up to",
-                                           "b at the longest T", "b by its FLOPs", "dense",
-                                           "overtaken, measured", "by the fits", NULL});
+                                           "b, ns a token squared", "fitted T", "max error",
+                                           "share of b at the longest T", "b vs b of its FLOPs",
+                                           "dense attention", "overtaken, measured",
+                                           "overtaken, by the fits", NULL});
     for (int i = 0; i < run->fits; i++) {
         const bench_fit *f = &run->fit[i];
         if (!report_wanted(f->name, stage))
@@ -191,10 +204,10 @@ static void print_noise(const bench_run *run) {
     if (run->noise[0])
         printf("This machine is too noisy for a claim: %s.\n", run->noise);
     else
-        printf("The machine stood still: ceilings within 15 %%, quartiles within 20 %%.\n");
+        printf("The machine was quiet: ceilings within 15 %%, quartiles within 20 %%.\n");
 }
 
-/* A table in a page names the run that it is of, and says so if that is no ground for a claim. */
+/* Below a table in a page: which run it is from, and whether that was too noisy for a claim. */
 static void print_source(const bench_run *run, const char *file) {
     if (!file)
         return;
@@ -253,17 +266,20 @@ static int disagree(const bench_row *a, const char *of, const double x[3], const
 }
 
 int report_compare(const bench_run *a, const bench_run *b) {
-    int apart = 0, compared = 0;
+    int disagreements = 0, compared = 0;
     for (int i = 0; i < a->rows; i++) {
         const bench_row *x = &a->row[i], *y = bench_find(b, x->name, x->pass, x->T);
         if (x->status[0] || !y)
             continue;
         compared++;
-        apart += disagree(x, "x dense", (double[]){x->dense, x->dense_low, x->dense_high},
-                          (double[]){y->dense, y->dense_low, y->dense_high});
-        apart += disagree(x, "x below", (double[]){x->below, x->below_low, x->below_high},
-                          (double[]){y->below, y->below_low, y->below_high});
+        disagreements +=
+            disagree(x, "vs dense attention", (double[]){x->dense, x->dense_low, x->dense_high},
+                     (double[]){y->dense, y->dense_low, y->dense_high});
+        disagreements +=
+            disagree(x, "vs stage below", (double[]){x->below, x->below_low, x->below_high},
+                     (double[]){y->below, y->below_low, y->below_high});
     }
-    printf("%d rows in both runs, %d ratios whose spreads do not meet\n", compared, apart);
-    return apart;
+    printf("%d rows in both runs, %d ratios whose spreads do not overlap\n", compared,
+           disagreements);
+    return disagreements;
 }

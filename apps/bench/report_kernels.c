@@ -1,6 +1,6 @@
 /** @file report_kernels.c
- *  @brief Tables of phases beside their floors, and of ratios to peers and to the program itself.
- */
+ *  @brief Tables: phases and their floors; ratios to peers, and to a stage's own dense
+ * attention. */
 #include "bench/grid.h"
 #include "bench/growth.h"
 #include "bench/kernels.h"
@@ -13,10 +13,10 @@
 
 int report_wanted(const char *name, const char *stage) {
     const char *own = name;
-    if (bench_in_manner(name, BENCH_OWN))
-        own = name + strlen(BENCH_OWN);
-    else if (bench_in_manner(name, BENCH_ALONE))
-        own = name + strlen(BENCH_ALONE);
+    if (bench_has_prefix(name, BENCH_OWN_DENSE))
+        own = name + strlen(BENCH_OWN_DENSE);
+    else if (bench_has_prefix(name, BENCH_ONE_THREAD))
+        own = name + strlen(BENCH_ONE_THREAD);
     return !stage || !strcmp(own, stage) || !strcmp(name, BENCH_DENSE);
 }
 
@@ -48,7 +48,7 @@ void report_kernels(const bench_run *run, const char *stage) {
                                            "share of ceiling", NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        /* floors are counted for what GPU stages do: scores twice, rather than kept */
+        /* floors are counted for GPU stages, which compute scores twice */
         const int shown = !r->status[0] && !strcmp(r->device, "gpu");
         for (int p = 0; p < r->phases && shown && report_wanted(r->name, stage); p++)
             kernel_row(&g, run, r, &r->phase[p]);
@@ -58,20 +58,20 @@ void report_kernels(const bench_run *run, const char *stage) {
 
 /* ------------------------------------------------------------------- peers */
 
-/* What we are compared with: whatever is neither a stage nor one in another manner. */
+/* A peer: neither a stage nor a stage with a prefix. */
 static int is_peer(const bench_row *r) {
-    return !bench_is_stage(r) && !bench_in_manner(r->name, BENCH_OWN) &&
-           !bench_in_manner(r->name, BENCH_ALONE);
+    return !bench_is_stage(r) && !bench_has_prefix(r->name, BENCH_OWN_DENSE) &&
+           !bench_has_prefix(r->name, BENCH_ONE_THREAD);
 }
 
-/* Names of peers, each once. @return how many */
-static int list_peers(const bench_run *run, const char **name, int room) {
+/* The names of all peers. @return how many */
+static int list_peers(const bench_run *run, const char **name, int capacity) {
     int names = 0;
     for (int i = 0; i < run->rows; i++) {
         int known = !is_peer(&run->row[i]) || run->row[i].status[0] != 0;
         for (int n = 0; n < names; n++)
             known |= !strcmp(name[n], run->row[i].name);
-        if (!known && names < room)
+        if (!known && names < capacity)
             name[names++] = run->row[i].name;
     }
     return names;
@@ -87,10 +87,11 @@ void report_peers(const bench_run *run, const char *stage) {
     grid g = {0};
     grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", NULL});
     for (int n = 0; n < names; n++)
-        grid_cell(&g, "x %s", name[n]);
+        grid_cell(&g, "vs %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        if (r->status[0] || !report_wanted(r->name, stage) || bench_in_manner(r->name, BENCH_ALONE))
+        if (r->status[0] || !report_wanted(r->name, stage) ||
+            bench_has_prefix(r->name, BENCH_ONE_THREAD))
             continue;
         grid_row(&g);
         grid_cell(&g, "%" PRId64, r->T);
@@ -110,14 +111,15 @@ void report_peers(const bench_run *run, const char *stage) {
 
 /* --------------------------------------------------------------------- own */
 
-/* The same stage in another manner, at the same pass and length; NULL if it was not timed. */
-static const bench_row *find_manner(const bench_run *run, const char *prefix, const bench_row *r) {
+/* The same stage with a prefix, at the same pass and length; NULL if it was not timed. */
+static const bench_row *find_variant(const bench_run *run, const char *prefix, const bench_row *r) {
     char name[96];
     snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
     return bench_find(run, name, r->pass, r->T);
 }
 
-static void own_row(grid *g, const bench_row *r, const bench_row *dense, const bench_row *alone) {
+static void own_row(grid *g, const bench_row *r, const bench_row *dense,
+                    const bench_row *one_thread) {
     grid_row(g);
     grid_cell(g, "%" PRId64, r->T);
     grid_cell(g, "%s", r->pass);
@@ -134,24 +136,26 @@ static void own_row(grid *g, const bench_row *r, const bench_row *dense, const b
         for (int i = 0; i < 3; i++)
             grid_cell(g, "-");
     }
-    grid_number(g, alone ? 1e3 * alone->median : 0);
-    if (alone)
-        ratio_cell(g, bench_ratio(r, alone));
+    grid_number(g, one_thread ? 1e3 * one_thread->median : 0);
+    if (one_thread)
+        ratio_cell(g, bench_ratio(r, one_thread));
     else
         grid_cell(g, "-");
 }
 
 void report_own(const bench_run *run, const char *stage) {
     grid g = {0};
-    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", "own dense, ms",
-                                           "x own dense", "by FLOPs", "of that", "one thread, ms",
-                                           "x one thread", NULL});
+    grid_heading(&g, (const char *const[]){"T", "pass", "program", "ms", "own dense attention, ms",
+                                           "vs own dense attention", "ratio of FLOPs",
+                                           "share of that ratio", "one thread, ms", "vs one thread",
+                                           NULL});
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        const bench_row *dense = find_manner(run, BENCH_OWN, r);
-        const bench_row *alone = find_manner(run, BENCH_ALONE, r);
-        if (!r->status[0] && bench_is_stage(r) && report_wanted(r->name, stage) && (dense || alone))
-            own_row(&g, r, dense, alone);
+        const bench_row *dense = find_variant(run, BENCH_OWN_DENSE, r);
+        const bench_row *one_thread = find_variant(run, BENCH_ONE_THREAD, r);
+        if (!r->status[0] && bench_is_stage(r) && report_wanted(r->name, stage) &&
+            (dense || one_thread))
+            own_row(&g, r, dense, one_thread);
     }
     grid_print(&g, stdout);
 }

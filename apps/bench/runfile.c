@@ -1,5 +1,5 @@
 /** @file runfile.c
- *  @brief Run files. One table of fields says how a struct becomes JSON or CSV and back. */
+ *  @brief Run files. A table of fields for each struct defines its JSON and CSV. */
 #include "bench/runfile.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -14,12 +14,12 @@
 #include <string.h>
 
 /* A field of one of the structs. */
-typedef enum kind { TEXT, WHOLE, REAL } kind;
+typedef enum kind { TEXT, INTEGER, REAL } kind;
 
 typedef struct field {
     const char *name;
     kind kind;
-    size_t at, size;
+    size_t offset, size;
 } field;
 
 #define FIELD(type, kind, name)                                                                    \
@@ -32,7 +32,7 @@ typedef struct field {
 #define FIT_REAL(name) FIELD(bench_fit, REAL, name)
 
 static const field run_fields[] = {RUN_TEXT(cpu),
-                                   FIELD(bench_run, WHOLE, cores),
+                                   FIELD(bench_run, INTEGER, cores),
                                    RUN_REAL(load),
                                    RUN_TEXT(compiler),
                                    RUN_TEXT(flags),
@@ -43,8 +43,8 @@ static const field run_fields[] = {RUN_TEXT(cpu),
                                    RUN_TEXT(commit),
                                    RUN_TEXT(date),
                                    RUN_TEXT(workload),
-                                   FIELD(bench_run, WHOLE, threads),
-                                   FIELD(bench_run, WHOLE, batch),
+                                   FIELD(bench_run, INTEGER, threads),
+                                   FIELD(bench_run, INTEGER, batch),
                                    RUN_TEXT(noise),
                                    RUN_REAL(gflops),
                                    RUN_REAL(gflops_low),
@@ -58,14 +58,14 @@ static const field row_fields[] = {ROW_TEXT(name),
                                    ROW_TEXT(pass),
                                    ROW_TEXT(device),
                                    ROW_TEXT(arith),
-                                   FIELD(bench_row, WHOLE, T),
+                                   FIELD(bench_row, INTEGER, T),
                                    ROW_TEXT(status),
                                    ROW_TEXT(checked),
-                                   FIELD(bench_row, WHOLE, runs),
+                                   FIELD(bench_row, INTEGER, runs),
                                    ROW_REAL(median),
                                    ROW_REAL(q1),
                                    ROW_REAL(q3),
-                                   FIELD(bench_row, WHOLE, memory),
+                                   FIELD(bench_row, INTEGER, memory),
                                    ROW_REAL(flops),
                                    ROW_REAL(bytes),
                                    ROW_REAL(tokens),
@@ -86,11 +86,11 @@ static const field fit_fields[] = {FIT_TEXT(name),
                                    FIT_TEXT(pass),
                                    FIT_TEXT(phase),
                                    FIT_TEXT(against),
-                                   FIELD(bench_fit, WHOLE, from),
-                                   FIELD(bench_fit, WHOLE, to),
-                                   FIELD(bench_fit, WHOLE, points),
-                                   FIELD(bench_fit, WHOLE, slower),
-                                   FIELD(bench_fit, WHOLE, faster),
+                                   FIELD(bench_fit, INTEGER, from),
+                                   FIELD(bench_fit, INTEGER, to),
+                                   FIELD(bench_fit, INTEGER, points),
+                                   FIELD(bench_fit, INTEGER, slower),
+                                   FIELD(bench_fit, INTEGER, faster),
                                    FIT_REAL(a),
                                    FIT_REAL(b),
                                    FIT_REAL(residual),
@@ -102,15 +102,15 @@ static const field fit_fields[] = {FIT_TEXT(name),
 static const char *const ceiling_names[BENCH_CEILINGS] = {"fma", "sgemm", "bf16",
                                                           "l2",  "read",  "copy"};
 
-static int64_t whole_at(const void *from, const field *f) {
+static int64_t int_at(const void *from, const field *f) {
     int64_t value;
-    memcpy(&value, (const char *)from + f->at, sizeof value);
+    memcpy(&value, (const char *)from + f->offset, sizeof value);
     return value;
 }
 
 static double real_at(const void *from, const field *f) {
     double value;
-    memcpy(&value, (const char *)from + f->at, sizeof value);
+    memcpy(&value, (const char *)from + f->offset, sizeof value);
     return value;
 }
 
@@ -119,16 +119,16 @@ static double real_at(const void *from, const field *f) {
 static int put(cJSON *to, const field *f, const void *from) {
     for (; f->name; f++) {
         const cJSON *added =
-            f->kind == TEXT    ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->at)
-            : f->kind == WHOLE ? cJSON_AddNumberToObject(to, f->name, (double)whole_at(from, f))
-                               : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
+            f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->offset)
+            : f->kind == INTEGER ? cJSON_AddNumberToObject(to, f->name, (double)int_at(from, f))
+                                 : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
         if (!added)
             return 0;
     }
     return 1;
 }
 
-/* An object of an array's, with the fields of `from`; NULL without memory. */
+/* Add an object with the fields of `from` to an array; NULL without memory. */
 static cJSON *put_item(cJSON *array, const field *f, const void *from) {
     cJSON *item = array ? cJSON_CreateObject() : NULL;
     if (item && put(item, f, from) && cJSON_AddItemToArray(array, item))
@@ -137,7 +137,7 @@ static cJSON *put_item(cJSON *array, const field *f, const void *from) {
     return NULL;
 }
 
-/* What is known of each phase: an object of numbers by the phases' names for each of these. */
+/* For each of these a row has an object of numbers, by phase name. */
 static const field phase_fields[] = {{"phases", REAL, offsetof(bench_phase, seconds), 0},
                                      {"phase_flops", REAL, offsetof(bench_phase, flops), 0},
                                      {"phase_l2", REAL, offsetof(bench_phase, l2), 0},
@@ -165,7 +165,7 @@ static int put_rounds(cJSON *item, const bench_row *r) {
     return ok;
 }
 
-/* The GPU's ceilings, each [median, least, most]. */
+/* The GPU's ceilings, each [median, lowest, highest]. */
 static int put_ceilings(cJSON *root, const bench_run *run) {
     cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
     int ok = object != NULL;
@@ -190,20 +190,20 @@ static int put_rows(cJSON *root, const bench_run *run) {
     return ok;
 }
 
-/* Beside the file first, so that a full disk leaves the old one. */
+/* Write a temporary file and rename it, so that a full disk leaves the old file. */
 static nsa_status write_text(const char *path, const char *text) {
-    char beside[4096];
-    int length = snprintf(beside, sizeof beside, "%s.part", path);
-    if (length < 0 || (size_t)length >= sizeof beside)
+    char temporary[4096];
+    int length = snprintf(temporary, sizeof temporary, "%s.part", path);
+    if (length < 0 || (size_t)length >= sizeof temporary)
         return nsa_fail(NSA_ERR_IO, "%.100s...: the name is too long", path);
-    FILE *f = fopen(beside, "w");
+    FILE *f = fopen(temporary, "w");
     if (!f)
-        return nsa_fail(NSA_ERR_IO, "%s: %s", beside, strerror(errno));
+        return nsa_fail(NSA_ERR_IO, "%s: %s", temporary, strerror(errno));
     int bad = fputs(text, f) == EOF || fputc('\n', f) == EOF;
     bad |= fclose(f) != 0;
-    if (bad || rename(beside, path)) {
+    if (bad || rename(temporary, path)) {
         nsa_status status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
-        remove(beside);
+        remove(temporary);
         return status;
     }
     return NSA_OK;
@@ -232,11 +232,11 @@ nsa_status runfile_csv(const bench_run *run, const char *path) {
             const void *from = &run->row[i];
             if (c->kind == TEXT) { /* a quote inside quotes is doubled */
                 fputc('"', f);
-                for (const char *p = (const char *)from + c->at; *p; p++)
+                for (const char *p = (const char *)from + c->offset; *p; p++)
                     fprintf(f, *p == '"' ? "\"\"" : "%c", *p);
                 fputc('"', f);
-            } else if (c->kind == WHOLE) {
-                fprintf(f, "%" PRId64, whole_at(from, c));
+            } else if (c->kind == INTEGER) {
+                fprintf(f, "%" PRId64, int_at(from, c));
             } else {
                 fprintf(f, "%.9g", real_at(from, c));
             }
@@ -250,11 +250,11 @@ nsa_status runfile_csv(const bench_run *run, const char *path) {
 
 /* ----------------------------------------------------------------- reading */
 
-/* A key that a file lacks leaves zero; one of the wrong kind is an error. */
+/* A missing key gives zero; one of the wrong type is an error. */
 static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {
     for (; f->name; f++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, f->name);
-        char *at = (char *)to + f->at;
+        char *dst = (char *)to + f->offset;
         if (!item)
             continue;
         if (f->kind == TEXT ? !cJSON_IsString(item) : !cJSON_IsNumber(item))
@@ -262,17 +262,17 @@ static nsa_status get(const cJSON *from, const field *f, void *to, const char *p
                             f->kind == TEXT ? "text" : "number");
         int64_t whole = (int64_t)item->valuedouble;
         if (f->kind == TEXT)
-            snprintf(at, f->size, "%s", item->valuestring);
+            snprintf(dst, f->size, "%s", item->valuestring);
         else
-            memcpy(at, f->kind == WHOLE ? (const void *)&whole : &item->valuedouble, f->size);
+            memcpy(dst, f->kind == INTEGER ? (const void *)&whole : &item->valuedouble, f->size);
     }
     return NSA_OK;
 }
 
-/* Older files have none. */
+/* Older files have no rounds. */
 static nsa_status get_rounds(const cJSON *item, bench_row *row, const char *path) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(item, "rounds"), *p;
-    const int fits = cJSON_IsArray(list) && cJSON_GetArraySize(list) <= BENCH_SAMPLES;
+    const int fits = cJSON_IsArray(list) && cJSON_GetArraySize(list) <= BENCH_MAX_RUNS;
     const cJSON *times = fits ? list : NULL;
     int64_t runs = 0;
     int bad = list && !fits;
@@ -285,7 +285,7 @@ static nsa_status get_rounds(const cJSON *item, bench_row *row, const char *path
         return nsa_fail(NSA_ERR_INPUT,
                         "%s: \"rounds\" of %s at T = %" PRId64
                         " are not up to %d times in seconds, %" PRId64 " of them above 0",
-                        path, row->name, row->T, BENCH_SAMPLES, row->runs);
+                        path, row->name, row->T, BENCH_MAX_RUNS, row->runs);
     return NSA_OK;
 }
 
@@ -295,15 +295,15 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
     const cJSON *phases = cJSON_GetObjectItemCaseSensitive(item, "phases"), *p;
     status = status ? status : get_rounds(item, row, path);
     cJSON_ArrayForEach(p, phases) {
-        if (row->phases == BENCH_PHASES || !cJSON_IsNumber(p))
+        if (row->phases == BENCH_MAX_PHASES || !cJSON_IsNumber(p))
             return nsa_fail(NSA_ERR_INPUT, "%s: row %d has bad phases", path, run->rows);
         bench_phase *phase = &row->phase[row->phases++];
         snprintf(phase->name, sizeof phase->name, "%s", p->string);
         for (const field *f = phase_fields; f->name; f++) {
             const cJSON *of = cJSON_GetObjectItemCaseSensitive(item, f->name);
             const cJSON *number = cJSON_GetObjectItemCaseSensitive(of, p->string);
-            if (cJSON_IsNumber(number)) /* older files have times alone */
-                memcpy((char *)phase + f->at, &number->valuedouble, sizeof(double));
+            if (cJSON_IsNumber(number)) /* older files have only times */
+                memcpy((char *)phase + f->offset, &number->valuedouble, sizeof(double));
         }
     }
     return status;
@@ -325,8 +325,8 @@ static void get_ceilings(const cJSON *root, bench_run *run) {
 static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
     const cJSON *rows = cJSON_GetObjectItemCaseSensitive(root, "rows"), *item;
     const cJSON *fits = cJSON_GetObjectItemCaseSensitive(root, "fits");
-    if (!cJSON_IsArray(rows) || !cJSON_IsArray(fits) || cJSON_GetArraySize(rows) > BENCH_ROWS ||
-        cJSON_GetArraySize(fits) > BENCH_FITS)
+    if (!cJSON_IsArray(rows) || !cJSON_IsArray(fits) || cJSON_GetArraySize(rows) > BENCH_MAX_ROWS ||
+        cJSON_GetArraySize(fits) > BENCH_MAX_FITS)
         return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected arrays rows and fits", path);
     nsa_status status = get(root, run_fields, run, path);
     get_ceilings(root, run);
@@ -342,12 +342,12 @@ static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
 }
 
 nsa_status runfile_read(const char *path, bench_run *run) {
-    enum { MOST = 16 << 20 };
+    enum { MAX_BYTES = 16 << 20 };
     memset(run, 0, sizeof *run);
     FILE *f;
     nsa_status status = file_stream(path, &f);
-    char *text = malloc(MOST);
-    size_t n = f && text ? fread(text, 1, MOST, f) : 0;
+    char *text = malloc(MAX_BYTES);
+    size_t n = f && text ? fread(text, 1, MAX_BYTES, f) : 0;
     if (f && ferror(f))
         status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
     if (f)

@@ -1,6 +1,6 @@
 /** @file sweep.c
- *  @brief The sweep: for each pass and length, every program is checked, then all take turns at
- * being timed, so that a machine that slows down slows all of them. */
+ *  @brief The sweep: for each pass and length, check every program, then time them in turn, so that
+ * a machine that slows down slows all of them. */
 #include "bench/blas.h"
 #include "bench/budget.h"
 #include "bench/ceilings.h"
@@ -21,19 +21,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTENDERS = 3 * BENCH_STAGES + 1 + PEERS_MOST };
+enum { CONTENDERS = 3 * BENCH_MAX_STAGES + 1 + PEERS_MAX };
 
 typedef struct sweep {
     const bench_options *o;
     bench_run *run;
     nsa_found *found;
     size_t stages;
-    int uses[3]; /* of each bench_device: whether a program that is timed runs there */
+    int uses[3]; /* for each bench_device: 1 if a timed program runs there */
     bench_judge judge;
     peers peers;
-    char wrong[BENCH_STAGES][240]; /* of this pass: why a stage is refused at any length, or "" */
-    bench_budget budget;           /* of this pass */
-    double promised;               /* seconds of runs at this length that are still to come */
+    /* for this pass: why a stage is not timed at any length, or "" */
+    char wrong[BENCH_MAX_STAGES][240];
+    bench_budget budget; /* for this pass */
+    double reserved;     /* seconds reserved for runs at this length */
     bench_ceilings ceilings;
     bench_arena arena;
     double began;
@@ -42,7 +43,7 @@ typedef struct sweep {
 
 /* ------------------------------------------------------------------ stages */
 
-/* A simulator's times say nothing about a GPU: only a stage that is named is run there. */
+/* The simulator's times say nothing about a GPU, so a stage runs there only if it is named. */
 static int is_wanted(const sweep *s, const nsa_found *found) {
     const bench_device device = bench_device_of(found->stage);
     if (device == BENCH_ON_SIMULATOR)
@@ -50,7 +51,7 @@ static int is_wanted(const sweep *s, const nsa_found *found) {
     return found->stage && s->o->device[device];
 }
 
-static void say_unwanted(const sweep *s, const nsa_found *found) {
+static void report_skipped(const sweep *s, const nsa_found *found) {
     const bench_device device = bench_device_of(found->stage);
     const char *why = !found->stage                  ? found->problem
                       : device == BENCH_ON_SIMULATOR ? "the simulator's times say nothing"
@@ -59,7 +60,7 @@ static void say_unwanted(const sweep *s, const nsa_found *found) {
     fprintf(stderr, "nsa bench: SKIP %s: %s\n", found->name, why);
 }
 
-/* Those that were asked for, in the order of their names; who is not wanted loses its stage. */
+/* The stages that were asked for, or all. */
 static nsa_status list_stages(sweep *s) {
     const bench_options *o = s->o;
     nsa_status status = NSA_OK;
@@ -82,15 +83,15 @@ static nsa_status find_stages(sweep *s) {
         if (is_wanted(s, &s->found[i]))
             s->uses[bench_device_of(s->found[i].stage)] = 1;
         else
-            say_unwanted(s, &s->found[i]);
+            report_skipped(s, &s->found[i]);
     }
-    /* with a GPU its peers alone are worth a run */
+    /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu_missing();
     return status;
 }
 
-/* Small blocks put every boundary within 130 tokens: an error that a short text would hide, of the
- * window's edge or the choice of blocks, shows here at any length that is timed. */
+/* Check each stage on a small case: with small blocks every boundary, such as the window's edge or
+ * the first rejected block, is within 130 tokens. */
 static void judge_small(sweep *s, bench_pass pass) {
     static nsa_status (*const judge[])(const subject *, const test_case *) = {
         judge_forward, judge_backward, judge_decode};
@@ -98,11 +99,11 @@ static void judge_small(sweep *s, bench_pass pass) {
     test_case c;
     snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(s->o->cfg.phi),
              (int)s->o->seed);
-    for (size_t i = 0; i < s->stages && i < BENCH_STAGES; i++) {
+    for (size_t i = 0; i < s->stages && i < BENCH_MAX_STAGES; i++) {
         const subject who = {s->found[i].stage, s->judge.oracle.stage, s->found[i].name};
         s->wrong[i][0] = 0;
         if (!is_wanted(s, &s->found[i]) || who.stage->available() || case_parse(text, &c))
-            continue; /* contender_open() will say why */
+            continue; /* contender_open() reports the reason */
         nsa_status status = judge[pass](&who, &c);
         if (!status || status == NSA_ERR_UNSUPPORTED)
             continue;
@@ -115,7 +116,7 @@ static void judge_small(sweep *s, bench_pass pass) {
 /* ----------------------------------------------------------------- one row */
 
 static bench_row *new_row(sweep *s, const workload *w, const char *prefix, const char *name) {
-    if (s->run->rows == BENCH_ROWS)
+    if (s->run->rows == BENCH_MAX_ROWS)
         return NULL;
     bench_row *row = &s->run->row[s->run->rows++];
     *row = (bench_row){.T = w->T};
@@ -139,9 +140,9 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
     return status ? status : contender_check(c, w, judge->stage);
 }
 
-/* Open and check; the row says what came of it. @return 1 if it may be timed */
+/* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
-    const double left = s->o->deadline - (bench_now() - s->began) - s->promised;
+    const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
     const double limit = s->o->budget < left ? s->o->budget : left;
     const double cost = budget_cost(&s->budget, c->row->name, w->T, limit);
     if (cost > limit) {
@@ -156,7 +157,7 @@ static int admit(sweep *s, contender *c, workload *w) {
         c->wanted = budget_runs(&s->budget, c->first, limit - c->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
-        s->promised += c->wanted * c->first;
+        s->reserved += c->wanted * c->first;
         return 1;
     }
     contender_close(c);
@@ -169,7 +170,7 @@ static int admit(sweep *s, contender *c, workload *w) {
     return 0;
 }
 
-static void sum_up(contender *c, const workload *w) {
+static void summarize(contender *c, const workload *w) {
     bench_row *row = c->row;
     const workload_cost cost = workload_count(w, c->causal, contender_arith(c));
     for (int i = 0; i < row->phases; i++) {
@@ -188,9 +189,9 @@ static void sum_up(contender *c, const workload *w) {
 
 /* -------------------------------------------------------------- one length */
 
-/* The processor's ceilings, once a round: a machine that slows down slows them as it slows rows. */
+/* The processor's ceilings, once a round: if the machine slows down, they do too. */
 typedef struct rounds {
-    double gflops[BENCH_SAMPLES], gbs[BENCH_SAMPLES];
+    double gflops[BENCH_MAX_RUNS], gbs[BENCH_MAX_RUNS];
     int count;
 } rounds;
 
@@ -201,27 +202,27 @@ static void sample_ceilings(const sweep *s, rounds *r) {
     r->count++;
 }
 
-/* Round by round; who needs fewer runs sits some rounds out. */
+/* Time round by round; programs with fewer runs skip some rounds. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    int most = 0;
+    int max_runs = 0;
     rounds sampled = {.count = 0};
     nsa_status status = NSA_OK;
     for (int i = 0; i < count; i++)
-        most = c[i].wanted > most ? c[i].wanted : most;
+        max_runs = c[i].wanted > max_runs ? c[i].wanted : max_runs;
     if (s->uses[BENCH_ON_GPU])
-        gpu_warm(0.2); /* it has idled while results were checked */
-    for (int round = 0; round < most && !status; round++) {
-        progress_count(&s->bar, "round", round + 1, most);
+        gpu_warm(0.2); /* it was idle while results were checked */
+    for (int round = 0; round < max_runs && !status; round++) {
+        progress_count(&s->bar, "round", round + 1, max_runs);
         sample_ceilings(s, &sampled);
         for (int i = 0; i < count && !status; i++) {
-            if (!bench_takes_part(round, most, c[i].wanted))
+            if (!bench_takes_part(round, max_runs, c[i].wanted))
                 continue;
             if (c[i].device == BENCH_ON_CPU)
                 bench_flush(&s->arena);
             status = contender_time(&c[i], w, c[i].clock);
             if (!status)
                 c[i].row->round[round] = c[i].sample[c[i].runs - 1];
-            if (status && c[i].peer) { /* another program's end is not ours */
+            if (status && c[i].peer) { /* a peer's failure does not end the run */
                 snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
                          nsa_last_error());
                 c[i].wanted = 0;
@@ -232,8 +233,8 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
     for (int i = 0; i < count && !status; i++) {
         if (c[i].row->status[0])
             continue;
-        c[i].row->rounds = most;
-        sum_up(&c[i], w);
+        c[i].row->rounds = max_runs;
+        summarize(&c[i], w);
         if (c[i].device == BENCH_ON_CPU && sampled.count) {
             c[i].row->gflops = bench_quartiles(sampled.gflops, sampled.count).median;
             c[i].row->gbs = bench_quartiles(sampled.gbs, sampled.count).median;
@@ -244,27 +245,28 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
 
 static void measure_ceilings(sweep *s) {
     ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
-    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* or why it is missing now */
+    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
     if (s->uses[BENCH_ON_GPU])
         ceilings_measure_gpu(&s->ceilings);
 }
 
-/* A contender joins those that are timed, or its row says why not. */
+/* Add a contender to those that are timed, or write to its row why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
     const char *name = c.peer ? c.peer->name : BENCH_DENSE, *wrong = "";
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
     for (size_t i = 0; i < s->stages && c.stage; i++) {
         if (s->found[i].stage == c.stage) {
             name = s->found[i].name;
-            wrong = i < BENCH_STAGES ? s->wrong[i] : "";
+            wrong = i < BENCH_MAX_STAGES ? s->wrong[i] : "";
         }
     }
-    c.clock = bench_cpu_clock(); /* a device's stage has its own: its phases */
+    c.clock = bench_cpu_clock(); /* a stage on a device times its phases */
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
-    const int alone = c.threads == 1 && s->o->threads > 1;
-    c.threads = alone ? 1 : (int)s->o->threads;
-    c.row = new_row(s, w, c.stage && c.causal ? BENCH_OWN : alone ? BENCH_ALONE : "", name);
+    const int one_thread = c.threads == 1 && s->o->threads > 1;
+    c.threads = one_thread ? 1 : (int)s->o->threads;
+    const char *prefix = c.stage && c.causal ? BENCH_OWN_DENSE : one_thread ? BENCH_ONE_THREAD : "";
+    c.row = new_row(s, w, prefix, name);
     if (!c.row)
         return;
     snprintf(c.row->device, sizeof c.row->device, "%s", bench_device_name(c.device));
@@ -276,8 +278,8 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     list[(*count)++] = c;
 }
 
-/* Plain causal attention by a stage's own code: what sparsity alone is worth. A backward of it is
- * made of the stage's backward, where there is no library to compare with: on a device. */
+/* Plain causal attention by a stage's own code shows what sparsity alone is worth. On a device,
+ * where no library is compared with, it also gets a backward. */
 static int has_causal(const nsa_stage *stage, bench_pass pass) {
     if (stage->arith != NSA_FLOAT32)
         return 0;
@@ -298,7 +300,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
         add(s, list, &count, &w, (contender){.stage = stage});
         if (has_causal(stage, pass))
             add(s, list, &count, &w, (contender){.stage = stage, .causal = 1});
-        if (s->o->alone && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
+        if (s->o->one_thread && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
             add(s, list, &count, &w, (contender){.stage = stage, .threads = 1});
     }
     if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU])
@@ -310,7 +312,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
                 (contender){.program = &s->peers, .peer = p, .causal = !p->sparse});
     }
     status = status ? status : time_all(s, list, count, &w);
-    s->promised = 0;
+    s->reserved = 0;
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);
@@ -326,8 +328,8 @@ static int wants_bfloat16(const sweep *s) {
     return 0;
 }
 
-/* After each length, so that a run that is ended early leaves what it found. */
-static nsa_status keep(sweep *s) {
+/* Called after each length, so that an interrupted run keeps its results. */
+static nsa_status save_run(sweep *s) {
     s->run->fits = 0;
     growth_and_ratios(s->run, &s->ceilings);
     return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
@@ -344,7 +346,7 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         if (!status && wants_bfloat16(s))
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         if (!status)
-            status = keep(s);
+            status = save_run(s);
         progress_end(&s->bar);
         fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n", bench_pass_name(pass),
                 s->o->T[i], bench_now() - s->began);
@@ -352,7 +354,7 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
     return status;
 }
 
-/* What takes part beside the stages, and where all of it runs. */
+/* Describe the machine, and start the peers. */
 static void describe(sweep *s) {
     machine_describe(s->run, s->o, s->found, s->stages);
     if (s->uses[BENCH_ON_GPU])
@@ -364,7 +366,7 @@ static void describe(sweep *s) {
     snprintf(s->run->peers, sizeof s->run->peers, "%s", s->peers.about);
 }
 
-static void give_back(sweep *s) {
+static void close_sweep(sweep *s) {
     peers_stop(&s->peers);
     for (size_t i = 0; i < s->stages && s->o->stages; i++)
         nsa_free_stage(&s->found[i]);
@@ -379,7 +381,7 @@ static void give_back(sweep *s) {
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     sweep s = {.o = o, .run = run, .peers = {.to = -1, .from = -1}, .began = bench_now()};
     if (!bench_arena_open(&s.arena))
-        return nsa_fail(NSA_ERR_MEMORY, "no memory to flush the caches with");
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for flushing the caches");
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
     if (!status) {
@@ -391,6 +393,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
             status = one_pass(&s, (bench_pass)pass);
     }
     progress_end(&s.bar);
-    give_back(&s);
+    close_sweep(&s);
     return status;
 }

@@ -5,10 +5,10 @@
 #
 # in README.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json. KIND is
 # what `nsa bench --table FILE --what KIND` takes: machine, forward, backward, decode, phases,
-# kernels, peers, own, growth, noise, each with /STAGE behind it for one stage alone.
+# kernels, peers, own, growth, noise, each with /STAGE appended for one stage.
 #
 #   sh apps/bench/tables.sh            rewrite
-#   sh apps/bench/tables.sh --check    only say what would change; exit status 1 if anything would
+#   sh apps/bench/tables.sh --check    report what would change; exit status 1 if anything would
 set -eu
 
 nsa=${NSA:-./build/nsa}
@@ -27,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 bad=0
 tables=0
 
-# Copy a page; what stands between markers is left out and asked for anew. No marker may be alone.
+# Copy a page, with new tables between the markers. Every marker must be paired.
 rewrite() {
     inside=''
     while IFS= read -r line || [ -n "$line" ]; do

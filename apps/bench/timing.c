@@ -1,5 +1,5 @@
 /** @file timing.c
- *  @brief Clocks, cold caches, threads and quartiles. */
+ *  @brief Clocks, flushing caches, threads and quartiles. */
 #include "bench/timing.h"
 
 #include <pthread.h>
@@ -38,11 +38,11 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The value a part `p` of the way through sorted samples. */
+/* The quantile p of sorted samples. */
 static double quantile(const double *sorted, int count, double p) {
-    double at = p * (count - 1);
-    int low = (int)at, high = low + 1 < count ? low + 1 : low;
-    return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
+    double pos = p * (count - 1);
+    int low = (int)pos, high = low + 1 < count ? low + 1 : low;
+    return sorted[low] + (pos - low) * (sorted[high] - sorted[low]);
 }
 
 bench_stats bench_quartiles(double *samples, int count) {
@@ -53,38 +53,38 @@ bench_stats bench_quartiles(double *samples, int count) {
                          quantile(samples, count, 0.75)};
 }
 
-/* The place of a round in the order in which rounds are given away: all even ones before the odd
- * ones; of the even ones every other first; and so on. */
-static int place(int round, int most) {
-    const int even = (most + 1) / 2;
-    if (most < 2)
+/* The rank of a round: all even rounds come before the odd ones, and recursively within each half.
+ * A row with k runs takes the rounds of the lowest k ranks. */
+static int round_rank(int round, int rounds) {
+    const int even = (rounds + 1) / 2;
+    if (rounds < 2)
         return 0;
-    return round % 2 ? even + place(round / 2, most / 2) : place(round / 2, even);
+    return round % 2 ? even + round_rank(round / 2, rounds / 2) : round_rank(round / 2, even);
 }
 
-int bench_takes_part(int round, int most, int wanted) {
-    return place(round, most) < wanted;
+int bench_takes_part(int round, int rounds, int wanted) {
+    return round_rank(round, rounds) < wanted;
 }
 
 /* ------------------------------------------------------------------- arena */
 
 int bench_arena_open(bench_arena *arena) {
     long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE), page = sysconf(_SC_PAGESIZE);
-    size_t cache = level3 > 0 ? (size_t)level3 : 0, least = (size_t)64 << 20;
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)page, most = memory / 16;
-    arena->half = cache > least ? cache : least;
-    if (arena->half > most) /* a virtual machine may see its host's whole cache */
-        arena->half = most;
+    size_t cache = level3 > 0 ? (size_t)level3 : 0, min_bytes = (size_t)64 << 20;
+    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)page, max_bytes = memory / 16;
+    arena->half = cache > min_bytes ? cache : min_bytes;
+    if (arena->half > max_bytes) /* a virtual machine may see its host's whole cache */
+        arena->half = max_bytes;
     arena->data = malloc(2 * arena->half);
     if (!arena->data)
         return 0;
-    memset(arena->data, 1, 2 * arena->half); /* pages exist from here on */
+    memset(arena->data, 1, 2 * arena->half); /* touch all pages now */
     return 1;
 }
 
 void bench_flush(const bench_arena *arena) {
     static unsigned char value;
-    /* another value each time, so that the write cannot be left out */
+    /* a new value each time, so that the write is not optimised away */
     memset(arena->data, ++value, arena->half);
     __asm__ volatile("" ::"r"(arena->data) : "memory");
 }
@@ -96,27 +96,27 @@ void bench_arena_close(bench_arena *arena) {
 
 /* ----------------------------------------------------------------- threads */
 
-typedef struct errand {
+typedef struct thread_task {
     void (*work)(void *arg, int thread);
     void *arg;
     int thread;
-} errand;
+} thread_task;
 
-static void *run_errand(void *arg) {
-    const errand *e = arg;
-    e->work(e->arg, e->thread);
+static void *run_task(void *arg) {
+    const thread_task *task = arg;
+    task->work(task->arg, task->thread);
     return NULL;
 }
 
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg) {
-    enum { MOST = 256 };
-    pthread_t id[MOST];
-    errand errands[MOST];
+    enum { MAX_THREADS = 256 };
+    pthread_t id[MAX_THREADS];
+    thread_task tasks[MAX_THREADS];
     int started = 1;
-    for (; started < threads && started < MOST; started++) {
-        errands[started] = (errand){work, arg, started};
-        if (pthread_create(&id[started], NULL, run_errand, &errands[started]))
-            break; /* fewer threads do the same work: it is shared out as they come for it */
+    for (; started < threads && started < MAX_THREADS; started++) {
+        tasks[started] = (thread_task){work, arg, started};
+        if (pthread_create(&id[started], NULL, run_task, &tasks[started]))
+            break; /* fewer threads share the same work */
     }
     work(arg, 0);
     for (int i = 1; i < started; i++)

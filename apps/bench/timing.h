@@ -1,13 +1,13 @@
 /**
  * @file timing.h
- * @brief Clocks, cold caches, threads and quartiles.
+ * @brief Clocks, flushing caches, threads and quartiles.
  */
 #ifndef BENCH_TIMING_H
 #define BENCH_TIMING_H
 
 #include <stddef.h>
 
-/** Where a duration comes from. A device has its own: events around the call in its queue. */
+/** A clock for one run. */
 typedef struct bench_clock {
     const char *name;            /**< for the run file */
     void (*start)(void *state);  /**< begin */
@@ -28,26 +28,27 @@ typedef struct bench_stats {
     double q3;     /**< third */
 } bench_stats;
 
-/** Sort the samples and take quartiles, between neighbours by proportion. */
+/** Sort the samples and compute quartiles, interpolated linearly. */
 bench_stats bench_quartiles(double *samples, int count);
 
-/** Whether a row that wants `wanted` runs has one in this round of `most`. Spread over all of them,
- *  and of two rows one runs in every round of the other: ratios are of rounds that both ran in. */
-int bench_takes_part(int round, int most, int wanted);
+/** 1 if a row with `wanted` runs has one in this round of `rounds`. Its runs are spread over all
+ * rounds, and every round of a row with fewer runs is a round of each row with more: ratios need
+ * shared rounds. */
+int bench_takes_part(int round, int rounds, int wanted);
 
-/** Memory larger than the last-level cache: to empty it, and to copy within. */
+/** Memory larger than the last-level cache, to flush it and to measure copies. */
 typedef struct bench_arena {
     char *data;  /**< 2 * half bytes */
-    size_t half; /**< bytes of a half: the last-level cache's, within reason */
+    size_t half; /**< bytes of a half: the size of the last-level cache, within limits */
 } bench_arena;
 
-/** Take the arena. @return 0 if there is no memory */
+/** Allocate the arena. @return 0 if there is no memory */
 int bench_arena_open(bench_arena *arena);
 
-/** Write a half, so that nothing of what came before is left in a cache. */
+/** Write one half, which evicts everything else from the caches. */
 void bench_flush(const bench_arena *arena);
 
-/** Give it back. */
+/** Free it. */
 void bench_arena_close(bench_arena *arena);
 
 /** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */

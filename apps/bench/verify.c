@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int verify_how(const workload *w) {
+int verify_flags(const workload *w) {
     return (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
 }
 
@@ -23,31 +23,31 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, 
         return NSA_OK;
     snprintf(w->oracle, sizeof w->oracle, "%s", name);
     nsa_status status = workload_judged(w, causal, &cfg, &gate, &in);
-    status = status ? status : run_stage(oracle, &cfg, &in, verify_how(w), &w->truth[causal]);
+    status = status ? status : run_stage(oracle, &cfg, &in, verify_flags(w), &w->truth[causal]);
     tensor_free(&gate);
     return status;
 }
 
-/* The oracle again, with the candidate's blocks: a flipped near-tie can neither hide nor fake an
- * error. */
-static nsa_status truth_of_blocks(const workload *w, const nsa_stage *oracle,
-                                  const nsa_tensor *block_idx, nsa_tensors *truth) {
+/* Run the oracle again with the candidate's blocks, so that a flipped near-tie neither hides nor
+ * fakes an error. */
+static nsa_status truth_with_blocks(const workload *w, const nsa_stage *oracle,
+                                    const nsa_tensor *block_idx, nsa_tensors *truth) {
     nsa_tensors in;
     nsa_tensor gate;
     nsa_config cfg;
     nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
     status = status ? status : force_blocks(&cfg, &in, block_idx);
-    status = status ? status : run_stage(oracle, &cfg, &in, verify_how(w), truth);
+    status = status ? status : run_stage(oracle, &cfg, &in, verify_flags(w), truth);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
     return status;
 }
 
-/* dphi_k_b2 is zero by identity; an oracle in float32 has its own rounding there, and no number to
- * be near to. */
+/* dphi_k_b2 is zero by identity. An oracle in float32 has only rounding errors there, so compare
+ * with zero. */
 static nsa_status compare_with_zero(const tolerance *tol, nsa_id id, const nsa_tensor *mine,
                                     const gradient_units *units) {
     nsa_tensor zero = *mine;
-    nsa_status status = tensor_take(&zero);
+    nsa_status status = tensor_alloc(&zero);
     if (!status) {
         memset(zero.data, 0, (size_t)nsa_count(&zero) * nsa_dtype_size(zero.dtype));
         status = compare_gradient(tol, id, mine, &zero, units);
@@ -101,7 +101,7 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     if (!causal)
         status = judge_selection(w, arith, idx, truth);
     if (!status && !causal && !tensor_same(idx, &truth->at[NSA_BLOCK_IDX])) {
-        status = truth_of_blocks(w, oracle, idx, &forced);
+        status = truth_with_blocks(w, oracle, idx, &forced);
         truth = &forced;
     }
     status = status ? status : compare_all(w, arith, causal, mine, truth);
@@ -109,18 +109,18 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     return status;
 }
 
-nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *some) {
+nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *sampled) {
     const size_t row = (size_t)tensor_row(all) * nsa_dtype_size(all->dtype);
     for (int64_t i = 0, count = nsa_count(all); i < count; i++) {
         if (!isfinite(tensor_get(all, i)))
             return nsa_fail(NSA_ERR_INPUT, "element %" PRId64 " of row %" PRId64 " is not finite",
                             i % tensor_row(all), i / tensor_row(all));
     }
-    *some = *all;
-    some->shape[0] = w->rows.shape[0];
-    nsa_status status = tensor_take(some);
-    for (int64_t r = 0; r < some->shape[0] && !status; r++)
-        memcpy((char *)some->data + (size_t)r * row,
+    *sampled = *all;
+    sampled->shape[0] = w->rows.shape[0];
+    nsa_status status = tensor_alloc(sampled);
+    for (int64_t r = 0; r < sampled->shape[0] && !status; r++)
+        memcpy((char *)sampled->data + (size_t)r * row,
                (const char *)all->data + (size_t)tensor_ints(&w->rows)[r] * row, row);
     return status;
 }

@@ -1,16 +1,16 @@
 /**
  * @file verify.h
- * @brief Only what is right is timed: sampled rows against the oracle's.
+ * @brief Checking before timing: sampled rows against the oracle's.
  */
 #ifndef BENCH_VERIFY_H
 #define BENCH_VERIFY_H
 
 #include "bench/workload.h"
 
-/** @return how run_stage() is to run a judge: which results, on how many threads. */
-int verify_how(const workload *w);
+/** @return flags of run_stage() for the oracle: which results, how many threads. */
+int verify_flags(const workload *w);
 
-/** Run the oracle on the sampled rows alone, unless that was done already.
+/** Run the oracle on the sampled rows, unless that was done already.
  *  @param w       keeps the results
  *  @param oracle  stage 00, or a stage that was proven at shorter lengths
  *  @param name    its name
@@ -23,14 +23,15 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, 
  *  @param oracle  as there
  *  @param arith   the candidate's arithmetic
  *  @param causal  1 for plain causal attention: out, dq, dk_win and dv_win count
- *  @param mine    out, block_idx and gradients; out, block_idx, dq and dgate of the rows alone */
+ *  @param mine    out, block_idx and gradients; out, block_idx, dq and dgate only of the sampled
+ *                 rows */
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
 
-/** Take the sampled rows out of a result of all rows, and see that all of it is finite.
+/** Gather the sampled rows from a result of all rows; all of it must be finite.
  *  @param w     names the rows
  *  @param all   [T,...]
- *  @param some  [R,...]; free with tensor_free() */
-nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *some);
+ *  @param sampled  [R,...]; free with tensor_free() */
+nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *sampled);
 
 #endif

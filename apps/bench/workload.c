@@ -8,15 +8,15 @@
 #include <stdio.h>
 #include <string.h>
 
-void workload_text(const bench_options *o, int64_t T, char *text, size_t room) {
+void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
     const nsa_config *c = &o->cfg;
     size_t used = 0;
     if (T && o->batch == 1)
-        used += (size_t)snprintf(text, room, "T=%" PRId64 ",", T);
+        used += (size_t)snprintf(text, capacity, "T=%" PRId64 ",", T);
     for (int64_t b = 0; b < o->batch && T && o->batch > 1; b++)
-        used += (size_t)snprintf(text + used, room - used, "%s%" PRId64 "%s", b ? "+" : "seqs=", T,
-                                 b + 1 == o->batch ? "," : "");
-    snprintf(text + used, room - used,
+        used += (size_t)snprintf(text + used, capacity - used, "%s%" PRId64 "%s",
+                                 b ? "+" : "seqs=", T, b + 1 == o->batch ? "," : "");
+    snprintf(text + used, capacity - used,
              "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64 ",d=%" PRId64
              ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64 ",seed=%" PRId64,
              c->q_heads, c->kv_heads, c->qk_dim, c->v_dim, c->cmp_block, c->cmp_stride,
@@ -25,12 +25,12 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t room) {
 
 /* ------------------------------------------------------------------ drawing */
 
-static nsa_status take_ints(nsa_tensor *t, int64_t count) {
+static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
     *t = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
-    return tensor_take(t);
+    return tensor_alloc(t);
 }
 
-/* dout where it is looked at, zero elsewhere. */
+/* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {
     const nsa_tensor *dout = &w->in.at[NSA_DOUT];
     int64_t row = tensor_row(dout);
@@ -44,8 +44,8 @@ static nsa_status make_sparse(workload *w) {
     return status;
 }
 
-/* Prefill and steps as one pack, so that the oracle's forward can judge a step. */
-static nsa_status join(workload *w) {
+/* Concatenate prefill and steps to one pack, so that the oracle's forward can judge a step. */
+static nsa_status concat_steps(workload *w) {
     const int64_t each = w->T + DECODE_STEPS;
     nsa_status status = NSA_OK;
     w->all = w->in;
@@ -55,7 +55,7 @@ static nsa_status join(workload *w) {
         size_t row = (size_t)tensor_row(a) * sizeof(float);
         *t = *a;
         t->shape[0] = w->B * each;
-        status = tensor_take(t);
+        status = tensor_alloc(t);
         for (int64_t b = 0; b < w->B && !status; b++) {
             char *to = (char *)t->data + (size_t)(b * each) * row;
             memcpy(to, (const char *)a->data + (size_t)(b * w->T) * row, (size_t)w->T * row);
@@ -66,27 +66,27 @@ static nsa_status join(workload *w) {
     }
     w->all.at[NSA_CU_SEQLENS] = (nsa_tensor){0};
     if (!status && w->B > 1)
-        status = take_ints(&w->all.at[NSA_CU_SEQLENS], w->B + 1);
+        status = alloc_ints(&w->all.at[NSA_CU_SEQLENS], w->B + 1);
     for (int64_t b = 0; b <= w->B && w->B > 1 && !status; b++)
         tensor_ints(&w->all.at[NSA_CU_SEQLENS])[b] = (int32_t)(b * each);
     return status;
 }
 
-/* Steps draw their tokens as a case of their own; judged are the first step and the last that warms
- * up, on either side of a compressed token that completes. */
+/* The steps' tokens are drawn as a separate case. Judged are the first and the last warm-up step: a
+ * block of compression is completed in between. */
 static nsa_status open_decode(const bench_options *o, workload *w) {
-    bench_options own = *o;
+    bench_options step_options = *o;
     test_case c;
     char text[320];
     const int64_t each = w->T + DECODE_STEPS, tokens = DECODE_STEPS * w->B;
-    own.batch = 1;
-    own.seed += 1;
-    workload_text(&own, tokens, text, sizeof text);
+    step_options.batch = 1;
+    step_options.seed += 1;
+    workload_text(&step_options, tokens, text, sizeof text);
     nsa_status status = case_parse(text, &c);
     status = status ? status : case_inputs(&c, w->arith, &w->step);
-    status = status ? status : join(w);
+    status = status ? status : concat_steps(w);
     tensor_free(&w->rows);
-    status = status ? status : take_ints(&w->rows, 2 * w->B);
+    status = status ? status : alloc_ints(&w->rows, 2 * w->B);
     for (int64_t b = 0; b < w->B && !status; b++) {
         tensor_ints(&w->rows)[2 * b] = (int32_t)(b * each + w->T);
         tensor_ints(&w->rows)[2 * b + 1] = (int32_t)(b * each + w->T + DECODE_WARM - 1);
@@ -105,7 +105,7 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
     workload_text(o, T, text, sizeof text);
     nsa_status status = case_parse(text, &w->judged);
     status = status ? status : case_inputs(&w->judged, arith, &w->in);
-    w->rows = w->in.at[NSA_ROWS]; /* apart: what is timed computes all rows */
+    w->rows = w->in.at[NSA_ROWS]; /* separate: timed runs compute all rows */
     w->in.at[NSA_ROWS] = (nsa_tensor){0};
     w->cfg = w->judged.cfg;
     if (!status && pass == BENCH_BACKWARD)
@@ -128,8 +128,8 @@ void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tenso
     in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
 }
 
-/* The window's gate is 1, the others' 0. */
-static nsa_status window_alone(nsa_tensor *gate, nsa_tensors *in) {
+/* Set the window's gate to 1, the others to 0. */
+static nsa_status gate_window_only(nsa_tensor *gate, nsa_tensors *in) {
     nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
     for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
         tensor_set(gate, i, i % 3 == 2);
@@ -148,25 +148,25 @@ nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_t
     if (!causal)
         return NSA_OK;
     cfg->window = cfg->seq_len;
-    return window_alone(gate, in);
+    return gate_window_only(gate, in);
 }
 
 nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in) {
     *in = w->in;
     *cfg = w->cfg;
     cfg->window = cfg->seq_len;
-    cfg->cmp_block = cfg->cmp_stride = cfg->slc_block = 256; /* the contract's most */
+    cfg->cmp_block = cfg->cmp_stride = cfg->slc_block = 256; /* the contract's maximum */
     cfg->slc_count = cfg->slc_local = 1;
     cfg->slc_init = 0;
     cfg->phi = NSA_PHI_MEAN;
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
         in->at[id] = (nsa_tensor){0};
-    return window_alone(gate, in);
+    return gate_window_only(gate, in);
 }
 
 void workload_close(workload *w) {
     if (w->pass == BENCH_DECODE) {
-        /* the weights of `all` are views of `in` */
+        /* weights in `all` are views of `in` */
         for (int id = NSA_Q; id <= NSA_GATE; id++) {
             if (w->all.at[id].data != w->in.at[id].data)
                 tensor_free(&w->all.at[id]);

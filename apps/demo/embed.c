@@ -25,8 +25,8 @@ static double uniform(uint64_t seed, int64_t i) {
 
 /* ------------------------------------------------------------------- content */
 
-/* One bit a dim: the sign of each content dim for the n-gram that ends at t. Equal n-grams get
- * equal rows of +1 and -1, different ones are as good as orthogonal. */
+/* One bit for each content dim: its sign for the n-gram that ends at t. Equal n-grams get equal
+ * rows of +1 and -1; different ones are nearly orthogonal. */
 static uint64_t gram(const demo_text *text, int64_t t) {
     uint64_t hash = 0;
     for (int64_t i = t - DEMO_GRAM + 1; i <= t; i++)
@@ -40,13 +40,13 @@ static double sign(uint64_t bits, int c) {
 
 int64_t demo_reach(int64_t head) {
     /* About one compression block, l = 32: the mean of a query's last 32 n-grams then looks like
-     * the mean of a compressed block. Heads differ so that they do not all say the same. */
+     * the mean of a compressed block. Heads use different lengths. */
     static const int64_t reach[DEMO_HEADS] = {16, 24, 32, 48};
     return reach[head];
 }
 
-/* q_th [dk]: the sum of the last n-grams, brought to length 4 sqrt(CONTENT) so that shares of
- * attention are peaked but not hard. */
+/* q_th [dk]: the sum of the last n-grams, scaled to length 4 sqrt(CONTENT), so that the softmax is
+ * peaked but not one-hot. */
 static void content_query(const uint64_t *bits, int64_t t, int64_t reach, float *q_th) {
     double sum[CONTENT] = {0}, square = 0;
     for (int64_t s = t < reach ? 0 : t - reach + 1; s <= t; s++) {
@@ -60,9 +60,9 @@ static void content_query(const uint64_t *bits, int64_t t, int64_t reach, float 
         q_th[c] = (float)(sum[c] * length);
 }
 
-/* RoPE: pair i of the last dims is the unit vector turned by t / 10000^(i/PAIRS). The product of
- * two such rows depends on their distance alone. Only a quarter of the dims turn: a compressed key
- * is a mean over 32 positions, in which turned dims partly cancel and content dims do not. */
+/* RoPE: pair i of the last dims is a unit vector rotated by t / 10000^(i/PAIRS). The product of two
+ * such rows depends only on their distance. Only a quarter of the dims are rotated: a compressed
+ * key is a mean over 32 positions, in which rotated dims partly cancel. */
 static void rotate(double strength, int64_t t, float *x) {
     for (int i = 0; i < PAIRS; i++) {
         double angle = (double)t * pow(10000, -(double)i / PAIRS);
@@ -73,20 +73,20 @@ static void rotate(double strength, int64_t t, float *x) {
 
 /* ------------------------------------------------------------------- tensors */
 
-/* q [T,Hq,dk] and the three keys [T,Hkv,dk]. The branches differ in how much distance counts:
- * little where the whole text is searched, most in the window. */
+/* q [T,Hq,dk] and the three keys [T,Hkv,dk]. The branches weigh distance differently: least in the
+ * compressed branch, which searches the whole text, most in the window. */
 static void fill_rows(const demo_text *text, const uint64_t *bits, demo_model *m) {
     static const double strength[3] = {0.125, 1, 2};
     static const nsa_id key[3] = {NSA_K_CMP, NSA_K_SLC, NSA_K_WIN};
     for (int64_t t = 0; t < text->T; t++) {
         for (int64_t h = 0; h < DEMO_HEADS; h++) {
-            float *q_th = m->own[NSA_Q] + (t * DEMO_HEADS + h) * DEMO_DIM;
+            float *q_th = m->memory[NSA_Q] + (t * DEMO_HEADS + h) * DEMO_DIM;
             content_query(bits, t, demo_reach(h), q_th);
             rotate(2, t, q_th);
         }
         for (int pair = 0; pair < 3; pair++) {
             for (int64_t h = 0; h < DEMO_KV_HEADS; h++) {
-                float *k_th = m->own[key[pair]] + (t * DEMO_KV_HEADS + h) * DEMO_DIM;
+                float *k_th = m->memory[key[pair]] + (t * DEMO_KV_HEADS + h) * DEMO_DIM;
                 for (int c = 0; c < CONTENT; c++)
                     k_th[c] = (float)sign(bits[t], c);
                 rotate(strength[pair], t, k_th);
@@ -95,35 +95,38 @@ static void fill_rows(const demo_text *text, const uint64_t *bits, demo_model *m
     }
 }
 
-/* Values say which byte stands there: a random row for each of the 256 bytes, another table for
- * each branch. */
+/* Values encode the byte: a random row for each of the 256 bytes, with a different table for each
+ * branch. */
 static void fill_values(const demo_text *text, demo_model *m) {
     static const nsa_id value[3] = {NSA_V_CMP, NSA_V_SLC, NSA_V_WIN};
     for (int64_t i = 0; i < text->T * DEMO_KV_HEADS * DEMO_DIM; i++) {
         int64_t t = i / (DEMO_KV_HEADS * DEMO_DIM), c = i % (DEMO_KV_HEADS * DEMO_DIM);
         for (int pair = 0; pair < 3; pair++)
-            m->own[value[pair]][i] =
+            m->memory[value[pair]][i] =
                 (float)(2 * uniform(100 + (uint64_t)pair, text->byte[t] * 4096 + c) - 1);
     }
 }
 
-/* A tensor of the model, with memory of its own. */
-static int take(demo_model *m, nsa_id id, int32_t ndim, int64_t a, int64_t b, int64_t c) {
+/* Allocate a tensor of the model. */
+static int alloc_tensor(demo_model *m, nsa_id id, int32_t ndim, int64_t a, int64_t b, int64_t c) {
     nsa_tensor t = {.dtype = NSA_F32, .ndim = ndim, .shape = {a, b, c}};
-    t.data = m->own[id] = calloc((size_t)nsa_count(&t), sizeof(float));
+    t.data = m->memory[id] = calloc((size_t)nsa_count(&t), sizeof(float));
     m->in.at[id] = t;
     return t.data != NULL;
 }
 
-static int take_all(demo_model *m, int64_t T) {
+static int alloc_inputs(demo_model *m, int64_t T) {
     int64_t l = m->cfg.cmp_block;
-    int ok = take(m, NSA_Q, 3, T, DEMO_HEADS, DEMO_DIM);
+    int ok = alloc_tensor(m, NSA_Q, 3, T, DEMO_HEADS, DEMO_DIM);
     for (int id = NSA_K_CMP; id <= NSA_V_WIN; id++)
-        ok = take(m, (nsa_id)id, 3, T, DEMO_KV_HEADS, DEMO_DIM) && ok;
-    ok = take(m, NSA_GATE, 3, T, DEMO_HEADS, 3) && ok;
-    ok = take(m, NSA_PHI_K_PE, 2, l, DEMO_DIM, 0) && take(m, NSA_PHI_K_W, 1, DEMO_DIM, 0, 0) && ok;
-    ok = take(m, NSA_PHI_V_PE, 2, l, DEMO_DIM, 0) && take(m, NSA_PHI_V_W, 1, DEMO_DIM, 0, 0) && ok;
-    return take(m, NSA_PHI_K_B, 1, l, 0, 0) && take(m, NSA_PHI_V_B, 1, l, 0, 0) && ok;
+        ok = alloc_tensor(m, (nsa_id)id, 3, T, DEMO_KV_HEADS, DEMO_DIM) && ok;
+    ok = alloc_tensor(m, NSA_GATE, 3, T, DEMO_HEADS, 3) && ok;
+    ok = alloc_tensor(m, NSA_PHI_K_PE, 2, l, DEMO_DIM, 0) &&
+         alloc_tensor(m, NSA_PHI_K_W, 1, DEMO_DIM, 0, 0) && ok;
+    ok = alloc_tensor(m, NSA_PHI_V_PE, 2, l, DEMO_DIM, 0) &&
+         alloc_tensor(m, NSA_PHI_V_W, 1, DEMO_DIM, 0, 0) && ok;
+    return alloc_tensor(m, NSA_PHI_K_B, 1, l, 0, 0) && alloc_tensor(m, NSA_PHI_V_B, 1, l, 0, 0) &&
+           ok;
 }
 
 nsa_status demo_embed(const demo_text *text, demo_model *m) {
@@ -137,7 +140,7 @@ nsa_status demo_embed(const demo_text *text, demo_model *m) {
     if (status)
         return status;
     uint64_t *bits = malloc((size_t)text->T * sizeof *bits);
-    if (!bits || !take_all(m, text->T)) {
+    if (!bits || !alloc_inputs(m, text->T)) {
         free(bits);
         demo_model_free(m);
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the inputs of %lld tokens",
@@ -148,11 +151,11 @@ nsa_status demo_embed(const demo_text *text, demo_model *m) {
     fill_rows(text, bits, m);
     fill_values(text, m);
     for (int64_t i = 0; i < text->T * DEMO_HEADS * 3; i++)
-        m->own[NSA_GATE][i] = (float)(uniform(7, i) * 0.999);
-    /* Small weights keep the compressor near the plain mean; large ones would drop content. */
+        m->memory[NSA_GATE][i] = (float)(uniform(7, i) * 0.999);
+    /* Small weights keep the compressor close to the mean; large ones would lose content. */
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++) {
-        for (int64_t i = 0; m->own[id] && i < nsa_count(&m->in.at[id]); i++)
-            m->own[id][i] = (float)(0.04 * uniform(200 + (uint64_t)id, i) - 0.02);
+        for (int64_t i = 0; m->memory[id] && i < nsa_count(&m->in.at[id]); i++)
+            m->memory[id][i] = (float)(0.04 * uniform(200 + (uint64_t)id, i) - 0.02);
     }
     free(bits);
     return NSA_OK;
@@ -171,9 +174,9 @@ static float bfloat16(float x) {
 
 nsa_status demo_round(const demo_model *from, demo_model *to) {
     *to = *from;
-    memset(to->own, 0, sizeof to->own);
+    memset(to->memory, 0, sizeof to->memory);
     for (int id = 0; id < NSA_ID_COUNT; id++) {
-        if (!from->own[id])
+        if (!from->memory[id])
             continue;
         size_t count = (size_t)nsa_count(&from->in.at[id]);
         float *copy = malloc(count * sizeof *copy);
@@ -183,15 +186,15 @@ nsa_status demo_round(const demo_model *from, demo_model *to) {
                             nsa_name((nsa_id)id));
         }
         for (size_t i = 0; i < count; i++)
-            copy[i] = id == NSA_GATE ? from->own[id][i] : bfloat16(from->own[id][i]);
-        to->in.at[id].data = to->own[id] = copy;
+            copy[i] = id == NSA_GATE ? from->memory[id][i] : bfloat16(from->memory[id][i]);
+        to->in.at[id].data = to->memory[id] = copy;
     }
     return NSA_OK;
 }
 
 void demo_model_free(demo_model *m) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
-        free(m->own[id]);
-        m->own[id] = NULL;
+        free(m->memory[id]);
+        m->memory[id] = NULL;
     }
 }

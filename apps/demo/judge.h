@@ -9,15 +9,16 @@
 
 /** One row of the tolerance table. */
 typedef struct demo_tolerance {
-    double rms;   /**< most rms(a-b)/rms(b) of the outputs */
-    double worst; /**< most max abs(a-b)/max abs(b) */
-    double slack; /**< near-ties of the selection, relative to the last free pick's importance */
+    double rms;   /**< maximum rms(a-b)/rms(b) of the outputs */
+    double worst; /**< maximum max abs(a-b)/max abs(b) */
+    double slack; /**< near-ties of the selection, relative to the smallest freely selected
+                     importance */
 } demo_tolerance;
 
 /** What the comparison found. */
 typedef struct demo_verdict {
     int ok;           /**< 1 if everything holds */
-    char why[200];    /**< the first thing that does not */
+    char why[200];    /**< the first comparison that does not hold */
     double rms;       /**< rms(a-b)/rms(b) of the outputs */
     double worst;     /**< max abs(a-b)/max abs(b) */
     int64_t compared; /**< rows times groups whose selection was compared */
@@ -33,14 +34,13 @@ demo_tolerance demo_tolerances(nsa_arith arith);
  *  @param cfg        the config
  *  @param slack      of the tolerances
  *  @param oracle     stage 00 selecting freely, with importance
- *  @param candidate  a run that holds at least those rows
+ *  @param candidate  a run with at least those rows
  *  @param[out] v     counts and, if a row is wrong, why
  *  @return NSA_OK or NSA_ERR_MEMORY */
 nsa_status demo_judge_selection(const nsa_config *cfg, double slack, const demo_run *oracle,
                                 const demo_run *candidate, demo_verdict *v);
 
-/** Judge what can be judged without an oracle, on every row that was computed: all outputs finite,
- * every selection a legal list.
+/** Judge every computed row without an oracle: all outputs finite, every selection a legal list.
  *  @param c    the config
  *  @param run  the run
  *  @param v    `ok` is cleared and why is filled in if something is wrong
@@ -51,13 +51,13 @@ nsa_status demo_judge_all_rows(const nsa_config *c, const demo_run *run, demo_ve
  *  @param cfg        the config
  *  @param limits     the tolerances
  *  @param oracle     stage 00 with the candidate's blocks forced
- *  @param candidate  a run that holds at least those rows
+ *  @param candidate  a run with at least those rows
  *  @param v          gets rms, worst and, if they are too large, why */
 void demo_judge_output(const nsa_config *cfg, const demo_tolerance *limits, const demo_run *oracle,
                        const demo_run *candidate, demo_verdict *v);
 
-/** Replace an oracle's importance and selection by those that follow from the compressed keys of a
- * bfloat16 stage, whose rounding is part of that stage's arithmetic (Eq. 8 to 11 in float64).
+/** Replace an oracle's importance and selection by those computed in float64 from the compressed
+ * keys of a bfloat16 stage (Eq. 8 to 11), whose rounding is allowed.
  *  @param model   the rounded inputs
  *  @param k_phi   [N,Hkv,dk] as the stage emitted them
  *  @param oracle  with memory for importance; changed in place

@@ -19,18 +19,18 @@ const demo_colours demo_colour = {
 
 /* ------------------------------------------------------------------ counting */
 
-static int is_forced(const nsa_config *c, int64_t block, int64_t own) {
-    return block < c->slc_init || block > own - c->slc_local;
+static int is_forced(const nsa_config *c, int64_t block, int64_t own_block) {
+    return block < c->slc_init || block > own_block - c->slc_local;
 }
 
-/* One query's free picks, each cell once. The list is ascending, so that a cell's blocks follow
- * each other. */
-static void count_query(const demo_map *map, const int32_t *idx, int64_t own, float *row) {
+/* Count the cells with freely selected blocks of one query, each cell once. The list is ascending,
+ * so a cell's blocks are consecutive. */
+static void count_query(const demo_map *map, const int32_t *idx, int64_t own_block, float *row) {
     const nsa_config *c = map->cfg;
     int64_t last = -1;
     for (int64_t i = 0; i < c->slc_count && idx[i] >= 0; i++) {
         int64_t cell = idx[i] / map->per_cell;
-        if (is_forced(c, idx[i], own) || cell == last || cell >= map->cells)
+        if (is_forced(c, idx[i], own_block) || cell == last || cell >= map->cells)
             continue;
         row[cell] += 1;
         last = cell;
@@ -42,7 +42,7 @@ nsa_status demo_map_count(demo_map *map) {
     int64_t J = (c->seq_len + c->slc_block - 1) / c->slc_block;
     map->per_cell = (J + MAP_CELLS - 1) / MAP_CELLS;
     map->cells = (J + map->per_cell - 1) / map->per_cell;
-    /* Half units a cell: whole pixels once the picture is drawn at twice its size. */
+    /* Half units a cell: integer pixels when the picture is drawn at twice its size. */
     const int64_t half_units = 2 * 820 / map->cells;
     map->side = (double)half_units / 2 * (double)map->cells;
     map->share = calloc((size_t)(map->cells * map->cells), sizeof *map->share);
@@ -53,8 +53,10 @@ nsa_status demo_map_count(demo_map *map) {
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the map");
     }
     for (int64_t i = 0; i < map->run->R * c->kv_heads; i++) {
-        int64_t own = map->run->row[i / c->kv_heads] / c->slc_block, y = own / map->per_cell;
-        count_query(map, map->run->block_idx + i * c->slc_count, own, map->share + y * map->cells);
+        int64_t own_block = map->run->row[i / c->kv_heads] / c->slc_block,
+                y = own_block / map->per_cell;
+        count_query(map, map->run->block_idx + i * c->slc_count, own_block,
+                    map->share + y * map->cells);
         queries[y] += 1;
     }
     for (int64_t i = 0; i < map->cells * map->cells; i++)
@@ -70,12 +72,13 @@ void demo_map_free(demo_map *map) {
 
 /* ------------------------------------------------------------------- drawing */
 
-/* 0 for a cell nobody chose, else 1 + its shade; the bounds stand in the legend too. */
+/* 0 for a cell that was never selected, else 1 + its shade; the legend has the same bounds. */
 static int shade_of(float share) {
     return !(share > 0) ? 0 : share < 0.125f ? 1 : share < 0.375f ? 2 : share < 0.75f ? 3 : 4;
 }
 
-/* One path a shade, a stroke for each run of equal cells: a tenth of the bytes of rectangles. */
+/* One path for each shade, one stroke for each run of equal cells: ten times smaller than
+ * rectangles. */
 static void draw_free(const demo_map *map, FILE *out) {
     for (int shade = 1; shade <= MAP_SHADES; shade++) {
         fprintf(out, "<path stroke=\"%s\" d=\"", demo_colour.shade[shade - 1]);
@@ -92,7 +95,8 @@ static void draw_free(const demo_map *map, FILE *out) {
     }
 }
 
-/* The forced blocks follow from the config alone: the first ones, and the query's own end. */
+/* The forced blocks follow from the config alone: the first blocks, and the last before the
+ * query. */
 static void draw_forced(const demo_map *map, FILE *out) {
     const nsa_config *c = map->cfg;
     fprintf(out, "<path stroke=\"%s\" d=\"", demo_colour.forced);
@@ -142,7 +146,8 @@ static void draw_axes(const demo_map *map, double unit, FILE *out) {
             S / 2);
 }
 
-/* Where both occurrences meet, the queries of the second should have chosen the first. */
+/* Mark where the queries of the second occurrence meet the keys of the first: they should be
+ * selected. */
 static void draw_planted(const demo_map *map, double unit, FILE *out) {
     const demo_text *text = map->text;
     double half = (double)text->length / 2, S = map->side;
@@ -157,7 +162,7 @@ static void draw_planted(const demo_map *map, double unit, FILE *out) {
             "<circle cx=\"%g\" cy=\"%g\" r=\"%g\" fill=\"none\" stroke=\"%s\" "
             "stroke-width=\"3\"/>\n",
             x, y, half * unit + 10, demo_colour.planted);
-    /* Labels stand in the empty half, where nothing is drawn. */
+    /* Labels go into the half above the diagonal, which is empty. */
     fprintf(out, "<g fill=\"%s\" font-size=\"15\" font-weight=\"bold\">\n", demo_colour.planted);
     fprintf(out,
             "<path d=\"M%g %gL%g %g\" stroke=\"%s\" stroke-width=\"1.2\"/>"
@@ -173,7 +178,7 @@ static void draw_planted(const demo_map *map, double unit, FILE *out) {
             0.64 * S + 8, y1, y0 - 2, demo_colour.planted);
 }
 
-/* Stage names are file names, and those may hold anything. */
+/* Escape stage names: they are file names and may contain anything. */
 static void put_escaped(const char *text, FILE *out) {
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
@@ -190,7 +195,7 @@ static void draw_head(const demo_map *map, double width, double height, FILE *ou
             "height=\"%g\" font-family=\"DejaVu Sans, Verdana, sans-serif\">\n",
             width, height, width, height);
     fprintf(out, "<title>Block map of Native Sparse Attention</title>\n");
-    /* A background of its own: the picture must not depend on the page it is shown on. */
+    /* Draw a background, so that the picture does not depend on the page. */
     fprintf(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"%s\"/>\n", demo_colour.paper);
     fprintf(out, "<g fill=\"%s\"><text x=\"%d\" y=\"40\" font-size=\"25\" font-weight=\"bold\">",
             demo_colour.ink, MAP_LEFT);
@@ -211,11 +216,11 @@ void demo_map_draw(const demo_map *map, FILE *out) {
     double end = (double)c->seq_len * unit, w = (double)c->window * unit;
     draw_head(map, MAP_LEFT + S + 48 + MAP_PANEL, MAP_TOP + S + 74, out);
     fprintf(out, "<g transform=\"translate(%d %d)\">\n", MAP_LEFT, MAP_TOP);
-    /* A query sees every compressed token behind it, and the last w tokens in full. */
+    /* A query reads every earlier compressed token, and the last w tokens. */
     fprintf(out, "<path fill=\"%s\" d=\"M0 0L%g %gH0z\"/>\n", demo_colour.triangle, end, end);
     fprintf(out, "<path fill=\"%s\" d=\"M0 0L%g %gH%gL0 %gz\"/>\n", demo_colour.window, end, end,
             end > w ? end - w : 0, w < end ? w : end);
-    /* Strokes one cell thick, in units of cells, run through the middle of their row. */
+    /* In units of cells, strokes one cell thick, centred in their row. */
     fprintf(out,
             "<g transform=\"translate(0 %g) scale(%g)\" fill=\"none\" stroke-width=\"1\" "
             "shape-rendering=\"crispEdges\">\n",
@@ -223,7 +228,7 @@ void demo_map_draw(const demo_map *map, FILE *out) {
     draw_free(map, out);
     draw_forced(map, out);
     fprintf(out, "</g>\n");
-    /* Where the window ends shows on top of the picks too. */
+    /* Draw the window's boundary over the selected blocks. */
     if (w < end)
         fprintf(out, "<path d=\"M0 %gL%g %g\" stroke=\"%s\" stroke-width=\"1.5\"/>\n", w, end - w,
                 end, demo_colour.border);

@@ -1,6 +1,6 @@
 /**
  * @file map.h
- * @brief The block map: which blocks of the text each query read, as a picture.
+ * @brief The block map: a picture of the blocks that each query read.
  */
 #ifndef DEMO_MAP_H
 #define DEMO_MAP_H
@@ -13,8 +13,8 @@ enum {
     MAP_LEFT = 96,    /**< left edge of the large plot, in the picture's units */
     MAP_TOP = 96,     /**< its upper edge */
     MAP_PANEL = 388,  /**< width of the panel on the right */
-    MAP_CELLS = 410,  /**< most cells a side; more blocks share a cell */
-    MAP_SHADES = 4,   /**< shades of a free pick */
+    MAP_CELLS = 410,  /**< maximum cells a side; with more blocks, several share a cell */
+    MAP_SHADES = 4,   /**< shades of freely selected blocks */
     ZOOM_BLOCKS = 14, /**< blocks across the enlarged part */
     ZOOM_CELL = 24    /**< their width */
 };
@@ -28,7 +28,7 @@ typedef struct demo_map {
     int64_t per_cell;      /**< blocks a cell, 1 for texts of ordinary length */
     int64_t cells;         /**< cells a side */
     double side;           /**< side of the plot, in the picture's units */
-    float *share;          /**< [cells,cells] share of a row's queries that chose a block there */
+    float *share; /**< [cells,cells] share of a row's queries that selected a block there */
 } demo_map;
 
 /** Count the selections.
@@ -36,7 +36,7 @@ typedef struct demo_map {
  *  @return NSA_OK or NSA_ERR_MEMORY */
 nsa_status demo_map_count(demo_map *map);
 
-/** Write the picture as SVG; the caller asks ferror().
+/** Write the picture as SVG; the caller checks ferror().
  *  @param map  counted
  *  @param out  where to write */
 void demo_map_draw(const demo_map *map, FILE *out);
@@ -46,7 +46,7 @@ void demo_map_draw(const demo_map *map, FILE *out);
  *  @param out  where to write */
 void demo_map_panel(const demo_map *map, FILE *out);
 
-/** Give back the counts.
+/** Free the counts.
  *  @param map  of demo_map_count() */
 void demo_map_free(demo_map *map);
 
@@ -57,13 +57,13 @@ typedef struct demo_colours {
     const char *faint;             /**< minor text */
     const char *triangle;          /**< compressed tokens */
     const char *window;            /**< sliding window */
-    const char *border;            /**< its far edge */
-    const char *shade[MAP_SHADES]; /**< free picks, rare to frequent */
+    const char *border;            /**< its boundary */
+    const char *shade[MAP_SHADES]; /**< freely selected blocks, rare to frequent */
     const char *forced;            /**< forced blocks */
     const char *planted;           /**< the planted passage */
 } demo_colours;
 
-/** The one set of colours; told apart by lightness too, for readers who see few hues. */
+/** The colours; they also differ in lightness, for colour-blind readers. */
 extern const demo_colours demo_colour;
 
 #endif

@@ -4,10 +4,10 @@
 
 #include <inttypes.h>
 
-/* The enlargement is less tall beside a small plot, so that the legend keeps its room. */
+/* The enlargement is lower beside a small plot, to leave space for the legend. */
 static double zoom_height(const demo_map *map) {
-    double room = map->side - 370;
-    return room < 330 ? room : 330;
+    double available = map->side - 370;
+    return available < 330 ? available : 330;
 }
 
 /** The part that is enlarged. */
@@ -51,7 +51,7 @@ static void draw_legend(const demo_map *map, FILE *out) {
             y + 33, demo_colour.planted, y + 39);
 }
 
-/* What to look at, in the gap between legend and enlargement. */
+/* A note between legend and enlargement: what to look at. */
 static void draw_guide(const demo_map *map, FILE *out) {
     int64_t block = map->cfg->slc_block;
     fprintf(out,
@@ -67,25 +67,26 @@ static void draw_guide(const demo_map *map, FILE *out) {
 
 /* ---------------------------------------------------------------- enlargement */
 
-/* 0 not selected, 1 free, 2 forced, for one query of the run; the groups are laid over another. */
-static int chosen(const demo_map *map, int64_t r, int64_t block) {
+/* 0 not selected, 1 free, 2 forced, for one query of the run; all groups together. */
+static int selection_kind(const demo_map *map, int64_t r, int64_t block) {
     const nsa_config *c = map->cfg;
-    int64_t own = map->run->row[r] / c->slc_block;
+    int64_t own_block = map->run->row[r] / c->slc_block;
     for (int64_t i = 0; i < c->kv_heads * c->slc_count; i++) {
         if (map->run->block_idx[r * c->kv_heads * c->slc_count + i] == block)
-            return block < c->slc_init || block > own - c->slc_local ? 2 : 1;
+            return block < c->slc_init || block > own_block - c->slc_local ? 2 : 1;
     }
     return 0;
 }
 
-/* One path for all queries' choices of a kind; every block a column, its runs of queries merged. */
-static void zoom_choices(const demo_map *map, const zoom *z, int kind, FILE *out) {
+/* One path for all selected blocks of a kind; each block is a column, runs of queries are
+ * merged. */
+static void zoom_selected(const demo_map *map, const zoom *z, int kind, FILE *out) {
     fprintf(out, "<path fill=\"%s\" d=\"", kind == 2 ? demo_colour.forced : demo_colour.shade[2]);
     for (int64_t x = 0; x < ZOOM_BLOCKS; x++) {
         int64_t start = -1;
         for (int64_t y = 0; y <= z->rows; y++) {
             int64_t r = y < z->rows ? demo_run_find(map->run, z->t0 + y) : -1;
-            int hit = r >= 0 && chosen(map, r, z->block0 + x) == kind;
+            int hit = r >= 0 && selection_kind(map, r, z->block0 + x) == kind;
             if (hit && start < 0)
                 start = y;
             if (hit || start < 0)
@@ -98,7 +99,7 @@ static void zoom_choices(const demo_map *map, const zoom *z, int kind, FILE *out
     fprintf(out, "\"/>\n");
 }
 
-/* A thin line where query t would read its twin, t - distance: the blocks should follow it. */
+/* A line where query t meets its twin in the first occurrence: selected blocks should follow it. */
 static void zoom_twin(const demo_map *map, const zoom *z, FILE *out) {
     const demo_text *text = map->text;
     double per_token = ZOOM_CELL / (double)map->cfg->slc_block;
@@ -155,8 +156,8 @@ static void draw_zoom(const demo_map *map, FILE *out) {
             demo_colour.ink, demo_colour.faint);
     fprintf(out, "<rect width=\"%d\" height=\"%g\" fill=\"%s\"/>\n", ZOOM_BLOCKS * ZOOM_CELL,
             (double)z.rows * z.tall, demo_colour.triangle);
-    zoom_choices(map, &z, 1, out);
-    zoom_choices(map, &z, 2, out);
+    zoom_selected(map, &z, 1, out);
+    zoom_selected(map, &z, 2, out);
     zoom_twin(map, &z, out);
     fprintf(out, "<rect width=\"%d\" height=\"%g\" fill=\"none\" stroke=\"%s\"/>\n",
             ZOOM_BLOCKS * ZOOM_CELL, (double)z.rows * z.tall, demo_colour.ink);
@@ -168,7 +169,7 @@ void demo_map_panel(const demo_map *map, FILE *out) {
     fprintf(out, "<g transform=\"translate(%g %d)\">\n", x, MAP_TOP);
     draw_legend(map, out);
     draw_guide(map, out);
-    /* The enlargement ends level with the large plot. */
+    /* Align the lower edges of enlargement and plot. */
     fprintf(out, "</g>\n<g transform=\"translate(%g %g)\">\n", x + 46,
             MAP_TOP + map->side - zoom_height(map));
     draw_zoom(map, out);

@@ -1,5 +1,5 @@
 /** @file progress.c
- *  @brief A thread of its own tells the time: a forward is one call and cannot be asked. */
+ *  @brief A thread prints the elapsed time, because a forward is a single call. */
 #include "demo/progress.h"
 
 #include <pthread.h>
@@ -10,7 +10,7 @@
 
 struct demo_progress {
     pthread_t thread;
-    pthread_mutex_t lock; /* of `done` */
+    pthread_mutex_t lock; /* protects `done` */
     pthread_cond_t wake;
     int done;
     int terminal;
@@ -19,11 +19,11 @@ struct demo_progress {
 };
 
 static void tell(const demo_progress *p, int elapsed) {
-    char line[128], about[32] = ""; /* label, number and `about` never fill it */
+    char line[128], about[32] = ""; /* large enough for all of it */
     if (p->seconds >= 1.5)
         snprintf(about, sizeof about, " of about %.0f", p->seconds);
     snprintf(line, sizeof line, "%s: %d%s s", p->label, elapsed, about);
-    /* Padding and a carriage return, and no other control code, renew the line. */
+    /* Overwrite the line with padding and a carriage return, without other control codes. */
     if (p->terminal)
         fprintf(stderr, "\r%-78s\r%s", "", line);
     else
@@ -39,7 +39,7 @@ static void *watch(void *argument) {
     for (int elapsed = 1; !p->done; elapsed++) {
         when.tv_sec++;
         while (!p->done && pthread_cond_timedwait(&p->wake, &p->lock, &when) == 0)
-            ; /* woken early: only `done` ends the second */
+            ; /* a spurious wake-up: wait on */
         if (!p->done && (p->terminal || elapsed % 10 == 0))
             tell(p, elapsed);
     }
@@ -49,12 +49,12 @@ static void *watch(void *argument) {
 
 demo_progress *demo_progress_start(const char *label, double seconds) {
     demo_progress *p = label ? calloc(1, sizeof *p) : NULL;
-    if (!p) /* progress is a courtesy: the work goes on without it */
+    if (!p) /* optional: go on without it */
         return NULL;
     p->terminal = isatty(STDERR_FILENO);
     p->seconds = seconds;
     snprintf(p->label, sizeof p->label, "%s", label);
-    fflush(stdout); /* keep the order of what is printed */
+    fflush(stdout); /* keep the order of output */
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     if (pthread_create(&p->thread, NULL, watch, p)) {

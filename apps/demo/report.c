@@ -1,5 +1,5 @@
 /** @file report.c
- *  @brief The demo's words and tables, at most 80 columns wide. */
+ *  @brief The demo's text output, at most 80 columns wide. */
 #include "demo/report.h"
 #include "common/counts.h"
 
@@ -7,16 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SETTLED = 64 }; /* queries of the second copy until even the longest reach lies in it */
+enum { MIN_DEPTH = 64 }; /* from this depth on a query averages only tokens of the second copy */
 
 /* -------------------------------------------------------------------- inputs */
 
 void demo_report_text(const demo_text *text) {
     char quote[61];
-    double T = (double)text->taken; /* places in the text before it grew */
+    double T = (double)text->bytes_read; /* percentages refer to the text before the copy */
     printf("Text: %.68s\n", text->name);
     printf("  %s%" PRId64 " bytes%s, one byte a token.\n", text->cut ? "its first " : "",
-           text->taken, text->cut ? " (more would take too long here)" : "");
+           text->bytes_read, text->cut ? " (more would take too long here)" : "");
     printf("  Planted: the %" PRId64 " bytes from %" PRId64 " (%.0f%%), copied in again at %" PRId64
            " (%.0f%%).\n  Now T = %" PRId64 " tokens, %" PRId64 " from one copy to the other.\n",
            text->length, text->first, 100 * (double)text->first / T, text->second,
@@ -58,15 +58,15 @@ void demo_report_head(int64_t rows) {
     printf("%-18s %7s %10s %8s %9s %9s\n", "", "", "1000 qu.", "than 00", "rms", "blocks");
 }
 
-/* Break a reason at blanks, indented below its line. */
+/* Print a reason, wrapped and indented. */
 static void print_reason(const char *text) {
-    enum { ROOM = 74 };
+    enum { WIDTH = 74 };
     for (size_t n; *text; text += n + (text[n] == ' ')) {
         n = strlen(text);
-        if (n > ROOM) {
-            for (n = ROOM; n && text[n] != ' ';)
+        if (n > WIDTH) {
+            for (n = WIDTH; n && text[n] != ' ';)
                 n--;
-            n = n ? n : ROOM;
+            n = n ? n : WIDTH;
         }
         printf("    %.*s\n", (int)n, text);
     }
@@ -138,7 +138,7 @@ void demo_report_reads(const nsa_config *c) {
         paper.seq_len = length;
         nsa_reads r = nsa_reads_at(&paper, length - 1);
         int64_t sum = r.cmp + r.slc + r.win;
-        /* A query in the middle of a block reads fewer selected tokens; the last one reads all. */
+        /* Take the last query: one in the middle of a block reads fewer selected tokens. */
         printf("  %-10" PRId64 " %6" PRId64 "+%" PRId64 "+%" PRId64 "=%5" PRId64
                " %8.2fx %11d %8.1fx\n",
                length, r.cmp, r.slc, r.win, sum, (double)length / (double)sum, printed[i],
@@ -151,13 +151,13 @@ void demo_report_reads(const nsa_config *c) {
 demo_found_again demo_look_again(const demo_text *text, const nsa_config *c, const demo_run *run) {
     demo_found_again found = {0};
     double chance = 0;
-    for (int64_t t = text->second + SETTLED; t < text->second + text->length; t++) {
-        int64_t r = demo_run_find(run, t), own = t / c->slc_block;
+    for (int64_t t = text->second + MIN_DEPTH; t < text->second + text->length; t++) {
+        int64_t r = demo_run_find(run, t), own_block = t / c->slc_block;
         int32_t twin = (int32_t)((t - text->second + text->first) / c->slc_block);
         if (r < 0)
             continue;
-        double blocks = (double)(own + 1 - c->slc_init - c->slc_local);
-        double picks = (double)(c->slc_count - c->slc_init - c->slc_local);
+        double blocks = (double)(own_block + 1 - c->slc_init - c->slc_local);
+        double n_free = (double)(c->slc_count - c->slc_init - c->slc_local);
         for (int64_t h = 0; h < c->kv_heads; h++) {
             const int32_t *idx = run->block_idx + (r * c->kv_heads + h) * c->slc_count;
             int hit = 0;
@@ -165,13 +165,13 @@ demo_found_again demo_look_again(const demo_text *text, const nsa_config *c, con
                 hit |= idx[i] == twin;
             found.hits += hit;
             found.queries++;
-            chance += blocks > picks ? picks / blocks : 1;
+            chance += blocks > n_free ? n_free / blocks : 1;
         }
     }
     double share = found.queries ? (double)found.hits / (double)found.queries : 0;
     found.chance = found.queries ? chance / (double)found.queries : 1;
     found.telling = found.chance < 0.75 && text->familiar < 0.5;
-    /* Clearly above chance: at least halfway from chance to always. */
+    /* Clearly above chance: at least halfway between chance and 1. */
     found.ok = found.queries > 0 && share >= (1 + found.chance) / 2;
     return found;
 }
@@ -181,14 +181,13 @@ void demo_report_found(const demo_text *text, const demo_found_again *found, con
     const char *verdict = found->telling ? (found->ok ? "OK" : "FAIL") : "SKIP";
     printf("\nThe planted passage, found again? (blocks as selected by stage %.20s)\n", stage);
     printf("  Queries %" PRId64 " to %" PRId64
-           " stand in the second copy, %d and more tokens deep.\n",
-           text->second + SETTLED, text->second + text->length - 1, SETTLED);
-    printf("  %" PRId64 " of %" PRId64
-           " (%.1f%%) selected the block where their twin stands in the "
+           " are in the second copy, %d and more tokens deep.\n",
+           text->second + MIN_DEPTH, text->second + text->length - 1, MIN_DEPTH);
+    printf("  %" PRId64 " of %" PRId64 " (%.1f%%) selected the block where their twin is in the "
            "first;\n  free picks thrown at random would reach %.1f%%.  %s\n",
            found->hits, found->queries, 100 * share, 100 * found->chance, verdict);
     if (!found->telling && text->familiar >= 0.5)
-        printf("  This text repeats itself: %.0f%% of the passage stands elsewhere in it too, so\n"
+        printf("  This text repeats itself: %.0f%% of the passage is elsewhere in it too, so\n"
                "  that the block of the twin is one of many equals.\n",
                100 * text->familiar);
     else if (!found->telling)

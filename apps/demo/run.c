@@ -1,5 +1,5 @@
 /** @file run.c
- *  @brief Runs a stage over rows of the text and keeps the results in one type. */
+ *  @brief Run a stage on rows of the text and convert the results to double. */
 #include "demo/run.h"
 #include "demo/progress.h"
 
@@ -13,14 +13,14 @@ double demo_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Read one result in the stage's own type and hand it over as int32 or double. */
+/* Read one result in the stage's type and return it as int32 or double. */
 static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t *last) {
     nsa_tensor t = {0};
     nsa_status status = nsa_result(ctx, id, &t);
     if (status)
         return status;
     size_t count = (size_t)nsa_count(&t);
-    /* Room for doubles whatever the type, so that floats can be widened in place. */
+    /* Allocate for doubles, so that floats can be widened in place. */
     t.data = malloc(count * sizeof(double) + 1);
     if (!t.data)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %s", nsa_name(id));
@@ -30,7 +30,8 @@ static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t 
     status = nsa_read(ctx, id, &t);
     if (status || t.dtype != NSA_F32)
         return status;
-    for (size_t i = count; i-- > 0;) { /* from the end: no float is overwritten unread */
+    for (size_t i = count;
+         i-- > 0;) { /* from the end, so that no float is overwritten before it is read */
         float x;
         memcpy(&x, (const char *)t.data + i * sizeof x, sizeof x);
         double wide = x;
@@ -39,35 +40,36 @@ static nsa_status read_result(nsa_context *ctx, nsa_id id, void **data, int64_t 
     return NSA_OK;
 }
 
-/* The run's rows, and the inputs with the list of rows and of forced blocks added. */
-static nsa_status prepare(const demo_request *ask, demo_run *run, nsa_tensors *in) {
-    const nsa_config *c = &ask->model->cfg;
-    *in = ask->model->in;
-    run->R = ask->R;
+/* Fill in the run's rows, and add the rows and forced blocks to the inputs. */
+static nsa_status prepare(const demo_request *request, demo_run *run, nsa_tensors *in) {
+    const nsa_config *c = &request->model->cfg;
+    *in = request->model->in;
+    run->R = request->R;
     run->J = (c->seq_len + c->slc_block - 1) / c->slc_block;
-    run->row = malloc((size_t)ask->R * sizeof *run->row + 1);
+    run->row = malloc((size_t)request->R * sizeof *run->row + 1);
     if (!run->row)
-        return nsa_fail(NSA_ERR_MEMORY, "no memory for %lld rows", (long long)ask->R);
-    for (int64_t r = 0; r < ask->R; r++)
-        run->row[r] = ask->row ? ask->row[r] : (int32_t)r;
-    if (ask->row)
-        in->at[NSA_ROWS] = (nsa_tensor){run->row, NSA_I32, 1, {ask->R}};
-    if (ask->forced)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %lld rows", (long long)request->R);
+    for (int64_t r = 0; r < request->R; r++)
+        run->row[r] = request->row ? request->row[r] : (int32_t)r;
+    if (request->row)
+        in->at[NSA_ROWS] = (nsa_tensor){run->row, NSA_I32, 1, {request->R}};
+    if (request->forced)
         in->at[NSA_BLOCK_IDX] =
-            (nsa_tensor){ask->forced, NSA_I32, 3, {c->seq_len, c->kv_heads, c->slc_count}};
+            (nsa_tensor){request->forced, NSA_I32, 3, {c->seq_len, c->kv_heads, c->slc_count}};
     return NSA_OK;
 }
 
-nsa_status demo_run_stage(const demo_request *ask, demo_run *run) {
+nsa_status demo_run_stage(const demo_request *request, demo_run *run) {
     nsa_context *ctx = NULL;
     nsa_tensors in;
-    nsa_setup setup = {.flags = ask->importance ? NSA_WANT_IMPORTANCE : 0, .max_rows = ask->R};
+    nsa_setup setup = {.flags = request->importance ? NSA_WANT_IMPORTANCE : 0,
+                       .max_rows = request->R};
     *run = (demo_run){0};
-    nsa_status status = prepare(ask, run, &in);
-    status = status ? status : nsa_open(ask->stage, &ask->model->cfg, &setup, &ctx);
+    nsa_status status = prepare(request, run, &in);
+    status = status ? status : nsa_open(request->stage, &request->model->cfg, &setup, &ctx);
     status = status ? status : nsa_load(ctx, &in);
     if (!status) {
-        demo_progress *progress = demo_progress_start(ask->label, ask->seconds);
+        demo_progress *progress = demo_progress_start(request->label, request->seconds);
         double start = demo_now();
         status = nsa_forward(ctx);
         run->seconds = demo_now() - start;
@@ -76,9 +78,9 @@ nsa_status demo_run_stage(const demo_request *ask, demo_run *run) {
     void *out = NULL, *idx = NULL, *importance = NULL, *k_phi = NULL;
     status = status ? status : read_result(ctx, NSA_OUT, &out, NULL);
     status = status ? status : read_result(ctx, NSA_BLOCK_IDX, &idx, NULL);
-    if (!status && ask->importance)
+    if (!status && request->importance)
         status = read_result(ctx, NSA_IMPORTANCE, &importance, &run->J);
-    if (!status && ask->k_phi)
+    if (!status && request->k_phi)
         status = read_result(ctx, NSA_K_PHI, &k_phi, NULL);
     run->out = out;
     run->block_idx = idx;
@@ -115,8 +117,8 @@ int64_t demo_run_find(const demo_run *run, int64_t t) {
 
 nsa_status demo_rows_new(demo_rows *rows, int64_t T) {
     *rows = (demo_rows){.T = T};
-    rows->chosen = calloc((size_t)T, 1);
-    return rows->chosen ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a list of rows");
+    rows->in_set = calloc((size_t)T, 1);
+    return rows->in_set ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a list of rows");
 }
 
 void demo_rows_spread(demo_rows *rows, int64_t from, int64_t to, int64_t count) {
@@ -124,8 +126,8 @@ void demo_rows_spread(demo_rows *rows, int64_t from, int64_t to, int64_t count) 
         count = to - from;
     for (int64_t i = 0; i < count; i++) {
         int64_t t = from + (count > 1 ? i * (to - from - 1) / (count - 1) : 0);
-        rows->count += !rows->chosen[t];
-        rows->chosen[t] = 1;
+        rows->count += !rows->in_set[t];
+        rows->in_set[t] = 1;
     }
 }
 
@@ -135,14 +137,14 @@ nsa_status demo_rows_list(demo_rows *rows) {
     if (!rows->list)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %lld rows", (long long)rows->count);
     for (int64_t t = 0, n = 0; t < rows->T; t++) {
-        if (rows->chosen[t])
+        if (rows->in_set[t])
             rows->list[n++] = (int32_t)t;
     }
     return NSA_OK;
 }
 
 void demo_rows_free(demo_rows *rows) {
-    free(rows->chosen);
+    free(rows->in_set);
     free(rows->list);
     *rows = (demo_rows){0};
 }

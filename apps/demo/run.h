@@ -1,13 +1,13 @@
 /**
  * @file run.h
- * @brief One stage over some rows of the text: the call, its time, and its results as doubles.
+ * @brief Running one stage on rows of the text: its time, and its results as doubles.
  */
 #ifndef DEMO_RUN_H
 #define DEMO_RUN_H
 
 #include "demo/embed.h"
 
-/** What to ask of a stage. */
+/** A request to run a stage. */
 typedef struct demo_request {
     const nsa_stage *stage;  /**< the stage */
     const demo_model *model; /**< config and inputs */
@@ -16,15 +16,15 @@ typedef struct demo_request {
     int32_t *forced;         /**< [T,Hkv,n] blocks to use; NULL to let the stage select */
     int importance;          /**< 1 to read the importance too */
     int k_phi;               /**< 1 to read the compressed keys too */
-    const char *label;       /**< what progress is called; NULL for none */
-    double seconds;          /**< about how long it may take, for progress; 0 if not known */
+    const char *label;       /**< label of the progress line; NULL for none */
+    double seconds;          /**< expected time, for the progress line; 0 if not known */
 } demo_request;
 
-/** What came back. Float results are widened to double. */
+/** The results. Floats are converted to double. */
 typedef struct demo_run {
     int64_t R;          /**< rows */
     int64_t J;          /**< selection blocks of the text */
-    int32_t *row;       /**< [R] the rows, all of them spelt out too */
+    int32_t *row;       /**< [R] the rows, also if all are computed */
     double *out;        /**< [R,Hq,dv] */
     int32_t *block_idx; /**< [R,Hkv,n] */
     double *importance; /**< [R,Hkv,J], NULL unless asked for */
@@ -33,28 +33,28 @@ typedef struct demo_run {
 } demo_run;
 
 /** Open the stage, load, time the forward, read, close.
- *  @param ask       what to ask
+ *  @param request       what to run
  *  @param[out] run  for demo_run_free(), on success
  *  @return the stage's status */
-nsa_status demo_run_stage(const demo_request *ask, demo_run *run);
+nsa_status demo_run_stage(const demo_request *request, demo_run *run);
 
-/** Give back a run's memory; a zeroed run is allowed.
+/** Free a run's memory; a zeroed run is allowed.
  *  @param run  of demo_run_stage() */
 void demo_run_free(demo_run *run);
 
-/** @return where a row of the text stands in the run, -1 if it was not computed.
+/** @return the index of a row of the text in the run, -1 if it was not computed.
  *  @param run  the run
  *  @param t    the row */
 int64_t demo_run_find(const demo_run *run, int64_t t);
 
-/** @return seconds of a clock that only goes forward. */
+/** @return seconds on a monotonic clock. */
 double demo_now(void);
 
 /** A set of query rows. */
 typedef struct demo_rows {
     int64_t T;     /**< rows of the text */
     int64_t count; /**< rows in the list */
-    char *chosen;  /**< [T] 1 if in the set */
+    char *in_set;  /**< [T] 1 if in the set */
     int32_t *list; /**< [count] ascending; NULL until demo_rows_list() */
 } demo_rows;
 
@@ -67,16 +67,16 @@ nsa_status demo_rows_new(demo_rows *rows, int64_t T);
 /** Add `count` rows spread evenly over [from, to), both ends included.
  *  @param rows   the set
  *  @param from   first row
- *  @param to     behind the last row
- *  @param count  how many; cut to what there is */
+ *  @param to     past the last row
+ *  @param count  how many, at most to - from */
 void demo_rows_spread(demo_rows *rows, int64_t from, int64_t to, int64_t count);
 
-/** Write out the list of the set's rows.
+/** Make the ascending list of the set's rows.
  *  @param rows  the set
  *  @return NSA_OK or NSA_ERR_MEMORY */
 nsa_status demo_rows_list(demo_rows *rows);
 
-/** Give back a set's memory.
+/** Free a set's memory.
  *  @param rows  of demo_rows_new() */
 void demo_rows_free(demo_rows *rows);
 

@@ -1,5 +1,5 @@
 /** @file save.c
- *  @brief Writing files so that nobody finds half of one. */
+ *  @brief Writing files atomically. */
 #include "demo/save.h"
 #include "commands.h"
 #include "on_signal.h"
@@ -13,13 +13,13 @@
 
 static const char who[] = "nsa demo";
 
-static char half_done[PATH_MAX]; /* what a signal has to remove */
+static char half_done[PATH_MAX]; /* what to remove on a signal */
 
 static void remove_half_done(void) {
     unlink(half_done);
 }
 
-/* From here on a signal removes the file, or, with NULL, no longer. */
+/* From now on a signal removes this file; NULL: no file. */
 static void guard(const char *partial) {
     on_signal(NULL);
     if (!partial)
@@ -62,7 +62,7 @@ int demo_file_start(const char *dir, const char *name, demo_file *file) {
 }
 
 int demo_file_done(demo_file *file) {
-    /* A full disk may show only when the last bytes are flushed, so each step is asked. */
+    /* A full disk may show only when the last bytes are flushed, so check each step. */
     int bad = ferror(file->out), number = errno;
     if (fclose(file->out) && !bad) {
         bad = 1;
@@ -88,7 +88,7 @@ int demo_draw_png(const char *dir, const char *svg, const char *png, int *made) 
     if (code)
         return code;
     snprintf(source, sizeof source, "%s/%s", dir, svg);
-    /* No shell is between: names of folders may hold anything. "--" lets one start with '-'. */
+    /* Without a shell, because folder names may contain anything; "--" allows a leading '-'. */
     char *arguments[] = {"rsvg-convert", "--zoom=2", "--format=png", "--output",
                          file.partial,   "--",       source,         NULL};
     pid_t child;

@@ -1,6 +1,6 @@
 /**
  * @file save.h
- * @brief Files that are there in full or not at all: written beside as .partial, then renamed.
+ * @brief Files that exist complete or not at all: written as .partial, then renamed.
  */
 #ifndef DEMO_SAVE_H
 #define DEMO_SAVE_H
@@ -15,7 +15,7 @@ typedef struct demo_file {
     char partial[PATH_MAX]; /**< its name until then */
 } demo_file;
 
-/** Make the folder if it is not there (its parent must be); errors are printed.
+/** Create the folder if necessary (its parent must exist); errors are printed.
  *  @param dir  the folder
  *  @return an exit_code */
 int demo_make_folder(const char *dir);

@@ -1,5 +1,5 @@
 /** @file text.c
- *  @brief Finds and reads the text, byte by byte as it is, and plants a passage in it. */
+ *  @brief Find and read the text, and plant a passage in it. */
 #include "demo/text.h"
 #include "commands.h"
 #include "io/file.h"
@@ -17,12 +17,12 @@ static const char who[] = "nsa demo";
 
 /* ------------------------------------------------------------------ reading */
 
-/* The essay stands beside the sources or in the installed share; $NSA_SHARE goes first. */
+/* Open the essay: in $NSA_SHARE, else in the source tree or the installed share folder. */
 static nsa_status open_essay(FILE **file) {
     char self[PATH_MAX - 64], path[PATH_MAX];
     const char *share = getenv("NSA_SHARE");
     if (share && *share) {
-        /* A folder that was named must hold it: falling back would hide a slip. */
+        /* If $NSA_SHARE is set, the essay must be there: falling back would hide a mistake. */
         snprintf(path, sizeof path, "%s/text.txt", share);
         return file_stream(path, file);
     }
@@ -31,30 +31,31 @@ static nsa_status open_essay(FILE **file) {
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
-    static const char *const places[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
+    static const char *const places_to_look[] = {"../apps/demo/text.txt", "../share/nsa/text.txt"};
     nsa_status status = NSA_ERR_IO;
     for (size_t i = 0; i < 2 && status; i++) {
-        snprintf(path, sizeof path, "%s/%s", self, places[i]);
+        snprintf(path, sizeof path, "%s/%s", self, places_to_look[i]);
         status = file_stream(path, file);
     }
     return status;
 }
 
-/* Read what fits and learn whether there was more. Room is kept for the passage. */
+/* Read up to DEMO_MAX_BYTES, and note whether the file is longer. Leaves capacity for the
+ * passage. */
 static int read_bytes(FILE *file, demo_text *text) {
-    text->byte = malloc(DEMO_MOST + DEMO_PASSAGE + 1);
+    text->byte = malloc(DEMO_MAX_BYTES + DEMO_MAX_PASSAGE + 1);
     if (!text->byte)
         return command_error(EXIT_FAILED, who, "no memory for the text");
-    size_t n = fread(text->byte, 1, DEMO_MOST + 1, file);
+    size_t n = fread(text->byte, 1, DEMO_MAX_BYTES + 1, file);
     if (ferror(file))
         return command_error(EXIT_USAGE, who, "%s: %s", text->name, strerror(errno));
-    text->cut = n > DEMO_MOST;
-    text->taken = text->T = text->cut ? DEMO_MOST : (int64_t)n;
-    if (text->T < DEMO_LEAST)
+    text->cut = n > DEMO_MAX_BYTES;
+    text->bytes_read = text->T = text->cut ? DEMO_MAX_BYTES : (int64_t)n;
+    if (text->T < DEMO_MIN_BYTES)
         return command_error(EXIT_USAGE, who,
                              "%s holds %" PRId64 " bytes, expected at least %d for blocks to be "
                              "chosen among",
-                             text->name, text->T, DEMO_LEAST);
+                             text->name, text->T, DEMO_MIN_BYTES);
     return EXIT_DONE;
 }
 
@@ -89,18 +90,18 @@ void demo_text_free(demo_text *text) {
 
 /* ----------------------------------------------------------------- planting */
 
-/* 1 if the piece at `at` stands anywhere else in the text. */
-static int stands_elsewhere(const demo_text *text, int64_t at, int64_t piece) {
+/* 1 if the piece at `pos` occurs anywhere else in the text. */
+static int stands_elsewhere(const demo_text *text, int64_t pos, int64_t piece) {
     const unsigned char *byte = text->byte;
     for (int64_t i = 0; i + piece <= text->T; i++) {
-        if (byte[i] == byte[at] && i != at && !memcmp(byte + i, byte + at, (size_t)piece))
+        if (byte[i] == byte[pos] && i != pos && !memcmp(byte + i, byte + pos, (size_t)piece))
             return 1;
     }
     return 0;
 }
 
-/* The share of a passage's 12-byte pieces that stand somewhere else too. Planting a passage that
- * the text is full of would prove nothing. */
+/* The share of a passage's 12-byte pieces that occur elsewhere in the text. Finding a common
+ * passage again would prove nothing. */
 static double familiarity(const demo_text *text, int64_t start, int64_t length) {
     enum { PIECE = 12 };
     int64_t known = 0, pieces = length - PIECE + 1;
@@ -109,7 +110,7 @@ static double familiarity(const demo_text *text, int64_t start, int64_t length) 
     return (double)known / (double)pieces;
 }
 
-/* The next word's first byte, so that quotations begin well; any byte will do in binary. */
+/* The start of the next word within 24 bytes; in binary data, `start`. */
 static int64_t word_from(const demo_text *text, int64_t start) {
     for (int64_t i = start; i < start + 24; i++) {
         if (text->byte[i - 1] == ' ' || text->byte[i - 1] == '\n')
@@ -119,9 +120,9 @@ static int64_t word_from(const demo_text *text, int64_t start) {
 }
 
 void demo_text_plant(demo_text *text) {
-    int64_t T = text->T, length = DEMO_PASSAGE;
+    int64_t T = text->T, length = DEMO_MAX_PASSAGE;
     double best = 2;
-    /* 12% first; further on only while the passage found there is not distinctive enough. */
+    /* Try 12% first, and later positions while the passage is not distinctive enough. */
     for (int64_t percent = 12; percent <= 52 && best > 0.25; percent += 4) {
         int64_t start = word_from(text, T * percent / 100);
         double share = familiarity(text, start, length);
@@ -131,7 +132,7 @@ void demo_text_plant(demo_text *text) {
         }
     }
     text->familiar = best;
-    /* End at a blank, but keep 192 bytes. */
+    /* End at a space, but keep at least 192 bytes. */
     for (int64_t n = length; n > 192; n--) {
         if (text->byte[text->first + n - 1] == ' ') {
             length = n;

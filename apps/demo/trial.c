@@ -1,5 +1,5 @@
 /** @file trial.c
- *  @brief Runs the stages within the time and judges each by stage 00. */
+ *  @brief Run the stages within the time, and judge each by stage 00. */
 #include "demo/trial.h"
 #include "commands.h"
 
@@ -8,8 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows for timing a stage, rows of the oracle, and of these the rows in the second copy. */
-enum { FEW = 8, SOME = 40, LEAST_ROWS = 24, MOST_ROWS = 96, IN_COPY = 8 };
+/* Rows for timing a stage (two runs); limits for the oracle's rows, and how many of them are in the
+ * second copy. */
+enum { FEW = 8, SOME = 40, MIN_ROWS = 24, MAX_ROWS = 96, IN_COPY = 8 };
 
 static const char who[] = "nsa demo";
 
@@ -44,7 +45,7 @@ int demo_runners(const demo_state *s) {
     return n;
 }
 
-/* Time `count` spread rows of a stage. */
+/* Time a stage on `count` rows spread over the text. */
 static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t count,
                             double *seconds) {
     demo_rows rows;
@@ -55,8 +56,9 @@ static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t
         status = demo_rows_list(&rows);
     }
     if (!status) {
-        demo_request ask = {.stage = stage, .model = &s->model, .row = rows.list, .R = rows.count};
-        status = demo_run_stage(&ask, &run);
+        demo_request request = {
+            .stage = stage, .model = &s->model, .row = rows.list, .R = rows.count};
+        status = demo_run_stage(&request, &run);
     }
     demo_rows_free(&rows);
     if (status)
@@ -66,37 +68,39 @@ static nsa_status time_rows(const demo_state *s, const nsa_stage *stage, int64_t
     return NSA_OK;
 }
 
-/* Stage 00 on sampled queries: spread over the text, and some in the second copy. It looks at every
- * key in float64, so the sample is what a quarter of the time allows. */
+/* Stage 00 on sampled queries: spread over the text, and some in the second copy. It reads every
+ * key in float64, so the sample may take a quarter of the time. */
 int demo_run_oracle(demo_state *s) {
     double few = 0, each;
     int runs = 1 + demo_runners(s);
     nsa_status status = time_rows(s, s->oracle.stage, 4, &few);
     each = few / 4;
-    double room = 0.25 * s->options.seconds / (runs * (each > 1e-9 ? each : 1e-9));
-    int64_t rows = room > MOST_ROWS ? MOST_ROWS : room < LEAST_ROWS ? LEAST_ROWS : (int64_t)room;
+    double affordable = 0.25 * s->options.seconds / (runs * (each > 1e-9 ? each : 1e-9));
+    int64_t rows = affordable > MAX_ROWS   ? MAX_ROWS
+                   : affordable < MIN_ROWS ? MIN_ROWS
+                                           : (int64_t)affordable;
     status = status ? status : demo_rows_new(&s->rows, s->text.T);
     if (status)
         return command_status(status, who);
     demo_rows_spread(&s->rows, 0, s->text.T, rows - IN_COPY);
     demo_rows_spread(&s->rows, s->text.second, s->text.second + s->text.length, IN_COPY);
     status = demo_rows_list(&s->rows);
-    demo_request ask = {.stage = s->oracle.stage,
-                        .model = &s->model,
-                        .row = s->rows.list,
-                        .R = s->rows.count,
-                        .importance = 1,
-                        .label = "00, sampled queries",
-                        .seconds = each * (double)s->rows.count};
-    status = status ? status : demo_run_stage(&ask, &s->reference);
+    demo_request request = {.stage = s->oracle.stage,
+                            .model = &s->model,
+                            .row = s->rows.list,
+                            .R = s->rows.count,
+                            .importance = 1,
+                            .label = "00, sampled queries",
+                            .seconds = each * (double)s->rows.count};
+    status = status ? status : demo_run_stage(&request, &s->reference);
     if (status)
         return command_status(status, who);
     s->oracle_query = s->reference.seconds / (double)s->rows.count;
     return EXIT_DONE;
 }
 
-/* All queries if they fit into the stage's share of the time, else as many as do; always those of
- * the oracle and of the second copy. A list of no rows stands for all. */
+/* Plan all queries if they fit into the stage's share of the time, else as many as fit; always
+ * those of the oracle and of the second copy. An empty list means all. */
 static nsa_status plan_rows(demo_state *s, const nsa_stage *stage, int left, demo_rows *rows,
                             double *seconds) {
     double few = 0, some = 0, T = (double)s->text.T;
@@ -105,7 +109,7 @@ static nsa_status plan_rows(demo_state *s, const nsa_stage *stage, int left, dem
     status = status ? status : demo_rows_new(rows, s->text.T);
     if (status)
         return status;
-    /* A line through two points: what a call costs anyway, and what a query adds. */
+    /* A line through two points: the cost of a call, and of each query. */
     double each = fmax((some - few) / (SOME - FEW), 0), base = fmax(few - FEW * each, 0);
     double share = (s->end - demo_now()) / left - s->reference.seconds;
     *seconds = base + T * each;
@@ -132,50 +136,50 @@ static nsa_status force(const demo_state *s, const demo_model *model, const demo
     int32_t *idx = malloc((size_t)s->text.T * width * sizeof *idx);
     if (!idx)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for forced blocks");
-    memset(idx, -1, (size_t)s->text.T * width * sizeof *idx); /* -1 in every int32: absent */
+    memset(idx, -1, (size_t)s->text.T * width * sizeof *idx); /* all -1: absent */
     for (int64_t r = 0; r < s->rows.count; r++) {
-        int64_t t = s->rows.list[r], at = demo_run_find(candidate, t);
-        memcpy(idx + (size_t)t * width, candidate->block_idx + (size_t)at * width,
+        int64_t t = s->rows.list[r], row = demo_run_find(candidate, t);
+        memcpy(idx + (size_t)t * width, candidate->block_idx + (size_t)row * width,
                width * sizeof *idx);
     }
-    demo_request ask = {.stage = s->oracle.stage,
-                        .model = model,
-                        .row = s->rows.list,
-                        .R = s->rows.count,
-                        .forced = idx,
-                        .importance = 1,
-                        .label = "00 with the same blocks",
-                        .seconds = s->reference.seconds};
-    nsa_status status = demo_run_stage(&ask, forced);
+    demo_request request = {.stage = s->oracle.stage,
+                            .model = model,
+                            .row = s->rows.list,
+                            .R = s->rows.count,
+                            .forced = idx,
+                            .importance = 1,
+                            .label = "00 with the same blocks",
+                            .seconds = s->reference.seconds};
+    nsa_status status = demo_run_stage(&request, forced);
     free(idx);
     return status;
 }
 
-/* The verdict of one stage. A bfloat16 stage is held against rounded inputs and against the
- * importance of its own compressed keys. */
+/* The verdict of one stage. A bfloat16 stage is compared on rounded inputs, with the importance of
+ * its own compressed keys. */
 static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, demo_verdict *v) {
     const nsa_config *c = &s->model.cfg;
-    int brain = arith == NSA_BFLOAT16;
+    int bf16 = arith == NSA_BFLOAT16;
     demo_tolerance limits = demo_tolerances(arith);
     demo_run forced = {0}, again = {0}, *oracle = &s->reference;
     nsa_status status = NSA_OK;
-    if (brain && !s->rounded.own[NSA_Q])
+    if (bf16 && !s->rounded.memory[NSA_Q])
         status = demo_round(&s->model, &s->rounded);
-    if (!status && brain) {
-        demo_request ask = {.stage = s->oracle.stage,
-                            .model = &s->rounded,
-                            .row = s->rows.list,
-                            .R = s->rows.count,
-                            .importance = 1,
-                            .label = "00 in bfloat16 inputs",
-                            .seconds = s->reference.seconds};
-        status = demo_run_stage(&ask, &again);
+    if (!status && bf16) {
+        demo_request request = {.stage = s->oracle.stage,
+                                .model = &s->rounded,
+                                .row = s->rows.list,
+                                .R = s->rows.count,
+                                .importance = 1,
+                                .label = "00 in bfloat16 inputs",
+                                .seconds = s->reference.seconds};
+        status = demo_run_stage(&request, &again);
         status = status ? status : demo_reselect(&s->rounded, run->k_phi, &again);
         oracle = &again;
     }
     status = status ? status : demo_judge_selection(c, limits.slack, oracle, run, v);
     if (!status && v->ok) {
-        status = force(s, brain ? &s->rounded : &s->model, run, &forced);
+        status = force(s, bf16 ? &s->rounded : &s->model, run, &forced);
         if (!status)
             demo_judge_output(c, &limits, &forced, run, v);
     }
@@ -185,7 +189,7 @@ static nsa_status judge(demo_state *s, nsa_arith arith, const demo_run *run, dem
     return status;
 }
 
-/* Keep the run with the most queries, of equal ones the fastest, for the map. */
+/* Keep the run with the most queries, and among equals the fastest, for the map. */
 static void keep_widest(demo_state *s, demo_run *run, const char *name) {
     double each = run->seconds / (double)run->R;
     int wider = run->R > s->widest.R || (run->R == s->widest.R && each < s->widest_query);
@@ -195,7 +199,7 @@ static void keep_widest(demo_state *s, demo_run *run, const char *name) {
     }
     demo_run_free(&s->widest);
     s->widest = *run;
-    *run = (demo_run){0}; /* it has changed hands */
+    *run = (demo_run){0}; /* moved to s->widest */
     s->widest_query = each;
     snprintf(s->widest_name, sizeof s->widest_name, "%s", name);
 }
@@ -216,14 +220,14 @@ void demo_try_stage(demo_state *s, const nsa_found *found, int left) {
     }
     status = plan_rows(s, stage, left, &rows, &seconds);
     if (!status) {
-        demo_request ask = {.stage = stage,
-                            .model = &s->model,
-                            .row = rows.list,
-                            .R = rows.list ? rows.count : s->text.T,
-                            .k_phi = stage->arith == NSA_BFLOAT16,
-                            .label = label,
-                            .seconds = seconds};
-        status = demo_run_stage(&ask, &run);
+        demo_request request = {.stage = stage,
+                                .model = &s->model,
+                                .row = rows.list,
+                                .R = rows.list ? rows.count : s->text.T,
+                                .k_phi = stage->arith == NSA_BFLOAT16,
+                                .label = label,
+                                .seconds = seconds};
+        status = demo_run_stage(&request, &run);
     }
     demo_rows_free(&rows);
     if (!status) {

@@ -1,21 +1,21 @@
 /**
  * @file trial.h
- * @brief The stages in turn: what runs, over how many queries, and how it is judged.
+ * @brief Running and judging the stages, each on as many queries as time allows.
  */
 #ifndef DEMO_TRIAL_H
 #define DEMO_TRIAL_H
 
 #include "demo/report.h"
 
-enum { DEMO_NAMED = 32 /**< most stages named on the command line */ };
+enum { DEMO_MAX_NAMED = 32 /**< maximum stages named on the command line */ };
 
 /** The command line. */
 typedef struct demo_options {
-    const char *file;              /**< NULL for the essay */
-    const char *output;            /**< folder of the pictures */
-    const char *named[DEMO_NAMED]; /**< stages, all if none */
-    size_t names;                  /**< how many */
-    double seconds;                /**< about how long all may take */
+    const char *file;                  /**< NULL for the essay */
+    const char *output;                /**< folder of the pictures */
+    const char *named[DEMO_MAX_NAMED]; /**< stages, all if none */
+    size_t names;                      /**< how many */
+    double seconds;                    /**< total time, approximately */
 } demo_options;
 
 /** Everything the demo holds. */
@@ -28,12 +28,12 @@ typedef struct demo_state {
     nsa_found *list;      /**< the stages to try; 00 may be among them */
     size_t count;         /**< how many */
     demo_rows rows;       /**< queries of the oracle */
-    demo_run reference;   /**< stage 00 on these, selecting freely */
+    demo_run reference;   /**< stage 00 on these, without forced blocks */
     double oracle_query;  /**< seconds a query of stage 00 */
     demo_run widest;      /**< the run with the most queries, for the map; may be empty */
     double widest_query;  /**< its seconds a query */
     char widest_name[64]; /**< its stage */
-    double end;           /**< when, by demo_now(), the time is used up */
+    double end;           /**< when the time is used up, by demo_now() */
     int failed;           /**< 1 if any comparison failed */
 } demo_state;
 
@@ -47,7 +47,7 @@ int demo_find_stages(demo_state *s);
  *  @param found  of its list */
 int demo_is_oracle(const demo_state *s, const nsa_found *found);
 
-/** @return how many stages of the list will take time: those beside 00 that can run here.
+/** @return how many stages of the list will run: those that can run here, except 00.
  *  @param s  the state */
 int demo_runners(const demo_state *s);
 
@@ -56,10 +56,10 @@ int demo_runners(const demo_state *s);
  *  @return an exit_code */
 int demo_run_oracle(demo_state *s);
 
-/** One stage beside 00: plan, run, judge, print its line.
+/** Plan, run and judge one stage, and print its line.
  *  @param s      after demo_run_oracle()
  *  @param found  the stage
- *  @param left   how many stages still want time, this one included */
+ *  @param left   how many stages still have to run, this one included */
 void demo_try_stage(demo_state *s, const nsa_found *found, int left);
 
 #endif

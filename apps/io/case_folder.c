@@ -1,5 +1,5 @@
 /** @file case_folder.c
- *  @brief Reading a case: config.json, the inputs, the expectations. */
+ *  @brief Reading a case: config.json, the inputs, the expected results. */
 #include "io/case_folder.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -16,11 +16,11 @@
 #include <sys/stat.h>
 
 enum {
-    CONFIG_MOST = 1 << 16, /* bytes of a config.json; a real one has a few hundred */
-    NAME_MOST = 80         /* of a stray file's name in an error */
+    CONFIG_MAX_BYTES = 1 << 16, /* bytes of a config.json; usually a few hundred */
+    NAME_MAX_SHOWN = 80         /* characters of a file name in an error */
 };
 
-/* dir/name suffix, or an error: a cut path could name another file. */
+/* Join dir/name and suffix; too long is an error, for a truncated path could name another file. */
 static nsa_status join(char path[PATH_MAX], const char *dir, const char *name, const char *suffix) {
     int n = snprintf(path, PATH_MAX, "%s/%s%s", dir, name, suffix);
     return n < PATH_MAX ? NSA_OK : nsa_fail(NSA_ERR_IO, "%s: the path is too long", npy_label(dir));
@@ -28,7 +28,7 @@ static nsa_status join(char path[PATH_MAX], const char *dir, const char *name, c
 
 /* ----------------------------------------------------------------- config.json */
 
-/* One key. Only numbers and, for phi, a string have a place in a config. */
+/* Set one key. Values are numbers, and for phi a string. */
 static nsa_status set_key(const cJSON *item, const char *label, nsa_config *cfg) {
     const char *is = cJSON_IsBool(item)     ? "a boolean"
                      : cJSON_IsNull(item)   ? "null"
@@ -43,8 +43,8 @@ static nsa_status set_key(const cJSON *item, const char *label, nsa_config *cfg)
     return status ? nsa_fail(status, "%s: %s", npy_label(label), nsa_last_error()) : NSA_OK;
 }
 
-/* All keys. Comparing each with those before it is quick: an unknown key ends the loop, so that at
- * most one more than all known keys are compared. */
+/* Set all keys; none may occur twice. An unknown key ends the loop, so comparing each key with all
+ * before it stays cheap. */
 static nsa_status set_keys(const cJSON *root, const char *label, nsa_config *cfg) {
     nsa_status status = NSA_OK;
     for (const cJSON *item = root->child; item && !status; item = item->next) {
@@ -60,10 +60,11 @@ static nsa_status set_keys(const cJSON *root, const char *label, nsa_config *cfg
 
 nsa_status config_parse(const char *text, size_t n, const char *label, nsa_config *cfg) {
     *cfg = nsa_config_defaults();
-    if (n > CONFIG_MOST)
-        return nsa_fail(NSA_ERR_CONFIG, "%s: longer than %d bytes", npy_label(label), CONFIG_MOST);
-    /* cJSON takes a NUL for white space and an escaped one for a string's end; neither they nor
-     * any other escape have business in a config. */
+    if (n > CONFIG_MAX_BYTES)
+        return nsa_fail(NSA_ERR_CONFIG, "%s: longer than %d bytes", npy_label(label),
+                        CONFIG_MAX_BYTES);
+    /* cJSON accepts NUL as white space, and an escaped NUL ends a string. No key or value needs NUL
+     * or an escape, so refuse both. */
     for (size_t i = 0; i < n; i++) {
         if (!text[i] || text[i] == '\\')
             return nsa_fail(NSA_ERR_CONFIG, "%s: byte %zu is a %s: no key or value has one",
@@ -72,7 +73,7 @@ nsa_status config_parse(const char *text, size_t n, const char *label, nsa_confi
     nsa_status status = json_check(text, n, NSA_ERR_CONFIG, label);
     if (status)
         return status;
-    char *copy = malloc(n + 1); /* cJSON wants the NUL inside the length, to find what trails */
+    char *copy = malloc(n + 1); /* cJSON finds trailing text only if the length includes a NUL */
     if (!copy)
         return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(label));
     memcpy(copy, text, n);
@@ -91,7 +92,7 @@ nsa_status config_parse(const char *text, size_t n, const char *label, nsa_confi
     return status;
 }
 
-/* Read one byte more than is allowed at most, so that config_parse() sees a file that is longer. */
+/* Read one byte more than allowed, so that config_parse() notices a longer file. */
 static nsa_status read_config(const char *dir, nsa_config *cfg) {
     char path[PATH_MAX];
     nsa_status status = join(path, dir, "config", ".json");
@@ -99,12 +100,12 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
         return status;
     FILE *file;
     status = file_stream(path, &file);
-    char *text = malloc(CONFIG_MOST + 1);
+    char *text = malloc(CONFIG_MAX_BYTES + 1);
     size_t n = 0;
     if (!status && !text)
         status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(path));
     if (!status) {
-        n = fread(text, 1, CONFIG_MOST + 1, file);
+        n = fread(text, 1, CONFIG_MAX_BYTES + 1, file);
         if (ferror(file))
             status = nsa_fail(NSA_ERR_IO, "%s: cannot read: %s", npy_label(path), strerror(errno));
     }
@@ -117,33 +118,34 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
 
 /* --------------------------------------------------------------------- tensors */
 
-/* May a file of that name stand in the folder, or (`results`) in its expect/? */
+/* 1 if the folder, or with `results` its expect/, may have a file of that name. */
 static int belongs(nsa_id id, int results) {
-    if (id == NSA_BLOCK_IDX) /* both: forced blocks, and those that were chosen */
+    if (id == NSA_BLOCK_IDX) /* in both: forced blocks, and selected blocks */
         return 1;
     return results ? id > NSA_BLOCK_IDX && id < NSA_ID_COUNT
                    : id < NSA_BLOCK_IDX && id != NSA_ACTIVE;
 }
 
-/* One file of the folder: of no interest, a tensor we know, or a mistake. */
+/* Check the name of one file: ignored, a known tensor, or an error. */
 static nsa_status check_name(const char *dir, const char *file, int results,
                              const nsa_config *cfg) {
     size_t n = strlen(file);
     char name[NAME_MAX + 1];
     if (n < 4 || strcmp(file + n - 4, ".npy"))
-        return NSA_OK; /* notes and scripts may lie about */
+        return NSA_OK; /* other files, such as notes, are allowed */
     snprintf(name, sizeof name, "%.*s", (int)(n - 4), file);
     nsa_id id = nsa_id_named(name);
     if (!belongs(id, results))
-        return nsa_fail(NSA_ERR_INPUT, "%s/%.*s: no %s has that name", npy_label(dir), NAME_MOST,
-                        file, results ? "result" : "input");
+        return nsa_fail(NSA_ERR_INPUT, "%s/%.*s: no %s has that name", npy_label(dir),
+                        NAME_MAX_SHOWN, file, results ? "result" : "input");
     if (!nsa_has(cfg, id))
         return nsa_fail(NSA_ERR_INPUT, "%s/%s: phi \"%s\" has no such weight", npy_label(dir), file,
                         nsa_phi_name(cfg->phi));
     return NSA_OK;
 }
 
-/* Refuse names that nothing would read. Sorted, so that the error is the same on any disk. */
+/* Refuse .npy files that nothing would read. Sorted, so that the error does not depend on the
+ * disk. */
 static nsa_status check_names(const char *dir, int results, const nsa_config *cfg) {
     struct dirent **files;
     int count = scandir(dir, &files, NULL, alphasort);
@@ -158,7 +160,7 @@ static nsa_status check_names(const char *dir, int results, const nsa_config *cf
     return status;
 }
 
-/* Read every tensor of the folder that is there. */
+/* Read every tensor in the folder. */
 static nsa_status read_tensors(const char *dir, int results, const nsa_config *cfg,
                                nsa_tensors *to) {
     nsa_status status = check_names(dir, results, cfg);
@@ -168,14 +170,14 @@ static nsa_status read_tensors(const char *dir, int results, const nsa_config *c
         if (!belongs((nsa_id)id, results) || !nsa_has(cfg, (nsa_id)id))
             continue;
         status = join(path, dir, nsa_name((nsa_id)id), ".npy");
-        /* lstat: a dangling link is there, and then cannot be read */
+        /* lstat: a dangling link exists, and reading it is an error */
         if (!status && (!lstat(path, &st) || errno != ENOENT))
             status = npy_read(path, &to->at[id]);
     }
     return status;
 }
 
-/* What no load can do without; shapes are left to nsa_load(). */
+/* Check that the required inputs are present; nsa_load() checks shapes. */
 static nsa_status check_present(const char *dir, const case_folder *c) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         int weight = id >= NSA_PHI_FIRST && id <= NSA_PHI_LAST && nsa_has(&c->cfg, (nsa_id)id);
@@ -186,10 +188,10 @@ static nsa_status check_present(const char *dir, const case_folder *c) {
     return NSA_OK;
 }
 
-/* seq_len and max_seqs belong to the tensors as much as to config.json. */
+/* Resolve the config; seq_len must agree with q, and max_seqs defaults to the packed sequences. */
 static nsa_status settle_config(const char *dir, case_folder *c) {
     const nsa_tensor *q = &c->in.at[NSA_Q], *cu = &c->in.at[NSA_CU_SEQLENS];
-    /* A wrong cu_seqlens is left for nsa_load(), which says what is wrong with it. */
+    /* nsa_load() checks cu_seqlens itself. */
     if (c->cfg.max_seqs == NSA_AUTO && cu->dtype && cu->ndim == 1 && cu->shape[0] > 1)
         c->cfg.max_seqs = cu->shape[0] - 1;
     nsa_status status = nsa_config_resolve(&c->cfg);
@@ -202,7 +204,7 @@ static nsa_status settle_config(const char *dir, case_folder *c) {
     return NSA_OK;
 }
 
-/* expect/ may be absent: inputs alone are a case, too. */
+/* expect/ is optional. */
 static nsa_status read_expect(const char *dir, case_folder *c) {
     char path[PATH_MAX];
     struct stat st;
@@ -215,7 +217,7 @@ static nsa_status read_expect(const char *dir, case_folder *c) {
 nsa_status case_folder_read(const char *dir, case_folder *c) {
     memset(c, 0, sizeof *c);
     nsa_status status = read_config(dir, &c->cfg);
-    nsa_config trial = c->cfg; /* its own rules first, before tensors of gigabytes are read */
+    nsa_config trial = c->cfg; /* check its rules before reading large tensors */
     if (!status && (status = nsa_config_resolve(&trial)))
         status = nsa_fail(status, "%s/config.json: %s", npy_label(dir), nsa_last_error());
     status = status ? status : read_tensors(dir, 0, &c->cfg, &c->in);

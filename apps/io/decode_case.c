@@ -1,35 +1,34 @@
 /** @file decode_case.c
- *  @brief Prefill and decode a whole case. A call of the stage, prefill or step, is described by
- * one list: the packed tokens that it takes. Rows are gathered by that list, and scattered back by
- * it. */
+ *  @brief Prefill and decode a whole case. Each call of the stage, prefill or step, has a list of
+ * packed tokens. Its inputs are gathered and its results scattered by that list. */
 #include "io/decode_case.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static const nsa_id kept[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
+static const nsa_id result_ids[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
 
-enum { KEPT = sizeof kept / sizeof kept[0] };
+enum { RESULTS = sizeof result_ids / sizeof result_ids[0] };
 
-/** All that the calls share. */
+/** State shared by the calls. */
 typedef struct decoder {
-    nsa_context *ctx;      /**< the open stage */
-    const nsa_tensors *in; /**< the whole case */
-    nsa_tensors part;      /**< the inputs of one call: rows of `in`, room for all T */
-    nsa_tensors got;       /**< the results of one call, room for all T */
-    nsa_tensors *all;      /**< the results of all tokens */
-    int64_t T;             /**< tokens */
-    int64_t B;             /**< sequences */
-    int32_t one[2];        /**< cu_seqlens of a case that has none */
-    const int32_t *cu;     /**< [B+1] where each sequence starts */
-    int64_t *token;        /**< [T] the packed tokens of one call */
-    int32_t *active;       /**< [T] their slots, in a step */
-    int64_t count;         /**< how many */
-    int32_t *prefix_cu;    /**< [B+1] cu_seqlens of the prefill */
-    int64_t *next;         /* [B] the packed token that each sequence takes next */
+    nsa_context *ctx;         /**< the open stage */
+    const nsa_tensors *in;    /**< the whole case */
+    nsa_tensors part;         /**< the inputs of one call: rows of `in`, capacity T */
+    nsa_tensors call_results; /**< the results of one call, capacity T */
+    nsa_tensors *all;         /**< the results of all tokens */
+    int64_t T;                /**< tokens */
+    int64_t B;                /**< sequences */
+    int32_t default_cu[2];    /**< cu_seqlens of a case that has none */
+    const int32_t *cu;        /**< [B+1] where each sequence starts */
+    int64_t *token;           /**< [T] the packed tokens of one call */
+    int32_t *active;          /**< [T] their slots, in a step */
+    int64_t count;            /**< tokens in the list */
+    int32_t *prefix_cu;       /**< [B+1] cu_seqlens of the prefill */
+    int64_t *next;            /* [B] the next packed token of each sequence */
 } decoder;
 
-/* Bytes of one token's row of a tensor [*, ...]. */
+/* Bytes of one row of a tensor. */
 static size_t row_bytes(const nsa_tensor *t) {
     size_t bytes = nsa_dtype_size(t->dtype);
     for (int i = 1; i < t->ndim; i++)
@@ -37,25 +36,25 @@ static size_t row_bytes(const nsa_tensor *t) {
     return bytes;
 }
 
-/* Memory for that many rows. */
-static nsa_status room_for(nsa_tensor *t, int64_t rows) {
+/* Allocate memory for `rows` rows. */
+static nsa_status alloc_rows(nsa_tensor *t, int64_t rows) {
     t->data = malloc((size_t)rows * row_bytes(t) + 1); /* never 0: NULL means short of memory */
     return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
 }
 
-/* Inputs with one row a token, which a call takes some of. */
+/* 1 for inputs that have one row for each token. */
 static int by_token(const nsa_tensors *in, int id) {
     return (id <= NSA_GATE || id == NSA_BLOCK_IDX) && in->at[id].dtype;
 }
 
-/* Count, and take all memory that does not depend on the type of results. No call takes more than T
- * tokens: a step has one a sequence, of those that are not empty. */
+/* Count, and allocate all memory that does not depend on the type of results. No call has more than
+ * T tokens: a step has one for each non-empty sequence. */
 static nsa_status prepare(decoder *d) {
     const nsa_tensor *cu = &d->in->at[NSA_CU_SEQLENS];
     d->T = d->in->at[NSA_Q].shape[0];
     d->B = cu->dtype ? cu->shape[0] - 1 : 1;
-    d->one[1] = (int32_t)d->T;
-    d->cu = cu->dtype ? cu->data : d->one;
+    d->default_cu[1] = (int32_t)d->T;
+    d->cu = cu->dtype ? cu->data : d->default_cu;
     d->token = malloc((size_t)d->T * sizeof *d->token + 1);
     d->active = malloc((size_t)d->T * sizeof *d->active + 1);
     d->prefix_cu = malloc((size_t)(d->B + 1) * sizeof *d->prefix_cu);
@@ -67,12 +66,12 @@ static nsa_status prepare(decoder *d) {
         if (!by_token(d->in, id))
             continue;
         d->part.at[id] = d->in->at[id];
-        status = room_for(&d->part.at[id], d->T);
+        status = alloc_rows(&d->part.at[id], d->T);
     }
     return status;
 }
 
-/* The inputs of the next call: the rows of the tokens in the list. */
+/* Gather the inputs of the next call: the rows of the listed tokens. */
 static void gather(decoder *d) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (!by_token(d->in, id))
@@ -86,29 +85,31 @@ static void gather(decoder *d) {
     }
 }
 
-/* The results of the last call, each row to its token's place. The first call makes room. */
+/* Scatter the results of the last call to the rows of their tokens. The first call allocates
+ * them. */
 static nsa_status scatter(decoder *d) {
     nsa_status status = NSA_OK;
-    for (int k = 0; k < KEPT && !status; k++) {
-        nsa_tensor *got = &d->got.at[kept[k]], *all = &d->all->at[kept[k]];
-        status = nsa_result(d->ctx, kept[k], got);
+    for (int k = 0; k < RESULTS && !status; k++) {
+        nsa_tensor *call_results = &d->call_results.at[result_ids[k]],
+                   *all = &d->all->at[result_ids[k]];
+        status = nsa_result(d->ctx, result_ids[k], call_results);
         if (!status && !all->data) {
-            *all = *got;
+            *all = *call_results;
             all->shape[0] = d->T;
-            status = room_for(all, d->T);
-            status = status ? status : room_for(got, d->T);
+            status = alloc_rows(all, d->T);
+            status = status ? status : alloc_rows(call_results, d->T);
         }
-        status = status ? status : nsa_read(d->ctx, kept[k], got);
-        size_t bytes = row_bytes(got);
+        status = status ? status : nsa_read(d->ctx, result_ids[k], call_results);
+        size_t bytes = row_bytes(call_results);
         for (int64_t i = 0; i < d->count && !status; i++)
             memcpy((char *)all->data + (size_t)d->token[i] * bytes,
-                   (char *)got->data + (size_t)i * bytes, bytes);
+                   (char *)call_results->data + (size_t)i * bytes, bytes);
     }
     return status;
 }
 
-/* A packed load of every sequence's first tokens, none of them perhaps: it brings the phi weights
- * and empties the caches either way. */
+/* Load and prefill the first tokens of every sequence. Even without tokens this loads the phi
+ * weights and empties the caches. */
 static nsa_status prefill(decoder *d, int64_t prefix) {
     nsa_tensors *part = &d->part;
     d->count = 0;
@@ -125,14 +126,14 @@ static nsa_status prefill(decoder *d, int64_t prefix) {
     part->at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
     nsa_status status = nsa_load(d->ctx, part);
     status = status ? status : nsa_prefill(d->ctx);
-    /* Steps take neither; the weights are the case's and must not be freed as ours. */
+    /* Steps use neither, and the weights belong to the case: do not free them. */
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
         part->at[id] = (nsa_tensor){0};
     part->at[NSA_CU_SEQLENS] = (nsa_tensor){0};
     return status ? status : scatter(d);
 }
 
-/* One token of every sequence that still has one; the others sit out. */
+/* Decode the listed tokens, one of each sequence that takes part in this step. */
 static nsa_status step(decoder *d, int64_t position) {
     gather(d);
     d->part.at[NSA_ACTIVE] = (nsa_tensor){d->active, NSA_I32, 1, {d->count}};
@@ -144,8 +145,8 @@ static nsa_status step(decoder *d, int64_t position) {
                   : NSA_OK;
 }
 
-/* List the tokens of step `s`: one of every sequence that has one left, or with `sit_out` of two in
- * three of them by turns. Returns how many sequences had one. */
+/* List the tokens of step `s`: one of every sequence that has tokens left; with `sit_out` a third
+ * of the sequences skips the step, by turns. Returns how many sequences had tokens left. */
 static int64_t list_step(decoder *d, int64_t s, int sit_out) {
     int64_t left = 0;
     d->count = 0;
@@ -161,29 +162,29 @@ static int64_t list_step(decoder *d, int64_t s, int sit_out) {
     return left;
 }
 
-nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int how,
+nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, int flags,
                        progress *p, nsa_tensors *results, decode_counts *counts) {
     decoder d = {.ctx = ctx, .in = in, .all = results};
     nsa_tensors whole = *in;
     memset(results, 0, sizeof *results);
     memset(counts, 0, sizeof *counts);
-    /* Loading everything once has every shape and index checked before rows are picked out. */
+    /* Loading everything once checks every shape and index before rows are gathered. */
     whole.at[NSA_DOUT] = (nsa_tensor){0};
-    nsa_status status = how & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
+    nsa_status status = flags & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
     status = status ? status : prepare(&d);
     progress_phase(p, "prefill");
     status = status ? status : prefill(&d, prefix);
     counts->prefilled = d.count;
-    for (int64_t s = 0; !status && list_step(&d, s, how & DECODE_SIT_OUT); s++) {
+    for (int64_t s = 0; !status && list_step(&d, s, flags & DECODE_SIT_OUT); s++) {
         if (!d.count)
-            continue; /* all that are left sit out */
+            continue; /* every remaining sequence skips this step */
         status = step(&d, s);
         counts->decoded += d.count;
         counts->steps++;
         progress_count(p, "decoded tokens", counts->prefilled + counts->decoded, d.T);
     }
     decode_free(&d.part);
-    decode_free(&d.got);
+    decode_free(&d.call_results);
     free(d.token);
     free(d.active);
     free(d.prefix_cu);

@@ -1,6 +1,6 @@
 /** @file file.c
- *  @brief Regular files alone: what a path leads to is looked at before it is opened, and again
- * afterwards, for it may have been replaced. */
+ *  @brief Open regular files only: the type is checked before opening, and again afterwards, for
+ * the file may have been replaced. */
 #include "io/file.h"
 #include "io/npy.h"
 
@@ -19,7 +19,7 @@ static nsa_status irregular(const char *path, mode_t mode) {
 
 nsa_status file_open(const char *path, int *fd, struct stat *st) {
     *fd = -1;
-    if (!stat(path, st) && !S_ISREG(st->st_mode)) /* to open some devices is to do something */
+    if (!stat(path, st) && !S_ISREG(st->st_mode)) /* opening a device may have side effects */
         return irregular(path, st->st_mode);
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     nsa_status status = NSA_OK;

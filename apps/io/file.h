@@ -1,6 +1,6 @@
 /**
  * @file file.h
- * @brief Opening a file for reading, with suspicion: a pipe would block, a device may never end.
+ * @brief Opening regular files for reading; a pipe would block, a device may never end.
  */
 #ifndef FILE_H
 #define FILE_H
@@ -10,10 +10,10 @@
 #include <stdio.h>
 #include <sys/stat.h>
 
-/** Open a regular file for reading; whatever else the path leads to is refused at once.
+/** Open a regular file for reading; anything else is refused without opening it.
  *  @param path     the file, or a link to it
  *  @param[out] fd  for close(); -1 on any error
- *  @param[out] st  what fstat() says of it
+ *  @param[out] st  the result of fstat()
  *  @return NSA_ERR_IO naming the file and what is wrong with it */
 nsa_status file_open(const char *path, int *fd, struct stat *st);
 

@@ -1,6 +1,6 @@
 /** @file json.c
- *  @brief A recogniser for RFC 8259, a function for each of its rules. Each leaves the place behind
- * what it took, or at the byte where it was stuck. */
+ *  @brief A recogniser for RFC 8259, with one function for each rule. Each advances the cursor past
+ * what it parsed, or stops at the byte of the error. */
 #include "io/json.h"
 #include "io/npy.h"
 #include "io/text.h"
@@ -8,167 +8,167 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { DEEPEST = 64 };
+enum { MAX_DEPTH = 64 };
 
-/** A place in the text. */
-typedef struct place {
-    const unsigned char *at;    /**< the next byte */
-    const unsigned char *end;   /**< behind the last byte */
+/** A position in the text. */
+typedef struct cursor {
+    const unsigned char *pos;   /**< the next byte */
+    const unsigned char *end;   /**< past the last byte */
     const unsigned char *start; /**< the first byte */
-    const char *expected;       /**< what should have stood at `at`; NULL while all is well */
-    int depth;                  /**< arrays and objects around it */
-} place;
+    const char *expected;       /**< what was expected at `pos`; NULL: no error */
+    int depth;                  /**< nesting of arrays and objects */
+} cursor;
 
-/* @return 0, for `return stuck(...)` */
-static int stuck(place *p, const char *expected) {
+/* @return 0, so that callers can `return stuck(...)` */
+static int stuck(cursor *p, const char *expected) {
     p->expected = p->expected ? p->expected : expected;
     return 0;
 }
 
-static int at(const place *p, char wanted) {
-    return p->at < p->end && *p->at == (unsigned char)wanted;
+static int next_is(const cursor *p, char wanted) {
+    return p->pos < p->end && *p->pos == (unsigned char)wanted;
 }
 
-static int at_digit(const place *p) {
-    return p->at < p->end && *p->at >= '0' && *p->at <= '9';
+static int next_is_digit(const cursor *p) {
+    return p->pos < p->end && *p->pos >= '0' && *p->pos <= '9';
 }
 
-/* Step over a byte, if it comes next. */
-static int take(place *p, char wanted) {
-    if (!at(p, wanted))
+/* Skip `wanted`, if it comes next. */
+static int accept(cursor *p, char wanted) {
+    if (!next_is(p, wanted))
         return 0;
-    p->at++;
+    p->pos++;
     return 1;
 }
 
 /* ws = *( space / tab / line feed / carriage return ) */
-static void skip_space(place *p) {
-    while (at(p, ' ') || at(p, '\t') || at(p, '\n') || at(p, '\r'))
-        p->at++;
+static void skip_space(cursor *p) {
+    while (next_is(p, ' ') || next_is(p, '\t') || next_is(p, '\n') || next_is(p, '\r'))
+        p->pos++;
 }
 
-static int take_word(place *p, const char *word) {
+static int parse_literal(cursor *p, const char *word) {
     for (; *word; word++) {
-        if (!take(p, *word))
+        if (!accept(p, *word))
             return stuck(p, "null, true or false");
     }
     return 1;
 }
 
-static int take_digits(place *p) {
-    if (!at_digit(p))
+static int parse_digits(cursor *p) {
+    if (!next_is_digit(p))
         return stuck(p, "a digit");
-    while (at_digit(p))
-        p->at++;
+    while (next_is_digit(p))
+        p->pos++;
     return 1;
 }
 
 /* number = [ - ] int [ . 1*DIGIT ] [ ( e / E ) [ - / + ] 1*DIGIT ];  int = 0 / 1-9 *DIGIT */
-static int take_number(place *p) {
-    (void)take(p, '-');
-    if (take(p, '0')) {
-        if (at_digit(p))
+static int parse_number(cursor *p) {
+    (void)accept(p, '-');
+    if (accept(p, '0')) {
+        if (next_is_digit(p))
             return stuck(p, "a number without leading zeros");
-    } else if (!take_digits(p)) {
+    } else if (!parse_digits(p)) {
         return 0;
     }
-    if (take(p, '.') && !take_digits(p))
+    if (accept(p, '.') && !parse_digits(p))
         return 0;
-    if (!take(p, 'e') && !take(p, 'E'))
+    if (!accept(p, 'e') && !accept(p, 'E'))
         return 1;
-    if (!take(p, '-'))
-        (void)take(p, '+');
-    return take_digits(p);
+    if (!accept(p, '-'))
+        (void)accept(p, '+');
+    return parse_digits(p);
 }
 
 /* What follows a backslash. */
-static int take_escape(place *p) {
-    if (p->at == p->end || !*p->at || !strchr("\"\\/bfnrtu", *p->at))
+static int parse_escape(cursor *p) {
+    if (p->pos == p->end || !*p->pos || !strchr("\"\\/bfnrtu", *p->pos))
         return stuck(p, "one of \"\\/bfnrtu after a backslash");
-    if (*p->at++ != 'u')
+    if (*p->pos++ != 'u')
         return 1;
-    for (int i = 0; i < 4; i++, p->at++) {
-        if (p->at == p->end || !*p->at || !strchr("0123456789abcdefABCDEF", *p->at))
+    for (int i = 0; i < 4; i++, p->pos++) {
+        if (p->pos == p->end || !*p->pos || !strchr("0123456789abcdefABCDEF", *p->pos))
             return stuck(p, "four hexadecimal digits after \\u");
     }
     return 1;
 }
 
-static int take_string(place *p) {
+static int parse_string(cursor *p) {
     unsigned long code;
-    if (!take(p, '"'))
+    if (!accept(p, '"'))
         return stuck(p, "a string in double quotes");
-    while (!at(p, '"')) {
-        if (p->at == p->end)
+    while (!next_is(p, '"')) {
+        if (p->pos == p->end)
             return stuck(p, "a closing quote");
-        if (*p->at < ' ')
+        if (*p->pos < ' ')
             return stuck(p, "an escape in place of a control character");
-        if (take(p, '\\')) {
-            if (!take_escape(p))
+        if (accept(p, '\\')) {
+            if (!parse_escape(p))
                 return 0;
             continue;
         }
-        const size_t bytes = text_character(p->at, p->end, &code);
+        const size_t bytes = text_character(p->pos, p->end, &code);
         if (!bytes)
             return stuck(p, "UTF-8 in a string");
-        p->at += bytes;
+        p->pos += bytes;
     }
-    return take(p, '"');
+    return accept(p, '"');
 }
 
-static int take_value(place *p);
+static int parse_value(cursor *p);
 
-/* The parts of an array or (`keys`) an object, up to the closing bracket. */
-static int take_parts(place *p, char close, int keys) {
-    p->at++; /* the bracket that opens it */
+/* The elements of an array, or with `keys` the members of an object, and the closing bracket. */
+static int parse_members(cursor *p, char close, int keys) {
+    p->pos++; /* the bracket that opens it */
     skip_space(p);
-    if (take(p, close))
+    if (accept(p, close))
         return 1;
-    if (++p->depth > DEEPEST)
+    if (++p->depth > MAX_DEPTH)
         return stuck(p, "fewer brackets within brackets");
     do {
         skip_space(p);
-        if (keys && !take_string(p))
+        if (keys && !parse_string(p))
             return 0;
         skip_space(p);
-        if (keys && !take(p, ':'))
+        if (keys && !accept(p, ':'))
             return stuck(p, "':'");
-        if (!take_value(p))
+        if (!parse_value(p))
             return 0;
-    } while (take(p, ','));
+    } while (accept(p, ','));
     p->depth--;
-    return take(p, close) || stuck(p, keys ? "',' or '}'" : "',' or ']'");
+    return accept(p, close) || stuck(p, keys ? "',' or '}'" : "',' or ']'");
 }
 
-/* A value, and the white space around it. The recursion ends at DEEPEST. */
-static int take_value(place *p) { /* NOLINT(misc-no-recursion) */
+/* A value, and the white space around it. The recursion is limited by MAX_DEPTH. */
+static int parse_value(cursor *p) { /* NOLINT(misc-no-recursion) */
     skip_space(p);
-    const int taken = at(p, '{')                  ? take_parts(p, '}', 1)
-                      : at(p, '[')                ? take_parts(p, ']', 0)
-                      : at(p, '"')                ? take_string(p)
-                      : at(p, '-') || at_digit(p) ? take_number(p)
-                      : at(p, 't')                ? take_word(p, "true")
-                      : at(p, 'f')                ? take_word(p, "false")
-                      : at(p, 'n')                ? take_word(p, "null")
-                                                  : stuck(p, "a value");
-    if (taken) /* else the place is where it was stuck */
+    const int parsed = next_is(p, '{')                       ? parse_members(p, '}', 1)
+                       : next_is(p, '[')                     ? parse_members(p, ']', 0)
+                       : next_is(p, '"')                     ? parse_string(p)
+                       : next_is(p, '-') || next_is_digit(p) ? parse_number(p)
+                       : next_is(p, 't')                     ? parse_literal(p, "true")
+                       : next_is(p, 'f')                     ? parse_literal(p, "false")
+                       : next_is(p, 'n')                     ? parse_literal(p, "null")
+                                                             : stuck(p, "a value");
+    if (parsed) /* else the cursor stays at the error */
         skip_space(p);
-    return taken;
+    return parsed;
 }
 
 nsa_status json_check(const char *text, size_t n, nsa_status status, const char *label) {
-    /* the text of nothing may be NULL */
+    /* an empty text may be NULL */
     const unsigned char *start = (const unsigned char *)(n ? text : "");
-    place p = {.at = start, .end = start + n, .start = start};
+    cursor p = {.pos = start, .end = start + n, .start = start};
     char found[TEXT_SHOWN] = "its end";
-    if (take_value(&p) && p.at < p.end)
+    if (parse_value(&p) && p.pos < p.end)
         (void)stuck(&p, "nothing more");
     if (!p.expected)
         return NSA_OK;
-    if (p.at < p.end) {
-        const size_t left = (size_t)(p.end - p.at), some = left < 12 ? left : 12;
-        text_show(found, sizeof found, (const char *)p.at, some);
+    if (p.pos < p.end) {
+        const size_t left = (size_t)(p.end - p.pos), shown = left < 12 ? left : 12;
+        text_show(found, sizeof found, (const char *)p.pos, shown);
     }
     return nsa_fail(status, "%s: not JSON: stuck at byte %td of %zu: expected %s, found %s",
-                    npy_label(label), p.at - start, n, p.expected, found);
+                    npy_label(label), p.pos - start, n, p.expected, found);
 }

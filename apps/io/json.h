@@ -1,7 +1,7 @@
 /**
  * @file json.h
- * @brief The grammar of JSON, RFC 8259, to the letter: cJSON takes leading zeros, numbers that end
- * with a point, control characters in strings and a byte order mark.
+ * @brief A strict check of JSON, RFC 8259: cJSON accepts leading zeros, numbers that end with a
+ * point, control characters in strings and a byte order mark.
  */
 #ifndef JSON_H
 #define JSON_H
@@ -14,8 +14,8 @@
  *  @param text    need not end with a NUL
  *  @param n       its length
  *  @param status  what to return if it is not
- *  @param label   what an error calls the file
- *  @return NSA_OK, or `status` with the place, what was expected there and what was found */
+ *  @param label   the file's name in errors
+ *  @return NSA_OK, or `status` with the position, what was expected there and what was found */
 nsa_status json_check(const char *text, size_t n, nsa_status status, const char *label);
 
 #endif

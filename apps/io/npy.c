@@ -1,9 +1,8 @@
 /** @file npy.c
- *  @brief .npy files, read with suspicion: every claim of a header is checked before it is used.
+ *  @brief Reading and writing .npy files; every field of a header is checked before it is used.
  *
  *  Layout: "\x93NUMPY", version 1 0, a 16-bit length, a header of that length, the data. The header
- *  is a Python dict literal: {'descr': '<f4', 'fortran_order': False, 'shape': (97, 4, 8), }
- */
+ * is a Python dict literal: {'descr': '<f4', 'fortran_order': False, 'shape': (97, 4, 8), } */
 #include "io/npy.h"
 #include "io/file.h"
 
@@ -18,15 +17,15 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, ".npy data is copied as it is");
 
 enum {
-    FIXED = 10,               /* magic, version and the header's length */
-    LONGEST = FIXED + 0xffff, /* a 16-bit length says no more */
-    ALIGN = 64,               /* data starts at a multiple of this in what we write */
-    WORD = 40                 /* longest string worth naming in an error */
+    FIXED = 10,                  /* magic, version and the header's length */
+    MAX_HEADER = FIXED + 0xffff, /* the length has 16 bits */
+    ALIGN = 64,                  /* data that we write starts at a multiple of this */
+    MAX_STRING = 40              /* longest key or type, with its NUL */
 };
 
 static const unsigned char magic[6] = {0x93, 'N', 'U', 'M', 'P', 'Y'};
 
-/** The element types we know, by their names in files. */
+/** The supported element types and their names in files. */
 static const struct {
     const char *descr; /**< as in the header */
     nsa_dtype dtype;   /**< as in the contract */
@@ -41,104 +40,105 @@ const char *npy_label(const char *label) {
 
 /* ----------------------------------------------------------- the dict literal */
 
-/** A place in the header. */
+/** A position in the header. */
 typedef struct cursor {
-    const unsigned char *at;    /**< the next byte */
-    const unsigned char *end;   /**< behind the last byte */
-    const unsigned char *start; /**< of the file, to say where an error is */
+    const unsigned char *pos;   /**< the next byte */
+    const unsigned char *end;   /**< past the last byte */
+    const unsigned char *start; /**< the first byte of the file, for positions in errors */
     const char *label;          /**< the file, in errors */
 } cursor;
 
-/* What was expected, and what stands there; a byte that no terminal should see is shown as hex. */
+/* The error that something else was expected; an unprintable byte is shown in hex. */
 static nsa_status unexpected(const cursor *c, const char *expected) {
     char found[32] = "the header's end";
-    if (c->at < c->end)
-        snprintf(found, sizeof found, *c->at > ' ' && *c->at < 127 ? "'%c'" : "byte 0x%02x",
-                 *c->at);
+    if (c->pos < c->end)
+        snprintf(found, sizeof found, *c->pos > ' ' && *c->pos < 127 ? "'%c'" : "byte 0x%02x",
+                 *c->pos);
     return nsa_fail(NSA_ERR_INPUT, "%s: header byte %zu: expected %s, found %s",
-                    npy_label(c->label), (size_t)(c->at - c->start), expected, found);
+                    npy_label(c->label), (size_t)(c->pos - c->start), expected, found);
 }
 
 static void skip_space(cursor *c) {
-    while (c->at < c->end && (*c->at == ' ' || *c->at == '\n' || *c->at == '\t' || *c->at == '\r'))
-        c->at++;
+    while (c->pos < c->end &&
+           (*c->pos == ' ' || *c->pos == '\n' || *c->pos == '\t' || *c->pos == '\r'))
+        c->pos++;
 }
 
-/* Step over white space and then `wanted`, if it comes next. */
-static int take(cursor *c, char wanted) {
+/* Skip white space and then `wanted`, if it comes next. */
+static int accept(cursor *c, char wanted) {
     skip_space(c);
-    if (c->at == c->end || *c->at != (unsigned char)wanted)
+    if (c->pos == c->end || *c->pos != (unsigned char)wanted)
         return 0;
-    c->at++;
+    c->pos++;
     return 1;
 }
 
-/* 'text' or "text", printable, without escapes: no name or type that we know needs one. */
-static nsa_status take_string(cursor *c, char text[WORD], const char *expected) {
-    char quote = take(c, '\'') ? '\'' : take(c, '"') ? '"' : 0;
+/* 'text' or "text", printable, without escapes: no key or type needs one. */
+static nsa_status parse_string(cursor *c, char text[MAX_STRING], const char *expected) {
+    char quote = accept(c, '\'') ? '\'' : accept(c, '"') ? '"' : 0;
     size_t n = 0;
     if (!quote)
         return unexpected(c, expected);
-    for (; c->at < c->end && *c->at != (unsigned char)quote; c->at++) {
-        if (*c->at < ' ' || *c->at > 126 || *c->at == '\\' || n + 1 == WORD)
+    for (; c->pos < c->end && *c->pos != (unsigned char)quote; c->pos++) {
+        if (*c->pos < ' ' || *c->pos > 126 || *c->pos == '\\' || n + 1 == MAX_STRING)
             return unexpected(c, "the end of a short plain string");
-        text[n++] = (char)*c->at;
+        text[n++] = (char)*c->pos;
     }
     text[n] = 0;
-    return take(c, quote) ? NSA_OK : unexpected(c, "a closing quote");
+    return accept(c, quote) ? NSA_OK : unexpected(c, "a closing quote");
 }
 
-/* Step over white space and then `word`. What follows it is for the caller to judge. */
-static int take_word(cursor *c, const char *word) {
+/* Skip white space and then `word`, if it comes next. The caller checks what follows. */
+static int accept_word(cursor *c, const char *word) {
     size_t n = strlen(word);
     skip_space(c);
-    if ((size_t)(c->end - c->at) < n || memcmp(c->at, word, n))
+    if ((size_t)(c->end - c->pos) < n || memcmp(c->pos, word, n))
         return 0;
-    c->at += n;
+    c->pos += n;
     return 1;
 }
 
-/* Digits alone, as Python writes them: no sign, no leading zero, nothing past 63 bits. */
-static nsa_status take_dimension(cursor *c, int64_t *value) {
+/* Digits only, as Python writes them: no sign, no leading zero, at most 63 bits. */
+static nsa_status parse_dimension(cursor *c, int64_t *value) {
     skip_space(c);
-    const unsigned char *first = c->at;
+    const unsigned char *first = c->pos;
     *value = 0;
-    for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
+    for (; c->pos < c->end && *c->pos >= '0' && *c->pos <= '9'; c->pos++) {
         if (__builtin_mul_overflow(*value, 10, value) ||
-            __builtin_add_overflow(*value, *c->at - '0', value))
+            __builtin_add_overflow(*value, *c->pos - '0', value))
             return nsa_fail(NSA_ERR_INPUT, "%s: header byte %zu: a dimension overflows 63 bits",
                             npy_label(c->label), (size_t)(first - c->start));
     }
-    if (c->at == first || (*first == '0' && c->at - first > 1))
+    if (c->pos == first || (*first == '0' && c->pos - first > 1))
         return unexpected(c, "a dimension, a whole number from 0");
     return NSA_OK;
 }
 
 /* "(5,)", "(5, 4)", "(5, 4, 3)": a tuple, so a single dimension needs its comma. */
-static nsa_status take_shape(cursor *c, nsa_tensor *t) {
+static nsa_status parse_shape(cursor *c, nsa_tensor *t) {
     int comma = 0;
-    if (!take(c, '('))
+    if (!accept(c, '('))
         return unexpected(c, "the shape, a tuple");
-    for (t->ndim = 0; !take(c, ')'); t->ndim++) {
+    for (t->ndim = 0; !accept(c, ')'); t->ndim++) {
         if (t->ndim && !comma)
             return unexpected(c, "',' or ')'");
         if (t->ndim == 3)
             return nsa_fail(NSA_ERR_INPUT, "%s: more than 3 dimensions, expected 1 to 3",
                             npy_label(c->label));
-        nsa_status status = take_dimension(c, &t->shape[t->ndim]);
+        nsa_status status = parse_dimension(c, &t->shape[t->ndim]);
         if (status)
             return status;
-        comma = take(c, ',');
+        comma = accept(c, ',');
     }
     if (t->ndim == 0)
         return nsa_fail(NSA_ERR_INPUT, "%s: 0 dimensions, expected 1 to 3", npy_label(c->label));
     return t->ndim > 1 || comma ? NSA_OK : unexpected(c, "\"(N,)\" for one dimension");
 }
 
-/* The value of descr. A structured type is a list, not a string, and refused as such. */
-static nsa_status take_type(cursor *c, nsa_tensor *t) {
-    char descr[WORD];
-    nsa_status status = take_string(c, descr, "descr, a quoted type");
+/* The value of descr. A structured type is a list, not a string, and is refused. */
+static nsa_status parse_type(cursor *c, nsa_tensor *t) {
+    char descr[MAX_STRING];
+    nsa_status status = parse_string(c, descr, "descr, a quoted type");
     for (int i = 0; !status && i < TYPES; i++) {
         if (!strcmp(descr, types[i].descr))
             t->dtype = types[i].dtype;
@@ -149,22 +149,22 @@ static nsa_status take_type(cursor *c, nsa_tensor *t) {
     return status;
 }
 
-/* The value of fortran_order: we neither transpose nor pretend. */
-static nsa_status take_order(cursor *c) {
-    if (take_word(c, "False"))
+/* The value of fortran_order: only C order is supported. */
+static nsa_status parse_order(cursor *c) {
+    if (accept_word(c, "False"))
         return NSA_OK;
-    if (take_word(c, "True"))
+    if (accept_word(c, "True"))
         return nsa_fail(NSA_ERR_INPUT, "%s: fortran_order is True, expected False: C order",
                         npy_label(c->label));
     return unexpected(c, "True or False");
 }
 
 /* One "key: value"; each of the three keys once, in any order. */
-static nsa_status take_entry(cursor *c, nsa_tensor *t, unsigned *seen) {
+static nsa_status parse_entry(cursor *c, nsa_tensor *t, unsigned *seen) {
     static const char *const keys[] = {"descr", "fortran_order", "shape"};
-    char key[WORD];
+    char key[MAX_STRING];
     unsigned which = 0;
-    nsa_status status = take_string(c, key, "a quoted key");
+    nsa_status status = parse_string(c, key, "a quoted key");
     if (status)
         return status;
     while (which < 3 && strcmp(key, keys[which]))
@@ -174,21 +174,21 @@ static nsa_status take_entry(cursor *c, nsa_tensor *t, unsigned *seen) {
                         "%s: %s key '%s'; expected descr, fortran_order and shape, once each",
                         npy_label(c->label), which == 3 ? "unknown" : "second", key);
     *seen |= 1u << which;
-    if (!take(c, ':'))
+    if (!accept(c, ':'))
         return unexpected(c, "':'");
-    return which == 0 ? take_type(c, t) : which == 1 ? take_order(c) : take_shape(c, t);
+    return which == 0 ? parse_type(c, t) : which == 1 ? parse_order(c) : parse_shape(c, t);
 }
 
 /* The whole header: entries with commas between them, one more allowed at the end. */
-static nsa_status take_dict(cursor *c, nsa_tensor *t) {
+static nsa_status parse_dict(cursor *c, nsa_tensor *t) {
     unsigned seen = 0;
     int comma = 1;
     nsa_status status = NSA_OK;
-    if (!take(c, '{'))
+    if (!accept(c, '{'))
         return unexpected(c, "'{'");
-    while (!status && !take(c, '}')) {
-        status = comma ? take_entry(c, t, &seen) : unexpected(c, "',' or '}'");
-        comma = take(c, ',');
+    while (!status && !accept(c, '}')) {
+        status = comma ? parse_entry(c, t, &seen) : unexpected(c, "',' or '}'");
+        comma = accept(c, ',');
     }
     if (!status && seen != 7)
         status = nsa_fail(NSA_ERR_INPUT, "%s: the header has no %s", npy_label(c->label),
@@ -196,16 +196,15 @@ static nsa_status take_dict(cursor *c, nsa_tensor *t) {
                           : !(seen & 2) ? "fortran_order"
                                         : "shape");
     skip_space(c);
-    if (!status && c->at != c->end)
+    if (!status && c->pos != c->end)
         status = unexpected(c, "nothing but white space after the dict");
     return status;
 }
 
 /* --------------------------------------------------------------------- reading */
 
-/* Fill in type and shape from the first `n` bytes of a file of `size` bytes, and make sure that
- * header and data fill the file exactly.
- * data: where the data starts; bytes: how much of it there is. */
+/* Parse type and shape from the first `n` bytes of a file of `size` bytes; header and data must
+ * fill the file exactly. `data` is the offset of the data, `bytes` its size. */
 static nsa_status parse_header(const unsigned char *file, size_t n, uint64_t size,
                                const char *label, nsa_tensor *t, size_t *data, size_t *bytes) {
     if (n < FIXED || memcmp(file, magic, sizeof magic))
@@ -219,7 +218,7 @@ static nsa_status parse_header(const unsigned char *file, size_t n, uint64_t siz
         return nsa_fail(NSA_ERR_INPUT, "%s: the header ends at byte %zu, the file at byte %" PRIu64,
                         npy_label(label), *data, size);
     cursor c = {file + FIXED, file + *data, file, label};
-    nsa_status status = take_dict(&c, t);
+    nsa_status status = parse_dict(&c, t);
     if (status)
         return status;
     int64_t count = nsa_count(t), claimed = 0;
@@ -236,8 +235,8 @@ static nsa_status parse_header(const unsigned char *file, size_t n, uint64_t siz
     return NSA_OK;
 }
 
-/* Room for the data; one byte at least, so that NULL always means that memory is short. */
-static nsa_status make_room(const char *label, size_t bytes, nsa_tensor *t) {
+/* Allocate the data; at least one byte, so that NULL always means out of memory. */
+static nsa_status alloc_data(const char *label, size_t bytes, nsa_tensor *t) {
     t->data = malloc(bytes ? bytes : 1);
     return t->data
                ? NSA_OK
@@ -247,9 +246,9 @@ static nsa_status make_room(const char *label, size_t bytes, nsa_tensor *t) {
 nsa_status npy_parse(const unsigned char *bytes, size_t n, const char *label, nsa_tensor *t) {
     size_t data = 0, length = 0;
     nsa_tensor read = {0};
-    *t = read; /* absent, until all is well */
+    *t = read; /* absent on an error */
     nsa_status status = parse_header(bytes, n, n, label, &read, &data, &length);
-    status = status ? status : make_room(label, length, &read);
+    status = status ? status : alloc_data(label, length, &read);
     if (status)
         return status;
     memcpy(read.data, bytes + data, length);
@@ -257,7 +256,7 @@ nsa_status npy_parse(const unsigned char *bytes, size_t n, const char *label, ns
     return NSA_OK;
 }
 
-/* Read exactly `n` bytes from `offset`, however many calls that takes. */
+/* Read exactly `n` bytes from `offset`. */
 static nsa_status read_exactly(int fd, const char *path, void *to, size_t n, size_t offset) {
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(fd, (char *)to + done, n - done, (off_t)(offset + done));
@@ -271,19 +270,19 @@ static nsa_status read_exactly(int fd, const char *path, void *to, size_t n, siz
     return NSA_OK;
 }
 
-/* The header first, at most 64 KiB of it; the data only when its size has been found right. */
+/* Read the header, at most 64 KiB; then, if the file's size is right, the data. */
 static nsa_status read_open(int fd, off_t size, const char *path, nsa_tensor *t) {
     size_t data = 0, bytes = 0;
     nsa_tensor read = {0};
-    size_t first = size < LONGEST ? (size_t)size : LONGEST;
-    unsigned char *head = malloc(LONGEST);
+    size_t first = size < MAX_HEADER ? (size_t)size : MAX_HEADER;
+    unsigned char *head = malloc(MAX_HEADER);
     if (!head)
         return nsa_fail(NSA_ERR_MEMORY, "%s: no memory for its header", npy_label(path));
     nsa_status status = read_exactly(fd, path, head, first, 0);
     if (!status)
         status = parse_header(head, first, (uint64_t)size, path, &read, &data, &bytes);
     free(head);
-    status = status ? status : make_room(path, bytes, &read);
+    status = status ? status : alloc_data(path, bytes, &read);
     status = status ? status : read_exactly(fd, path, read.data, bytes, data);
     if (status)
         npy_free(&read);
@@ -319,7 +318,7 @@ static size_t make_header(const nsa_tensor *t, const char *descr, char text[4 * 
         n += snprintf(text + FIXED + n, (size_t)(4 * ALIGN - FIXED - n), " %" PRId64 "%s",
                       t->shape[i], i + 1 < t->ndim ? "," : "");
     n += snprintf(text + FIXED + n, (size_t)(4 * ALIGN - FIXED - n), "), }");
-    /* Spaces, and a newline at the very end. */
+    /* Pad with spaces, and a newline at the end. */
     size_t used = (size_t)n + FIXED, whole = (used + 1 + ALIGN - 1) / ALIGN * ALIGN;
     memset(text + used, ' ', whole - used);
     text[whole - 1] = '\n';
@@ -331,7 +330,7 @@ static size_t make_header(const nsa_tensor *t, const char *descr, char text[4 * 
     return whole;
 }
 
-/* Refuse what the format cannot hold, and count the bytes of the rest. */
+/* Refuse a tensor that the format cannot hold, and count its bytes. */
 static nsa_status check_writable(const char *path, const nsa_tensor *t, size_t *bytes) {
     int64_t count = t->ndim >= 1 ? nsa_count(t) : -1, total;
     if (count < 0 || !nsa_dtype_size(t->dtype) ||
@@ -358,19 +357,19 @@ nsa_status npy_write(const char *path, const nsa_tensor *t) {
     if (!file)
         return nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
     struct stat st;
-    int ours = !fstat(fileno(file), &st) && S_ISREG(st.st_mode); /* never remove a device */
-    /* The first failure decides: `why` is taken before fclose() can change errno. */
-    int good = fwrite(header, 1, length, file) == length;
-    good = good && (!bytes || fwrite(t->data, 1, bytes, file) == bytes);
-    good = good && !fflush(file); /* a full disk often shows only here */
+    int is_regular = !fstat(fileno(file), &st) && S_ISREG(st.st_mode); /* never unlink a device */
+    /* Keep the first error: fclose() may change errno. */
+    int ok = fwrite(header, 1, length, file) == length;
+    ok = ok && (!bytes || fwrite(t->data, 1, bytes, file) == bytes);
+    ok = ok && !fflush(file); /* a full disk often shows only here */
     int why = errno;
-    if (fclose(file) && good) {
-        good = 0;
+    if (fclose(file) && ok) {
+        ok = 0;
         why = errno;
     }
-    if (good)
+    if (ok)
         return NSA_OK;
-    if (ours)
+    if (is_regular)
         unlink(path);
     return nsa_fail(NSA_ERR_IO, "%s: cannot write: %s", npy_label(path), strerror(why));
 }

@@ -1,7 +1,7 @@
 /**
  * @file npy.h
  * @brief Tensors as .npy files: version 1.0, C order, little-endian float32, float64 or int32, one
- * to three dimensions. Anything else is refused with one clear text.
+ * to three dimensions. Anything else is an error.
  */
 #ifndef NPY_H
 #define NPY_H
@@ -11,13 +11,13 @@
 /** Read a tensor from memory, as npy_read() does from a file.
  *  @param bytes  the whole file; never read past `n`
  *  @param n      how many bytes there are
- *  @param label  what an error calls the file
+ *  @param label  the file's name in errors
  *  @param[out] t for npy_free(); absent (NSA_NONE) on any error
  *  @return NSA_ERR_INPUT if the bytes break a rule of the format, NSA_ERR_MEMORY */
 nsa_status npy_parse(const unsigned char *bytes, size_t n, const char *label, nsa_tensor *t);
 
-/** Read a tensor from a file. Nothing is allocated before the header's claims agree with the
- * file's real size.
+/** Read a tensor from a file. Memory is allocated only after the header agrees with the file's
+ * size.
  *  @param path   a regular file
  *  @param[out] t for npy_free(); absent (NSA_NONE) on any error
  *  @return NSA_ERR_IO if the file cannot be read, else as npy_parse() */
@@ -34,10 +34,10 @@ nsa_status npy_write(const char *path, const nsa_tensor *t);
  *  @param t  from npy_read() or npy_parse() */
 void npy_free(nsa_tensor *t);
 
-/** What errors call a file: the end of its path if that is long, since the text of an error is
- * short and the rule must not be cut off.
+/** The name of a file in errors: only the end of a long path, so that the rest of the error is not
+ * cut off.
  *  @param label  a path
- *  @return a place in `label`, at most 200 characters from its end */
+ *  @return a pointer into `label`, at most 200 characters from its end */
 const char *npy_label(const char *label);
 
 #endif

@@ -1,12 +1,12 @@
 /** @file progress.c
- *  @brief The line that says what a long command is at. */
+ *  @brief The progress line of a long command. */
 #include "io/progress.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
 
-/* Back to the line's start, and wipe it to its end. */
+/* Carriage return, and erase the line. */
 #define WIPE "\r\033[K"
 
 progress progress_begin(const char *who) {
@@ -27,7 +27,7 @@ void progress_count(progress *p, const char *what, int64_t done, int64_t total) 
     clock_gettime(CLOCK_MONOTONIC, &now);
     double passed =
         (double)(now.tv_sec - p->last.tv_sec) + 1e-9 * (double)(now.tv_nsec - p->last.tv_nsec);
-    if (passed < 0.2) /* a terminal is slow, and so is the reader */
+    if (passed < 0.2) /* at most five updates a second */
         return;
     p->last = now;
     fprintf(stderr, WIPE "%s: %s %" PRId64 " of %" PRId64, p->who, what, done, total);

@@ -1,7 +1,7 @@
 /**
  * @file progress.h
- * @brief One line on a terminal that says what a long command is at; nothing where standard error
- * is a file or pipe.
+ * @brief The progress line of a long command on a terminal; nothing if standard error is a file or
+ * pipe.
  */
 #ifndef PROGRESS_H
 #define PROGRESS_H
@@ -17,23 +17,23 @@ typedef struct progress {
 } progress;
 
 /** Begin.
- *  @param who  what the line starts with
+ *  @param who  the prefix of the line
  *  @return for the other calls */
 progress progress_begin(const char *who);
 
-/** Say what comes now.
+/** Show the current phase.
  *  @param p     from progress_begin()
  *  @param what  a word or two */
 void progress_phase(progress *p, const char *what);
 
-/** Say how far it has come; the line changes a few times a second at most.
+/** Show a count; the line changes at most a few times a second.
  *  @param p      from progress_begin()
  *  @param what   what is counted
- *  @param done   so many
- *  @param total  of so many */
+ *  @param done   the count
+ *  @param total  the total */
 void progress_count(progress *p, const char *what, int64_t done, int64_t total);
 
-/** Wipe the line, before anything else is printed.
+/** Erase the line, before anything else is printed.
  *  @param p  from progress_begin() */
 void progress_end(progress *p);
 

@@ -2,8 +2,7 @@
  *
  *   cc -std=c11 -Istages docs/examples/first_steps.c -o build/first_steps \
  *      -Lbuild -lnsa -lm -Wl,-rpath,'$ORIGIN'
- *   build/first_steps 01
- */
+ *   build/first_steps 01 */
 #include "nsa.h"
 #include "nsa_find.h"
 
@@ -45,7 +44,7 @@ static nsa_status make_inputs(const nsa_config *c, nsa_tensors *in) {
     return status ? status : random_tensor(&in->at[NSA_GATE], T, c->q_heads, 3, 0, 1, &seed);
 }
 
-/* Ask what a result looks like, make room for it, and read it. */
+/* Get a result's type and shape, allocate it, and read it. */
 static nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
     nsa_status status = nsa_result(ctx, id, t);
     if (status)
@@ -59,7 +58,7 @@ static double element(const nsa_tensor *t, int64_t i) {
     return t->dtype == NSA_F64 ? ((const double *)t->data)[i] : ((const float *)t->data)[i];
 }
 
-/* Which blocks the last query chose, and whether out is the gated sum of its three branches. */
+/* Print which blocks the last query selected, and whether out is the gated sum of its branches. */
 static nsa_status report(nsa_context *ctx, const nsa_config *c, const nsa_tensors *in) {
     static const nsa_id ids[] = {NSA_OUT, NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN, NSA_BLOCK_IDX};
     enum { OUT, CMP, SLC, WIN, IDX, RESULTS };
@@ -68,12 +67,12 @@ static nsa_status report(nsa_context *ctx, const nsa_config *c, const nsa_tensor
     for (int i = 0; i < RESULTS && !status; i++)
         status = read_result(ctx, ids[i], &r[i]);
     const float *gate = in->at[NSA_GATE].data; /* [T,Hq,3] */
-    int64_t apart = 0;
+    int64_t mismatches = 0;
     for (int64_t i = 0, count = status ? 0 : nsa_count(&r[OUT]); i < count; i++) {
         const float *g = gate + i / c->v_dim * 3;
         double sum =
             g[0] * element(&r[CMP], i) + g[1] * element(&r[SLC], i) + g[2] * element(&r[WIN], i);
-        apart += !(fabs(sum - element(&r[OUT], i)) <= 1e-5); /* so a NaN is apart */
+        mismatches += !(fabs(sum - element(&r[OUT], i)) <= 1e-5); /* written so that NaN counts */
     }
     for (int64_t h = 0; h < c->kv_heads && !status; h++) {
         const int32_t *idx = r[IDX].data; /* [T,Hkv,n] */
@@ -84,11 +83,11 @@ static nsa_status report(nsa_context *ctx, const nsa_config *c, const nsa_tensor
         printf(" of 0..%" PRId64 "\n", (c->seq_len - 1) / c->slc_block);
     }
     if (!status)
-        printf("out is the gated sum of its branches, to 1e-5: %s\n", apart ? "no" : "yes");
+        printf("out is the gated sum of its branches, to 1e-5: %s\n", mismatches ? "no" : "yes");
     for (int i = 0; i < RESULTS; i++)
         free(r[i].data);
-    if (!status && apart)
-        status = nsa_fail(NSA_ERR_STATE, "%" PRId64 " elements are not the sum", apart);
+    if (!status && mismatches)
+        status = nsa_fail(NSA_ERR_STATE, "%" PRId64 " elements are not the sum", mismatches);
     return status;
 }
 
@@ -102,7 +101,7 @@ int main(int argc, char **argv) {
     config.cmp_block = 8; /* l */
     config.cmp_stride = 4;
     config.slc_block = 16; /* l' */
-    config.slc_count = 4;  /* n: the first block, the last two, and one free choice */
+    config.slc_count = 4;  /* n: the first block, the last two, and one free block */
     config.window = 32;
     config.phi = NSA_PHI_MEAN;
 
@@ -121,7 +120,7 @@ int main(int argc, char **argv) {
     if (status)
         fprintf(stderr, "first_steps: %s: %s\n", nsa_status_name(status), nsa_last_error());
 
-    nsa_close(ctx); /* the context first, then the stage it runs in */
+    nsa_close(ctx); /* first the context, then its stage */
     nsa_free_stage(&found);
     for (int id = 0; id < NSA_ID_COUNT; id++)
         free(in.at[id].data);

@@ -24,17 +24,17 @@ static const char *shape_text(const nsa_tensor *t, char *text, size_t capacity) 
 nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
                             const nsa_tensor *tensor) {
     const char *name = nsa_name(id);
-    int whole = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
+    int is_int = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
     if (tensor->dtype == NSA_NONE)
         return nsa_fail(NSA_ERR_INPUT, "%s is missing", name);
     if ((unsigned)tensor->dtype > NSA_I32)
-        return nsa_fail(NSA_ERR_INPUT, "%s has element type %d, which is none", name,
+        return nsa_fail(NSA_ERR_INPUT, "%s has element type %d, which is unknown", name,
                         (int)tensor->dtype);
-    if (whole != (tensor->dtype == NSA_I32))
+    if (is_int != (tensor->dtype == NSA_I32))
         return nsa_fail(NSA_ERR_INPUT, "%s is %s, expected %s", name, dtype_name(tensor->dtype),
-                        whole ? "int32" : "float32 or float64");
+                        is_int ? "int32" : "float32 or float64");
     nsa_tensor expected;
-    char is[96], should[96];
+    char got_text[96], expected_text[96];
     nsa_shape(config, lengths, id, 0, &expected);
     int same = expected.ndim == tensor->ndim;
     for (int i = 0; same && i < expected.ndim; i++)
@@ -43,12 +43,12 @@ nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths
         return nsa_fail(NSA_ERR_INPUT, "%s has %d dimensions, expected 1", name, tensor->ndim);
     if (!same)
         return nsa_fail(NSA_ERR_INPUT, "%s has shape %s, expected %s", name,
-                        shape_text(tensor, is, sizeof is),
-                        shape_text(&expected, should, sizeof should));
+                        shape_text(tensor, got_text, sizeof got_text),
+                        shape_text(&expected, expected_text, sizeof expected_text));
     int64_t count = nsa_count(tensor);
     if (count < 0)
         return nsa_fail(NSA_ERR_INPUT, "%s has shape %s, which overflows", name,
-                        shape_text(tensor, is, sizeof is));
+                        shape_text(tensor, got_text, sizeof got_text));
     if (count && !tensor->data)
         return nsa_fail(NSA_ERR_INPUT, "%s has no data", name);
     return NSA_OK;
@@ -106,23 +106,23 @@ static nsa_status check_rows(const nsa_tensor *t, nsa_batch *batch) {
     return NSA_OK;
 }
 
-nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own,
+nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own_block,
                             const char *where, int64_t number) {
     int64_t used = 0;
     for (int64_t i = 0; i < n; i++) {
-        int64_t at = used;
+        int64_t pos = used;
         if (src[i] == -1)
             continue;
-        if (src[i] < 0 || src[i] > own)
+        if (src[i] < 0 || src[i] > own_block)
             return nsa_fail(NSA_ERR_INPUT,
                             "block_idx of %s %" PRId64 " holds %d, expected -1 or 0..%" PRId64,
-                            where, number, src[i], own);
-        for (; at > 0 && dst[at - 1] > src[i]; at--)
-            dst[at] = dst[at - 1];
-        if (at > 0 && dst[at - 1] == src[i])
+                            where, number, src[i], own_block);
+        for (; pos > 0 && dst[pos - 1] > src[i]; pos--)
+            dst[pos] = dst[pos - 1];
+        if (pos > 0 && dst[pos - 1] == src[i])
             return nsa_fail(NSA_ERR_INPUT, "block_idx of %s %" PRId64 " holds block %d twice",
                             where, number, src[i]);
-        dst[at] = src[i];
+        dst[pos] = src[i];
         used++;
     }
     for (; used < n; used++)
@@ -130,7 +130,7 @@ nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t
     return NSA_OK;
 }
 
-/* Nothing may be given that the call does not take: it would be a slip that goes unnoticed. */
+/* An input that the call does not use is an error: ignoring it would hide a mistake. */
 static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, int as_step) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (in->at[id].dtype == NSA_NONE)
@@ -145,13 +145,13 @@ static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, 
             return nsa_fail(NSA_ERR_INPUT, "%s is given, but phi \"%s\" has no such weight",
                             nsa_name((nsa_id)id), nsa_phi_name(config->phi));
         if (as_step ? of_load : id == NSA_ACTIVE)
-            return nsa_fail(NSA_ERR_INPUT, "%s is no input of a %s", nsa_name((nsa_id)id),
+            return nsa_fail(NSA_ERR_INPUT, "%s is not an input of a %s", nsa_name((nsa_id)id),
                             as_step ? "decode step" : "load");
     }
     return NSA_OK;
 }
 
-/* q, the keys and values, and the gate: what a load and a step have in common. */
+/* q, keys, values and the gate: the inputs that a load and a step share. */
 static nsa_status check_tokens(const nsa_config *config, const nsa_tensors *in,
                                const nsa_lengths *lengths) {
     nsa_status status = NSA_OK;

@@ -1,6 +1,6 @@
 /** @file config.c
- *  @brief The one validator of configs: every rule and bound of docs/specification.md, "Letters".
- */
+ *  @brief The one validator of configs: every rule and bound of docs/specification.md,
+ * "Letters". */
 #include "nsa.h"
 #include "common/counts.h"
 
@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-/** What config.json calls each whole-number key, where it is kept, and its bounds on its own. */
+/** A whole-number key: its name in config.json, its offset in nsa_config, its bounds. */
 typedef struct key_rule {
     const char *name;
     size_t offset;
@@ -87,8 +87,8 @@ static nsa_status set_phi(nsa_config *config, const char *text) {
                     text ? "\"" : "", text ? text : "(a number)", text ? "\"" : "");
 }
 
-/* Asked so that NaN fails. Beyond these bounds a float32 stage would turn scale, or a difference of
- * scores, into 0 or infinity. */
+/* Written so that NaN fails. Beyond these bounds scale, or a difference of scores, would be 0 or
+ * infinity in float32. */
 static nsa_status check_scale(double scale) {
     if (!(scale >= 0x1p-100 && scale <= 0x1p100))
         return nsa_fail(NSA_ERR_CONFIG, "scale %g is not in 2^-100..2^100", scale);
@@ -118,7 +118,7 @@ nsa_status nsa_config_set(nsa_config *config, const char *key, double number, co
     return in_bounds(rule, (int64_t)number);
 }
 
-/* The rules between keys; every key is already within its own bounds. */
+/* The rules that relate keys; each key is already within its own bounds. */
 static nsa_status check_relations(const nsa_config *c) {
     if (c->q_heads % c->kv_heads)
         return nsa_fail(NSA_ERR_CONFIG,
@@ -153,11 +153,11 @@ static nsa_status check_relations(const nsa_config *c) {
 
 /* Byte offsets of the largest tensors must fit 63 bits. */
 static nsa_status check_sizes(const nsa_config *c) {
-    int64_t wide = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
+    int64_t max_dim = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim;
     int64_t tokens = c->seq_len, rows, bytes;
     int64_t cached = c->max_seqs * c->max_seq_len; /* below 2^62, as both fit 31 bits */
     tokens = cached > tokens ? cached : tokens;
-    int64_t per_row = wide > c->slc_count ? wide : c->slc_count;
+    int64_t per_row = max_dim > c->slc_count ? max_dim : c->slc_count;
     if (__builtin_mul_overflow(tokens, c->q_heads, &rows) ||
         __builtin_mul_overflow(rows, per_row * 64, &bytes))
         return nsa_fail(NSA_ERR_CONFIG,
@@ -172,9 +172,9 @@ nsa_status nsa_config_resolve(nsa_config *config) {
         return nsa_fail(NSA_ERR_CONFIG, "phi %d is not 0 (mean), 1 (gated) or 2 (mlp)",
                         (int)config->phi);
     nsa_config c = *config;
-    int64_t wide = c.qk_dim > c.v_dim ? c.qk_dim : c.v_dim;
-    if (c.phi_hidden == NSA_AUTO) /* a width out of bounds is refused below, and not doubled here */
-        c.phi_hidden = wide > 0 && wide <= 256 ? 2 * wide : 1;
+    int64_t max_dim = c.qk_dim > c.v_dim ? c.qk_dim : c.v_dim;
+    if (c.phi_hidden == NSA_AUTO) /* an illegal width is refused below; do not double it */
+        c.phi_hidden = max_dim > 0 && max_dim <= 256 ? 2 * max_dim : 1;
     if (c.max_seqs == NSA_AUTO)
         c.max_seqs = 1;
     if (c.max_seq_len == NSA_AUTO)
@@ -205,8 +205,8 @@ int64_t nsa_cmp_visible(const nsa_config *config, int64_t t) {
 }
 
 nsa_reads nsa_reads_at(const nsa_config *config, int64_t t) {
-    int64_t own = t / config->slc_block; /* b: every block but the last is whole */
-    int64_t blocks = own + 1 < config->slc_count ? own + 1 : config->slc_count;
+    int64_t own_block = t / config->slc_block; /* b; the selected blocks before it are complete */
+    int64_t blocks = own_block + 1 < config->slc_count ? own_block + 1 : config->slc_count;
     nsa_reads reads = {.cmp = nsa_cmp_visible(config, t),
                        .slc = (blocks - 1) * config->slc_block + t % config->slc_block + 1,
                        .win = t + 1 < config->window ? t + 1 : config->window,

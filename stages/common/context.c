@@ -1,7 +1,6 @@
 /** @file context.c
- *  @brief The caller's side of the contract, once a stage is open (open.c): every call is checked
- *  here, then handed to the stage.
- */
+ *  @brief The caller's side of the contract, once a stage is open (open.c): check every call, then
+ * pass it to the stage. */
 #include "common/context.h"
 #include "common/counts.h"
 
@@ -10,26 +9,26 @@
 
 /* ------------------------------------------------------------------- loads */
 
-/* Write out the pack's offsets: seq from cu_seqlens, cmp by counting each sequence's tokens (Eq.
- * 7). Of a pack with more sequences than the plan has room for, those without tokens are left out:
- * no result but a prefill's slots knows of them, and the others are at most T. */
-static void spell_out(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
+/* Fill in the batch's offsets: seq from cu_seqlens, cmp from each sequence's number of compressed
+ * tokens (Eq. 7). If the pack has more sequences than the plan's max_seqs, the empty ones are
+ * dropped: they have no results, and at most T others remain. */
+static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
     const int32_t *cu = in->at[NSA_CU_SEQLENS].dtype ? in->at[NSA_CU_SEQLENS].data : NULL;
     const int32_t *rows = in->at[NSA_ROWS].dtype ? in->at[NSA_ROWS].data : NULL;
     const int64_t given = batch->B;
-    const int all = given <= ctx->plan.cfg.max_seqs;
+    const int fits = given <= ctx->plan.cfg.max_seqs;
     ctx->seq[0] = ctx->cmp[0] = ctx->seq[1] = ctx->cmp[1] = batch->J = batch->B = 0;
     for (int64_t i = 0, b = 0; i < given; i++) {
         const int64_t end = cu ? cu[i + 1] : batch->T, len = end - ctx->seq[b];
         const int64_t blocks = blocks_of(&ctx->plan.cfg, len);
-        if (!all && len == 0)
+        if (!fits && len == 0)
             continue;
         ctx->seq[b + 1] = end;
         ctx->cmp[b + 1] = ctx->cmp[b] + nsa_cmp_tokens(&ctx->plan.cfg, len);
         batch->J = blocks > batch->J ? blocks : batch->J;
         batch->B = ++b;
     }
-    batch->B = batch->B ? batch->B : 1; /* a pack of nothing is one empty sequence */
+    batch->B = batch->B ? batch->B : 1; /* an empty pack is one empty sequence */
     for (int64_t r = 0; r < batch->R; r++)
         ctx->row[r] = rows ? rows[r] : r;
     ctx->has_rows = rows != NULL;
@@ -46,11 +45,11 @@ static nsa_status forced_rows(nsa_context *ctx, const int32_t *idx, nsa_batch *b
         int64_t t = batch->row[r];
         while (t >= batch->seq[b + 1])
             b++;
-        int64_t own = (t - batch->seq[b]) / c->slc_block;
+        int64_t own_block = (t - batch->seq[b]) / c->slc_block;
         for (int64_t h = 0; h < c->kv_heads && !status; h++)
             status = nsa_check_blocks(ctx->block_idx + (r * c->kv_heads + h) * c->slc_count,
-                                      idx + (t * c->kv_heads + h) * c->slc_count, c->slc_count, own,
-                                      "row", t);
+                                      idx + (t * c->kv_heads + h) * c->slc_count, c->slc_count,
+                                      own_block, "row", t);
     }
     batch->block_idx = ctx->block_idx;
     return status;
@@ -64,8 +63,8 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
         status = nsa_check_tensor(&ctx->plan.cfg, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
     if (status)
         return status;
-    ctx->done = 0; /* from here on the last load is gone, and a step with it */
-    spell_out(ctx, in, &batch);
+    ctx->done = 0; /* the previous load or step is no longer valid */
+    fill_batch(ctx, in, &batch);
     if (in->at[NSA_BLOCK_IDX].dtype)
         status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
     ctx->batch = batch;
@@ -75,16 +74,16 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
     return status || !dout->dtype ? status : nsa_load_dout(ctx, dout);
 }
 
-/* The rule that a call breaks when `needed` has not been done. */
-static nsa_status need(const nsa_context *ctx, unsigned needed, const char *call,
-                       const char *before) {
-    if ((ctx->done & needed) != needed)
+/* An error if `required` (LOADED | FORWARD | ...) has not been done yet. */
+static nsa_status require_done(const nsa_context *ctx, unsigned required, const char *call,
+                               const char *before) {
+    if ((ctx->done & required) != required)
         return nsa_fail(NSA_ERR_STATE, "%s needs %s before it", call, before);
     return NSA_OK;
 }
 
-static nsa_status opened_for(const nsa_context *ctx, unsigned flag, const char *call,
-                             const char *name) {
+static nsa_status require_flag(const nsa_context *ctx, unsigned flag, const char *call,
+                               const char *name) {
     if (!(ctx->plan.setup.flags & flag))
         return nsa_fail(NSA_ERR_STATE, "%s needs a context opened with %s", call, name);
     return NSA_OK;
@@ -92,8 +91,8 @@ static nsa_status opened_for(const nsa_context *ctx, unsigned flag, const char *
 
 nsa_status nsa_load_dout(nsa_context *ctx, const nsa_tensor *dout) {
     nsa_lengths lengths = {.T = ctx->batch.T};
-    nsa_status status = opened_for(ctx, NSA_BACKWARD, "load_dout", "NSA_BACKWARD");
-    status = status ? status : need(ctx, LOADED, "load_dout", "a load");
+    nsa_status status = require_flag(ctx, NSA_BACKWARD, "load_dout", "NSA_BACKWARD");
+    status = status ? status : require_done(ctx, LOADED, "load_dout", "a load");
     status = status ? status : nsa_check_tensor(&ctx->plan.cfg, &lengths, NSA_DOUT, dout);
     status = status ? status : ctx->stage->load_dout(ctx->self, dout);
     if (!status)
@@ -104,15 +103,16 @@ nsa_status nsa_load_dout(nsa_context *ctx, const nsa_tensor *dout) {
 nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     const nsa_config *c = &ctx->plan.cfg;
     nsa_step step = {0};
-    nsa_status status = opened_for(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
+    nsa_status status = require_flag(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
     if (!status && !ctx->stage->decode)
         status = nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no decode");
-    status = status ? status : need(ctx, WEIGHTS, "load_step", "a load (for the phi weights)");
+    status =
+        status ? status : require_done(ctx, WEIGHTS, "load_step", "a load (for the phi weights)");
     status = status ? status : nsa_check_step(ctx, in, &step);
     const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
     if (status)
         return status;
-    ctx->done &= WEIGHTS; /* the step's rows take the place of the load's, and of all results */
+    ctx->done &= WEIGHTS; /* the step replaces the load and all results */
     for (int64_t a = 0; a < step.A && !status; a++) {
         ctx->slot[a] = slot[a];
         ctx->pos[a] = ctx->len[slot[a]];
@@ -133,7 +133,7 @@ nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
 /* -------------------------------------------------------------------- runs */
 
 nsa_status nsa_forward(nsa_context *ctx) {
-    nsa_status status = need(ctx, LOADED, "forward", "a load");
+    nsa_status status = require_done(ctx, LOADED, "forward", "a load");
     if (status)
         return status;
     ctx->done &= WEIGHTS | LOADED | DOUT;
@@ -145,9 +145,10 @@ nsa_status nsa_forward(nsa_context *ctx) {
 }
 
 nsa_status nsa_backward(nsa_context *ctx) {
-    nsa_status status = opened_for(ctx, NSA_BACKWARD, "backward", "NSA_BACKWARD");
+    nsa_status status = require_flag(ctx, NSA_BACKWARD, "backward", "NSA_BACKWARD");
     status = status ? status
-                    : need(ctx, LOADED | FORWARD | DOUT, "backward", "load, forward and load_dout");
+                    : require_done(ctx, LOADED | FORWARD | DOUT, "backward",
+                                   "load, forward and load_dout");
     if (status)
         return status;
     ctx->done &= ~(unsigned)BACKWARD;
@@ -160,8 +161,8 @@ nsa_status nsa_backward(nsa_context *ctx) {
 
 nsa_status nsa_prefill(nsa_context *ctx) {
     const nsa_config *c = &ctx->plan.cfg;
-    nsa_status status = opened_for(ctx, NSA_DECODE, "prefill", "NSA_DECODE");
-    status = status ? status : need(ctx, LOADED, "prefill", "a load");
+    nsa_status status = require_flag(ctx, NSA_DECODE, "prefill", "NSA_DECODE");
+    status = status ? status : require_done(ctx, LOADED, "prefill", "a load");
     if (!status && ctx->has_rows)
         status = nsa_fail(NSA_ERR_STATE, "prefill needs a load without rows");
     for (int64_t b = 0; b < ctx->batch.B && !status; b++) {
@@ -186,11 +187,11 @@ nsa_status nsa_prefill(nsa_context *ctx) {
 }
 
 nsa_status nsa_decode(nsa_context *ctx) {
-    nsa_status status = opened_for(ctx, NSA_DECODE, "decode", "NSA_DECODE");
-    status = status ? status : need(ctx, STEP, "decode", "load_step");
+    nsa_status status = require_flag(ctx, NSA_DECODE, "decode", "NSA_DECODE");
+    status = status ? status : require_done(ctx, STEP, "decode", "load_step");
     if (status)
         return status;
-    ctx->done &= WEIGHTS; /* results are the step's from here on, and it is used up */
+    ctx->done &= WEIGHTS; /* results are now the step's; it cannot be decoded twice */
     nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->decode(ctx->self);
     for (int64_t a = 0; a < ctx->step.A && !status; a++)
@@ -201,8 +202,8 @@ nsa_status nsa_decode(nsa_context *ctx) {
 }
 
 nsa_status nsa_causal(nsa_context *ctx, int pair) {
-    nsa_status status = opened_for(ctx, NSA_WANT_CAUSAL, "causal", "NSA_WANT_CAUSAL");
-    status = status ? status : need(ctx, LOADED, "causal", "a load");
+    nsa_status status = require_flag(ctx, NSA_WANT_CAUSAL, "causal", "NSA_WANT_CAUSAL");
+    status = status ? status : require_done(ctx, LOADED, "causal", "a load");
     if (!status && !ctx->stage->causal)
         status = nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no plain causal attention");
     if (!status && (pair < 0 || pair > 2))
@@ -223,7 +224,7 @@ int64_t nsa_slot_len(const nsa_context *ctx, int64_t slot) {
 
 /* ----------------------------------------------------------------- results */
 
-/* What must have been done, and asked for at open, before a result exists. */
+/* NSA_OK if a result exists: its call has run, and open was asked to keep it. */
 static nsa_status exists(const nsa_context *ctx, nsa_id id) {
     unsigned flags = ctx->plan.setup.flags, done = ctx->done;
     const char *name = nsa_name(id);

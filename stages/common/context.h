@@ -1,6 +1,6 @@
 /**
  * @file context.h
- * @brief What stands behind an nsa_context, and the checks of its inputs.
+ * @brief The struct behind nsa_context, and the checks of its inputs.
  */
 #ifndef NSA_CONTEXT_H
 #define NSA_CONTEXT_H
@@ -8,10 +8,10 @@
 #include "common/pool.h"
 #include "common/tensors.h"
 
-/** What has been done since the last load; later calls need earlier ones. */
+/** What has been done since the last load: bits of nsa_context.done. */
 enum {
-    WEIGHTS = 1, /* the phi weights: of the last load, until the next */
-    LOADED = 2,  /* q, keys, values and gate of a load: a step takes q's place */
+    WEIGHTS = 1, /* the phi weights of the last load are valid */
+    LOADED = 2,  /* q, keys, values and gate of a load; a step replaces them */
     DOUT = 4,
     FORWARD = 8,
     BACKWARD = 16,
@@ -23,17 +23,17 @@ enum {
 /** An open stage, and the memory behind its plan, batch and step. */
 struct nsa_context {
     const nsa_stage *stage; /**< the stage's table */
-    void *self;             /**< what its open made */
-    nsa_plan plan;          /**< what its open got */
+    void *self;             /**< the stage's own state, from its open */
+    nsa_plan plan;          /**< passed to its open */
     nsa_batch batch;        /**< of the last load */
     nsa_step step;          /**< of the last load_step */
     unsigned done;          /**< LOADED | FORWARD | ... */
-    int64_t max_seqs;       /**< as asked for; plan.cfg has what the stage takes memory for */
+    int64_t max_seqs;       /**< as the caller set it; plan.cfg.max_seqs may be smaller */
     int64_t *seq;           /**< [max_seqs+1] behind batch.seq */
     int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */
     int64_t *row;           /**< [max_rows] behind batch.row */
     int32_t *block_idx;     /**< [max_rows,Hkv,n] behind batch.block_idx */
-    int has_rows;           /**< the load listed its rows: no prefill */
+    int has_rows;           /**< the load had `rows`: prefill is refused */
     int64_t *len;           /**< [max_seqs] tokens in each decode slot; NULL without NSA_DECODE */
     int32_t *slot;          /**< [max_seqs] behind step.slot */
     int64_t *pos;           /**< [max_seqs] behind step.pos */
@@ -51,13 +51,14 @@ nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_bat
 /** Check the tensors of a decode step and find A. */
 nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_step *step);
 
-/** Check one tensor's presence, type, shape and pointer. */
+/** Check that one tensor is present, with the right type, shape and pointer. */
 nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
                             const nsa_tensor *tensor);
 
-/** Check one forced row of `n` blocks for a query in block `own` and copy it, ascending, -1 last.
+/** Check one forced row of `n` blocks for a query in block `own_block` and copy it, ascending, -1
+ * last.
  *  @param where  what the row is called in an error: "row" or "slot" and a number */
-nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own,
+nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own_block,
                             const char *where, int64_t number);
 
 #endif

@@ -1,7 +1,6 @@
 /**
  * @file counts.h
- * @brief How many tokens a query sees in each branch: the numbers that the paper's Table 4 is
- * about.
+ * @brief How many tokens a query sees in each branch: the numbers of the paper's Table 4.
  */
 #ifndef NSA_COUNTS_H
 #define NSA_COUNTS_H
@@ -12,11 +11,11 @@
  * (Eq. 7). */
 NSA_EXPORT int64_t nsa_cmp_tokens(const nsa_config *config, int64_t len);
 
-/** @return how many compressed tokens query position t sees: those with i*d + l - 1 <= t (Eq. 8).
- */
+/** @return how many compressed tokens query position t sees: those with i*d + l - 1 <= t (Eq.
+ * 8). */
 NSA_EXPORT int64_t nsa_cmp_visible(const nsa_config *config, int64_t t);
 
-/** Tokens that one query reads, a branch each; overlaps of the branches are counted twice. */
+/** Tokens that one query reads in each branch; overlaps of the branches are counted twice. */
 typedef struct nsa_reads {
     int64_t cmp;   /**< visible compressed tokens */
     int64_t slc;   /**< tokens of the selected blocks up to the query */
@@ -24,8 +23,8 @@ typedef struct nsa_reads {
     int64_t dense; /**< tokens that full causal attention reads: t + 1 */
 } nsa_reads;
 
-/** @return the tokens that the query at position t of its sequence reads (section 2.2 and Table 4).
- */
+/** @return the tokens that the query at position t of its sequence reads (section 2.2 and Table
+ * 4). */
 NSA_EXPORT nsa_reads nsa_reads_at(const nsa_config *config, int64_t t);
 
 #endif

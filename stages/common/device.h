@@ -4,7 +4,7 @@
  * for the simulator of tests/simt.
  *
  * Everything else in a .cu file is CUDA's own language and names; docs/simulator.md lists what the
- * simulator supports. What plain C++ cannot express goes through macros:
+ * simulator knows of them. Three things that plain C++ has no syntax for are macros here:
  *
  *     NSA_LAUNCH(attend, grid, block, bytes, stream, q, out)
  *         nvcc:       attend<<<grid, block, bytes, stream>>>(q, out)
@@ -14,7 +14,7 @@
  *                     float *s_keys = (float *)nsa_dynamic_shared
  *         simulator:  float *s_keys = the block's dynamic shared memory
  *
- * A kernel template with commas is put in parentheses: NSA_LAUNCH((k<4, true>), ...).
+ * and a kernel template with commas goes in parentheses: NSA_LAUNCH((k<4, true>), ...).
  */
 #ifndef NSA_DEVICE_H
 #define NSA_DEVICE_H
@@ -43,8 +43,8 @@
     type *name = (type *)nsa_dynamic_shared
 #endif
 
-/** @return what is wrong: the simulator's report if it has one, else CUDA's text. Clears the last
- * error, so that it is reported once. */
+/** @return the error's text: the simulator's report if there is one, else CUDA's. Clears
+ * cudaGetLastError(), so that the error is reported once. */
 static inline const char *nsa_device_error(cudaError_t error) {
     (void)cudaGetLastError();
 #ifdef NSA_SIMT
@@ -72,21 +72,22 @@ static inline const char *nsa_device_error(cudaError_t error) {
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
 
-/** Allow a kernel as much dynamic shared memory as the device allows a block. The limit belongs to
- * the kernel, not to a context: a smaller limit for one context would break another.
+/** Allow a kernel the device's maximum of dynamic shared memory per block. The attribute belongs to
+ * the kernel, not to a context: a smaller value for one context would break another.
  *  @return NSA_ERR_DEVICE if the device refuses */
-template <class kernel> static inline nsa_status nsa_allow_shared(kernel *which) {
+template <class kernel> static inline nsa_status nsa_allow_shared(kernel *kernel_function) {
     cudaFuncAttributes attributes;
     int device = 0, limit = 0;
     NSA_CUDA(cudaGetDevice(&device));
     NSA_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    NSA_CUDA(cudaFuncGetAttributes(&attributes, which));
-    NSA_CUDA(cudaFuncSetAttribute(which, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    NSA_CUDA(cudaFuncGetAttributes(&attributes, kernel_function));
+    NSA_CUDA(cudaFuncSetAttribute(kernel_function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   limit - (int)attributes.sharedSizeBytes));
     return NSA_OK;
 }
 
-/** For nsa_stage.device. @return where the stage runs: "simulator" or the name of the GPU. */
+/** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in
+ * use. */
 static inline const char *nsa_device_name(void) {
 #ifdef NSA_SIMT
     return "simulator";

@@ -3,13 +3,14 @@
  * @brief Tensor cores and asynchronous copies, for device code that includes device.h: the PTX
  * instructions on a GPU of sm_80 and up, emulated by the simulator.
  *
- * Fragments lie in registers as the PTX manual's figures for mma.m16n8k16 say. Lane 4 g + t holds
+ * Fragments are laid out in registers as in the PTX manual's figures for mma.m16n8k16. Lane 4 g + t
+ * holds
  *
  *     a[0] A[g][2t, 2t+1]      a[1] A[g+8][2t, 2t+1]      b[0] B[2t, 2t+1][g]
  *     a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8, 2t+9]    b[1] B[2t+8, 2t+9][g]
  *     c[0], c[1] C[g][2t, 2t+1]                           c[2], c[3] C[g+8][2t, 2t+1]
  *
- * Each unsigned holds two bfloat16, the first in its lower half. All lanes of a warp must call.
+ * two bfloat16 in an unsigned, the first in the lower half. All lanes of the warp must call.
  */
 #ifndef NSA_DEVICE_MMA_H
 #define NSA_DEVICE_MMA_H
@@ -20,7 +21,7 @@
 #include "simt/bf16.h"
 
 #include "simt/tensor.h"
-/** The location of the call, as a last parameter; nothing on a GPU. */
+/** The call site, as a last parameter, for the simulator's reports; nothing on a GPU. */
 #define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else
 #include <cuda_bf16.h>
@@ -70,23 +71,23 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
 #endif
 }
 
-/** Start a copy of 16 bytes from global to shared memory, of zeros if not `valid`. The thread may
- * read them after its own wait, other threads of the block after a barrier that follows it. */
-static __device__ __forceinline__ void nsa_cp_async_16(void *s_to, const void *g_from,
+/** Start copying 16 bytes from global to shared memory, or zeros if not `valid`. The copying thread
+ * sees them after its wait, the other threads of its block after a barrier that follows. */
+static __device__ __forceinline__ void nsa_cp_async_16(void *s_dst, const void *g_src,
                                                        bool valid = true NSA_CALL_SITE) {
 #ifdef NSA_SIMT
-    simt::copy_async(s_to, g_from, valid, where);
+    simt::copy_async(s_dst, g_src, valid, where);
 #elif !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
                  :
-                 : "r"((unsigned)__cvta_generic_to_shared(s_to)), "l"(g_from), "r"(valid ? 16 : 0)
+                 : "r"((unsigned)__cvta_generic_to_shared(s_dst)), "l"(g_src), "r"(valid ? 16 : 0)
                  : "memory");
 #else
-    *(uint4 *)s_to = valid ? *(const uint4 *)g_from : make_uint4(0, 0, 0, 0);
+    *(uint4 *)s_dst = valid ? *(const uint4 *)g_src : make_uint4(0, 0, 0, 0);
 #endif
 }
 
-/** Make one group of the copies that this thread started since its last commit. */
+/** Close a group: all copies that this thread started since its last commit. */
 static __device__ __forceinline__ void nsa_cp_async_commit(void) {
 #ifdef NSA_SIMT
     simt::copy_commit();

@@ -34,7 +34,7 @@ const char *nsa_last_error(void) {
 }
 
 nsa_status(nsa_fail)(nsa_status status, const char *format, ...) {
-    /* Formatted aside first: an argument may be nsa_last_error() itself. */
+    /* Format into a buffer first: an argument may be nsa_last_error() itself. */
     char text[sizeof last_error];
     va_list args;
     va_start(args, format);

@@ -1,10 +1,11 @@
 /**
  * @file fence.h
- * @brief Tell AddressSanitizer and valgrind about memory that malloc does not know to be out of
- * bounds: the fences in a block, and contents that have stopped mattering.
+ * @brief Tell AddressSanitizer and valgrind what malloc does not know: that the fences inside a
+ * block are out of bounds, and that some contents are no longer valid.
  *
- * Both see the borders of what malloc gave, and a fence lies within. In a plain build every line
- * here is empty. valgrind is told only in a build with -DNSA_VALGRIND, which needs its headers.
+ * Both know the bounds of a malloc block, but a fence is inside one. In a plain build these
+ * functions do nothing. valgrind is told only in a build with -DNSA_VALGRIND, which needs its
+ * headers.
  */
 #ifndef NSA_FENCE_H
 #define NSA_FENCE_H
@@ -27,7 +28,7 @@
 #include <valgrind/memcheck.h>
 #endif
 
-/** From now on nobody may touch these bytes. */
+/** From now on any access to these bytes is an error. */
 static inline void nsa_hide(const void *start, size_t bytes) {
 #ifdef NSA_ASAN
     __asan_poison_memory_region(start, bytes);
@@ -38,7 +39,7 @@ static inline void nsa_hide(const void *start, size_t bytes) {
     (void)start, (void)bytes;
 }
 
-/** These bytes may be read and written again, and hold what they held. */
+/** These bytes may be accessed again; their contents are unchanged and valid. */
 static inline void nsa_show(const void *start, size_t bytes) {
 #ifdef NSA_ASAN
     __asan_unpoison_memory_region(start, bytes);
@@ -49,7 +50,7 @@ static inline void nsa_show(const void *start, size_t bytes) {
     (void)start, (void)bytes;
 }
 
-/** What these bytes hold counts as never written: to branch on it is an error. */
+/** Treat these bytes as uninitialised: a branch that depends on them is an error. */
 static inline void nsa_forget(const void *start, size_t bytes) {
 #ifdef NSA_VALGRIND
     VALGRIND_MAKE_MEM_UNDEFINED(start, bytes);

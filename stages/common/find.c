@@ -31,9 +31,9 @@ const char *nsa_stage_dir(void) {
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
-    static const char *const beside[] = {"stages", "../stages", "../lib/nsa/stages"};
+    static const char *const places_to_look[] = {"stages", "../stages", "../lib/nsa/stages"};
     for (int i = 0; i < 3; i++) {
-        snprintf(dir, sizeof dir, "%s/%s", self, beside[i]);
+        snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
         if (is_folder(dir))
             return dir;
     }
@@ -48,8 +48,8 @@ static int is_stage_file(const char *file) {
            file[2] == '_' && !strcmp(file + n - 3, ".so");
 }
 
-/* The function that a table lacks, NULL if none: backward, prefill, decode and causal may be left
- * out, by a stage half written, but not half of what one of them needs. */
+/* The required entry that a table lacks, or NULL. A half-written stage may leave out backward,
+ * prefill, decode and causal, but what it has needs the functions it depends on. */
 static const char *missing(const nsa_stage *s) {
     return !s->idea                       ? "idea"
            : !s->available                ? "available"
@@ -64,14 +64,14 @@ static const char *missing(const nsa_stage *s) {
                                           : NULL;
 }
 
-/* Open one shared object; whatever is wrong with it becomes its `problem`. */
+/* Open one shared object; if that fails, `problem` says why. */
 static void open_stage(const char *path, nsa_found *found) {
     memset(found, 0, sizeof *found);
     const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path;
     size_t n = strlen(file);
     int stem = (int)(n > 3 && !strcmp(file + n - 3, ".so") ? n - 3 : n);
     snprintf(found->name, sizeof found->name, "%.*s", stem, file);
-    struct stat st; /* a pipe would block, a device do whatever it does */
+    struct stat st; /* opening a pipe would block */
     if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
         snprintf(found->problem, sizeof found->problem, "%s, expected a regular file",
                  S_ISDIR(st.st_mode)    ? "a folder"
@@ -80,7 +80,7 @@ static void open_stage(const char *path, nsa_found *found) {
                                         : "a device");
         return;
     }
-    /* NODELETE: OpenMP's threads outlive the stage that woke them, and must find their code. */
+    /* NODELETE: OpenMP's threads outlive the stage that started them and still need its code. */
     found->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!found->handle) {
         snprintf(found->problem, sizeof found->problem, "%s", dlerror());
@@ -106,7 +106,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The names of the folder's stage files, sorted. */
+/* List the names of the folder's stage files, sorted. */
 static nsa_status list_files(const char *dir, char ***files, size_t *count) {
     DIR *d = *dir ? opendir(dir) : NULL;
     if (!d)
@@ -157,7 +157,7 @@ nsa_status nsa_find_stages(const char *dir, nsa_found **list, size_t *count) {
     return status;
 }
 
-/* A name or a number asks for the file of the folder that starts with it, up to "." or "_". */
+/* Does a name ("01_naive_nsa") or a number ("01") mean this file? */
 static int names(const char *file, const char *name) {
     size_t n = strlen(name);
     return !strncmp(file, name, n) && (!strcmp(file + n, ".so") || (n == 2 && file[n] == '_'));

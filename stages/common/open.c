@@ -1,6 +1,5 @@
 /** @file open.c
- *  @brief Opening and closing a stage: the plan is made and checked, and all memory is taken.
- */
+ *  @brief Opening and closing a stage: make and check the plan, allocate all memory. */
 #include "common/context.h"
 #include "common/counts.h"
 
@@ -16,7 +15,7 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
         return status;
     const nsa_config *c = &plan->cfg;
     int decodes = (setup->flags & NSA_DECODE) != 0;
-    int64_t longest = decodes && c->max_seq_len > c->seq_len ? c->max_seq_len : c->seq_len;
+    int64_t max_len = decodes && c->max_seq_len > c->seq_len ? c->max_seq_len : c->seq_len;
     plan->setup = *setup;
     if (setup->max_rows < 0 || setup->threads < 0)
         return nsa_fail(NSA_ERR_CONFIG, "max_rows %" PRId64 " or threads %d is negative",
@@ -30,15 +29,15 @@ static nsa_status make_plan(nsa_context *ctx, const nsa_config *config, const ns
         plan->setup.max_rows = c->max_seqs; /* a step has up to max_seqs rows of results */
     ctx->max_seqs = c->max_seqs;
     if (!decodes && c->max_seqs > c->seq_len)
-        plan->cfg.max_seqs = c->seq_len; /* the others of a pack are empty: see spell_out() */
+        plan->cfg.max_seqs = c->seq_len; /* fill_batch() drops empty sequences */
     plan->group = c->q_heads / c->kv_heads;
     plan->max_cmp = nsa_cmp_tokens(c, c->seq_len);
-    plan->max_blocks = blocks_of(c, longest);
+    plan->max_blocks = blocks_of(c, max_len);
     plan->pool = nsa_pool_new((setup->flags & NSA_DEBUG_MEMORY) != 0);
     return plan->pool ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "cannot make a memory pool");
 }
 
-static nsa_status take_own_memory(nsa_context *ctx) {
+static nsa_status alloc_context_memory(nsa_context *ctx) {
     nsa_pool *pool = ctx->plan.pool;
     const nsa_config *c = &ctx->plan.cfg;
     int64_t rows = ctx->plan.setup.max_rows, seqs = c->max_seqs,
@@ -61,8 +60,8 @@ static nsa_status take_own_memory(nsa_context *ctx) {
     return status;
 }
 
-/* A stage that is half written leaves out backward, or decode, or prefill too. */
-static nsa_status check_offer(const nsa_stage *stage, const nsa_setup *setup) {
+/* A half-written stage may lack backward, decode or prefill. */
+static nsa_status check_exports(const nsa_stage *stage, const nsa_setup *setup) {
     if ((setup->flags & NSA_BACKWARD) && !stage->backward)
         return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no backward");
     if ((setup->flags & NSA_DECODE) && !stage->prefill)
@@ -70,8 +69,8 @@ static nsa_status check_offer(const nsa_stage *stage, const nsa_setup *setup) {
     return NSA_OK;
 }
 
-/* Where memory is short for decode, the number of slots is the first thing to look at. */
-static nsa_status say_slots(const nsa_context *ctx, nsa_status status) {
+/* If memory is short for decode, add the number of slots to the error: the likeliest cause. */
+static nsa_status explain_memory_error(const nsa_context *ctx, nsa_status status) {
     const nsa_config *c = &ctx->plan.cfg;
     if (status == NSA_ERR_MEMORY && (ctx->plan.setup.flags & NSA_DECODE))
         return nsa_fail(status,
@@ -89,12 +88,12 @@ nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config, const nsa_
         return nsa_fail(NSA_ERR_MEMORY, "cannot make a context");
     ctx->stage = stage;
     nsa_status status = make_plan(ctx, config, setup);
-    status = status ? status : check_offer(stage, setup);
+    status = status ? status : check_exports(stage, setup);
     status = status ? status : stage->available();
-    status = status ? status : take_own_memory(ctx);
+    status = status ? status : alloc_context_memory(ctx);
     status = status ? status : stage->open(&ctx->plan, &ctx->self);
     if (status) {
-        status = say_slots(ctx, status);
+        status = explain_memory_error(ctx, status);
         nsa_pool_free(ctx->plan.pool);
         free(ctx);
         return status;

@@ -13,8 +13,8 @@
 
 enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
 
-/* A block in memory:  | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5 |
- */
+/* A block in memory: | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5
+ * | */
 typedef struct block {
     void *allocation;     /* of calloc() */
     unsigned char *start; /* of the first fence */
@@ -25,21 +25,21 @@ typedef struct block {
 struct nsa_pool {
     block *blocks;
     size_t count, capacity, bytes;
-    size_t max_bytes;     /* bytes that may be taken together */
-    int64_t failed_bytes; /* bytes of the take that failed; 0 if none did */
+    size_t max_bytes;     /* limit of `bytes` */
+    int64_t failed_bytes; /* size of the first allocation that failed; 0 if none did */
     int debug;
 };
 
-/* Memory and swap of this machine, or what the cgroup at /sys/fs/cgroup may use of them: that is a
- * container's own where it sees version 2 as its root. Limits of version 1, or of a group further
- * down, are not seen. A system that promises more than it has would kill the program later, without
- * a word. */
+/* Memory plus swap of this machine, or the limit of the cgroup mounted at /sys/fs/cgroup if that is
+ * less: in a container with cgroups of version 2 it is the container's own. Limits of version 1, or
+ * of a nested group, are not seen. Without this check a system that overcommits memory would kill
+ * the program later without a message. */
 static size_t machine_memory(void) {
     struct sysinfo info = {0};
     char limit[32]; /* "max" where there is none */
     const int file = open("/sys/fs/cgroup/memory.max", O_RDONLY | O_CLOEXEC);
     const ssize_t n = file < 0 ? 0 : read(file, limit, sizeof limit - 1);
-    (void)(file < 0 ? 0 : close(file)); /* one line, for the machines that have no such file */
+    (void)(file < 0 ? 0 : close(file)); /* one line: its coverage must not depend on the file */
     limit[n > 0 ? n : 0] = 0;
     const size_t allowed = strtoull(limit, NULL, 10);
     (void)sysinfo(&info); /* it cannot fail */
@@ -56,7 +56,7 @@ nsa_pool *nsa_pool_new(int debug) {
     return pool;
 }
 
-/* The two fences of a block, closed to everybody or open to the pool. */
+/* Make the two fences of a block inaccessible, or accessible to the pool. */
 static void close_fences(const block *b) {
     nsa_hide(b->start, FENCE);
     nsa_hide(b->start + FENCE + b->bytes, FENCE);
@@ -67,18 +67,18 @@ static void open_fences(const block *b) {
     nsa_show(b->start + FENCE + b->bytes, FENCE);
 }
 
-/* Whole lines of 64 bytes, all zero: calloc() has zeros of the system, which gives a page when it
- * is first written, so that room that nothing is put in costs nothing. What is large comes in huge
- * pages where the system has them: a walk over many blocks otherwise waits for page tables. */
-static unsigned char *aligned(size_t bytes, void **allocation) {
+/* Zeroed memory, aligned to 64 bytes. calloc() gets pages that the system backs only when they are
+ * first written, so unused capacity costs nothing. Large blocks ask for huge pages: scanning many
+ * blocks of keys with small pages waits for page-table lookups. */
+static unsigned char *alloc_aligned(size_t bytes, void **allocation) {
     const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
-    const size_t whole = (bytes + page - 1) / page * page;
-    unsigned char *start = *allocation = calloc(1, whole + page);
+    const size_t rounded = (bytes + page - 1) / page * page;
+    unsigned char *start = *allocation = calloc(1, rounded + page);
     if (!start)
         return NULL;
     start += (page - (uintptr_t)start % page) % page;
     if (page == HUGE_PAGE)
-        (void)madvise(start, whole, MADV_HUGEPAGE); /* only a wish */
+        (void)madvise(start, rounded, MADV_HUGEPAGE); /* a hint; may fail */
     return start;
 }
 
@@ -92,7 +92,7 @@ static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t b
         pool->capacity = capacity;
     }
     void *allocation;
-    unsigned char *start = aligned(bytes + 2 * FENCE, &allocation);
+    unsigned char *start = alloc_aligned(bytes + 2 * FENCE, &allocation);
     if (!start)
         return NULL;
     memset(start, FENCE_BYTE, FENCE);
@@ -123,8 +123,7 @@ void *nsa_pool_alloc(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t
 nsa_status nsa_pool_status(const nsa_pool *pool) {
     if (!pool->failed_bytes)
         return NSA_OK;
-    return nsa_fail(NSA_ERR_MEMORY,
-                    "cannot take %" PRId64 " bytes more after %zu bytes, of %zu that there are",
+    return nsa_fail(NSA_ERR_MEMORY, "cannot allocate %" PRId64 " more bytes: %zu of %zu are taken",
                     pool->failed_bytes, pool->bytes, pool->max_bytes);
 }
 
@@ -138,7 +137,7 @@ void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
     }
 }
 
-static int fence_stands(const unsigned char *fence) {
+static int fence_intact(const unsigned char *fence) {
     for (int i = 0; i < FENCE; i++) {
         if (fence[i] != FENCE_BYTE)
             return 0;
@@ -150,7 +149,7 @@ nsa_status nsa_pool_check(const nsa_pool *pool) {
     for (size_t i = 0; i < pool->count; i++) {
         const block *b = &pool->blocks[i];
         open_fences(b);
-        int before = fence_stands(b->start), after = fence_stands(b->start + FENCE + b->bytes);
+        int before = fence_intact(b->start), after = fence_intact(b->start + FENCE + b->bytes);
         close_fences(b);
         if (!before || !after)
             return nsa_fail(NSA_ERR_MEMORY, "the stage wrote %s its block %zu of %zu bytes",

@@ -1,18 +1,18 @@
 /**
  * @file pool.h
- * @brief The memory of one context: taken in `open`, fenced, poisoned on request, given back
+ * @brief The memory of one context: allocated in `open`, fenced, poisoned on request, freed
  * together.
  *
- * A stage takes blocks and never frees them. The kind of a block says when its contents stop
- * mattering; with NSA_DEBUG_MEMORY the pool then fills it with NaN (all bits one), so that a row
- * that was not written, or scratch that was read before it was written, shows.
+ * A stage allocates blocks and never frees them. The kind of a block says when its contents become
+ * invalid; with NSA_DEBUG_MEMORY the pool then poisons it with NaN (all bits one), so that a row
+ * that was never written, or scratch that was read before it was written, shows.
  */
 #ifndef NSA_POOL_H
 #define NSA_POOL_H
 
 #include "nsa.h"
 
-/** When a block's contents stop mattering. */
+/** When a block's contents become invalid. */
 typedef enum nsa_memory_kind {
     NSA_MEM_PERSISTENT = 1 << 0, /**< never: loaded inputs, caches */
     NSA_MEM_FORWARD =
@@ -21,16 +21,17 @@ typedef enum nsa_memory_kind {
     NSA_MEM_SCRATCH = 1 << 3   /**< before every call: scratch */
 } nsa_memory_kind;
 
-/** Take `count` elements of `size` bytes, aligned to 64 bytes. Zero elements give a valid pointer.
- *  @return NULL when memory is short; the pool then remembers, and nsa_pool_status() says so. */
+/** Allocate `count` elements of `size` bytes, aligned to 64 bytes. Zero elements give a valid
+ * pointer.
+ *  @return NULL when memory is short; nsa_pool_status() then reports it. */
 NSA_EXPORT void *nsa_pool_alloc(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t size);
 
-/** @return NSA_OK if every nsa_pool_alloc() so far succeeded, else NSA_ERR_MEMORY: the last line of
- * `open`. */
+/** @return NSA_OK if every nsa_pool_alloc() so far succeeded, else NSA_ERR_MEMORY. A stage's `open`
+ * ends with it. */
 NSA_EXPORT nsa_status nsa_pool_status(const nsa_pool *pool);
 
-/** @return NSA_OK if the fences around all of the context's memory stand; else which one was
- * overwritten. */
+/** @return NSA_OK if all fences around the context's memory are intact; else an error that names
+ * the first that is not. */
 NSA_EXPORT nsa_status nsa_check_memory(const nsa_context *context);
 
 /** @return bytes the context holds in host memory. */
@@ -46,10 +47,10 @@ void nsa_pool_poison(nsa_pool *pool, unsigned kinds);
 /** @return NSA_ERR_MEMORY if a fence around a block was overwritten. */
 nsa_status nsa_pool_check(const nsa_pool *pool);
 
-/** @return bytes taken, fences left out. */
+/** @return bytes allocated, without fences. */
 size_t nsa_pool_bytes(const nsa_pool *pool);
 
-/** Give everything back; NULL is allowed. */
+/** Free everything; NULL is allowed. */
 void nsa_pool_free(nsa_pool *pool);
 
 #endif

@@ -4,9 +4,9 @@
 
 #include <string.h>
 
-/* Shapes, a letter a dimension: T R N J as in nsa_lengths; Q q_heads, H kv_heads, k qk_dim, v
- * v_dim, n slc_count, 3 gates, l cmp_block, m phi_hidden, K = l*k and V = l*v, * the caller's
- * choice. */
+/* Shapes, one letter for each dimension: T R N J as in nsa_lengths; Q q_heads, H kv_heads, k
+ * qk_dim, v v_dim, n slc_count, 3 gates, l cmp_block, m phi_hidden, K = l*k and V = l*v, * any
+ * length. */
 typedef struct tensor_row {
     const char *name, *input, *result;
 } tensor_row;

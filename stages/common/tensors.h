@@ -17,8 +17,8 @@ typedef struct nsa_lengths {
 
 enum { NSA_PHI_EACH = 7 /**< weights of one compressor: pe, w, b, w1, b1, w2, b2 */ };
 
-/** Fill in ndim and shape of a tensor as an input (`as_result` 0) or a result (1); dtype is left.
- *  Tensors whose length the caller chooses (cu_seqlens, rows, active) get -1 there. */
+/** Fill in ndim and shape of a tensor as an input (`as_result` 0) or a result (1); dtype is
+ * unchanged. Tensors whose length the caller chooses (cu_seqlens, rows, active) get -1 there. */
 NSA_EXPORT void nsa_shape(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
                           int as_result, nsa_tensor *tensor);
 

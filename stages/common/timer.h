@@ -1,6 +1,6 @@
 /**
  * @file timer.h
- * @brief A lap clock for CPU stages: one line at the end of a phase says where the time went.
+ * @brief A phase timer for CPU stages: one call at the end of each phase.
  */
 #ifndef NSA_TIMER_H
 #define NSA_TIMER_H
@@ -9,12 +9,12 @@
 
 #include <time.h>
 
-enum { NSA_MAX_PHASES = 8 /**< most phases of a stage */ };
+enum { NSA_MAX_PHASES = 8 /**< maximum phases of a stage */ };
 
-/** Times by phase, since the last start. */
+/** Seconds spent in each phase since the last nsa_timer_start(). */
 typedef struct nsa_timer {
-    double seconds[NSA_MAX_PHASES]; /**< by the stage's number of a phase */
-    double last;                    /**< when the last lap ended */
+    double seconds[NSA_MAX_PHASES]; /**< indexed by the stage's phase number */
+    double last;                    /**< when the last phase ended */
 } nsa_timer;
 
 /** Seconds on the monotonic clock. */
@@ -24,12 +24,12 @@ static inline double nsa_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/** Begin a call: all phases are at zero. */
+/** Start timing a call: all phases are at zero. */
 static inline void nsa_timer_start(nsa_timer *timer) {
     *timer = (nsa_timer){.last = nsa_now()};
 }
 
-/** The time since the last lap was `phase`'s. */
+/** Add the time since the last start or add to `phase`. */
 static inline void nsa_timer_add(nsa_timer *timer, int phase) {
     const double now = nsa_now();
     timer->seconds[phase] += now - timer->last;

@@ -46,7 +46,7 @@ refuse "a number of two stages" 'more than one stage "99"' \
     run -s 99 -S "$work" -i "$work/case" -o "$work/out"
 rm "$work"/99_*.so
 
-# folders made by `make test-bad-input`: shared objects, each wrong in one way
+# built by `make test-bad-input`: shared objects, each with one fault
 if [ -n "$BAD_STAGES" ]; then
     while IFS='|' read -r name says; do
         refuse "stage $name" "$says" \
@@ -104,7 +104,7 @@ CASES
 refuse "a case of 400 characters" "is longer than 319" \
     check --stage 01 --case "T=$(head -c 400 /dev/zero | tr '\0' 1)"
 refuse "a property that is not there" 'no property "frob"' check --stage 01 --property frob
-refuse "a property that is not for the case" "no property named packing is for that case" \
+refuse "a property that is not for the case" "no property named packing applies to that case" \
     check --stage 01 --property packing --case T=9
 refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
 nsa check --stage 01 --property backward --case T=100,scale=800 >"$work/said" 2>&1
@@ -149,8 +149,8 @@ refuse "a compressor that there is not" 'median' bench --phi median
 refuse "a device that there is not" 'abacus' bench --device abacus
 refuse "threads of nothing" '--threads "0"' bench --threads 0
 refuse "too few runs for quartiles" '--runs "2" is not a whole number in 3..60' bench --runs 2
-refuse "more runs than there is room for" '--runs "61"' bench --runs 61
-refuse "one thread, and alone" "--alone" bench --alone --threads 1
+refuse "more runs than the maximum" '--runs "61"' bench --runs 61
+refuse "--one-thread with one thread" "--one-thread" bench --one-thread --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
 while IFS='|' read -r text says; do
     printf '%s' "$text" >"$work/run.json"

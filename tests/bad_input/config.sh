@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# config.json: every rule and every bound, each broken alone; and what is no config at all.
+# config.json: every rule and bound, broken one at a time; and files that are no config.
 
 # key|value|what the message says
 while IFS='|' read -r key value says; do

@@ -8,7 +8,7 @@ limited() {
     what=$2
     fragment=$3
     shift 3
-    # What the command says must fit the limit as well; the largest array does not.
+    # The limit is large enough for messages, but not for the largest array.
     (
         ulimit -f "$blocks"
         nsa "$@"

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# Paths: an input or output that is not there, is a file, is not ours, or is the other.
+# Paths: an input or output that does not exist, is a file, has no permission, or is the other
+# folder.
 
 E=$work/nowhere
 refuse "input folder is not there" "nowhere/config.json: No such file" \
@@ -32,7 +33,7 @@ refuse "a name with a newline stays one line" "no\x0awhere/config.json: No such 
     run -s 01 -i "$work/no
 where" -o "$work/out"
 
-# An earlier run's results stay as they were when the next one is refused.
+# Results of an earlier run are unchanged if the next run is refused.
 mkdir "$work/kept"
 if nsa run -s 01 -i "$work/case" -o "$work/kept" >/dev/null 2>&1; then
     before=$(cat "$work/kept"/*.npy | cksum)
@@ -50,7 +51,7 @@ else
     fail "a good run into a folder that is there" "it was refused"
 fi
 
-# A folder in the place of a result cannot be replaced, and then nothing is.
+# A folder with the name of a result cannot be replaced; then nothing is replaced.
 fresh one_token
 rm "$work/kept/out_win.npy"
 mkdir "$work/kept/out_win.npy"
@@ -59,7 +60,7 @@ refuse "a folder where a result should be" "out_win.npy: Is a directory" \
     run -s 01 -i "$work/case" -o "$work/kept"
 [ "$before" = "$(cksum <"$work/kept/out.npy")" ] || fail "the other results stay" "they changed"
 
-# Somebody who may not write there. Root may write anywhere, so root becomes nobody for it.
+# A user without permission to write. Root may write anywhere, so root becomes nobody.
 mkdir -p "$work/locked"
 chmod 555 "$work/locked"
 chmod 777 "$work"

@@ -1,8 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# Little memory, many sequences, many threads: a command ends, with its answer or with one line.
+# Little memory, many sequences, many threads: a command ends with its result or with one line of
+# error.
 
-# ends WHAT KIB ARGUMENT...: under a limit of address space it ends, well or with its own error
+# ends WHAT KIB ARGUMENT...: under a limit of address space it succeeds or prints one error
 ends() {
     what=$1
     kib=$2
@@ -22,7 +23,7 @@ ends() {
     fi
 }
 
-# Stage 00 alone: a stage with threads may not find room for them, which is its runtime's to say.
+# Only stage 00: if memory is short for threads, OpenMP's runtime prints its own errors.
 stages=$work/stages
 mkdir "$stages"
 ln -s "$(cd "$(dirname "$NSA")" && pwd)/stages/00_dense.so" "$stages"
@@ -36,11 +37,11 @@ for kib in 60000 100000 150000; do
     ends "bench in $kib KiB" "$kib" bench --device cpu --stage 00 --seq 64 --threads 2 --runs 3
     ends "bench of a table in $kib KiB" "$kib" bench --table notes/runs/cpu.json
 done
-# Room for the bench, and none for the threads of OpenBLAS.
+# Enough memory for the bench, but not for OpenBLAS's threads.
 ends "bench in 700000 KiB" 700000 \
     bench --device cpu --stage 00 --seq 64 --heads 2/1 --dims 8/8 --threads 2 --runs 3
 
-# max_seqs is a limit, and memory follows what is packed; with decode it asks for slots.
+# max_seqs is a limit, and memory depends on the packed sequences; with decode it asks for slots.
 # roomy STAGE KIB: `nsa run` of $work/case in so much address space must succeed
 roomy() {
     (
@@ -67,7 +68,7 @@ done
 ) >"$work/stdout" 2>"$work/err" </dev/null
 judge "max_seqs of 2147483647 with decode" "max_seqs 2147483647 asks for as many slots" $?
 set_key max_seq_len 1000000
-refuse_case "slots of more memory than any machine has" "cannot take" --decode 0
+refuse_case "slots of more memory than any machine has" "cannot allocate" --decode 0
 
 # 20000 tokens of one sequence: a block of 64 for each token would be 500 MB
 set_key seq_len 20000
@@ -82,7 +83,7 @@ rm -f "$work/case/dout.npy"
 rm -rf "$work/case/expect"
 roomy 02 130000
 
-# Threads beyond reason: OpenMP would start them, or die of it.
+# Far too many threads: OpenMP would try to start them.
 fresh gated_small
 for threads in 1025 40000 100000 2147483647; do
     OMP_NUM_THREADS=$threads refuse "OMP_NUM_THREADS of $threads" \

@@ -1,11 +1,11 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# .npy files that are not what they say, or not what we read. q of the vector is [1,2,4] float64 or
+# .npy files that are inconsistent, or of an unsupported kind. q of the vector is [1,2,4] float64 or
 # float32: the format is judged before the shape.
 
 Q="(1, 2, 4)"
 
-# bytes of the file kept|what the message says
+# size to truncate the file to|expected message
 while IFS='|' read -r bytes says; do
     fresh one_token
     head -c "$bytes" "$VECTORS/one_token/q.npy" >"$work/case/q.npy"
@@ -36,7 +36,7 @@ fresh one_token
 printf 'x' >>"$work/case/q.npy"
 refuse_case "q.npy with a trailing byte" "bytes of data, expected"
 
-# offset|bytes|what the message says
+# offset|bytes|expected message
 while IFS='|' read -r at bytes says; do
     fresh one_token
     npy q.npy '<f4' False "$Q" 32
@@ -53,7 +53,7 @@ done <<'POKES'
 21|>|type '>f4' is not one of
 POKES
 
-# dtype, order, shape, bytes, what the message says
+# dtype, order, shape, bytes, expected message
 while IFS='|' read -r descr order shape bytes says; do
     fresh one_token
     npy q.npy "$descr" "$order" "$shape" "$bytes"
@@ -92,7 +92,7 @@ done <<'FILES'
 <f4|False|(1000000000000, 2, 4)|32|32 bytes of data, expected 32000000000000
 FILES
 
-# a header as it stands|what the message says
+# a header|expected message
 while IFS='~' read -r text says; do
     fresh one_token
     header q.npy "$text"

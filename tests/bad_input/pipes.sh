@@ -1,9 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# What is no regular file, wherever a path is read: a pipe would block for ever, a device may never
-# end. Each must be refused at once.
+# Paths that are not regular files, wherever a file is read: a pipe would block forever, a device
+# may never end. Each must be refused at once.
 
-# A socket that nobody listens to any more; without Python there is none to test with.
+# A socket without a listener; it needs Python to create one.
 make_socket() {
     python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$1" \
         2>/dev/null

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# Tensors that are good files and bad inputs: shapes, offsets, rows, block lists, gates, strays.
+# Tensors that are valid files but illegal inputs: shapes, offsets, rows, block lists, gates, unused
+# inputs.
 
 for name in k_cmp v_cmp k_slc v_slc k_win v_win gate; do
     fresh one_token

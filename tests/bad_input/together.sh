@@ -1,14 +1,14 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154,SC2034 # variables of tests/bad_input.sh, which reads this file
-# Runs side by side into one folder, and runs that a signal ends. A run is stopped where it is to be
-# met, so that nothing here depends on who is faster.
+# Concurrent runs into one folder, and runs that a signal ends. A run is stopped at a known point,
+# so that nothing here depends on timing.
 
 env --default-signal true 2>/dev/null || {
     skip "runs side by side, and signals: env has no --default-signal here (coreutils 8.31)"
     return 0
 }
 
-# A case whose results are 12 MB, of zeros.
+# A case of zeros with 12 MB of results.
 fresh one_token
 rm -rf "$work/case/expect" "$work/case/dout.npy"
 mv "$work/case" "$work/long"
@@ -32,8 +32,8 @@ there() {
     return 1
 }
 
-# stop_at PATTERN: a run into $work/out as $process, stopped while such a file is there. What a
-# shell starts in the background ignores INT, so that is undone.
+# stop_at PATTERN: start a run into $work/out as $process, and stop it while such a file exists. A
+# shell's background processes ignore INT, so that is undone.
 stop_at() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         # shellcheck disable=SC2086 # the runner may be several words
@@ -50,7 +50,7 @@ stop_at() {
     return 1
 }
 
-# ended SIGNAL: it gets the signal and goes on; its exit code is in $code
+# ended SIGNAL: send it the signal and continue it; its exit code is in $code
 ended() {
     kill -s "$1" "$process"
     kill -s CONT "$process" 2>/dev/null
@@ -64,8 +64,8 @@ leftovers() {
 
 # ------------------------------------------------------------------------- signals
 
-# A run that is met in the middle of publishing finishes that, and only then ends: its results may
-# be there, if all of them are.
+# A run that gets the signal while publishing finishes that first: there may be results, but then
+# all of them.
 nsa run -s 01 -i "$work/long" -o "$work/whole" >"$work/stdout" 2>"$work/err"
 whole() {
     [ "$(ls "$work/out")" = "$(ls "$work/whole")" ]
@@ -86,7 +86,7 @@ for sig in INT:130 TERM:143 HUP:129; do
 done
 rm -rf "$work/whole"
 
-# old results stay, and a signal that nohup has ignored stays ignored
+# old results are kept, and a signal that nohup ignores stays ignored
 nsa run -s 00 -i "$work/case" -o "$work/out" >"$work/stdout" 2>"$work/err"
 before=$(cat "$work/out"/*.npy | cksum)
 if stop_at "$work/out.partial-[0-9]*/out.npy"; then
@@ -146,7 +146,7 @@ rm -rf "$work/out" "$work"/out.partial-*
 
 # ------------------------------------------------------------------------- two runs
 
-# second WHAT OUT: a run into OUT while $process is at work there
+# second WHAT OUT: a run into OUT while $process writes there
 second() {
     nsa run -s 00 -i "$work/case" -o "$2" >"$work/stdout2" 2>"$work/err2" </dev/null
     code=$?

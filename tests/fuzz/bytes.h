@@ -1,6 +1,6 @@
 /**
  * @file bytes.h
- * @brief The fuzzer's bytes as a stream of choices, and what every target needs.
+ * @brief The fuzzer's bytes as a stream of choices, and functions for every target.
  */
 #ifndef FUZZ_BYTES_H
 #define FUZZ_BYTES_H
@@ -11,43 +11,43 @@
 #include <stdlib.h>
 #include <string.h>
 
-/** What libFuzzer calls (and tests/fuzz/replay.c, where there is no libFuzzer).
+/** Called by libFuzzer, or by tests/fuzz/replay.c without it.
  *  @return 0 */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/** The bytes that are left. Behind the last one there are zeros, so that short inputs are whole. */
+/** The remaining bytes. After the last one only zeros are drawn. */
 typedef struct choices {
-    const uint8_t *at; /**< the next */
-    size_t left;       /**< how many */
+    const uint8_t *next; /**< the next byte */
+    size_t left;         /**< remaining bytes */
 } choices;
 
 /** @return the next byte. */
-static inline unsigned take_byte(choices *b) {
+static inline unsigned next_byte(choices *b) {
     if (!b->left)
         return 0;
     b->left--;
-    return *b->at++;
+    return *b->next++;
 }
 
 /** @return a number in 0..n-1. */
-static inline int64_t take_below(choices *b, unsigned n) {
-    return take_byte(b) % n;
+static inline int64_t next_below(choices *b, unsigned n) {
+    return next_byte(b) % n;
 }
 
 /** @return 1 once in n times. */
-static inline int take_chance(choices *b, unsigned n) {
-    return take_byte(b) % n == n - 1;
+static inline int next_chance(choices *b, unsigned n) {
+    return next_byte(b) % n == n - 1;
 }
 
 /** @return any 64 bits, as a number. */
-static inline int64_t take_word64(choices *b) {
+static inline int64_t next_word64(choices *b) {
     uint64_t word = 0;
     for (int i = 0; i < 8; i++)
-        word = word << 8 | take_byte(b);
+        word = word << 8 | next_byte(b);
     return (int64_t)word;
 }
 
-/** A rule that must hold whatever the bytes are: the fuzzer keeps what breaks it. */
+/** Check a rule that must hold for any bytes; the fuzzer keeps an input that breaks it. */
 #define MUST(holds)                                                                                \
     do {                                                                                           \
         if (!(holds)) {                                                                            \

@@ -1,16 +1,17 @@
 /** @file case.c
- *  @brief Any bytes as a case string: refused with a text, or a case whose parts agree. */
+ *  @brief Fuzz target: any bytes as a case string are refused with an error, or give a consistent
+ * case. */
 #include "fuzz/bytes.h"
 #include "fuzz/config_rules.h"
 #include "harness/case.h"
 
-/* The fuzzers stand elsewhere than build/nsa, and are started in the project's folder. */
+/* Find the vectors from the project's folder, where the fuzzers are started. */
 __attribute__((constructor)) static void find_vectors(void) {
     setenv("NSA_VECTORS", "tests/vectors", 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    char *text = malloc(size + 1); /* of exactly that size, so that reading past it shows */
+    char *text = malloc(size + 1); /* of the exact size, so that an overread is detected */
     test_case c;
     MUST(text);
     memcpy(text, data, size);
@@ -24,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             tokens += case_length(&c, b);
         MUST(!strcmp(c.text, text) && config_is_legal(&c.cfg));
         MUST(tokens == c.cfg.seq_len);
-        MUST(case_longest(&c) <= tokens && c.seqs <= 16);
+        MUST(case_max_len(&c) <= tokens && c.seqs <= 16);
         MUST((unsigned)c.data < DATA_KINDS && case_has_ties(&c) <= 1 && c.rows >= 0);
     }
     free(text);

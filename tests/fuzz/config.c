@@ -1,6 +1,6 @@
 /** @file config.c
- *  @brief Any bytes as a config.json: refused with a text, or a config that keeps every rule and
- * stays the same when it is resolved again. */
+ *  @brief Fuzz target: any bytes as a config.json are refused with an error, or give a legal config
+ * that does not change when it is resolved again. */
 #include "fuzz/bytes.h"
 #include "fuzz/config_rules.h"
 #include "io/case_folder.h"

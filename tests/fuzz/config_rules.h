@@ -1,7 +1,7 @@
 /**
  * @file config_rules.h
- * @brief The rules of docs/specification.md, "Letters", a second time and written another way, so
- * that a config that nsa_config_resolve() lets pass is judged by somebody else.
+ * @brief The rules of docs/specification.md, "Letters", written a second time in another way, to
+ * check what nsa_config_resolve() accepts.
  */
 #ifndef FUZZ_CONFIG_RULES_H
 #define FUZZ_CONFIG_RULES_H

@@ -1,6 +1,7 @@
 /** @file contract.c
- *  @brief Any bytes as a session with a stage: a config, a setup, and calls in any order with
- * inputs right and wrong. No call may crash, touch what is not its own, or fail without a text. */
+ *  @brief Fuzz target: any bytes as a session with a stage: a config, a setup, and calls in any
+ * order with legal and illegal inputs. No call may crash, access memory out of bounds, or fail
+ * without an error text. */
 #include "common/pool.h"
 #include "fuzz/config_rules.h"
 #include "fuzz/contract.h"
@@ -9,54 +10,54 @@ enum { SLOTS = 4, MEMORY = 1 << 20, CALLS = 24 };
 
 /** One session. */
 typedef struct session {
-    choices b;           /**< what is left to choose from */
+    choices b;           /**< the remaining bytes */
     nsa_config cfg;      /**< resolved */
     nsa_setup setup;     /**< as opened */
     nsa_context *ctx;    /**< the stage */
     int64_t T;           /**< tokens of the last load */
-    int64_t B;           /**< its sequences */
-    int32_t cu[SLOTS];   /**< and their ends */
-    int loaded;          /**< the last load was good, and no step took its place */
-    int tame;            /**< its numbers are small */
-    int64_t len[SLOTS];  /**< what nsa_slot_len() must say */
-    int32_t slot[SLOTS]; /**< of the last good step */
-    int64_t steps;       /**< how many of them, -1 if that is not known */
-    int unsure;          /**< len is not known any more */
+    int64_t B;           /**< sequences of the last load */
+    int32_t cu[SLOTS];   /**< the end of each sequence */
+    int loaded;          /**< the last load succeeded, and no step replaced it */
+    int tame;            /**< all its values are small */
+    int64_t len[SLOTS];  /**< the expected nsa_slot_len() */
+    int32_t slot[SLOTS]; /**< slots of the last successful step */
+    int64_t steps;       /**< number of slots, -1 if unknown */
+    int unsure;          /**< len is unknown */
 } session;
 
 /* ------------------------------------------------------------------- opening */
 
-/* Small dims, so that thousands of sessions a second are whole ones. */
+/* Small dims, to run thousands of sessions a second. */
 static nsa_config draw_config(choices *b, int *wild) {
     nsa_config c = nsa_config_defaults();
-    c.seq_len = 1 + take_below(b, 24);
-    c.kv_heads = 1 + take_below(b, 2);
-    c.q_heads = c.kv_heads * (1 + take_below(b, 3));
-    c.qk_dim = 1 + take_below(b, 4);
-    c.v_dim = 1 + take_below(b, 4);
-    c.cmp_stride = 1 + take_below(b, 3);
-    c.cmp_block = c.cmp_stride * (1 + take_below(b, 3));
-    c.slc_block = c.cmp_block + c.cmp_stride * take_below(b, 3);
-    c.slc_init = take_below(b, 3);
-    c.slc_local = 1 + take_below(b, 2);
-    c.slc_count = c.slc_init + c.slc_local + take_below(b, 4);
-    c.window = 1 + take_below(b, 12);
-    c.phi = (nsa_phi)take_below(b, 3);
-    c.phi_hidden = take_chance(b, 4) ? NSA_AUTO : 1 + take_below(b, 4);
-    c.scale = take_chance(b, 2) ? NSA_AUTO : 0.25;
-    c.max_seqs = 1 + take_below(b, 3);
-    c.max_seq_len = take_chance(b, 2) ? NSA_AUTO : 1 + take_below(b, 28);
+    c.seq_len = 1 + next_below(b, 24);
+    c.kv_heads = 1 + next_below(b, 2);
+    c.q_heads = c.kv_heads * (1 + next_below(b, 3));
+    c.qk_dim = 1 + next_below(b, 4);
+    c.v_dim = 1 + next_below(b, 4);
+    c.cmp_stride = 1 + next_below(b, 3);
+    c.cmp_block = c.cmp_stride * (1 + next_below(b, 3));
+    c.slc_block = c.cmp_block + c.cmp_stride * next_below(b, 3);
+    c.slc_init = next_below(b, 3);
+    c.slc_local = 1 + next_below(b, 2);
+    c.slc_count = c.slc_init + c.slc_local + next_below(b, 4);
+    c.window = 1 + next_below(b, 12);
+    c.phi = (nsa_phi)next_below(b, 3);
+    c.phi_hidden = next_chance(b, 4) ? NSA_AUTO : 1 + next_below(b, 4);
+    c.scale = next_chance(b, 2) ? NSA_AUTO : 0.25;
+    c.max_seqs = 1 + next_below(b, 3);
+    c.max_seq_len = next_chance(b, 2) ? NSA_AUTO : 1 + next_below(b, 28);
     int64_t *const fields[] = {&c.seq_len,    &c.q_heads,   &c.kv_heads,   &c.qk_dim,
                                &c.v_dim,      &c.cmp_block, &c.cmp_stride, &c.slc_block,
                                &c.slc_count,  &c.slc_init,  &c.slc_local,  &c.window,
                                &c.phi_hidden, &c.max_seqs,  &c.max_seq_len};
-    *wild = take_chance(b, 4) ? 1 + (int)take_below(b, 3) : 0;
+    *wild = next_chance(b, 4) ? 1 + (int)next_below(b, 3) : 0;
     for (int i = 0; i < *wild; i++) {
-        unsigned field = take_byte(b) % 17, size = take_byte(b) % 4;
-        int64_t value = size == 0   ? take_below(b, 7) - 3
-                        : size == 1 ? take_below(b, 255)
-                        : size == 2 ? take_word64(b) & INT32_MAX
-                                    : take_word64(b);
+        unsigned field = next_byte(b) % 17, size = next_byte(b) % 4;
+        int64_t value = size == 0   ? next_below(b, 7) - 3
+                        : size == 1 ? next_below(b, 255)
+                        : size == 2 ? next_word64(b) & INT32_MAX
+                                    : next_word64(b);
         if (field < 15)
             *fields[field] = value;
         else if (field == 15)
@@ -70,15 +71,15 @@ static nsa_config draw_config(choices *b, int *wild) {
 static int open_session(session *s) {
     int wild;
     nsa_config asked = draw_config(&s->b, &wild);
-    s->setup.flags = take_byte(&s->b) & 63;
-    s->setup.max_rows = take_chance(&s->b, 3) ? take_below(&s->b, 30) - 1 : 0;
-    s->setup.threads = (int32_t)take_below(&s->b, 5) - 1;
+    s->setup.flags = next_byte(&s->b) & 63;
+    s->setup.max_rows = next_chance(&s->b, 3) ? next_below(&s->b, 30) - 1 : 0;
+    s->setup.threads = (int32_t)next_below(&s->b, 5) - 1;
     s->cfg = asked;
     nsa_status resolved = nsa_config_resolve(&s->cfg);
     MUST(resolved == NSA_OK || (resolved == NSA_ERR_CONFIG && *nsa_last_error()));
     MUST(wild || resolved == NSA_OK);
     MUST(resolved != NSA_OK || config_is_legal(&s->cfg));
-    memory_limit(MEMORY, take_chance(&s->b, 8) ? take_byte(&s->b) : 1000);
+    memory_limit(MEMORY, next_chance(&s->b, 8) ? next_byte(&s->b) : 1000);
     nsa_status status = nsa_open(nsa_stage_get(), &asked, &s->setup, &s->ctx);
     int short_of_memory = memory_unlimit();
     if (status) {
@@ -95,7 +96,7 @@ static int open_session(session *s) {
 
 static void load(session *s) {
     drawn d;
-    draw_load(&s->b, &s->cfg, (s->setup.flags & NSA_BACKWARD) && take_chance(&s->b, 2), &d);
+    draw_load(&s->b, &s->cfg, (s->setup.flags & NSA_BACKWARD) && next_chance(&s->b, 2), &d);
     nsa_status status = nsa_load(s->ctx, &d.in);
     if (status == NSA_OK) {
         const nsa_tensor *cu = &d.in.at[NSA_CU_SEQLENS];
@@ -109,7 +110,7 @@ static void load(session *s) {
         MUST(*nsa_last_error());
         int64_t rows = s->setup.max_rows ? s->setup.max_rows : s->cfg.seq_len;
         MUST(!d.legal || d.in.at[NSA_Q].shape[0] > rows);
-        s->loaded = 0; /* perhaps the old one still stands: nothing is claimed */
+        s->loaded = 0; /* the old load may still be valid: unknown */
     }
     free_drawn(&d);
 }
@@ -123,7 +124,7 @@ static void load_step(session *s) {
         for (int64_t i = 0; i < s->steps && i < SLOTS; i++)
             s->slot[i] = ((int32_t *)d.in.at[NSA_ACTIVE].data)[i];
     } else {
-        s->steps = -1; /* perhaps the old one still stands */
+        s->steps = -1; /* the old step may still be valid */
     }
     s->loaded = 0;
     free_drawn(&d);
@@ -131,7 +132,7 @@ static void load_step(session *s) {
 
 static void load_dout(session *s) {
     drawn d;
-    draw_dout(&s->b, &s->cfg, take_chance(&s->b, 8) ? take_below(&s->b, 25) : s->T, &d);
+    draw_dout(&s->b, &s->cfg, next_chance(&s->b, 8) ? next_below(&s->b, 25) : s->T, &d);
     (void)nsa_load_dout(s->ctx, &d.in.at[NSA_DOUT]);
     free_drawn(&d);
 }
@@ -157,14 +158,14 @@ static void decode(session *s) {
     s->steps = -1;
 }
 
-/* Read one result, perhaps into a tensor that does not fit. */
+/* Read one result, with `wrong` into a tensor that may not fit. */
 static void read_one(session *s, nsa_id id, int wrong) {
     nsa_tensor t;
     if (nsa_result(s->ctx, id, &t))
         return;
     if (wrong)
-        t.shape[take_below(&s->b, 3)] += take_below(&s->b, 3) - 1;
-    give_memory(&t);
+        t.shape[next_below(&s->b, 3)] += next_below(&s->b, 3) - 1;
+    alloc_exact(&t);
     nsa_status status = nsa_read(s->ctx, id, &t);
     MUST(wrong || status == NSA_OK);
     if (id == NSA_OUT && !wrong && s->loaded && s->tame && s->cfg.scale < 1e3) {
@@ -177,7 +178,7 @@ static void read_one(session *s, nsa_id id, int wrong) {
 
 static void call(session *s) {
     nsa_phase phases[16];
-    switch (take_below(&s->b, 16)) {
+    switch (next_below(&s->b, 16)) {
     case 0:
     case 1:
     case 2:
@@ -206,11 +207,11 @@ static void call(session *s) {
         decode(s);
         break;
     case 13:
-        (void)nsa_causal(s->ctx, (int)take_below(&s->b, 6) - 1);
+        (void)nsa_causal(s->ctx, (int)next_below(&s->b, 6) - 1);
         break;
     case 14:
-        read_one(s, (nsa_id)((int)take_below(&s->b, NSA_ID_COUNT + 4) - 2), take_chance(&s->b, 2));
-        MUST(nsa_phases(s->ctx, phases, (int)take_below(&s->b, 17)) <= 16);
+        read_one(s, (nsa_id)((int)next_below(&s->b, NSA_ID_COUNT + 4) - 2), next_chance(&s->b, 2));
+        MUST(nsa_phases(s->ctx, phases, (int)next_below(&s->b, 17)) <= 16);
         break;
     default:
         for (int id = 0; id < NSA_ID_COUNT; id++)

@@ -1,7 +1,6 @@
 /**
  * @file contract.h
- * @brief The parts of the contract's fuzz target: inputs drawn from bytes, and memory that runs
- * short on purpose.
+ * @brief Parts of the contract's fuzz target: inputs drawn from bytes, and a limit on memory.
  */
 #ifndef FUZZ_CONTRACT_H
 #define FUZZ_CONTRACT_H
@@ -12,7 +11,7 @@
 /** Inputs of one call, each in memory of exactly its size. */
 typedef struct drawn {
     nsa_tensors in; /**< for nsa_load() or nsa_load_step() */
-    int tame;       /**< every number is small, so results must be finite */
+    int tame;       /**< every value is small, so results must be finite */
     int legal;      /**< nothing was broken on purpose */
 } drawn;
 
@@ -20,7 +19,7 @@ typedef struct drawn {
 void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d);
 
 /** Draw the inputs of a decode step.
- *  @param ctx  for the tokens in each slot, which say what blocks a list may name */
+ *  @param ctx  for the length of each slot, which limits the blocks of a list */
 void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
 
 /** Draw the gradient of an output of T tokens. */
@@ -29,18 +28,16 @@ void draw_dout(choices *b, const nsa_config *cfg, int64_t T, drawn *d);
 /** Free what was drawn. */
 void free_drawn(drawn *d);
 
-/** Memory for a tensor of that shape, as much as it needs and no more; data stays NULL if that is
- * none, or too much to have. */
-void give_memory(nsa_tensor *t);
+/** Allocate a tensor's exact size; data stays NULL if that is 0 or too large. */
+void alloc_exact(nsa_tensor *t);
 
-/** From now on malloc and its kin serve the code under test `bytes` bytes and `calls` calls, then
- * nothing. */
+/** From now on the code under test gets at most `bytes` bytes in `calls` allocations. */
 void memory_limit(size_t bytes, int64_t calls);
 
-/** No limit any more. @return 1 if a call was refused since memory_limit(). */
+/** Remove the limit. @return 1 if a call was refused since memory_limit(). */
 int memory_unlimit(void);
 
 /** malloc without a limit. */
-void *memory_take(size_t bytes);
+void *memory_alloc(size_t bytes);
 
 #endif

@@ -1,6 +1,6 @@
 /** @file contract_memory.c
- *  @brief malloc and its kin, linked with --wrap: they serve up to a limit, then return NULL, as
- * they would where memory is short. */
+ *  @brief malloc, calloc, realloc and aligned_alloc, linked with --wrap: they allocate up to a
+ * limit, then return NULL. */
 #include "fuzz/contract.h"
 
 /* NOLINTBEGIN(bugprone-reserved-identifier): the linker's names, not ours */
@@ -29,7 +29,7 @@ int memory_unlimit(void) {
     return refused;
 }
 
-static int serves(size_t size) {
+static int allows(size_t size) {
     if (!limited)
         return 1;
     if (size > bytes_left || calls_left <= 0) {
@@ -41,26 +41,26 @@ static int serves(size_t size) {
     return 1;
 }
 
-void *memory_take(size_t bytes) {
+void *memory_alloc(size_t bytes) {
     return __real_malloc(bytes);
 }
 
 void *__wrap_malloc(size_t size) {
-    return serves(size) ? __real_malloc(size) : NULL;
+    return allows(size) ? __real_malloc(size) : NULL;
 }
 
 void *__wrap_calloc(size_t count, size_t size) {
-    size_t whole;
-    if (__builtin_mul_overflow(count, size, &whole))
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes))
         return NULL;
-    return serves(whole) ? __real_calloc(count, size) : NULL;
+    return allows(bytes) ? __real_calloc(count, size) : NULL;
 }
 
 void *__wrap_realloc(void *old, size_t size) {
-    return serves(size) ? __real_realloc(old, size) : NULL;
+    return allows(size) ? __real_realloc(old, size) : NULL;
 }
 
 void *__wrap_aligned_alloc(size_t alignment, size_t size) {
-    return serves(size) ? __real_aligned_alloc(alignment, size) : NULL;
+    return allows(size) ? __real_aligned_alloc(alignment, size) : NULL;
 }
 /* NOLINTEND(bugprone-reserved-identifier) */

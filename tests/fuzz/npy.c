@@ -1,13 +1,13 @@
 /** @file npy.c
- *  @brief Any bytes as a .npy file: refused with a text, or a tensor that fills its memory exactly
- * and comes back the same when it is written and read again. */
+ *  @brief Fuzz target: any bytes as a .npy file are refused with an error, or give a tensor that
+ * fills its memory exactly and survives being written and read again. */
 #include "fuzz/bytes.h"
 #include "io/npy.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Write to a file in memory and read that. */
+/* Write to a file in memory, read it back, and compare. */
 static void write_and_read(const nsa_tensor *t) {
     char path[32];
     int fd = memfd_create("npy", 0);
@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         MUST(t.ndim >= 1 && t.ndim <= 3 && t.data);
         size_t bytes = (size_t)nsa_count(&t) * nsa_dtype_size(t.dtype);
         MUST(nsa_count(&t) >= 0 && bytes < size);
-        MUST(!memcmp(t.data, data + size - bytes, bytes)); /* the file's end is the data */
+        MUST(!memcmp(t.data, data + size - bytes, bytes)); /* the data are at the end of the file */
         write_and_read(&t);
         npy_free(&t);
     }

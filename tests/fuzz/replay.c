@@ -1,19 +1,19 @@
 /** @file replay.c
- *  @brief Runs a fuzz target once on each file named, where there is no libFuzzer: under gcc, for
- * coverage, in valgrind. */
+ *  @brief Run a fuzz target once on each named file, without libFuzzer: for gcc, coverage and
+ * valgrind. */
 #include "fuzz/bytes.h"
 
-enum { MOST = 1 << 20 };
+enum { MAX_BYTES = 1 << 20 };
 
 int main(int argc, char **argv) {
-    static uint8_t buffer[MOST];
+    static uint8_t buffer[MAX_BYTES];
     for (int i = 1; i < argc; i++) {
         FILE *file = fopen(argv[i], "rb");
         if (!file) {
             perror(argv[i]);
             return 1;
         }
-        size_t size = fread(buffer, 1, MOST, file);
+        size_t size = fread(buffer, 1, MAX_BYTES, file);
         fclose(file);
         uint8_t *data = malloc(size ? size : 1);
         if (!data)

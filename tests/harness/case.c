@@ -1,5 +1,5 @@
 /** @file case.c
- *  @brief Case strings: "T=97,Hq=4,..." to a config and back to where the inputs come from. */
+ *  @brief Parsing case strings: "T=97,Hq=4,..." to a config and the source of its inputs. */
 #include "harness/case.h"
 #include "harness/edges.h"
 #include "harness/random.h"
@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Keys of a case string and the keys of config.json behind them. */
+/* Keys of a case string, and the keys of config.json that they set. */
 static const char *const keys[][2] = {
     {"Hq", "q_heads"},        {"Hkv", "kv_heads"},    {"dk", "qk_dim"},    {"dv", "v_dim"},
     {"l", "cmp_block"},       {"d", "cmp_stride"},    {"l2", "slc_block"}, {"n", "slc_count"},
@@ -84,7 +84,7 @@ static nsa_status parse_one(test_case *c, const char *key, const char *value) {
         return NSA_OK;
     }
     if (!strcmp(key, "seed") || !strcmp(key, "rows")) {
-        if (!is_number || !(number >= 0 && number <= 1e9)) /* NaN is neither */
+        if (!is_number || !(number >= 0 && number <= 1e9)) /* written so that NaN fails */
             return nsa_fail(NSA_ERR_CONFIG, "%s=%s is not a number in 0..1e9", key, value);
         if (key[0] == 's')
             c->seed = (uint64_t)number;
@@ -114,8 +114,8 @@ static nsa_status parse_vector(test_case *c) {
     c->seqs = 0;
     const nsa_tensor *cu = &folder.in.at[NSA_CU_SEQLENS];
     for (int64_t b = 0; cu->dtype && b + 1 < cu->shape[0] && b < 16; b++) {
-        const int32_t *at = cu->data;
-        c->lens[c->seqs++] = at[b + 1] - at[b];
+        const int32_t *offsets = cu->data;
+        c->lens[c->seqs++] = offsets[b + 1] - offsets[b];
     }
     case_folder_free(&folder);
     return NSA_OK;
@@ -129,9 +129,9 @@ nsa_status case_parse(const char *text, test_case *c) {
                         sizeof c->text - 1);
     snprintf(c->text, sizeof c->text, "%s", text);
     c->seed = random_seed(text);
-    char parts[sizeof c->text], *rest = parts;
+    char parts[sizeof c->text], *remainder = parts;
     snprintf(parts, sizeof parts, "%s", text);
-    for (char *part; (part = strsep(&rest, ","));) {
+    for (char *part; (part = strsep(&remainder, ","));) {
         char *equals = strchr(part, '=');
         if (!equals || equals == part || !equals[1])
             return nsa_fail(NSA_ERR_CONFIG, "\"%s\" in a case is not key=value", part);
@@ -165,16 +165,16 @@ int64_t case_length(const test_case *c, int b) {
     return c->seqs ? c->lens[b] : c->cfg.seq_len;
 }
 
-int64_t case_longest(const test_case *c) {
-    int64_t longest = 0;
+int64_t case_max_len(const test_case *c) {
+    int64_t max_len = 0;
     for (int b = 0; b < case_sequences(c); b++)
-        longest = case_length(c, b) > longest ? case_length(c, b) : longest;
-    return longest;
+        max_len = case_length(c, b) > max_len ? case_length(c, b) : max_len;
+    return max_len;
 }
 
 const char *case_vector_dir(void) {
     static char dir[PATH_MAX + 32];
-    static const char *const beside[] = {"../tests/vectors", "../share/nsa/vectors"};
+    static const char *const places_to_look[] = {"../tests/vectors", "../share/nsa/vectors"};
     const char *given = getenv("NSA_VECTORS");
     if (given && *given)
         return given;
@@ -186,7 +186,7 @@ const char *case_vector_dir(void) {
     if (slash)
         *slash = 0;
     for (int i = 0; i < 2; i++) {
-        snprintf(dir, sizeof dir, "%s/%s", self, beside[i]);
+        snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
         if (!stat(dir, &st) && S_ISDIR(st.st_mode))
             break;
     }

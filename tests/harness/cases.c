@@ -1,6 +1,6 @@
 /** @file cases.c
  *  @brief Awkward shapes on purpose. Defaults: Hq=4, Hkv=2, dk=8, dv=6, l=8, d=4, l2=16, n=4 (1 at
- * the start, 2 local), w=12, phi=mean: every boundary lies within a hundred tokens. */
+ * the start, 2 local), w=12, phi=mean: every boundary comes within a hundred tokens. */
 #include "harness/cases.h"
 
 const listed_case cases[] = {
@@ -25,7 +25,7 @@ const listed_case cases[] = {
     {"T=100,phi=gated", QUICK | PATH},
     {"T=130,phi=gated,n=5", 0},
     {"T=161,phi=mlp,hidden=16", 0},
-    /* more rows than one part of a sum over a block's visitors may have: 1024 in stage 03 */
+    /* one block selected by more queries than one partial sum takes: 1024 in stage 03 */
     {"T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1,rows=1080", PATH},
     /* groups */
     {"T=90,Hq=2,Hkv=2", 0},
@@ -50,7 +50,7 @@ const listed_case cases[] = {
     {"T=80,l=12,d=4,l2=12,n=4,phi=mlp,hidden=6", 0},
     {"T=120,l=8,d=2,l2=24,n=3,init=0,local=2", PATH},
     {"T=300,l=256,d=16,l2=256,n=2,init=0,local=1,dk=4,dv=4", 0},
-    /* selection: no free place, one place, many, more places than blocks */
+    /* selection: no free block, one, many, n larger than the number of blocks */
     {"T=100,n=3", 0},
     {"T=100,n=1,init=0,local=1", QUICK | PATH},
     {"T=150,n=7,init=2,local=3", 0},
@@ -70,13 +70,13 @@ const listed_case cases[] = {
     {"T=100,scale=2", 0},
     {"T=100,data=large", QUICK | PATH},
     {"T=100,data=large,phi=mlp,hidden=8", 0},
-    {"T=280,data=large,dk=24,dv=40,w=200", 0}, /* larger scores come in later blocks */
-    {"T=150,data=large,phi=gated,n=6", 0},     /* the last free pick is of 1e-19 and less */
-    /* gradients that are zero by identity, of large queries: x, not 1, is what they are made of */
+    {"T=280,data=large,dk=24,dv=40,w=200", 0}, /* later blocks have larger scores */
+    {"T=150,data=large,phi=gated,n=6", 0}, /* the last free block has importance 1e-19 or less */
+    /* gradients that are zero by identity, with large queries: their rounding grows with x */
     {"seqs=1+1+1+1,data=large,dv=128,dk=64", 0},
     {"T=9,data=large,w=1,dk=256,dv=256,Hq=16,Hkv=1", 0},
-    /* the edges of the range: of scale, of values, of scores (exact ones), of importances; and a
-     * gated compressor whose scores e^x cannot hold */
+    /* the edges of the range: of scale, of values, of exact scores, of importances; and a gated
+     * compressor whose exp overflows float32 without the maximum subtracted */
     {"T=70,scale=7.888609052210118e-31", 0},
     {"T=70,data=faint,scale=1.2676506002282294e+30", 0},
     {"T=70,data=big,scale=1e-12,phi=mlp,hidden=5", 0},
@@ -86,11 +86,11 @@ const listed_case cases[] = {
     {"T=140,data=rising,scale=1,n=9,w=140,Hq=2,Hkv=1", 0},
     {"T=96,data=tiny,scale=1,n=5", QUICK},
     {"T=70,data=shifted,phi=gated", 0},
-    /* gates of exactly 0 and 1: a gate that lets nothing through still has a gradient */
+    /* gates of exactly 0 and 1: a gate of 0 still has a gradient */
     {"T=70,data=shut", QUICK | PATH},
     {"T=97,data=shut,phi=mlp,hidden=10,Hq=6", 0},
-    /* near the bounds: heads of a group, blocks selected, overlap of compression, a gated block
-     * longer than anything else */
+    /* near the bounds: heads of a group, blocks selected, overlap of compression blocks, a long
+     * gated block */
     {"T=40,Hq=64,Hkv=1,dk=4,dv=4", 0},
     {"T=200,l=4,d=4,l2=4,n=40,Hq=2,Hkv=1", 0},
     {"T=300,l=256,d=1,l2=256,n=2,init=0,local=1,dk=4,dv=4,Hq=2,Hkv=1", 0},
@@ -102,7 +102,7 @@ const listed_case cases[] = {
     {"T=200,data=planted,n=6", QUICK | PATH},
     {"T=200,data=planted,n=5,phi=gated,Hq=8", 0},
     {"T=200,data=planted,n=6,phi=mlp,hidden=6,Hq=16,Hkv=1", 0},
-    /* packs: empty ones, ones shorter than a block, edges in the middle of blocks */
+    /* packs: empty sequences, sequences shorter than a block, edges in the middle of blocks */
     {"seqs=40+33", 0},
     {"seqs=15+0+115+70,phi=mlp,hidden=6", QUICK | PATH},
     {"seqs=0+1+0+90", 0},
@@ -111,9 +111,9 @@ const listed_case cases[] = {
     {"seqs=100+0,phi=gated,n=5", 0},
     {"seqs=3+5,phi=gated", 0},
     {"seqs=70+81+66,data=planted", 0},
-    {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, and a known result */
+    {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, with a known result */
     {"seqs=1+1+1+1+1+1+1+1", PATH},
-    /* small enough for central differences, with blocks to choose and to reject */
+    /* small enough for central differences, with blocks to select and to reject */
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2", QUICK},
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=gated", QUICK | PATH},
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=mlp,hidden=5", QUICK},
@@ -123,13 +123,13 @@ const listed_case cases[] = {
     {"T=1200,Hq=16,Hkv=1,dk=64,dv=64,l=32,d=16,l2=64,n=16,w=512,phi=gated,rows=24", 0},
     /* as many compressed keys as 70000 tokens have with the paper's l and d */
     {"T=4300,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=9", PATH},
-    /* 2048: a sum in two levels has just filled its first part */
+    /* 2048: two-level summation has just filled its first partial sum */
     {"T=2048,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=5", 0},
-    /* 65535 of them. Here the gradients of pe are what is left where the dS of a row cancel, so
-     * they show how exact the sum over all those keys is. (A seed of which something is left: the
-     * less it is, the nearer any float32 stage comes to the tolerance.) */
+    /* 65535 compressed keys. The gradients of pe are small remainders: the dS of a row cancel. So
+     * they show how exact the sum over all those keys is. (The seed is one with a remainder that is
+     * not too small: the smaller it is, the closer any float32 stage comes to the tolerance.) */
     {"T=65536,Hq=1,Hkv=1,l=2,d=1,l2=64,n=16,w=64,phi=mlp,hidden=8,rows=9,dk=8,dv=8,seed=2", 0},
-    /* an independent program's expectations */
+    /* expected results from an independent program */
     {"vector=all_ties", QUICK},
     {"vector=forced_index", QUICK},
     {"vector=gated_small", QUICK},

@@ -1,13 +1,13 @@
 /**
  * @file cases.h
- * @brief The cases that every stage is judged on.
+ * @brief The list of cases that every stage is judged on.
  */
 #ifndef HARNESS_CASES_H
 #define HARNESS_CASES_H
 
-/** QUICK: `make test` runs it too. PATH: on the simulator, which is slow, the SAMPLED properties
- * take these cases alone: each has a compressor, a head width, a group size, a way in which
- * selection blocks meet memory blocks, or an edge of its own. */
+/** QUICK: `make test` runs it too. PATH: the simulator is slow, so there the SAMPLED properties run
+ * only these cases. Each has a compressor, a head width, a group size, an alignment of selection
+ * blocks to memory blocks, or an edge that no other of them has. */
 enum { QUICK = 1, PATH = 2 };
 
 /** A case of the list. */

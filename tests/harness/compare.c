@@ -1,5 +1,5 @@
 /** @file compare.c
- *  @brief Comparisons. Each asks "is it within", never "is it outside", so that NaN fails. */
+ *  @brief Comparisons, each written as "within the tolerance", so that NaN fails. */
 #include "harness/compare.h"
 #include "harness/difference.h"
 #include "harness/tensor.h"
@@ -30,27 +30,27 @@ nsa_status measure(nsa_id id, const nsa_tensor *a, const nsa_tensor *b, differen
     if (a->ndim != b->ndim || count != nsa_count(b) ||
         memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof a->shape[0]))
         return nsa_fail(NSA_ERR_INPUT, "%s has another shape than the oracle's", nsa_name(id));
-    *d = (difference){.broken = -1, .rms_b = rms_of(b)};
+    *d = (difference){.non_finite = -1, .rms_b = rms_of(b)};
     for (int64_t i = 0; i < count; i++) {
         double x = tensor_get(a, i), y = tensor_get(b, i), off = fabs(x - y);
-        if (!isfinite(y)) /* next to which anything would be near */
+        if (!isfinite(y)) /* nothing can be close to it */
             return nsa_fail(NSA_ERR_INPUT,
                             "%s is compared with what is not finite: element %" PRId64 " is %g",
                             nsa_name(id), i, y);
-        if (!isfinite(x) && d->broken < 0)
-            d->broken = i;
+        if (!isfinite(x) && d->non_finite < 0)
+            d->non_finite = i;
         d->rms += off * off;
         d->max_b = fabs(y) > d->max_b ? fabs(y) : d->max_b;
         if (!(off <= d->max)) {
             d->max = off;
-            d->at = i;
+            d->index = i;
         }
     }
     d->rms = count ? sqrt(d->rms / (double)count) : 0;
-    if (d->broken >= 0)
+    if (d->non_finite >= 0)
         return nsa_fail(NSA_ERR_INPUT, "%s[%" PRId64 "] = %g (row %" PRId64 ") is not finite",
-                        nsa_name(id), d->broken, tensor_get(a, d->broken),
-                        d->broken / tensor_row(a));
+                        nsa_name(id), d->non_finite, tensor_get(a, d->non_finite),
+                        d->non_finite / tensor_row(a));
     return NSA_OK;
 }
 
@@ -69,7 +69,7 @@ nsa_status all_finite(const nsa_tensors *results) {
 nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
                           const nsa_tensor *b) {
     difference d;
-    if (a->dtype == NSA_I32) /* near is not equal */
+    if (a->dtype == NSA_I32) /* integers must be equal */
         return tensor_same(a, b) ? NSA_OK
                                  : nsa_fail(NSA_ERR_INPUT, "%s is not the oracle's", nsa_name(id));
     nsa_status status = measure(id, a, b, &d);
@@ -79,11 +79,11 @@ nsa_status compare_output(const tolerance *tol, nsa_id id, const nsa_tensor *a,
         return nsa_fail(
             NSA_ERR_INPUT,
             "%s is off by rms %.3g of rms %.3g, allowed %.0e of it; worst in row %" PRId64,
-            nsa_name(id), d.rms, d.rms_b, tol->out_rms, d.at / tensor_row(a));
+            nsa_name(id), d.rms, d.rms_b, tol->out_rms, d.index / tensor_row(a));
     if (!(d.max <= tol->out_max * d.max_b))
         return nsa_fail(NSA_ERR_INPUT,
                         "%s is off by up to %.3g, allowed %.0e of %.3g; worst in row %" PRId64,
-                        nsa_name(id), d.max, tol->out_max, d.max_b, d.at / tensor_row(a));
+                        nsa_name(id), d.max, tol->out_max, d.max_b, d.index / tensor_row(a));
     return NSA_OK;
 }
 
@@ -97,20 +97,20 @@ static int holds(const int32_t *list, int64_t n, int64_t block) {
     return 0;
 }
 
-/* The form of a list: min(n, b+1) blocks of [0,b], ascending, -1 after them, the forced ones there.
- */
-static nsa_status check_form(const nsa_config *cfg, const int32_t *list, int64_t own, int64_t row) {
-    int64_t n = cfg->slc_count, count = own + 1 < n ? own + 1 : n;
+/* Check a list: min(n, b+1) ascending blocks of [0,b], forced blocks included, then -1. */
+static nsa_status check_list(const nsa_config *cfg, const int32_t *list, int64_t own_block,
+                             int64_t row) {
+    int64_t n = cfg->slc_count, count = own_block + 1 < n ? own_block + 1 : n;
     for (int64_t i = 0; i < n; i++) {
         if (i >= count ? list[i] != -1
-                       : list[i] < 0 || list[i] > own || (i && list[i] <= list[i - 1]))
+                       : list[i] < 0 || list[i] > own_block || (i && list[i] <= list[i - 1]))
             return nsa_fail(NSA_ERR_INPUT,
-                            "block_idx of row %" PRId64 " holds %d at place %" PRId64
+                            "block_idx of row %" PRId64 " holds %d at index %" PRId64
                             ": not %" PRId64 " ascending blocks of 0..%" PRId64 ", then -1",
-                            row, list[i], i, count, own);
+                            row, list[i], i, count, own_block);
     }
-    for (int64_t j = 0; j <= own; j++) {
-        int forced = j < cfg->slc_init || j > own - cfg->slc_local;
+    for (int64_t j = 0; j <= own_block; j++) {
+        int forced = j < cfg->slc_init || j > own_block - cfg->slc_local;
         if (forced && !holds(list, n, j))
             return nsa_fail(NSA_ERR_INPUT,
                             "block_idx of row %" PRId64 " lacks forced block %" PRId64, row, j);
@@ -118,13 +118,13 @@ static nsa_status check_form(const nsa_config *cfg, const int32_t *list, int64_t
     return NSA_OK;
 }
 
-/* v: the importance of the oracle's last free pick, the least it chose freely; NaN if none. */
-static double last_pick(const nsa_config *cfg, const int32_t *list, int64_t own,
-                        const nsa_tensor *importance, int64_t at) {
+/* v: the smallest importance among the oracle's freely selected blocks; NaN if none is free. */
+static double topk_threshold(const nsa_config *cfg, const int32_t *list, int64_t own_block,
+                             const nsa_tensor *importance, int64_t row_offset) {
     double v = NAN;
     for (int64_t i = 0; i < cfg->slc_count && list[i] >= 0; i++) {
-        int forced = list[i] < cfg->slc_init || list[i] > own - cfg->slc_local;
-        double imp = tensor_get(importance, at + list[i]);
+        int forced = list[i] < cfg->slc_init || list[i] > own_block - cfg->slc_local;
+        double imp = tensor_get(importance, row_offset + list[i]);
         if (!forced && !(imp >= v))
             v = imp;
     }
@@ -135,21 +135,21 @@ nsa_status compare_selection(const nsa_config *cfg, const int64_t *position, con
                              const nsa_tensor *b, const nsa_tensor *importance, double slack) {
     int64_t n = cfg->slc_count, J = importance->shape[2];
     for (int64_t i = 0; i < a->shape[0] * cfg->kv_heads; i++) {
-        int64_t row = i / cfg->kv_heads, own = position[row] / cfg->slc_block;
+        int64_t row = i / cfg->kv_heads, own_block = position[row] / cfg->slc_block;
         const int32_t *mine = tensor_ints(a) + i * n, *oracle = tensor_ints(b) + i * n;
-        nsa_status status = check_form(cfg, mine, own, row);
+        nsa_status status = check_list(cfg, mine, own_block, row);
         if (status)
             return status;
-        double v = last_pick(cfg, oracle, own, importance, i * J);
+        double v = topk_threshold(cfg, oracle, own_block, importance, i * J);
         double allowed = slack * fmax(v, 1e-30);
-        for (int64_t j = 0; j <= own; j++) {
-            int chosen = holds(mine, n, j), should = holds(oracle, n, j);
+        for (int64_t j = 0; j <= own_block; j++) {
+            int selected = holds(mine, n, j), expected = holds(oracle, n, j);
             double off = fabs(tensor_get(importance, i * J + j) - v);
-            if (chosen != should && !(slack > 0 && off <= allowed))
+            if (selected != expected && !(slack > 0 && off <= allowed))
                 return nsa_fail(NSA_ERR_INPUT,
                                 "row %" PRId64 ", kv head %" PRId64 " %s block %" PRId64
-                                ": importance %.9g, the last pick has %.9g, slack %.0e",
-                                row, i % cfg->kv_heads, chosen ? "chose" : "did not choose", j,
+                                ": importance %.9g, the last free block has %.9g, slack %.0e",
+                                row, i % cfg->kv_heads, selected ? "selected" : "did not select", j,
                                 tensor_get(importance, i * J + j), v, slack);
         }
     }

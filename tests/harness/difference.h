@@ -1,20 +1,20 @@
 /**
  * @file difference.h
- * @brief What two tensors differ by: for the files that compare.
+ * @brief How far two tensors differ; shared by compare.c and gradient.c.
  */
 #ifndef HARNESS_DIFFERENCE_H
 #define HARNESS_DIFFERENCE_H
 
 #include "nsa.h"
 
-/** What two tensors differ by. */
+/** How far tensor a differs from tensor b. */
 typedef struct difference {
-    double rms;     /**< of a - b */
-    double max;     /**< the largest abs(a - b) */
-    double max_b;   /**< the largest abs(b) */
-    double rms_b;   /**< of b */
-    int64_t at;     /**< of the largest difference */
-    int64_t broken; /**< the first element that is not finite in a; -1 if none */
+    double rms;         /**< of a - b */
+    double max;         /**< the largest abs(a - b) */
+    double max_b;       /**< the largest abs(b) */
+    double rms_b;       /**< of b */
+    int64_t index;      /**< of the largest difference */
+    int64_t non_finite; /**< the first element that is not finite in a; -1 if none */
 } difference;
 
 /** Measure a against b. @return an error if shapes differ or an element of a is not finite. */

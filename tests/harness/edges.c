@@ -1,8 +1,8 @@
 /** @file edges.c
  *  @brief Inputs at the edges of the range. Where scores are large, keys and queries are small
- * whole numbers times powers of two, so that every dot product is exact in float32, those with the
- * means of keys included: what a stage then loses, it loses itself. All of them are bfloat16
- * numbers, and so are the means, so that a stage of that type rounds nothing either. */
+ * integers times powers of two, so that every dot product, also with a mean of keys, is exact in
+ * float32: any error is the stage's own. Inputs and means are bfloat16 numbers too, so that a
+ * bfloat16 stage rounds nothing either. */
 #include "harness/edges.h"
 #include "harness/random.h"
 #include "harness/tensor.h"
@@ -11,14 +11,13 @@
 #include <math.h>
 #include <string.h>
 
-/* Queries and keys whose dot product is q0 k0 + q1 k1(t) + a few small whole numbers times q_unit.
- * q0 is large and k0 is small: dq is what is left of the keys' common part where dS cancel, so that
- * part must not be large. */
+/* Queries and keys with the dot product q0 k0 + q1 k1(t) + a few small integers times q_unit. q0 is
+ * large and k0 small: in dq the keys' common part k0 cancels, so it must not be large. */
 typedef struct exact_scores {
     float q0, k0;
-    float q1;     /* 0: component 1 is as the others */
+    float q1;     /* 0: component 1 is like the others */
     float q_unit; /* the other components of q are -1, 0 or 1 times this */
-    int whole;    /* those of k_cmp are multiples of l, so that their means are whole */
+    int whole;    /* keys of k_cmp are multiples of l, so that their means are integers */
 } exact_scores;
 
 static const exact_scores *scores_of(case_data data) {
@@ -44,7 +43,7 @@ nsa_status edge_check(const test_case *c) {
 }
 
 /* -1, 0 or 1 */
-static float draw_whole(uint64_t *state) {
+static float draw_sign(uint64_t *state) {
     return (float)((int)(random_next(state) % 3) - 1);
 }
 
@@ -54,23 +53,23 @@ static void exact_values(const test_case *c, const exact_scores *e, nsa_id id, u
     const float unit = e->whole && id == NSA_K_CMP ? (float)c->cfg.cmp_block : 1;
     for (int64_t i = 0; i < nsa_count(t); i++) {
         const int64_t stride = i / row / d;
-        float x = draw_whole(state) * (id == NSA_Q ? e->q_unit : unit);
+        float x = draw_sign(state) * (id == NSA_Q ? e->q_unit : unit);
         if (i % dk == 0)
             x = id == NSA_Q ? e->q0 : e->k0;
-        else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, for the means' sake */
+        else if (i % dk == 1 && e->q1 != 0) /* the same for d tokens, so that means are exact */
             x = id == NSA_Q ? e->q1 : 2 * (float)stride / 64;
         ((float *)t->data)[i] = x;
     }
 }
 
-/* The first selection block has all of the probability. The others differ in what is left: e^-71 to
- * e^-77, by stride. */
+/* The first selection block gets all of the probability. Each key of the others gets e^-71 to e^-77
+ * of it, the same within a stride. */
 static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t) {
     const int64_t dk = c->cfg.qk_dim, rows = nsa_count(t) / dk, heads = tensor_row(t) / dk;
     float *data = t->data;
     for (int64_t r = 0; r < rows; r++) {
-        const int64_t s = r / heads, inside = s % c->cfg.cmp_stride;
-        const float fresh = -(float)(71 + 2 * (int)(random_next(state) % 4));
+        const int64_t s = r / heads, offset = s % c->cfg.cmp_stride;
+        const float score = -(float)(71 + 2 * (int)(random_next(state) % 4));
         for (int64_t i = 1; i < dk && id == NSA_Q; i++)
             data[r * dk + i] *= 0.05f;
         if (id == NSA_Q)
@@ -78,19 +77,19 @@ static void tiny_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tens
         else if (s < c->cfg.slc_block)
             data[r * dk] = 0;
         else
-            data[r * dk] = inside ? data[(r - heads) * dk] : fresh;
+            data[r * dk] = offset ? data[(r - heads) * dk] : score;
     }
 }
 
-static void scale_values(nsa_tensor *t, float by) {
+static void scale_values(nsa_tensor *t, float factor) {
     for (int64_t i = 0; i < nsa_count(t); i++)
-        ((float *)t->data)[i] *= by;
+        ((float *)t->data)[i] *= factor;
 }
 
-/* Half of `most` to all of it, of either sign. */
-static void large_values(nsa_tensor *t, float most, uint64_t *state) {
+/* Half of `max_abs` to all of it, of either sign. */
+static void large_values(nsa_tensor *t, float max_abs, uint64_t *state) {
     for (int64_t i = 0; i < nsa_count(t); i++) {
-        const float size = most * (0.5f + 0.5f * random_uniform(state));
+        const float size = max_abs * (0.5f + 0.5f * random_uniform(state));
         ((float *)t->data)[i] = random_next(state) & 1 ? size : -size;
     }
 }

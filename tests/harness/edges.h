@@ -7,12 +7,11 @@
 
 #include "harness/case.h"
 
-/** Turn a tensor of normal values into what the case's kind of data asks for; most stay as they
- * are.
- *  @param state  of the case's random numbers */
+/** Change a tensor of normal values as the case's kind of data requires; most are unchanged.
+ *  @param state  the case's random state */
 void edge_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t);
 
-/** @return an error if the kind of data promises scores that this config cannot have. */
+/** @return an error if the kind of data needs scores that this config cannot give. */
 nsa_status edge_check(const test_case *c);
 
 #endif

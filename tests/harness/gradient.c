@@ -1,6 +1,6 @@
 /** @file gradient.c
- *  @brief Gradients: those that are zero by identity are judged in the units of their formula, and
- * a case whose gradients hang on the last digit of its inputs is named. */
+ *  @brief Comparing gradients. Those that are zero by identity are judged in the units of their
+ * formula; ill-conditioned cases are detected. */
 #include "harness/cases.h"
 #include "harness/compare.h"
 #include "harness/difference.h"
@@ -13,17 +13,17 @@
 
 /* ------------------------------------------------------------------ units */
 
-static double at_least_1(double x) {
+static double max_1(double x) {
     return x > 1 ? x : 1;
 }
 
 /* max(1, rms(k_cmp)), and for mlp max(1, sqrt(fan-in) rms(W)) of both layers. */
 static double compressor_unit(const nsa_config *cfg, const nsa_tensors *in) {
     const double fan_in = (double)(cfg->cmp_block * cfg->qk_dim);
-    double unit = at_least_1(rms_of(&in->at[NSA_K_CMP]));
+    double unit = max_1(rms_of(&in->at[NSA_K_CMP]));
     if (cfg->phi == NSA_PHI_MLP)
-        unit *= at_least_1(sqrt(fan_in) * rms_of(&in->at[NSA_PHI_K_W1])) *
-                at_least_1(sqrt((double)cfg->phi_hidden) * rms_of(&in->at[NSA_PHI_K_W2]));
+        unit *= max_1(sqrt(fan_in) * rms_of(&in->at[NSA_PHI_K_W1])) *
+                max_1(sqrt((double)cfg->phi_hidden) * rms_of(&in->at[NSA_PHI_K_W2]));
     return unit;
 }
 
@@ -34,7 +34,7 @@ gradient_units units_of(const nsa_config *cfg, const nsa_tensors *in) {
                         .dout = rms_of(&in->at[NSA_DOUT]),
                         .tokens = (double)in->at[NSA_DOUT].shape[0],
                         .q = cfg->scale * rms_of(&in->at[NSA_Q]),
-                        .heads = at_least_1(sqrt((double)(group * cfg->v_dim)) / 10),
+                        .heads = max_1(sqrt((double)(group * cfg->v_dim)) / 10),
                         .compressor = compressor_unit(cfg, in)};
     for (int x = 0; x < 3; x++) {
         u.k[x] = cfg->scale * rms_of(&in->at[NSA_K_CMP + 2 * x]);
@@ -50,14 +50,14 @@ gradient_units units_for(const subject *s, const test_case *c, const nsa_tensors
     return u;
 }
 
-/* U, below 1e-9 of which a gradient is zero by identity, and M, what its rounding may come to: the
+/* A gradient below 1e-9 U is zero by identity, and then its rounding may reach M. U and M are the
  * products of x and of max(1, x) over the factors x of the gradient's formula. */
 typedef struct unit {
     double u, m;
 } unit;
 
 static unit product_of(double x, double y) {
-    return (unit){x * y, at_least_1(x) * at_least_1(y)};
+    return (unit){x * y, max_1(x) * max_1(y)};
 }
 
 static unit unit_of(const gradient_units *g, nsa_id id) {
@@ -81,8 +81,8 @@ static unit unit_of(const gradient_units *g, nsa_id id) {
 
 /* ---------------------------------------------------------- ill-conditioned */
 
-/* Every input, widened, times 1 + 2^-24 or 1 - 2^-24; a gate stays in [0,1]. */
-static nsa_status move_inputs(nsa_tensors *in) {
+/* Every input as float64, times 1 + 2^-24 or 1 - 2^-24; gates stay in [0,1]. */
+static nsa_status perturb_inputs(nsa_tensors *in) {
     uint64_t state = 24;
     nsa_status status = tensors_widen(in);
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
@@ -96,23 +96,23 @@ static nsa_status move_inputs(nsa_tensors *in) {
     return status;
 }
 
-/* One gradient of the oracle, with the inputs moved or as they are, and what that one differs in.
- * The blocks are the same both times. */
-static nsa_status move_gradient(const gradient_units *g, nsa_id id, difference *moved,
-                                double *largest) {
-    nsa_tensors in = {0}, still = {0}, after = {0};
+/* One gradient of the oracle with the inputs as they are and perturbed: the difference, and the
+ * largest element. Both runs use the same blocks. */
+static nsa_status perturb_gradient(const gradient_units *g, nsa_id id, difference *change,
+                                   double *max_abs) {
+    nsa_tensors in = {0}, before = {0}, after = {0};
     nsa_status status = tensors_copy(&in, g->in);
-    status = status ? status : run_stage(g->oracle, g->cfg, &in, RUN_BACKWARD, &still);
+    status = status ? status : run_stage(g->oracle, g->cfg, &in, RUN_BACKWARD, &before);
     if (!status && !in.at[NSA_BLOCK_IDX].dtype)
-        status = force_blocks(g->cfg, &in, &still.at[NSA_BLOCK_IDX]);
-    status = status ? status : move_inputs(&in);
+        status = force_blocks(g->cfg, &in, &before.at[NSA_BLOCK_IDX]);
+    status = status ? status : perturb_inputs(&in);
     status = status ? status : run_stage(g->oracle, g->cfg, &in, RUN_BACKWARD, &after);
-    status = status ? status : measure(id, &after.at[id], &still.at[id], moved);
-    *largest = 0;
+    status = status ? status : measure(id, &after.at[id], &before.at[id], change);
+    *max_abs = 0;
     for (int64_t i = 0; !status && i < nsa_count(&after.at[id]); i++)
-        *largest = fmax(*largest, fabs(tensor_get(&after.at[id], i)));
+        *max_abs = fmax(*max_abs, fabs(tensor_get(&after.at[id], i)));
     tensors_free(&in);
-    tensors_free(&still);
+    tensors_free(&before);
     tensors_free(&after);
     return status;
 }
@@ -125,24 +125,24 @@ static int is_listed(const char *text) {
     return 0;
 }
 
-/* A gradient was missed, and `why` says how: was it the stage, or do its digits hang on the last
- * one of the inputs? `bound`: what max abs(a) may be of a gradient that is zero; else negative. */
-static nsa_status missed(const gradient_units *g, nsa_id id, double entry, double bound,
-                         const char *why) {
-    char kept[512], note[256] = "";
-    difference moved;
-    double largest;
-    snprintf(kept, sizeof kept, "%s", why); /* the oracle's runs have texts of their own */
-    if (g->oracle && !move_gradient(g, id, &moved, &largest)) {
-        const double by = bound < 0 ? moved.rms / moved.rms_b : largest / bound * entry;
-        if (!(by <= entry / 5)) /* NaN, too, is no gradient to be near to */
+/* A gradient was missed, and `why` says how. Add a note if the case is ill-conditioned. `bound`:
+ * the limit of max abs(a) for a gradient that is zero; else negative. */
+static nsa_status report_miss(const gradient_units *g, nsa_id id, double entry, double bound,
+                              const char *why) {
+    char text[512], note[256] = "";
+    difference change;
+    double max_abs;
+    snprintf(text, sizeof text, "%s", why); /* the oracle's runs overwrite it */
+    if (g->oracle && !perturb_gradient(g, id, &change, &max_abs)) {
+        const double by = bound < 0 ? change.rms / change.rms_b : max_abs / bound * entry;
+        if (!(by <= entry / 5)) /* written so that NaN is noted too */
             snprintf(note, sizeof note,
                      "; %sill-conditioned: moving every input by 2^-24 of itself moves %s by "
                      "%.2g, more than a fifth of %.0e",
                      g->text && is_listed(g->text) ? "the list of cases has one that is " : "",
                      nsa_name(id), by, entry);
     }
-    return nsa_fail(NSA_ERR_INPUT, "%s%s", kept, note);
+    return nsa_fail(NSA_ERR_INPUT, "%s%s", text, note);
 }
 
 /* ---------------------------------------------------------------- judgement */
@@ -156,22 +156,22 @@ nsa_status compare_gradient(const tolerance *tol, nsa_id id, const nsa_tensor *a
         return status;
     const int soft = id == NSA_DK_CMP || (id >= NSA_DPHI_K_PE && id <= NSA_DPHI_K_B2);
     const double allowed = soft ? tol->grad_soft : tol->grad_rms;
-    const unit own = unit_of(units, id);
-    if (d.rms_b < 1e-9 * units->dout * own.u) { /* zero by identity */
-        const double bound = tol->zero * units->heads * units->dout * sqrt(units->tokens) * own.m;
-        double largest = 0;
+    const unit zero = unit_of(units, id);
+    if (d.rms_b < 1e-9 * units->dout * zero.u) { /* zero by identity */
+        const double bound = tol->zero * units->heads * units->dout * sqrt(units->tokens) * zero.m;
+        double max_abs = 0;
         for (int64_t i = 0; i < nsa_count(a); i++)
-            largest = fmax(largest, fabs(tensor_get(a, i)));
-        if (largest <= bound)
+            max_abs = fmax(max_abs, fabs(tensor_get(a, i)));
+        if (max_abs <= bound)
             return NSA_OK;
         snprintf(why, sizeof why, "%s is zero, but up to %.3g was computed, allowed %.3g",
-                 nsa_name(id), largest, bound);
-        return missed(units, id, tol->zero, bound, why);
+                 nsa_name(id), max_abs, bound);
+        return report_miss(units, id, tol->zero, bound, why);
     }
     if (d.rms <= allowed * d.rms_b)
         return NSA_OK;
     snprintf(why, sizeof why,
              "%s is off by rms %.3g of rms %.3g, allowed %.0e of it; worst in row %lld",
-             nsa_name(id), d.rms, d.rms_b, allowed, (long long)(d.at / tensor_row(a)));
-    return missed(units, id, allowed, -1, why);
+             nsa_name(id), d.rms, d.rms_b, allowed, (long long)(d.index / tensor_row(a)));
+    return report_miss(units, id, allowed, -1, why);
 }

@@ -1,5 +1,5 @@
 /** @file inputs.c
- *  @brief Drawing a case's inputs from its seed, or reading a vector's. */
+ *  @brief Draw a case's inputs from its seed, or read those of a vector. */
 #include "common/tensors.h"
 #include "harness/case.h"
 #include "harness/edges.h"
@@ -22,8 +22,8 @@ float round_bfloat16(float x) {
     return x;
 }
 
-/* How far a tensor's values spread: scores and hidden units of order 1. */
-static float spread(const test_case *c, nsa_id id) {
+/* The standard deviation of a tensor's values: scores and hidden units have order 1. */
+static float std_dev(const test_case *c, nsa_id id) {
     const char *name = nsa_name(id);
     float fan_in =
         (float)c->cfg.cmp_block * (float)(id < NSA_PHI_V_PE ? c->cfg.qk_dim : c->cfg.v_dim);
@@ -53,10 +53,11 @@ static nsa_status draw(const test_case *c, nsa_id id, uint64_t *state, nsa_tenso
     const nsa_lengths lengths = {.T = c->cfg.seq_len};
     nsa_shape(&c->cfg, &lengths, id, 0, t);
     t->dtype = NSA_F32;
-    nsa_status status = tensor_take(t);
-    float by = spread(c, id), *data = t->data;
+    nsa_status status = tensor_alloc(t);
+    float sigma = std_dev(c, id), *data = t->data;
     for (int64_t i = 0; !status && i < nsa_count(t); i++)
-        data[i] = id == NSA_GATE ? 0.05f + 0.9f * random_uniform(state) : by * random_normal(state);
+        data[i] =
+            id == NSA_GATE ? 0.05f + 0.9f * random_uniform(state) : sigma * random_normal(state);
     if (!status && id == NSA_K_CMP && (c->data == DATA_TIES || c->data == DATA_PLANTED))
         repeat_keys(c, t);
     if (!status)
@@ -64,19 +65,19 @@ static nsa_status draw(const test_case *c, nsa_id id, uint64_t *state, nsa_tenso
     return status;
 }
 
-static nsa_status take_ints(nsa_tensor *t, int64_t count) {
+static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
     t->dtype = NSA_I32;
     t->ndim = 1;
     t->shape[0] = count;
-    return tensor_take(t);
+    return tensor_alloc(t);
 }
 
-/* The first, the last, and seeded rows between, about as many as asked for. */
+/* The first row, the last, and seeded rows between, c->rows in all. */
 static nsa_status draw_rows(const test_case *c, uint64_t *state, nsa_tensor *t) {
     int64_t T = c->cfg.seq_len, count = c->rows < T ? c->rows : T;
-    nsa_status status = take_ints(t, count);
+    nsa_status status = alloc_ints(t, count);
     for (int64_t r = 0; !status && r < count; r++) {
-        int64_t low = r * T / count, high = (r + 1) * T / count; /* one row of each stretch */
+        int64_t low = r * T / count, high = (r + 1) * T / count; /* one row of each interval */
         int64_t row = low + (int64_t)(random_next(state) % (uint64_t)(high - low));
         tensor_ints(t)[r] = (int32_t)(r == 0 ? 0 : r == count - 1 ? T - 1 : row);
     }
@@ -87,12 +88,12 @@ static nsa_status draw_all(const test_case *c, nsa_tensors *in) {
     uint64_t state = c->seed;
     nsa_status status = NSA_OK;
     for (int id = NSA_Q; id <= NSA_PHI_LAST && !status; id++) {
-        int whole = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE;
-        if (!whole && nsa_has(&c->cfg, (nsa_id)id))
+        int is_int = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE;
+        if (!is_int && nsa_has(&c->cfg, (nsa_id)id))
             status = draw(c, (nsa_id)id, &state, &in->at[id]);
     }
     if (!status && c->seqs) {
-        status = take_ints(&in->at[NSA_CU_SEQLENS], c->seqs + 1);
+        status = alloc_ints(&in->at[NSA_CU_SEQLENS], c->seqs + 1);
         int32_t *cu = tensor_ints(&in->at[NSA_CU_SEQLENS]);
         for (int b = 0; !status && b <= c->seqs; b++)
             cu[b] = b ? cu[b - 1] + (int32_t)c->lens[b - 1] : 0;

@@ -1,5 +1,5 @@
 /** @file parts.c
- *  @brief What a trial finds out about the parts of a stage. */
+ *  @brief Notes of a trial about the parts of a stage. */
 #include "harness/parts.h"
 
 #include <stdio.h>
@@ -62,41 +62,41 @@ stage_part part_of(nsa_id id) {
     return PART_GATE;
 }
 
-/* Of the trial under way; a program judges one at a time. */
-static findings now;
+/* The notes of the current trial; a program judges one at a time. */
+static findings current;
 
-/* The first failure of a part is the one that is told. */
-static void tell(stage_part p, const char *what) {
-    size_t used = strlen(now.why);
-    if (!(now.failed & (part_set)1 << p))
-        snprintf(now.why + used, sizeof now.why - used, "%s: %s\n", part_name(p), what);
-    now.failed |= (part_set)1 << p;
+/* Only the first failure of a part is reported. */
+static void note_failure(stage_part p, const char *what) {
+    size_t used = strlen(current.why);
+    if (!(current.failed & (part_set)1 << p))
+        snprintf(current.why + used, sizeof current.why - used, "%s: %s\n", part_name(p), what);
+    current.failed |= (part_set)1 << p;
 }
 
 void parts_begin(void) {
-    memset(&now, 0, sizeof now);
+    memset(&current, 0, sizeof current);
 }
 
 nsa_status parts_note(stage_part p, nsa_status status) {
     if (status)
-        tell(p, nsa_last_error());
+        note_failure(p, nsa_last_error());
     else
-        now.passed |= (part_set)1 << p;
+        current.passed |= (part_set)1 << p;
     return NSA_OK;
 }
 
 int parts_end(part_set judged, nsa_status status, findings *f) {
-    const part_set noted = now.passed | now.failed;
+    const part_set noted = current.passed | current.failed;
     if (!noted && !status && !(judged & (judged - 1)))
-        now.passed = judged; /* a property of one part, which notes nothing by itself */
+        current.passed = judged; /* a property of a single part need not note it */
     else if (!noted && !status)
         status = nsa_fail(NSA_ERR_STATE, "nothing was judged");
     if (status) {
-        size_t used = strlen(now.why);
-        snprintf(now.why + used, sizeof now.why - used, "%s\n", nsa_last_error());
-        now.failed |= judged & ~noted ? judged & ~noted : judged;
+        size_t used = strlen(current.why);
+        snprintf(current.why + used, sizeof current.why - used, "%s\n", nsa_last_error());
+        current.failed |= judged & ~noted ? judged & ~noted : judged;
     }
-    now.passed &= ~now.failed;
-    *f = now;
-    return !now.failed;
+    current.passed &= ~current.failed;
+    *f = current;
+    return !current.failed;
 }

@@ -1,10 +1,10 @@
 /**
  * @file parts.h
- * @brief The parts that a stage is made of, so that one half done gets a score: compress, select,
- * each branch, each gradient, decode, ...
+ * @brief The parts of a stage, so that a half-written one gets a score: compress, select, each
+ * branch, each gradient, decode, ...
  *
- * A trial notes what it found out about each part; one that failed in one part goes on with the
- * next. The parts of a trial that ended before it came to them have failed.
+ * A trial notes the result of each part, and continues after a part that failed. Parts that a trial
+ * did not reach have failed.
  */
 #ifndef HARNESS_PARTS_H
 #define HARNESS_PARTS_H
@@ -48,7 +48,7 @@ typedef uint32_t part_set;
 /** The part as a bit of a set. */
 #define PART(name) ((part_set)1 << PART_##name)
 
-/** compress, select, the branches and their gate: what a forward computes. */
+/** What a forward computes: compress, select, the branches and their gate. */
 #define PARTS_FORWARD                                                                              \
     (PART(COMPRESS) | PART(IMPORTANCE) | PART(SELECT) | PART(CMP) | PART(SLC) | PART(WIN) |        \
      PART(GATE))
@@ -57,12 +57,12 @@ typedef uint32_t part_set;
     (PART(DGATE) | PART(DQ) | PART(DK_CMP) | PART(DV_CMP) | PART(DK_SLC) | PART(DV_SLC) |          \
      PART(DK_WIN) | PART(DV_WIN) | PART(DPHI_K) | PART(DPHI_V))
 
-/** What one trial found out. */
+/** The result of one trial. */
 typedef struct findings {
-    part_set passed; /**< parts judged, none of whose checks failed */
-    part_set failed; /**< parts one of whose checks failed */
-    char why[2048];  /**< "name: what was wrong\n" for each part that failed a check; then, if the
-                        trial ended early, a line that says why */
+    part_set passed; /**< parts that were judged and passed every check */
+    part_set failed; /**< parts that failed a check */
+    char why[2048];  /**< "name: what was wrong\n" for each part that failed; then, if the trial
+                        ended early, a line that says why */
 } findings;
 
 /** @return the part's name: "compress", "dq". */
@@ -71,18 +71,17 @@ const char *part_name(stage_part p);
 /** @return the part that a result belongs to: its own for a gradient, PART_GATE for out. */
 stage_part part_of(nsa_id id);
 
-/** Forget what was noted: a trial begins. */
+/** Clear the notes: a trial begins. */
 void parts_begin(void);
 
-/** Note a check of a part. What failed goes into the findings with nsa_last_error(), and the trial
- *  goes on.
+/** Note the result of a check of a part, with nsa_last_error() if it failed. The trial goes on.
  *  @return NSA_OK, whatever `status` is */
 nsa_status parts_note(stage_part p, nsa_status status);
 
-/** The findings of a trial that ended.
- *  @param judged  the parts that its property is about
- *  @param status  how the property ended: an error fails each of them that was not noted
- *  @param[out] f  what was found out
+/** Get the findings at the end of a trial.
+ *  @param judged  the parts that its property judges
+ *  @param status  what the property returned: an error fails each part that was not noted
+ *  @param[out] f  the findings
  *  @return 1 if nothing failed */
 int parts_end(part_set judged, nsa_status status, findings *f);
 

@@ -15,7 +15,7 @@ static nsa_status check_gate_gradient(const subject *s, const gradient_units *un
     const nsa_tensor *dout = &units->in->at[NSA_DOUT], *rows = &units->in->at[NSA_ROWS];
     const nsa_tensor *dgate = &mine->at[NSA_DGATE];
     nsa_tensor product = *dgate;
-    nsa_status status = tensor_take(&product);
+    nsa_status status = tensor_alloc(&product);
     int64_t heads = dgate->shape[1], dv = dout->shape[2];
     for (int64_t i = 0; !status && i < nsa_count(dgate); i++) {
         int64_t row = i / 3, r = row / heads;
@@ -78,7 +78,7 @@ static nsa_status loss(nsa_context *ctx, const nsa_tensors *in, nsa_tensor *out,
     return status;
 }
 
-/* (8 (L(x+h) - L(x-h)) - (L(x+2h) - L(x-2h))) / 12h: its error falls with h^4. */
+/* (8 (L(x+h) - L(x-h)) - (L(x+2h) - L(x-2h))) / 12h: the error is of order h^4. */
 static nsa_status difference(nsa_context *ctx, nsa_tensors *in, nsa_id id, int64_t i,
                              nsa_tensor *out, double *slope) {
     static const double steps[] = {1, -1, 2, -2}, weights[] = {8, -8, -1, 1};
@@ -123,11 +123,11 @@ nsa_status judge_differences(const subject *s, const test_case *c) {
     nsa_tensor out = {0};
     nsa_context *ctx = NULL;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
-    status = status ? status : tensors_widen(&in); /* so that a step of h is not rounded away */
+    status = status ? status : tensors_widen(&in); /* so that x + h is not rounded to x */
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     status = status ? status : force_blocks(&c->cfg, &in, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : tensor_copy(&out, &mine.at[NSA_OUT]);
-    setup.flags |= NSA_BACKWARD; /* so that dout may stay among the inputs */
+    setup.flags |= NSA_BACKWARD; /* so that the inputs may contain dout */
     status = status ? status : nsa_open(s->stage, &c->cfg, &setup, &ctx);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         if (nsa_has(&c->cfg, (nsa_id)id))

@@ -11,14 +11,14 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A key set to a value, and a part of the text it must give. */
+/* A key, the illegal value to set, and a part of the expected error text. */
 typedef struct broken_rule {
     const char *key;
     double value;
     const char *text;
 } broken_rule;
 
-/* Values are set past nsa_config_set(), as a C caller would: resolve must find them by itself. */
+/* Values are set without nsa_config_set(), as a C caller may: resolve must reject them. */
 static const broken_rule broken[] = {
     {"seq_len", 0, "seq_len is required"},
     {"q_heads", 0, "q_heads is required"},
@@ -51,7 +51,7 @@ static const broken_rule broken[] = {
 };
 
 static void set_raw(nsa_config *cfg, const char *key, double value) {
-    /* nsa_config_set() puts the value before it says that it is out of bounds. */
+    /* nsa_config_set() stores the value even if it returns an error. */
     (void)nsa_config_set(cfg, key, value, NULL);
 }
 
@@ -113,12 +113,12 @@ nsa_status judge_bad_config(const subject *s, const test_case *c) {
 
 /* ---------------------------------------------------------------- bad input */
 
-/* One thing wrong with the inputs of a load, and a part of the text it must give. */
+/* One thing wrong with the inputs of a load, and a part of the expected error text. */
 typedef struct broken_input {
     nsa_id id;
     enum { GONE, TYPE, SHAPE, NULL_DATA, VALUE, STRAY } how;
-    double value; /* of VALUE, at element `at` */
-    int64_t at;
+    double value; /* of VALUE, at element `index` */
+    int64_t index;
     const char *text;
 } broken_input;
 
@@ -136,7 +136,7 @@ static const broken_input wrong[] = {
     {NSA_GATE, VALUE, NAN, 0, "gate[0,0,0] = nan is not in [0,1]"},
     {NSA_OUT, STRAY, 0, 0, "out is a result, not an input"},
     {NSA_PHI_K_W1, STRAY, 0, 0, "has no such weight"},
-    {NSA_ACTIVE, STRAY, 0, 0, "active is no input of a load"},
+    {NSA_ACTIVE, STRAY, 0, 0, "active is not an input of a load"},
     {NSA_CU_SEQLENS, VALUE, 1, 0, "cu_seqlens[0] = 1, expected 0"},
     {NSA_CU_SEQLENS, VALUE, 99, 2, "cu_seqlens ends with 99, expected T = 100"},
     {NSA_CU_SEQLENS, VALUE, 101, 1, "cu_seqlens[2] = 100 is less than the entry before, 101"},
@@ -148,7 +148,7 @@ static const broken_input wrong[] = {
     {NSA_BLOCK_IDX, VALUE, 0, 1, "holds block 0 twice"},
 };
 
-/* Legal optional inputs to break: two sequences, two rows, lists of block 0. */
+/* Add a legal optional input, to be broken next: two sequences, two rows, lists of block 0. */
 static nsa_status add_optional(const test_case *c, nsa_id id, nsa_tensors *in) {
     nsa_tensor *t = &in->at[id];
     if (id != NSA_CU_SEQLENS && id != NSA_ROWS && id != NSA_BLOCK_IDX)
@@ -158,7 +158,7 @@ static nsa_status add_optional(const test_case *c, nsa_id id, nsa_tensors *in) {
     t->shape[0] = id == NSA_BLOCK_IDX ? c->cfg.seq_len : id == NSA_ROWS ? 2 : 4;
     t->shape[1] = c->cfg.kv_heads;
     t->shape[2] = c->cfg.slc_count;
-    nsa_status status = tensor_take(t); /* all -1 */
+    nsa_status status = tensor_alloc(t); /* all -1 */
     if (status)
         return status;
     if (id == NSA_BLOCK_IDX) {
@@ -189,9 +189,9 @@ static void break_input(const broken_input *b, nsa_tensor *t) {
         break;
     case VALUE:
         if (t->dtype == NSA_I32)
-            tensor_ints(t)[b->at] = (int32_t)b->value;
+            tensor_ints(t)[b->index] = (int32_t)b->value;
         else
-            tensor_set(t, b->at, b->value);
+            tensor_set(t, b->index, b->value);
         break;
     case STRAY:
         *t = (nsa_tensor){something, NSA_F32, 1, {1}};
@@ -215,7 +215,7 @@ static nsa_status try_broken(nsa_context *ctx, const test_case *c, nsa_arith ari
     return status;
 }
 
-/* Calls out of order, each refused by name. */
+/* Calls out of order: each must be refused, and the error must name the call. */
 static nsa_status try_order(nsa_context *ctx, const test_case *c, const nsa_stage *stage) {
     nsa_tensors in;
     nsa_tensor out = {0};

@@ -1,6 +1,6 @@
 /** @file prop_decode.c
- *  @brief Properties of decode: step by step it gives the rows of the forward; and of what it
- * reads. */
+ *  @brief Properties: decode gives the rows of the forward; a query reads the right number of
+ * tokens. */
 #include "common/counts.h"
 #include "common/pool.h"
 #include "harness/compare.h"
@@ -11,8 +11,9 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Room for the prefill's tokens in a load, and for the longest sequence in a slot: no more. */
-static void tight_room(const nsa_tensors *in, int64_t prefix, nsa_config *cfg) {
+/* A config with capacity for the prefill's tokens in a load and the longest sequence in a slot, and
+ * no more. */
+static void tight_config(const nsa_tensors *in, int64_t prefix, nsa_config *cfg) {
     const nsa_tensor *cu = &in->at[NSA_CU_SEQLENS];
     const int32_t one[] = {0, (int32_t)in->at[NSA_Q].shape[0]};
     const int32_t *seq = cu->dtype ? tensor_ints(cu) : one;
@@ -26,21 +27,21 @@ static void tight_room(const nsa_tensors *in, int64_t prefix, nsa_config *cfg) {
 }
 
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
-                      int64_t prefix, int how, nsa_tensors *results) {
-    /* A forward may ask for importance and a step has none to give: now and then, ask. */
+                      int64_t prefix, int flags, nsa_tensors *results) {
+    /* Importance is a result of a forward, not of a step. Ask for it in some runs all the same. */
     nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY |
                                 (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u),
-                       .threads = how / RUN_THREADS};
+                       .threads = flags / RUN_THREADS};
     const int gaps = DECODE_SIT_OUT | DECODE_TIGHT;
-    nsa_config room = *cfg;
+    nsa_config tight = *cfg;
     nsa_tensors all = {0}, others = {0};
     nsa_context *ctx = NULL;
     decode_counts counts;
     progress quiet = {.who = ""};
     memset(results, 0, sizeof *results);
-    tight_room(in, prefix, &room);
-    nsa_status status = nsa_open(stage, &room, &setup, &ctx);
-    if (!status && (how & RUN_TWICE)) {
+    tight_config(in, prefix, &tight);
+    nsa_status status = nsa_open(stage, &tight, &setup, &ctx);
+    if (!status && (flags & RUN_TWICE)) {
         status = other_values(in, 0, &others);
         status = status ? status : decode_case(ctx, &others, prefix, gaps, &quiet, &all, &counts);
         decode_free(&all);
@@ -57,16 +58,16 @@ nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
     return status;
 }
 
-/* Decode after a prefill of `prefix` tokens against the oracle's forward over the whole sequences.
- */
+/* Decode after a prefill of `prefix` tokens against the oracle's forward over the whole
+ * sequences. */
 static nsa_status decode_from(const subject *s, const test_case *c, const nsa_tensors *in,
-                              const nsa_tensors *oracle, int64_t prefix, int how) {
+                              const nsa_tensors *oracle, int64_t prefix, int flags) {
     nsa_tensors mine = {0}, forced = {0}, with = {0};
-    nsa_status status = run_decode(s->stage, &c->cfg, in, prefix, how, &mine);
+    nsa_status status = run_decode(s->stage, &c->cfg, in, prefix, flags, &mine);
     if (!status && !in->at[NSA_BLOCK_IDX].dtype)
-        status = compare_choice(s, c, in, &mine.at[NSA_BLOCK_IDX], oracle);
+        status = compare_block_idx(s, c, in, &mine.at[NSA_BLOCK_IDX], oracle);
     status = status ? status : tensors_copy(&with, in);
-    if (!status && !in->at[NSA_BLOCK_IDX].dtype) /* else the lists given are those to be used */
+    if (!status && !in->at[NSA_BLOCK_IDX].dtype) /* else the given lists are used */
         status = force_blocks(&c->cfg, &with, &mine.at[NSA_BLOCK_IDX]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &with, RUN_FORWARD, &forced);
     status = status ? status : compare_outputs(s, &mine, &forced);
@@ -83,24 +84,24 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
     return nsa_fail(status, "after a prefill of %" PRId64 " tokens: %s", prefix, why);
 }
 
-/* A stage without decode prefills everything. With it: from nothing, from just before and behind
- * the first compressed token, from the middle, from the end; then with forced lists, in slots that
- * held other sequences. Every boundary is crossed by some decode step. */
+/* A stage without decode prefills everything. With decode the prefill has no tokens, ends just
+ * before or after the first compressed token, in the middle, or before the last token; then forced
+ * lists, in slots that held other sequences. Every boundary is crossed by some decode step. */
 nsa_status judge_decode(const subject *s, const test_case *c) {
-    const int64_t longest = case_longest(c);
+    const int64_t max_len = case_max_len(c);
     const int64_t prefixes[] = {0, c->cfg.cmp_block - 1, c->cfg.cmp_block + c->cfg.cmp_stride,
-                                longest / 2, longest - 1};
+                                max_len / 2, max_len - 1};
     nsa_tensors in, oracle = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_DOUT]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
     if (!status && !s->stage->decode)
-        status = decode_from(s, c, &in, &oracle, longest, 0);
+        status = decode_from(s, c, &in, &oracle, max_len, 0);
     for (int i = 0; i < 5 && s->stage->decode && !status; i++)
         status = decode_from(s, c, &in, &oracle, prefixes[i], 0);
     status = status ? status : draw_forced(c, &in);
     status = status ? status
-                    : decode_from(s, c, &in, &oracle, s->stage->decode ? longest / 3 : longest,
+                    : decode_from(s, c, &in, &oracle, s->stage->decode ? max_len / 3 : max_len,
                                   RUN_TWICE);
     tensors_free(&in);
     tensors_free(&oracle);
@@ -109,8 +110,8 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
 
 /* ------------------------------------------------------------------- reads */
 
-/* How many tokens' values, moved one at a time, move the row of the last query in one branch. A
- * value moves the row exactly if its token is read (its probability is not 0). */
+/* Count the tokens whose value, changed one at a time, changes the last query's row of one branch.
+ * That is so exactly if the query reads the token (its probability is not 0). */
 static nsa_status count_reads(const subject *s, const test_case *c, const nsa_tensors *in,
                               const nsa_tensors *clean, int x, int64_t *count) {
     nsa_status status = NSA_OK;
@@ -118,10 +119,10 @@ static nsa_status count_reads(const subject *s, const test_case *c, const nsa_te
     *count = 0;
     for (int64_t t = 0; t < c->cfg.seq_len && !status; t++) {
         nsa_tensors after = {0};
-        const double was = tensor_get(v, t * tensor_row(v));
-        tensor_set(v, t * tensor_row(v), was + 64);
+        const double original = tensor_get(v, t * tensor_row(v));
+        tensor_set(v, t * tensor_row(v), original + 64);
         status = run_stage(s->stage, &c->cfg, in, RUN_FORWARD, &after);
-        tensor_set(v, t * tensor_row(v), was);
+        tensor_set(v, t * tensor_row(v), original);
         *count +=
             !status && !tensor_same_row(&clean->at[NSA_OUT_CMP + x], &after.at[NSA_OUT_CMP + x], 0);
         tensors_free(&after);
@@ -146,8 +147,8 @@ static nsa_status check_table4(void) {
     return NSA_OK;
 }
 
-/* Tokens read per query: N visible + those of the selected blocks + the window, exactly. Counted by
- * moving values, for the last row; and the paper's Table 4. */
+/* Tokens read per query: N visible + those of the selected blocks + the window, exactly. They are
+ * counted for the last row by changing values. Also checks the paper's Table 4. */
 nsa_status judge_reads(const subject *s, const test_case *c) {
     nsa_tensors in, clean = {0};
     const int64_t last = c->cfg.seq_len - 1;
@@ -157,23 +158,24 @@ nsa_status judge_reads(const subject *s, const test_case *c) {
     status = status ? status : check_table4();
     nsa_tensor *rows = &in.at[NSA_ROWS];
     *rows = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {1}};
-    status = status ? status : tensor_take(rows);
+    status = status ? status : tensor_alloc(rows);
     if (!status)
         tensor_ints(rows)[0] = (int32_t)last;
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_FORWARD, &clean);
     for (int x = 0; x < 3 && !status; x++) {
         int64_t count, N = reads.cmp;
         status = count_reads(s, c, &in, &clean, x, &count);
-        /* The compressed branch reads N tokens, made of (N - 1) d + l of the sequence's. */
-        int64_t should = x ? expected[x] : (N - 1) * c->cfg.cmp_stride + c->cfg.cmp_block;
+        /* The N compressed tokens depend on (N - 1) d + l tokens of the sequence. */
+        int64_t expected_count = x ? expected[x] : (N - 1) * c->cfg.cmp_stride + c->cfg.cmp_block;
         if (!status)
             parts_note((stage_part)(PART_CMP + x),
-                       count == should
+                       count == expected_count
                            ? NSA_OK
                            : nsa_fail(NSA_ERR_INPUT,
                                       "%s of row %" PRId64 " depends on %" PRId64
                                       " tokens, expected %" PRId64,
-                                      nsa_name(NSA_OUT_CMP + (nsa_id)x), last, count, should));
+                                      nsa_name(NSA_OUT_CMP + (nsa_id)x), last, count,
+                                      expected_count));
     }
     tensors_free(&in);
     tensors_free(&clean);

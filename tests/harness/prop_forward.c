@@ -29,8 +29,8 @@ nsa_status note_output(const subject *s, nsa_id id, const nsa_tensors *a, const 
                       compare_output(tolerance_of(s->stage->arith), id, &a->at[id], &b->at[id]));
 }
 
-nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensors *in,
-                          const nsa_tensor *mine, const nsa_tensors *oracle) {
+nsa_status compare_block_idx(const subject *s, const test_case *c, const nsa_tensors *in,
+                             const nsa_tensor *mine, const nsa_tensors *oracle) {
     int64_t T = c->cfg.seq_len, *position = calloc((size_t)T + 1, sizeof *position);
     if (!position)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", T);
@@ -41,21 +41,21 @@ nsa_status compare_choice(const subject *s, const test_case *c, const nsa_tensor
     return status;
 }
 
-/* A case whose sequences outgrow n blocks claims to choose and to reject; see that it does. */
+/* A case with more than n blocks is there to select some and reject others; check that it does. */
 static nsa_status check_claims(const test_case *c, const nsa_tensor *idx) {
     const nsa_config *cfg = &c->cfg;
-    int64_t n = cfg->slc_count, blocks = (case_longest(c) + cfg->slc_block - 1) / cfg->slc_block;
-    int choosing = n > cfg->slc_init + cfg->slc_local && blocks > n;
-    int64_t chosen = 0, rejected = 0;
-    for (int64_t i = 0; choosing && i < idx->shape[0] * cfg->kv_heads; i++) {
+    int64_t n = cfg->slc_count, blocks = (case_max_len(c) + cfg->slc_block - 1) / cfg->slc_block;
+    int selects = n > cfg->slc_init + cfg->slc_local && blocks > n;
+    int64_t selected = 0, rejected = 0;
+    for (int64_t i = 0; selects && i < idx->shape[0] * cfg->kv_heads; i++) {
         const int32_t *list = tensor_ints(idx) + i * n;
         if (list[n - 1] < 0)
             continue;
-        chosen += n - cfg->slc_init - cfg->slc_local;
+        selected += n - cfg->slc_init - cfg->slc_local;
         rejected += list[n - 1] + 1 - n;
     }
-    if (choosing && (!chosen || !rejected))
-        return nsa_fail(NSA_ERR_CONFIG, "the case claims to reject blocks, and rejects none");
+    if (selects && (!selected || !rejected))
+        return nsa_fail(NSA_ERR_CONFIG, "the case must select and reject blocks, and does not");
     return NSA_OK;
 }
 
@@ -83,28 +83,28 @@ nsa_status judge_branches(const subject *s, const test_case *c) {
     return status;
 }
 
-/* Seeded lists: distinct blocks of [0,b] in any order, -1 anywhere, some rows none at all, some
- * without their own block. */
+/* Seeded lists: distinct blocks of [0,b] in any order, -1 anywhere, some rows empty, some without
+ * their own block. */
 nsa_status draw_forced(const test_case *c, nsa_tensors *in) {
     const nsa_config *cfg = &c->cfg;
     uint64_t state = c->seed + 1;
     nsa_tensors all = *in;
     int64_t T = cfg->seq_len, *position = calloc((size_t)T + 1, sizeof *position);
     nsa_tensor idx = {.dtype = NSA_I32, .ndim = 3, .shape = {T, cfg->kv_heads, cfg->slc_count}};
-    nsa_status status = position ? tensor_take(&idx) : nsa_fail(NSA_ERR_MEMORY, "no memory");
+    nsa_status status = position ? tensor_alloc(&idx) : nsa_fail(NSA_ERR_MEMORY, "no memory");
     memset(&all.at[NSA_ROWS], 0, sizeof(nsa_tensor));
     if (!status)
         row_positions(&all, T, position);
     for (int64_t i = 0; i < T * cfg->kv_heads && !status; i++) {
-        int64_t own = position[i / cfg->kv_heads] / cfg->slc_block;
+        int64_t own_block = position[i / cfg->kv_heads] / cfg->slc_block;
         int32_t *list = tensor_ints(&idx) + i * cfg->slc_count;
-        int none = random_next(&state) % 8 == 0;
-        for (int64_t p = 0; p < cfg->slc_count && !none; p++) {
-            int32_t block = (int32_t)(random_next(&state) % (uint64_t)(own + 2)) - 1;
-            int taken = 0;
+        int empty = random_next(&state) % 8 == 0;
+        for (int64_t p = 0; p < cfg->slc_count && !empty; p++) {
+            int32_t block = (int32_t)(random_next(&state) % (uint64_t)(own_block + 2)) - 1;
+            int used = 0;
             for (int64_t o = 0; o < p; o++)
-                taken |= list[o] == block;
-            list[p] = taken ? -1 : block;
+                used |= list[o] == block;
+            list[p] = used ? -1 : block;
         }
     }
     free(position);
@@ -113,7 +113,7 @@ nsa_status draw_forced(const test_case *c, nsa_tensors *in) {
     return status;
 }
 
-/* Each output list must be the forced one, sorted, -1 last; importance stays what it was. */
+/* Each output list must be the forced one, sorted, -1 last. */
 static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const nsa_tensor *idx) {
     int64_t n = c->cfg.slc_count, heads = c->cfg.kv_heads;
     const nsa_tensor *rows = &in->at[NSA_ROWS];
@@ -137,8 +137,9 @@ static nsa_status check_emitted(const test_case *c, const nsa_tensors *in, const
     return NSA_OK;
 }
 
-/* Outputs with the candidate's blocks forced on the oracle: a flipped near-tie is no error. A list
- * that is none cannot be forced; then the branches that know no list are judged without. */
+/* Compare outputs with the candidate's blocks forced on the oracle, so that a flipped near-tie is
+ * no error. An illegal list cannot be forced; then only the branches that use no list are
+ * judged. */
 static nsa_status note_outputs(const subject *s, const test_case *c, nsa_tensors *in,
                                const nsa_tensors *mine, const nsa_tensors *oracle) {
     nsa_tensors forced = {0};
@@ -146,7 +147,7 @@ static nsa_status note_outputs(const subject *s, const test_case *c, nsa_tensors
     if (status)
         return status;
     status = run_stage(s->oracle, &c->cfg, in, RUN_FORWARD, &forced);
-    if (status) { /* noted first: its text is the last error only now */
+    if (status) { /* noted first: the next check overwrites the error */
         parts_note(PART_SLC, status);
         parts_note(PART_GATE, status);
     } else {
@@ -168,9 +169,10 @@ nsa_status judge_forward(const subject *s, const test_case *c) {
     for (int id = NSA_IMPORTANCE; id <= NSA_V_PHI && !status; id++)
         note_output(s, (nsa_id)id, &mine, &oracle);
     if (!status)
-        parts_note(PART_SELECT, in.at[NSA_BLOCK_IDX].dtype
-                                    ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
-                                    : compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &oracle));
+        parts_note(PART_SELECT,
+                   in.at[NSA_BLOCK_IDX].dtype
+                       ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
+                       : compare_block_idx(s, c, &in, &mine.at[NSA_BLOCK_IDX], &oracle));
     status = status ? status : note_outputs(s, c, &in, &mine, &oracle);
     tensors_free(&in);
     tensors_free(&mine);
@@ -196,7 +198,7 @@ nsa_status judge_forced(const subject *s, const test_case *c) {
     return status;
 }
 
-/* Plain causal attention, which a stage may offer, is the oracle's. */
+/* A stage's plain causal attention, if it has one, must be the oracle's. */
 static nsa_status check_causal(const subject *s, const test_case *c, const nsa_tensors *in,
                                int pair, const nsa_tensor *dense) {
     nsa_tensor mine = {0};
@@ -209,13 +211,13 @@ static nsa_status check_causal(const subject *s, const test_case *c, const nsa_t
 
 void limits_of(const test_case *c, int *is_dense) {
     const nsa_config *cfg = &c->cfg;
-    const int64_t longest = case_longest(c);
+    const int64_t max_len = case_max_len(c);
     is_dense[0] = cfg->cmp_block == 1 && cfg->slc_block == 1 && cfg->phi == NSA_PHI_MEAN;
-    is_dense[1] = longest <= cfg->slc_count * cfg->slc_block;
-    is_dense[2] = cfg->window >= longest;
+    is_dense[1] = max_len <= cfg->slc_count * cfg->slc_block;
+    is_dense[2] = cfg->window >= max_len;
 }
 
-/* Facts of the specification: a branch that sees everything is dense causal attention. */
+/* A branch that sees every key is dense causal attention. */
 nsa_status judge_limits(const subject *s, const test_case *c) {
     const nsa_config *cfg = &c->cfg;
     int is_dense[3];
@@ -240,16 +242,17 @@ nsa_status judge_limits(const subject *s, const test_case *c) {
     return status;
 }
 
-/* The expectations of an independent program, for every result that the folder has. */
+/* Compare with an independent program's results, for every result in the folder. */
 nsa_status judge_vector(const subject *s, const test_case *c) {
     nsa_tensors in = {0}, mine = {0}, expect;
     nsa_status status = case_expectations(c, &expect);
     status = status ? status : case_inputs(c, s->stage->arith, &in);
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     if (!status)
-        parts_note(PART_SELECT, in.at[NSA_BLOCK_IDX].dtype
-                                    ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
-                                    : compare_choice(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect));
+        parts_note(PART_SELECT,
+                   in.at[NSA_BLOCK_IDX].dtype
+                       ? check_emitted(c, &in, &mine.at[NSA_BLOCK_IDX])
+                       : compare_block_idx(s, c, &in, &mine.at[NSA_BLOCK_IDX], &expect));
     const gradient_units units = units_for(s, c, &in);
     for (int id = NSA_OUT; id <= NSA_GRAD_LAST && !status; id++) {
         if (id == NSA_OUT_CAUSAL || !nsa_has(&c->cfg, (nsa_id)id))
@@ -267,42 +270,43 @@ nsa_status judge_vector(const subject *s, const test_case *c) {
     return status;
 }
 
-/* The rows of a result of all T that a list picks. */
-static nsa_status pick_rows(nsa_tensor *picked, const nsa_tensor *whole, const nsa_tensor *rows) {
+/* Gather the listed rows from a result of all T rows. */
+static nsa_status gather_rows(nsa_tensor *gathered, const nsa_tensor *whole,
+                              const nsa_tensor *rows) {
     size_t bytes = (size_t)tensor_row(whole) * nsa_dtype_size(whole->dtype);
-    *picked = *whole;
-    picked->shape[0] = rows->shape[0];
-    nsa_status status = tensor_take(picked);
+    *gathered = *whole;
+    gathered->shape[0] = rows->shape[0];
+    nsa_status status = tensor_alloc(gathered);
     for (int64_t r = 0; r < rows->shape[0] && !status; r++)
-        memcpy((char *)picked->data + (size_t)r * bytes,
+        memcpy((char *)gathered->data + (size_t)r * bytes,
                (char *)whole->data + (size_t)tensor_ints(rows)[r] * bytes, bytes);
     return status;
 }
 
-/* dout of the rows that a list leaves out: zero for the run over all rows, NaN for the run over the
- * list, which must not look at them. */
-static void blot_dout(nsa_tensor *dout, const nsa_tensor *rows, double blot) {
+/* Overwrite dout of the rows that are not listed: with zero for the run over all rows, with NaN for
+ * the run over the list, which must not read them. */
+static void overwrite_unlisted(nsa_tensor *dout, const nsa_tensor *rows, double value) {
     for (int64_t i = 0, r = 0; i < nsa_count(dout); i++) {
         int64_t t = i / tensor_row(dout);
         while (r < rows->shape[0] - 1 && tensor_ints(rows)[r] < t)
             r++;
         if (tensor_ints(rows)[r] != t)
-            tensor_set(dout, i, blot);
+            tensor_set(dout, i, value);
     }
 }
 
 /* Listed rows alone give the rows of the whole; with dout zero elsewhere, the gradients too. */
 nsa_status judge_rows(const subject *s, const test_case *c) {
     const tolerance *tol = tolerance_of(s->stage->arith);
-    test_case few = *c;
-    few.rows = c->cfg.seq_len < 7 ? 1 : c->cfg.seq_len / 3;
+    test_case sampled = *c;
+    sampled.rows = c->cfg.seq_len < 7 ? 1 : c->cfg.seq_len / 3;
     nsa_tensors in, all = {0}, mine = {0}, oracle = {0};
-    nsa_status status = case_inputs(&few, s->stage->arith, &in);
+    nsa_status status = case_inputs(&sampled, s->stage->arith, &in);
     const nsa_tensor *rows = &in.at[NSA_ROWS];
     status = status ? status : tensors_copy(&all, &in);
     if (!status) {
-        blot_dout(&all.at[NSA_DOUT], rows, 0);
-        blot_dout(&in.at[NSA_DOUT], rows, NAN);
+        overwrite_unlisted(&all.at[NSA_DOUT], rows, 0);
+        overwrite_unlisted(&in.at[NSA_DOUT], rows, NAN);
     }
     tensor_free(&all.at[NSA_ROWS]);
     status = status ? status : run_stage(s->oracle, &c->cfg, &all, RUN_BACKWARD, &oracle);
@@ -312,16 +316,16 @@ nsa_status judge_rows(const subject *s, const test_case *c) {
     status = status ? status : run_stage(s->stage, &c->cfg, &in, RUN_BACKWARD, &mine);
     const gradient_units units = units_for(s, c, &all);
     for (int id = NSA_BLOCK_IDX; id <= NSA_GRAD_LAST && !status; id++) {
-        nsa_tensor picked, *whole = &oracle.at[id];
+        nsa_tensor gathered, *whole = &oracle.at[id];
         if (!whole->dtype || (id >= NSA_GRAD_FIRST && !s->stage->backward))
             continue;
         int by_row = id <= NSA_IMPORTANCE || id == NSA_DQ || id == NSA_DGATE;
-        status = by_row ? pick_rows(&picked, whole, rows) : tensor_copy(&picked, whole);
+        status = by_row ? gather_rows(&gathered, whole, rows) : tensor_copy(&gathered, whole);
         if (!status && id >= NSA_GRAD_FIRST)
-            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &picked, &units);
+            status = compare_gradient(tol, (nsa_id)id, &mine.at[id], &gathered, &units);
         else if (!status)
-            status = compare_output(tol, (nsa_id)id, &mine.at[id], &picked);
-        tensor_free(&picked);
+            status = compare_output(tol, (nsa_id)id, &mine.at[id], &gathered);
+        tensor_free(&gathered);
     }
     tensors_free(&in);
     tensors_free(&all);

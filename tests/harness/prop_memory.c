@@ -10,13 +10,13 @@ long (*harness_allocations)(void) = NULL;
 static nsa_status check_count(long before, const char *call) {
     long count = harness_allocations() - before;
     if (count)
-        return nsa_fail(NSA_ERR_MEMORY, "%s allocated %ld times; all memory is taken in open", call,
-                        count);
+        return nsa_fail(NSA_ERR_MEMORY, "%s allocated %ld times; all memory is allocated in open",
+                        call, count);
     return NSA_OK;
 }
 
-/* load, forward, and what else the stage has: backward, prefill, the first tokens again as a step.
- */
+/* Count the allocations in load, forward and, where the stage has them, backward, prefill and a
+ * decode step. */
 static nsa_status count_calls(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
                               nsa_tensors *step) {
     long before = harness_allocations();
@@ -41,7 +41,7 @@ static nsa_status count_calls(const nsa_stage *stage, nsa_context *ctx, const ns
 const char *no_malloc_cannot(const subject *s) {
     if (!harness_allocations)
         return "allocations are counted in build/judge only";
-    if (s->stage->device) /* a launch takes memory in the device's own library, and gives it back */
+    if (s->stage->device) /* the device's library allocates in a launch */
         return "launches allocate where the stage cannot see it";
     return NULL;
 }
@@ -55,7 +55,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
     nsa_context *ctx = NULL;
     int32_t active[16];
     int64_t A = case_sequences(c) < c->cfg.seq_len ? case_sequences(c) : c->cfg.seq_len;
-    cfg.max_seq_len = case_longest(c) + 1;
+    cfg.max_seq_len = case_max_len(c) + 1;
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
     if (!s->stage->backward)
@@ -70,7 +70,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
     status = status ? status : nsa_open(s->stage, &cfg, &setup, &ctx);
     status = status ? status : count_calls(s->stage, ctx, &in, &step);
     status = status ? status : nsa_load(ctx, &in);
-    status = status ? status : nsa_forward(ctx); /* who computes nothing needs no memory either */
+    status = status ? status : nsa_forward(ctx); /* a stage that computes nothing must not pass */
     status = status ? status : read_result(ctx, NSA_OUT, &results.at[NSA_OUT]);
     status = status ? status : all_finite(&results);
     nsa_close(ctx);

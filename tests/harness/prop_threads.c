@@ -1,5 +1,5 @@
 /** @file prop_threads.c
- *  @brief Property: the number of threads is no input. */
+ *  @brief Property: results do not depend on the number of threads. */
 #include "harness/compare.h"
 #include "harness/properties.h"
 #include "harness/tensor.h"
@@ -18,17 +18,17 @@ static nsa_status same_bits(const nsa_tensors *a, const nsa_tensors *b, const ch
 /* Two runs with `threads` threads: every result the same bits both times. */
 static nsa_status run_both(const subject *s, const test_case *c, const nsa_tensors *in, int threads,
                            nsa_tensors *first) {
-    const int how = RUN_BACKWARD | threads * RUN_THREADS;
+    const int flags = RUN_BACKWARD | threads * RUN_THREADS;
     nsa_tensors second = {0};
-    nsa_status status = run_stage(s->stage, &c->cfg, in, how, first);
-    status = status ? status : run_stage(s->stage, &c->cfg, in, how, &second);
+    nsa_status status = run_stage(s->stage, &c->cfg, in, flags, first);
+    status = status ? status : run_stage(s->stage, &c->cfg, in, flags, &second);
     status = status ? status : same_bits(first, &second, "two runs with", threads);
     tensors_free(&second);
     return status;
 }
 
-/* A gradient of a key is a sum over rows, which threads may split: it keeps the tolerance, and of
- * the oracle, for of two float32 runs neither says which gradients are zero. */
+/* A gradient of a key is a sum over rows, which threads may split in different ways. So compare it
+ * with the oracle, within the tolerance: a float32 run cannot tell which gradients are zero. */
 static nsa_status judge_gradients(const subject *s, const nsa_tensors *oracle,
                                   const nsa_tensors *mine, const gradient_units *units) {
     nsa_status status = NSA_OK;
@@ -40,10 +40,11 @@ static nsa_status judge_gradients(const subject *s, const nsa_tensors *oracle,
     return status;
 }
 
-/* A row belongs to one thread, so outputs and the selection keep their bits, forward and decode. */
-static nsa_status judge_rows_of(const subject *s, const test_case *c, const nsa_tensors *in,
-                                const nsa_tensors *one, nsa_tensors *mine, int threads) {
-    const int64_t prefix = case_longest(c) / 2;
+/* A row is computed by one thread, so outputs and selection keep their bits, in forward and
+ * decode. */
+static nsa_status judge_row_bits(const subject *s, const test_case *c, const nsa_tensors *in,
+                                 const nsa_tensors *one, nsa_tensors *mine, int threads) {
+    const int64_t prefix = case_max_len(c) / 2;
     nsa_tensors alone = {0}, steps = {0};
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST; id++)
         tensor_free(&mine->at[id]);
@@ -63,7 +64,7 @@ const char *threads_cannot(const subject *s) {
     return s->stage->device ? "it runs on a device, whatever the host's threads" : NULL;
 }
 
-/* 1, 2, 3 and 7 threads: fewer and more than the cores, and no divisor of the work. */
+/* 1, 2, 3 and 7 threads: fewer and more than the cores, and not all divide the work evenly. */
 nsa_status judge_threads(const subject *s, const test_case *c) {
     static const int counts[] = {2, 3, 7};
     nsa_tensors in, one = {0}, oracle = {0};
@@ -78,7 +79,7 @@ nsa_status judge_threads(const subject *s, const test_case *c) {
         nsa_tensors many = {0};
         status = run_both(s, c, &in, counts[i], &many);
         status = status ? status : judge_gradients(s, &oracle, &many, &units);
-        status = status ? status : judge_rows_of(s, c, &in, &one, &many, counts[i]);
+        status = status ? status : judge_row_bits(s, c, &in, &one, &many, counts[i]);
         tensors_free(&many);
     }
     tensors_free(&in);

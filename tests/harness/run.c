@@ -28,7 +28,7 @@ nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor
     tensor_free(idx);
     *idx = *block_idx;
     idx->shape[0] = in->at[NSA_Q].shape[0];
-    nsa_status status = tensor_take(idx); /* all bits one: -1 */
+    nsa_status status = tensor_alloc(idx); /* all bits one: -1 */
     for (int64_t r = 0; r < block_idx->shape[0] && !status; r++) {
         int64_t t = rows->dtype ? tensor_ints(rows)[r] : r;
         memcpy(tensor_ints(idx) + t * row, tensor_ints(block_idx) + r * row,
@@ -39,19 +39,19 @@ nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor
 
 nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
     nsa_status status = nsa_result(ctx, id, t);
-    status = status ? status : tensor_take(t);
+    status = status ? status : tensor_alloc(t);
     status = status ? status : nsa_read(ctx, id, t);
-    if (!status && !tensor_fenced(t))
+    if (!status && !tensor_fences_intact(t))
         status = nsa_fail(NSA_ERR_MEMORY, "reading %s wrote outside its tensor", nsa_name(id));
     return status;
 }
 
 /* Every result that exists after a forward (and backward). */
-static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int how, int backward,
+static nsa_status read_all(nsa_context *ctx, const nsa_config *cfg, int flags, int backward,
                            nsa_tensors *results) {
     nsa_status status = NSA_OK;
     for (int id = NSA_BLOCK_IDX; id <= NSA_V_PHI && !status; id++) {
-        if (!(how & RUN_LEAN) || id < NSA_OUT_CMP || id > NSA_IMPORTANCE)
+        if (!(flags & RUN_OUT_ONLY) || id < NSA_OUT_CMP || id > NSA_IMPORTANCE)
             status = read_result(ctx, (nsa_id)id, &results->at[id]);
     }
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && backward && !status; id++) {
@@ -67,7 +67,7 @@ static nsa_status run_once(nsa_context *ctx, const nsa_tensors *in, int backward
     return status || !backward ? status : nsa_backward(ctx);
 }
 
-nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others) {
+nsa_status other_values(const nsa_tensors *in, int64_t extra, nsa_tensors *others) {
     nsa_status status = NSA_OK;
     memset(others, 0, sizeof *others);
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
@@ -76,8 +76,8 @@ nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others
         if (!from->dtype)
             continue;
         *to = *from;
-        to->shape[0] += id <= NSA_DOUT || id == NSA_BLOCK_IDX ? more : 0;
-        status = tensor_take(to); /* whole numbers that are not copied stay -1: no block */
+        to->shape[0] += id <= NSA_DOUT || id == NSA_BLOCK_IDX ? extra : 0;
+        status = tensor_alloc(to); /* integers that are not copied stay -1: no block */
         for (int64_t i = 0; !status && to->dtype != NSA_I32 && i < nsa_count(to); i++)
             tensor_set(to, i, id == NSA_GATE ? 0.5 : 1 - 3 * tensor_get(from, i % nsa_count(from)));
         for (int64_t i = 0; !status && to->dtype == NSA_I32 && i < nsa_count(from); i++)
@@ -85,13 +85,13 @@ nsa_status other_values(const nsa_tensors *in, int64_t more, nsa_tensors *others
     }
     const nsa_tensor *cu = &others->at[NSA_CU_SEQLENS];
     if (!status && cu->dtype)
-        tensor_ints(cu)[cu->shape[0] - 1] += (int32_t)more;
+        tensor_ints(cu)[cu->shape[0] - 1] += (int32_t)extra;
     return status;
 }
 
-static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int64_t more, int backward) {
+static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int64_t extra, int backward) {
     nsa_tensors others;
-    nsa_status status = other_values(in, more, &others);
+    nsa_status status = other_values(in, extra, &others);
     status = status ? status : run_once(ctx, &others, backward);
     tensors_free(&others);
     return status;
@@ -100,14 +100,14 @@ static nsa_status run_others(nsa_context *ctx, const nsa_tensors *in, int64_t mo
 static nsa_status inputs_fenced(const nsa_tensors *in, const nsa_tensors *before) {
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (in->at[id].dtype &&
-            (!tensor_fenced(&in->at[id]) || !tensor_same(&in->at[id], &before->at[id])))
+            (!tensor_fences_intact(&in->at[id]) || !tensor_same(&in->at[id], &before->at[id])))
             return nsa_fail(NSA_ERR_MEMORY, "the stage changed its input %s", nsa_name((nsa_id)id));
     }
     return NSA_OK;
 }
 
-/* A context of one token and the smallest heads, that asks for all that the stage has. */
-static nsa_status open_beside(const nsa_stage *stage, nsa_context **ctx) {
+/* A second context: one token, the smallest heads, every function that the stage has. */
+static nsa_status open_tiny(const nsa_stage *stage, nsa_context **ctx) {
     nsa_config tiny = nsa_config_defaults();
     const nsa_setup setup = {.flags = (stage->backward ? NSA_BACKWARD : 0u) |
                                       (stage->prefill ? NSA_DECODE : 0u) | NSA_WANT_CAUSAL};
@@ -115,35 +115,35 @@ static nsa_status open_beside(const nsa_stage *stage, nsa_context **ctx) {
     return nsa_open(stage, &tiny, &setup, ctx);
 }
 
-nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in, int how,
-                     nsa_tensors *results) {
-    const int backward = (how & RUN_BACKWARD) && stage->backward;
-    const int64_t more =
-        how & RUN_TWICE ? 7 : 0; /* tokens of the first run that the second lacks */
-    nsa_setup setup = {.flags = NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
-                                (how & RUN_LEAN ? 0u : NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE),
-                       .max_rows = row_count(in) + more,
-                       .threads = how / RUN_THREADS};
-    nsa_config room = *cfg;
+nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
+                     int flags, nsa_tensors *results) {
+    const int backward = (flags & RUN_BACKWARD) && stage->backward;
+    const int64_t extra = flags & RUN_TWICE ? 7 : 0; /* the first run has more tokens */
+    nsa_setup setup = {.flags =
+                           NSA_DEBUG_MEMORY | (backward ? NSA_BACKWARD : 0u) |
+                           (flags & RUN_OUT_ONLY ? 0u : NSA_WANT_BRANCHES | NSA_WANT_IMPORTANCE),
+                       .max_rows = row_count(in) + extra,
+                       .threads = flags / RUN_THREADS};
+    nsa_config larger = *cfg;
     nsa_tensors used, before;
-    nsa_context *ctx = NULL, *beside = NULL;
-    room.seq_len += more;
+    nsa_context *ctx = NULL, *second = NULL;
+    larger.seq_len += extra;
     memset(results, 0, sizeof *results);
     nsa_status status = tensors_copy(&before, in);
     status = status ? status : tensors_copy(&used, in);
     if (!status && !backward)
         tensor_free(&used.at[NSA_DOUT]);
-    status = status ? status : nsa_open(stage, &room, &setup, &ctx);
-    if (!status && (how & RUN_BESIDE))
-        status = open_beside(stage, &beside);
-    if (!status && (how & RUN_TWICE))
-        status = run_others(ctx, &used, more, backward);
+    status = status ? status : nsa_open(stage, &larger, &setup, &ctx);
+    if (!status && (flags & RUN_TWO_CONTEXTS))
+        status = open_tiny(stage, &second);
+    if (!status && (flags & RUN_TWICE))
+        status = run_others(ctx, &used, extra, backward);
     status = status ? status : run_once(ctx, &used, backward);
-    status = status ? status : read_all(ctx, cfg, how, backward, results);
+    status = status ? status : read_all(ctx, cfg, flags, backward, results);
     status = status ? status : nsa_check_memory(ctx);
     status = status ? status : inputs_fenced(&used, &before);
     nsa_close(ctx);
-    nsa_close(beside);
+    nsa_close(second);
     tensors_free(&used);
     tensors_free(&before);
     return status;

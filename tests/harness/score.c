@@ -9,8 +9,8 @@ static const char *next_line(const char *line) {
     return *line ? line + 1 : line;
 }
 
-/* A trial's line about a part: its own, or the one that ended the trial early; then the replay
- * line. */
+/* Copy the line about part p from a trial's text, or the last line if the trial ended early; then
+ * the replay line. */
 static void first_failure(stage_part p, const property *of, const char *text, const outcome *o,
                           char *to, size_t capacity) {
     const char *line = o->why, *name = part_name(p), *last = line;

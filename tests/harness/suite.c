@@ -1,5 +1,5 @@
 /** @file suite.c
- *  @brief The table of properties, and running a trial so that a crash or a hang names itself. */
+ *  @brief The table of properties, and running trials: a crash or a hang prints the replay line. */
 #include "harness/suite.h"
 #include "harness/cases.h"
 
@@ -10,9 +10,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* --------------------------------------------------- which cases a property is for */
+/* --------------------------------------------------- which cases a property applies to */
 
-static int plain(const test_case *c) {
+static int all_rows_wanted(const test_case *c) {
     return !c->rows;
 }
 
@@ -23,12 +23,12 @@ static int any_case(const subject *s, const test_case *c) {
 
 static int all_rows(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c);
+    return all_rows_wanted(c);
 }
 
 static int unforced(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c) && strcmp(c->vector, "forced_index") != 0;
+    return all_rows_wanted(c) && strcmp(c->vector, "forced_index") != 0;
 }
 
 static int is_vector(const subject *s, const test_case *c) {
@@ -36,34 +36,35 @@ static int is_vector(const subject *s, const test_case *c) {
     return c->vector[0] != 0;
 }
 
-/* Each loss is a whole forward, so only small cases; and only what is exact enough to differ. */
+/* Each value of the loss is a forward, so only small cases; differences need float64. */
 static int small_float64(const subject *s, const test_case *c) {
-    return s->stage->arith == NSA_FLOAT64 && plain(c) && c->cfg.seq_len <= 64 && !c->vector[0];
+    return s->stage->arith == NSA_FLOAT64 && all_rows_wanted(c) && c->cfg.seq_len <= 64 &&
+           !c->vector[0];
 }
 
 static int is_pack(const subject *s, const test_case *c) {
     (void)s;
-    return plain(c) && case_sequences(c) > 1;
+    return all_rows_wanted(c) && case_sequences(c) > 1;
 }
 
 static int one_sequence(const subject *s, const test_case *c) {
     return unforced(s, c) && case_sequences(c) == 1 && c->cfg.seq_len > 2;
 }
 
-/* Some branch sees everything, or there is plain causal attention to look at. */
+/* Some branch sees every key, or the stage has plain causal attention. */
 static int has_limit(const subject *s, const test_case *c) {
     int dense[3];
     limits_of(c, dense);
     return s->stage->causal || dense[0] || dense[1] || dense[2];
 }
 
-/* Rows for every thread; the other dims are other properties' business. */
+/* Enough rows for every thread; one shape of heads is enough here. */
 static int many_tiles(const subject *s, const test_case *c) {
     return unforced(s, c) && c->cfg.seq_len >= 97 && c->cfg.slc_block == 16 &&
            c->cfg.kv_heads == 2 && c->cfg.qk_dim == 8;
 }
 
-/* Moving a value must move the row: its probability must not underflow. */
+/* Changing a value must change the row, so its probability must not underflow. */
 static int countable(const subject *s, const test_case *c) {
     return one_sequence(s, c) && !c->vector[0] && c->data == DATA_NORMAL &&
            c->cfg.phi == NSA_PHI_MEAN && c->cfg.seq_len >= c->cfg.cmp_block && c->cfg.seq_len < 140;
@@ -71,17 +72,17 @@ static int countable(const subject *s, const test_case *c) {
 
 static int is_bad_input_case(const subject *s, const test_case *c) {
     (void)s;
-    return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && plain(c);
+    return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c);
 }
 
 static int is_bad_config_case(const subject *s, const test_case *c) {
     (void)s;
-    return c->cfg.seq_len == 100 && !c->seqs && plain(c) && c->cfg.cmp_block == 8 &&
+    return c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c) && c->cfg.cmp_block == 8 &&
            c->cfg.cmp_stride == 4 && c->cfg.slc_block == 16 && c->cfg.slc_init == 1 &&
            c->cfg.slc_local == 2 && c->cfg.kv_heads == 2 && c->cfg.phi == NSA_PHI_MEAN;
 }
 
-/* What the columns mean stands in properties.h. */
+/* properties.h explains the columns. */
 const property properties[] = {
     {"bad_config", "every rule of a config, broken, is an error that names it", PART(ERRORS),
      NEEDS_NOTHING, is_bad_config_case, judge_bad_config, NULL},
@@ -132,7 +133,7 @@ static int on_simulator(const nsa_stage *stage) {
     return stage->device && !strcmp(stage->device(), "simulator");
 }
 
-/* The trials of one case; with `all`, also those that the simulator is spared. */
+/* Add the trials of one case; without `all`, not those of SAMPLED properties. */
 static nsa_status add_trials(const subject *s, const char *property_name, const char *text, int all,
                              trial *list, size_t *count) {
     test_case c;
@@ -166,11 +167,11 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
     *list = calloc((size_t)property_count * ((size_t)case_count + 1), sizeof **list);
     if (!*list)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for the list of trials");
-    const int spare = on_simulator(s->stage);
+    const int simulated = on_simulator(s->stage);
     for (int i = 0; i < case_count && !case_text && !status; i++) {
         if (!quick || (cases[i].marks & QUICK))
-            status = add_trials(s, property_name, cases[i].text, !spare || (cases[i].marks & PATH),
-                                *list, count);
+            status = add_trials(s, property_name, cases[i].text,
+                                !simulated || (cases[i].marks & PATH), *list, count);
     }
     if (case_text)
         status = add_trials(s, property_name, case_text, 1, *list, count);
@@ -183,8 +184,8 @@ nsa_status suite_list(const subject *s, int quick, const char *property_name, co
 
 /* ------------------------------------------------------------------ running */
 
-/* Why a trial cannot be judged, NULL if it can. */
-static const char *why_not(const subject *s, const property *p) {
+/* Why a trial is skipped; NULL: it is not. */
+static const char *skip_reason(const subject *s, const property *p) {
     if ((p->flags & NEEDS_BACKWARD) && !s->stage->backward)
         return "the stage has no backward";
     if ((p->flags & NEEDS_PREFILL) && !s->stage->prefill)
@@ -209,9 +210,9 @@ part_set suite_parts(const nsa_stage *stage, const property *p) {
     return p->parts & ~(stage->backward ? 0 : PARTS_BACKWARD) & ~(stage->causal ? 0 : PART(CAUSAL));
 }
 
-/* The line that a signal handler writes: made before the trial, for it may call nothing then. */
+/* The replay line, formatted before the trial: a signal handler may not call snprintf(). */
 static char replay[640];
-static int judging; /* a trial is under way */
+static int judging; /* a trial is running */
 
 int suite_ends_with = 0;
 
@@ -222,29 +223,29 @@ static void end_program(const char *what, int code) {
     _exit(suite_ends_with ? code : 1);
 }
 
-static void die(int signal_number) {
+static void handle_signal(int signal_number) {
     if (signal_number == SIGALRM)
         end_program("\nHANG: ", SUITE_HANG);
     end_program("\nCRASH: ", SUITE_CRASH);
 }
 
-/* A stage that calls exit(0) has not passed. */
-static void caught_exit(void) {
+/* A stage that calls exit(), even with 0, has failed. */
+static void handle_exit(void) {
     if (judging)
         end_program("\nEXIT: ", SUITE_EXIT);
 }
 
-/* The handler has a stack of its own: that of a stage that recursed too deep is full. */
-static void watch(int on) {
+/* The handler needs its own stack: after too deep a recursion the normal one is full. */
+static void catch_signals(int on) {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
     static char stack[65536];
     static int registered;
     struct sigaction action = {.sa_flags = SA_ONSTACK};
-    action.sa_handler = on ? die : SIG_DFL;
+    action.sa_handler = on ? handle_signal : SIG_DFL;
     if (!registered++) {
-        const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
-        sigaltstack(&own, NULL);
-        atexit(caught_exit);
+        const stack_t alt_stack = {.ss_sp = stack, .ss_size = sizeof stack};
+        sigaltstack(&alt_stack, NULL);
+        atexit(handle_exit);
     }
     for (int i = 0; i < 6; i++)
         sigaction(signals[i], &action, NULL);
@@ -253,9 +254,9 @@ static void watch(int on) {
 
 nsa_status suite_available(const nsa_stage *stage, const char *name) {
     snprintf(replay, sizeof replay, "stage %s, asked whether it can run here\n", name);
-    watch(1);
+    catch_signals(1);
     const nsa_status status = stage->available();
-    watch(0);
+    catch_signals(0);
     return status;
 }
 
@@ -268,7 +269,7 @@ static double seconds_now(void) {
 void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o) {
     test_case c;
     findings f;
-    const char *reason = why_not(s, t->property);
+    const char *reason = skip_reason(s, t->property);
     memset(o, 0, sizeof *o);
     if (reason) {
         o->verdict = SKIPPED;
@@ -277,14 +278,14 @@ void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o) {
     }
     suite_replay(s->name, t->property->name, t->text, replay, sizeof replay);
     const double begin = seconds_now();
-    watch(1);
+    catch_signals(1);
     alarm(seconds);
     parts_begin();
     nsa_status status = case_parse(t->text, &c);
     status = status ? status : t->property->judge(s, &c);
     o->verdict = parts_end(suite_parts(s->stage, t->property), status, &f) ? PASSED : FAILED;
     alarm(0);
-    watch(0);
+    catch_signals(0);
     o->seconds = seconds_now() - begin;
     o->passed = f.passed;
     o->failed = f.failed;

@@ -8,12 +8,12 @@
 
 enum { FENCE = 64, SENTINEL = 0x5C };
 
-/* The bytes of a tensor, rounded up so that the fence behind them is where it is looked for. */
+/* The bytes of a tensor's elements; the second fence follows them. */
 static size_t bytes_of(const nsa_tensor *t) {
     return (size_t)nsa_count(t) * nsa_dtype_size(t->dtype);
 }
 
-/* Close both fences to everybody, or open them to the harness. */
+/* Make both fences inaccessible, or accessible to the harness. */
 static void close_fences(const nsa_tensor *t) {
     nsa_hide((char *)t->data - FENCE, FENCE);
     nsa_hide((char *)t->data + bytes_of(t), FENCE);
@@ -24,14 +24,14 @@ static void open_fences(const nsa_tensor *t) {
     nsa_show((char *)t->data + bytes_of(t), FENCE);
 }
 
-nsa_status tensor_take(nsa_tensor *t) {
+nsa_status tensor_alloc(nsa_tensor *t) {
     int64_t count = nsa_count(t);
     unsigned char *start = NULL;
     if (count >= 0)
         start = malloc(bytes_of(t) + 2 * FENCE);
     t->data = NULL;
     if (!start)
-        return nsa_fail(NSA_ERR_MEMORY, "the harness cannot take a tensor");
+        return nsa_fail(NSA_ERR_MEMORY, "the harness cannot allocate a tensor");
     memset(start, SENTINEL, FENCE);
     memset(start + FENCE, 0xFF, bytes_of(t));
     memset(start + FENCE + bytes_of(t), SENTINEL, FENCE);
@@ -42,7 +42,7 @@ nsa_status tensor_take(nsa_tensor *t) {
 
 nsa_status tensor_copy(nsa_tensor *dst, const nsa_tensor *src) {
     *dst = *src;
-    nsa_status status = tensor_take(dst);
+    nsa_status status = tensor_alloc(dst);
     if (!status && bytes_of(src))
         memcpy(dst->data, src->data, bytes_of(src));
     return status;
@@ -54,14 +54,14 @@ void tensor_free(nsa_tensor *t) {
     memset(t, 0, sizeof *t);
 }
 
-int tensor_fenced(const nsa_tensor *t) {
+int tensor_fences_intact(const nsa_tensor *t) {
     const unsigned char *data = t->data;
-    int stands = 1;
+    int intact = 1;
     open_fences(t);
     for (int i = 0; i < FENCE; i++)
-        stands &= data[i - FENCE] == SENTINEL && data[bytes_of(t) + (size_t)i] == SENTINEL;
+        intact &= data[i - FENCE] == SENTINEL && data[bytes_of(t) + (size_t)i] == SENTINEL;
     close_fences(t);
-    return stands;
+    return intact;
 }
 
 nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src) {
@@ -81,7 +81,7 @@ nsa_status tensors_widen(nsa_tensors *t) {
         if (narrow.dtype != NSA_F32)
             continue;
         wide->dtype = NSA_F64;
-        status = tensor_take(wide);
+        status = tensor_alloc(wide);
         for (int64_t i = 0; i < nsa_count(wide) && !status; i++)
             tensor_set(wide, i, tensor_get(&narrow, i));
         tensor_free(&narrow);

@@ -1,28 +1,28 @@
 /**
  * @file tensor.h
- * @brief Tensors of the harness: fenced by sentinels and filled with NaN until written.
+ * @brief Tensors of the harness: between fences of sentinel bytes, poisoned until written.
  */
 #ifndef HARNESS_TENSOR_H
 #define HARNESS_TENSOR_H
 
 #include "nsa.h"
 
-/** Give `t` (dtype, ndim and shape set) fenced memory, all bits one: NaN, or -1. */
-nsa_status tensor_take(nsa_tensor *t);
+/** Allocate fenced memory for `t` (dtype, ndim and shape are set), all bits one: NaN, or -1. */
+nsa_status tensor_alloc(nsa_tensor *t);
 
 /** A fenced copy of a tensor. */
 nsa_status tensor_copy(nsa_tensor *dst, const nsa_tensor *src);
 
-/** Free what tensor_take() took and make the tensor absent. */
+/** Free what tensor_alloc() allocated and make the tensor absent. */
 void tensor_free(nsa_tensor *t);
 
-/** @return 1 if both fences of a tensor stand. */
-int tensor_fenced(const nsa_tensor *t);
+/** @return 1 if both fences of a tensor are intact. */
+int tensor_fences_intact(const nsa_tensor *t);
 
 /** A fenced copy of each tensor that is present. */
 nsa_status tensors_copy(nsa_tensors *dst, const nsa_tensors *src);
 
-/** Make every float32 tensor float64, the values as they are. */
+/** Convert every float32 tensor to float64. */
 nsa_status tensors_widen(nsa_tensors *t);
 
 /** Free every tensor. */
