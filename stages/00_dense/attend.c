@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* Compressed branch: token i covers positions [i d, i d + l) and is seen once they are all past
- * (Eq. 8): i d + l - 1 <= t. Each visible_ function fills st->keep and returns how many keys it is
+ * (Eq. 8): i d + l - 1 <= t. Each visible_ function fills st->mask and returns how many keys it is
  * over. */
 int64_t visible_cmp(const stage *st, const sequence *sq, int64_t t) {
     for (int64_t i = 0; i < sq->n_cmp; i++)
@@ -37,10 +37,9 @@ int64_t visible_all(const stage *st, const sequence *sq, int64_t t) {
     return sq->len;
 }
 
-/* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys, masked by st->keep. The
- * probabilities stay in st->p, 0 where masked. With nothing kept o = 0. The maximum is subtracted
- * from the scores as they are, and the difference is scaled: one rounding, however large both are.
- */
+/* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys, masked by st->mask. The
+ * probabilities stay in st->p, 0 where masked. With nothing visible o = 0. The difference of score
+ * and maximum is taken before it is scaled: one rounding, however large both are. */
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o) {
     const int64_t dk = st->cfg.qk_dim, dv = st->cfg.v_dim, Hkv = st->cfg.kv_heads;
     const real scale = (real)st->cfg.scale;
@@ -64,8 +63,7 @@ void attend(const stage *st, const real *q, const real *k, const real *v, int64_
     }
 }
 
-/* Where row r keeps its group's importance [J], zeroed: Eq. 10 sums over the group's heads into it.
- */
+/* Row r's importance [J] of one group, zeroed: Eq. 10 sums over the group's heads into it. */
 static real *importance_row(stage *st, int64_t r, int64_t kvh) {
     int64_t J = st->keep_importance ? st->batch.J : st->plan->max_blocks;
     real *imp = st->importance + (st->keep_importance ? (r * st->cfg.kv_heads + kvh) * J : 0);
@@ -81,7 +79,7 @@ static void accumulate_gated(stage *st, int branch, int64_t row) {
         memcpy(st->out_x[branch] + row * dv, st->o, (size_t)dv * sizeof *st->o);
 }
 
-/* One branch of one head; the keys it sees are already in st->keep. */
+/* One branch of one head; the keys it sees are already in st->mask. */
 static void attend_branch(stage *st, const sequence *sq, int branch, int64_t row, int64_t n) {
     const nsa_config *c = &st->cfg;
     int64_t kvh = row % c->q_heads / st->plan->group;
@@ -91,9 +89,8 @@ static void attend_branch(stage *st, const sequence *sq, int branch, int64_t row
 }
 
 /* Row r of the results, for the query at position t of its sequence: per group of heads the
- * compressed branch and its importance, the choice of blocks, then the other two branches (Eq. 5,
- * 8-12). `row` = r Hq + h is one head of it. `forced` [Hkv,n] replaces the selection; NULL selects.
- */
+ * compressed branch and its importance, the selection of blocks, then the other two branches (Eq.
+ * 5, 8-12). `row` = r Hq + h is one head. `forced` [Hkv,n] replaces the selection; NULL selects. */
 void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, n = c->slc_count;

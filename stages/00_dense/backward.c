@@ -27,8 +27,7 @@ static void zero_gradients(stage *st) {
     }
 }
 
-/* Where the gradients of sequence b's keys and values are summed; [CMP] are the compressed tokens'.
- */
+/* Where the gradients of sequence b's keys and values are summed; [CMP]: compressed tokens'. */
 static gradient pack_gradient(const stage *st, int64_t b) {
     const int64_t Hkv = st->cfg.kv_heads, dk = st->cfg.qk_dim, dv = st->cfg.v_dim;
     gradient g;

@@ -18,8 +18,7 @@ static sequence slot_sequence(const stage *st, int64_t slot, int64_t len) {
     return sq;
 }
 
-/* Rows of `row_width` from the pack, from row `from` on, to rows of the caches, from row `to` on.
- */
+/* Copy rows of `row_width`: from row `from` of the pack on, to row `to` of the cache on. */
 static void cache_rows(real *cache, int64_t to, const real *pack, int64_t from, int64_t rows,
                        int64_t row_width) {
     memcpy(cache + to * row_width, pack + from * row_width,

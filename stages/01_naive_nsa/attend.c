@@ -1,14 +1,11 @@
 /** @file
- *  @brief The three branches and their gate: each branch is a softmax over the keys its mask keeps.
- */
+ *  @brief The three branches and their gate: each is a softmax over the keys its mask keeps. */
 #include "stage.h"
 
 #include <string.h>
 
 /* Compressed branch: token i covers positions [i d, i d + l) and is seen once they are all past
- * (Eq. 8): i d + l - 1 <= t. Each visible_ function fills st->list and returns how many keys it
- * holds.
- */
+ * (Eq. 8): i d + l - 1 <= t. Each visible_ function fills st->key_list and returns its length. */
 int64_t visible_cmp(const stage *st, const sequence *sq, int64_t t) {
     int64_t n = 0;
     for (; n < sq->n_cmp && n * st->cfg.cmp_stride + st->cfg.cmp_block - 1 <= t; n++)
@@ -53,10 +50,9 @@ static int64_t partial_end(int64_t first, int64_t n) {
     return first + PARTIAL_KEYS < n ? first + PARTIAL_KEYS : n;
 }
 
-/* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys of st->list. Their
- * probabilities stay in st->p, in the list's order. With nothing listed o = 0. The maximum is
- * subtracted from the scores as they are, and the difference is scaled: one rounding, however large
- * both are. */
+/* o [dv] = sum_s p_s v_s, p = softmax_s(scale q.k_s) over the n keys of st->key_list. Their
+ * probabilities stay in st->p, in the list's order. With nothing listed o = 0. The difference of
+ * score and maximum is taken before it is scaled: one rounding, however large both are. */
 void attend(const stage *st, const real *q, const real *k, const real *v, int64_t n, real *o) {
     const int64_t dk = st->cfg.qk_dim, dv = st->cfg.v_dim, Hkv = st->cfg.kv_heads;
     const real scale = (real)st->cfg.scale;
@@ -84,8 +80,7 @@ void attend(const stage *st, const real *q, const real *k, const real *v, int64_
     }
 }
 
-/* Where row r keeps its group's importance [J], zeroed: Eq. 10 sums over the group's heads into it.
- */
+/* Row r's importance [J] of one group, zeroed: Eq. 10 sums over the group's heads into it. */
 static real *importance_row(stage *st, int64_t r, int64_t kvh) {
     int64_t J = st->keep_importance ? st->batch.J : st->plan->max_blocks;
     real *imp = st->importance + (st->keep_importance ? (r * st->cfg.kv_heads + kvh) * J : 0);
@@ -101,7 +96,7 @@ static void accumulate_gated(stage *st, int branch, int64_t row) {
         memcpy(st->out_x[branch] + row * dv, st->o, (size_t)dv * sizeof *st->o);
 }
 
-/* One branch of one head; the n keys it sees are already in st->list. */
+/* One branch of one head; the n keys it sees are already in st->key_list. */
 static void attend_branch(stage *st, const sequence *sq, int branch, int64_t row, int64_t n) {
     const nsa_config *c = &st->cfg;
     int64_t kvh = row % c->q_heads / st->plan->group;
@@ -111,9 +106,8 @@ static void attend_branch(stage *st, const sequence *sq, int branch, int64_t row
 }
 
 /* Row r of the results, for the query at position t of its sequence: per group of heads the
- * compressed branch and its importance, the choice of blocks, then the other two branches (Eq. 5,
- * 8-12). `row` = r Hq + h is one head of it. `forced` [Hkv,n] replaces the selection; NULL selects.
- */
+ * compressed branch and its importance, the selection of blocks, then the other two branches (Eq.
+ * 5, 8-12). `row` = r Hq + h is one head. `forced` [Hkv,n] replaces the selection; NULL selects. */
 void attend_row(stage *st, const sequence *sq, int64_t t, int64_t r, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, n = c->slc_count;

@@ -1,6 +1,5 @@
 /** @file
- *  @brief Forward: compress the pack, then every query row on its own. Also plain causal attention.
- */
+ *  @brief Forward: compress the pack, then each query row alone. Also plain causal attention. */
 #include "stage.h"
 
 nsa_status forward(void *self) {

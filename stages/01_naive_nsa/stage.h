@@ -16,8 +16,8 @@ typedef float real; /* what this stage computes in */
 #include "common/cpu_stage.h"
 
 /* The keys and values that one sequence attends to; k[CMP] and v[CMP] are its compressed tokens.
- * They are a stretch of the pack, or a slot of the decode cache. Rows are Hkv*dk or Hkv*dv apart.
- */
+ * They are a stretch of the pack, or a slot of the decode cache. A row's stride is Hkv*dk or
+ * Hkv*dv. */
 typedef struct sequence {
     int64_t len;   /* tokens */
     int64_t n_cmp; /* compressed tokens, N */

@@ -43,7 +43,7 @@ static int64_t visible_all(int64_t t, span *spans) {
 }
 
 /* A query alone, in decode, reads blocks that no other query has fetched: each span prefetches the
- * next one's block. Where queries share blocks, asking costs more than it brings. */
+ * next one's block. Where queries share blocks, prefetching costs more than it brings. */
 static void prefetch_spans(const query_tile *qt, span *spans, int64_t n) {
     for (int64_t j = 0; j + 1 < n && qt->count == 1; j++)
         spans[j].next = spans[j + 1].block;

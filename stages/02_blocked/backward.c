@@ -1,6 +1,5 @@
 /** @file
- *  @brief Backward: tile after tile of query rows, then the compressed tokens back to their blocks.
- */
+ *  @brief Backward: tile after tile of query rows, then compressed tokens back to their blocks. */
 #include "stage.h"
 
 static void zero(real *x, int64_t count) {

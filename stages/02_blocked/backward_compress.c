@@ -1,6 +1,5 @@
 /** @file
- *  @brief Backward of compression: from a compressed token's gradient to its block and the weights.
- */
+ *  @brief Backward of compression: a compressed token's gradient to its block and the weights. */
 #include "stage.h"
 
 /* y = mean_r x_r:  dx_r += dy / l */

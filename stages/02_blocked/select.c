@@ -1,5 +1,5 @@
 /** @file
- *  @brief Importance (Eq. 9, 10) and the choice of blocks (Eq. 11). */
+ *  @brief Importance (Eq. 9, 10) and the selection of blocks (Eq. 11). */
 #include "stage.h"
 
 #include <stdbool.h>
@@ -21,15 +21,14 @@ void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t b
     }
 }
 
-/* The order of choice: importance descending, index ascending; NaN sorts below every number. */
+/* The order of selection: importance descending, index ascending; NaN sorts below every number. */
 static bool ranks_before(real imp_a, int64_t a, real imp_b, int64_t b) {
     if (isnan(imp_a) || isnan(imp_b))
         return isnan(imp_a) && isnan(imp_b) ? a < b : isnan(imp_b);
     return imp_a > imp_b || (imp_a == imp_b && a < b);
 }
 
-/* Insert block j where it belongs in the list, if it is among the best `most`; returns the length.
- */
+/* Insert block j where it belongs in topk, if it is among the best k; returns the length. */
 static int64_t topk_insert(const real *imp, int32_t *topk, int64_t length, int64_t k, int64_t j) {
     int64_t pos = length;
     while (pos > 0 && ranks_before(imp[j], j, imp[topk[pos - 1]], topk[pos - 1]))
@@ -43,9 +42,8 @@ static int64_t topk_insert(const real *imp, int32_t *topk, int64_t length, int64
     return length;
 }
 
-/* idx [n]: the blocks of query position t, ascending, padded with -1. Forced are the first slc_init
- * and the slc_local that end with the query's own block b; the rest of the n go to the best others.
- */
+/* idx [n]: the blocks of query position t, ascending, padded with -1. The first slc_init blocks are
+ * forced, and the slc_local that end with the query's own block; the best others fill the rest. */
 void select_blocks(const nsa_config *c, const real *imp, int64_t t, int32_t *idx) {
     int64_t own_block = t / c->slc_block, n_forced = 0, n_topk = 0, used = 0;
     int32_t topk[128]; /* n <= 128: a bound of the specification */

@@ -1,6 +1,6 @@
 /** @file
  *  @brief Where this stage keeps its tensors: open, load, and its table for the contract. The
- * layout that pack_key() and pack_value() write is the stage's idea. */
+ * layout that pack_row() writes is the stage's idea. */
 #include "stage.h"
 
 /* ------------------------------------------------------------------- open */

@@ -9,8 +9,7 @@ typedef struct product {
     int add; /* to what C holds */
 } product;
 
-/* The first MR rows, NV vectors wide; all three are constants at every call, so acc is registers.
- */
+/* The first MR rows, NV vectors wide: constants at every call, so that acc stays in registers. */
 static inline __attribute__((always_inline)) void tile(int MR, int NV, int prefetch, product p) {
     vec acc[TILE_ROWS][TILE_COLS / VEC];
     for (int i = 0; i < MR; i++) {

@@ -37,7 +37,7 @@ typedef struct matrix {
     const float *next;
 } matrix;
 
-/* A matrix whose rows lie `stride` apart, and the transpose of such a matrix. */
+/* A matrix whose rows are `stride` floats apart, and the transpose of such a matrix. */
 static inline matrix rows_of(float *at, int64_t stride) {
     return (matrix){at, stride, 1, NULL};
 }

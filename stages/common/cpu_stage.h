@@ -17,7 +17,7 @@ enum { CMP, SLC, WIN, BRANCHES };           /**< the branches, in the order of t
 enum { KEYS, VALUES, PAIR };                /**< the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /**< a compressor's weights, in nsa_id's order */
 
-/** What the timer tells apart; the branches' phases have the branches' numbers. */
+/** The phases that the timer measures; the branches' phases have the branches' numbers. */
 enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 /** @return elements of a compressor's weight, by its shape in the specification. */
