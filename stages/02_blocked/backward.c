@@ -21,9 +21,9 @@ static void zero_gradients(stage *st) {
     }
 }
 
-/* Two tiles may add to the same key, so each thread has gradients of its own. They are added up in
- * the threads' order, and which tiles a thread takes is fixed: the same bits for the same thread
- * count. */
+/* Two tiles may add to the same key at the same time, so each thread has gradients of its own: no
+ * lock, and no atomic sum whose order would differ from run to run. They are added up in the
+ * threads' order, and which tiles a thread takes is fixed: as many threads, the same bits. */
 static void sum_threads(const stage *st, real *d, int64_t count) {
 #pragma omp parallel for num_threads(st->threads) schedule(static)
     for (int64_t i = 0; i < count; i++) {

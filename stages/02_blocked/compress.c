@@ -61,8 +61,14 @@ void transpose(real *y, const real *x, int64_t x_row, int64_t rows, int64_t cols
 }
 
 /* z [MLP_BATCH,l*D] = vec(x + pe), position-major, a row a block; hidden [phi_hidden,MLP_BATCH] =
- * W1 z^T + b1, before the activation. The batch's blocks are the lanes, so W1 is read once for all
- * of them. Lanes without a block hold z = 0. */
+ * W1 z^T + b1, before the activation. The batch's blocks are the lanes:
+ *
+ *        W1 [phi_hidden, l*D]   x   z^T [l*D, MLP_BATCH]   =   hidden [phi_hidden, MLP_BATCH]
+ *        as loaded                  column i: block i          column i: block i
+ *
+ * W1 is large (l*D*phi_hidden floats: 4 MB for D = 128) and is read once for a batch. One block at
+ * a time would read it from far memory for each. Lanes without a block hold z = 0, and nobody reads
+ * their results. */
 void mlp_hidden(const stage *st, work *w, int pair, cmp_blocks in) {
     const int64_t D = width(st, pair), stride = st->cfg.kv_heads * D, Z = z_width(st, pair);
     const int64_t lD = st->cfg.cmp_block * D, lanes = round_up(in.count, LANES);

@@ -2,6 +2,10 @@
  *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. */
 #include "stage.h"
 
+/* The caches hold one slot a sequence, whole blocks each:
+ *     head 0: slot 0 | slot 1 | ...    head 1: slot 0 | slot 1 | ...
+ * So a slot is a sequence like one of the pack, and a step is attend_tile() of one query. */
+
 /* The first `n` blocks of every head of sequence b, from the pack to slot b; whole, for what lies
  * behind their last key is never read. */
 static void cache_blocks(const stage *st, int branch, int64_t b, int64_t n) {

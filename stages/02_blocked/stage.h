@@ -41,8 +41,16 @@ enum {
  * number h * stride + first + j of all blocks, and D is dk or dv. In each block,
  *     transposed: [D,BLOCK]      element c of key j at [c * BLOCK + j]
  *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c], Dp being D up to LANES
- * Keys transposed and values natural make q k^T and p v both sums of rows that are contiguous.
- * Backward needs them the other way round, too. */
+ *
+ *        keys, transposed                      values, natural
+ *        key 0   1   2       63                  c 0  1  2      D-1
+ *     c 0  k   k   k  ...  k                key 0  v  v  v ... v  0 0    zeros up to Dp
+ *     c 1  k   k   k  ...  k                key 1  v  v  v ... v  0 0
+ *     ...                                   ...
+ *     s[0..63] += q[c] * row c              o[0..D-1] += p[j] * row j
+ *
+ * So q k^T and p v are the same loop: contiguous rows, each times one number, added up. Backward
+ * needs both the other way round, too. */
 typedef struct kv_blocks {
     real *transposed[PAIR], *natural[PAIR]; /* NULL where not needed */
     real *gradient[PAIR];                   /* natural; one such set for each thread */
@@ -66,7 +74,14 @@ typedef struct row_range {
     int64_t first, count, sequence;
 } row_range;
 
-/* The same rows, for the group of heads of one KV head: what a thread works on. */
+/* The same rows, for the group of heads of one KV head: what a thread works on. Its queries visit
+ * the blocks together, so that a block is fetched from memory once for up to QUERY_TILE of them:
+ *
+ *     block            0   1   2   3   4   5   6
+ *     query t          x           x       x   x     x: the query sees keys of this block
+ *     query t+1        x           x   x       x
+ *     query t+2        x       x   x           x
+ *     visits, in order 3   0   1   3   1   1   3 */
 typedef struct query_tile {
     const kv_blocks *in;          /* [LAYOUTS] the pack's, or the decode caches */
     int64_t first_block[LAYOUTS]; /* where the queries' sequence begins in each */

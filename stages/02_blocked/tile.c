@@ -2,7 +2,8 @@
  *  @brief The matrix product, from register tiles. */
 #include "tile.h"
 
-/* One product, for as many columns of B and C as one tile has. */
+/* One product, for as many columns of B and C as one tile has. A product of this stage is small:
+ * 6 to 64 rows, 64 to 256 columns. B comes from cache as it lies, so nothing is packed first. */
 typedef struct product {
     int64_t K;
     matrix a, b, c;
@@ -52,6 +53,7 @@ static inline __attribute__((always_inline)) void column(int NV, int64_t M, prod
     }
 }
 
+/* Columns of tiles: those of TILE_COLS, then of LANES, of which N is a multiple. */
 static inline __attribute__((always_inline)) void multiply(int64_t M, int64_t N, product p) {
     for (int64_t cols; N > 0; N -= cols, p.b.at += cols, p.c.at += cols) {
         cols = N >= TILE_COLS ? TILE_COLS : LANES;
