@@ -38,7 +38,7 @@ static nsa_status open_stage(const nsa_plan *plan, void **self) {
 }
 
 static nsa_status open_large(const nsa_plan *plan, void **self) {
-    *self = block = nsa_pool_alloc(plan->pool, NSA_MEM_FORWARD, 10 << 20, 1); /* in huge pages */
+    *self = block = nsa_pool_alloc(plan->pool, NSA_MEM_FORWARD, 10 << 20, 1);
     return nsa_pool_status(plan->pool);
 }
 

@@ -7,11 +7,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
-enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, HUGE_PAGE = 2 << 20 };
+enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, ALIGNMENT = 64 };
 
 /* A block in memory: | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5
  * | */
@@ -68,18 +67,10 @@ static void open_fences(const block *b) {
 }
 
 /* Zeroed memory, aligned to 64 bytes. calloc() gets pages that the system backs only when they are
- * first written, so unused capacity costs nothing. Large blocks ask for huge pages: scanning many
- * blocks of keys with small pages waits for page-table lookups. */
+ * first written, so unused capacity costs nothing. */
 static unsigned char *alloc_aligned(size_t bytes, void **allocation) {
-    const size_t page = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
-    const size_t rounded = (bytes + page - 1) / page * page;
-    unsigned char *start = *allocation = calloc(1, rounded + page);
-    if (!start)
-        return NULL;
-    start += (page - (uintptr_t)start % page) % page;
-    if (page == HUGE_PAGE)
-        (void)madvise(start, rounded, MADV_HUGEPAGE); /* a hint; may fail */
-    return start;
+    unsigned char *start = *allocation = calloc(1, bytes + ALIGNMENT);
+    return start ? start + (ALIGNMENT - (uintptr_t)start % ALIGNMENT) % ALIGNMENT : NULL;
 }
 
 static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
@@ -111,7 +102,7 @@ void *nsa_pool_alloc(nsa_pool *pool, nsa_memory_kind kind, int64_t count, size_t
     size_t bytes;
     void *memory = NULL;
     if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) ||
-        bytes > PTRDIFF_MAX - 4 * HUGE_PAGE)
+        bytes > PTRDIFF_MAX - 2 * FENCE - ALIGNMENT)
         bytes = PTRDIFF_MAX;
     else if (bytes <= pool->max_bytes - pool->bytes)
         memory = alloc_bytes(pool, kind, bytes);
