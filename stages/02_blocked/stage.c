@@ -220,7 +220,8 @@ static void load_pair(stage *st, int branch, const nsa_tensors *in, nsa_id id) {
     }
 }
 
-/* Rows of D, to rows padded with zeros: a product reads whole vectors of its operand B. */
+/* Rows of D, to padded rows: a product reads whole vectors of its operand B. What lies in the
+ * padding ends in padding; zeros keep slow numbers out of it. */
 static void pad_rows(real *x, int64_t rows, int64_t D, int64_t padded) {
     for (int64_t i = rows - 1; i >= 0 && padded > D; i--) { /* in place: the last row first */
         memmove(x + i * padded, x + i * D, (size_t)D * sizeof *x);

@@ -10,7 +10,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
-enum { FENCE = 64, FENCE_BYTE = 0xA5, POISON_BYTE = 0xFF, ALIGNMENT = 64 };
+enum { FENCE = 64, FENCE_BYTE = 0xA5, ALIGNMENT = 64 };
 
 /* A block in memory: | FENCE bytes of 0xA5 | the stage's bytes, 64-aligned | FENCE bytes of 0xA5
  * | */
@@ -73,6 +73,15 @@ static unsigned char *alloc_aligned(size_t bytes, void **allocation) {
     return start ? start + (ALIGNMENT - (uintptr_t)start % ALIGNMENT) % ALIGNMENT : NULL;
 }
 
+/* Every word becomes 0x7FFFFFFF: NaN as float32, as float64 and as bfloat16, and the number of no
+ * block. All bits one would be NaN as well, but -1 as an integer: the padding of a block list. */
+static void poison(unsigned char *memory, size_t bytes) {
+    memset(memory, 0xFF, bytes);
+    for (size_t i = 3; i < bytes; i += 4)
+        memory[i] = 0x7F;
+    nsa_forget(memory, bytes);
+}
+
 static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t bytes) {
     if (pool->count == pool->capacity) {
         size_t capacity = pool->capacity ? 2 * pool->capacity : 64;
@@ -88,10 +97,8 @@ static unsigned char *alloc_bytes(nsa_pool *pool, nsa_memory_kind kind, size_t b
         return NULL;
     memset(start, FENCE_BYTE, FENCE);
     memset(start + FENCE + bytes, FENCE_BYTE, FENCE);
-    if (pool->debug) {
-        memset(start + FENCE, POISON_BYTE, bytes);
-        nsa_forget(start + FENCE, bytes);
-    }
+    if (pool->debug)
+        poison(start + FENCE, bytes);
     pool->blocks[pool->count] = (block){allocation, start, bytes, kind};
     close_fences(&pool->blocks[pool->count++]);
     pool->bytes += bytes;
@@ -123,8 +130,7 @@ void nsa_pool_poison(nsa_pool *pool, unsigned kinds) {
         const block *b = &pool->blocks[i];
         if (!(b->kind & kinds))
             continue;
-        memset(b->start + FENCE, POISON_BYTE, b->bytes);
-        nsa_forget(b->start + FENCE, b->bytes);
+        poison(b->start + FENCE, b->bytes);
     }
 }
 

@@ -4,7 +4,7 @@
  * together.
  *
  * A stage allocates blocks and never frees them. The kind of a block says when its contents become
- * invalid; with NSA_DEBUG_MEMORY the pool then poisons it with NaN (all bits one), so that a row
+ * invalid; with NSA_DEBUG_MEMORY the pool then poisons it with NaN (0x7FFFFFFF), so that a row
  * that was never written, or scratch that was read before it was written, shows.
  */
 #ifndef NSA_POOL_H

@@ -40,6 +40,8 @@ nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor
 nsa_status read_result(nsa_context *ctx, nsa_id id, nsa_tensor *t) {
     nsa_status status = nsa_result(ctx, id, t);
     status = status ? status : tensor_alloc(t);
+    if (!status && t->dtype == NSA_I32) /* as allocated it is -1: what a list may well end with */
+        memset(t->data, 0x7F, (size_t)nsa_count(t) * sizeof(int32_t));
     status = status ? status : nsa_read(ctx, id, t);
     if (!status && !tensor_fences_intact(t))
         status = nsa_fail(NSA_ERR_MEMORY, "reading %s wrote outside its tensor", nsa_name(id));
