@@ -134,15 +134,14 @@ STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
 # In the simulator threads run in three orders.
 STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
 
-steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps of attend within a stage, each checked and timed: STAGE=02 or 03, T=2048
+steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps within a stage, each checked and timed: STAGE=02 or 03, T=2048, CHAIN=attend
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
-	$(if $(STEPS_OF),$(abspath $<) $(T))
+	$(if $(STEPS_OF),$(abspath $<) $(T) $(CHAIN))
 
 test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages: small moves, and each agrees with the first
 	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
 	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
 	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
-	for more in $(filter %_far,$^); do $(abspath $(BUILD))/steps/$${more##*/} 3 || exit 1; done
 
 # A step is read at once, a move as one diff. A stage's steps.mk may set MOVE_LINES_NN_name.
 STEP_LINES := 150

@@ -5,7 +5,7 @@
 # Both flags are gcc's, and not for every processor.
 TAKEN_02 := $(if $(findstring clang,$(CC)),-Wno-pass-failed,$(call taken,$(CC),\
     -mprefer-vector-width=512 --param=avoid-fma-max-bits=0))
-$(BUILD)/stages/02_blocked.so $(BUILD)/steps/02_blocked $(BUILD)/steps/02_far: STAGE_CFLAGS := -O3 $(MARCH_FLAG) -fno-math-errno \
+$(BUILD)/stages/02_blocked.so $(BUILD)/steps/02_blocked: STAGE_CFLAGS := -O3 $(MARCH_FLAG) -fno-math-errno \
     -fno-trapping-math -ffp-contract=fast -fopenmp -Wno-psabi -Wno-unknown-pragmas \
     $(TAKEN_02)
 $(BUILD)/stages/02_blocked.so: STAGE_LIBS := -fopenmp

@@ -1,142 +1,51 @@
 /** @file
- *  @brief Checks each step against step 0, times those that agree, and prints one table.
+ *  @brief Runs the chains: checks each step, times those that agree, and prints a table a chain.
+ *
+ *      build/steps/02_blocked [T] [CHAIN]...     T tokens, the chain's own number if not given
  */
 #include "steps.h"
-
-#include "harness/random.h"
 
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { RUNS = 5, STEPS = 6, COLUMNS = 80 };
+enum { MIN_ROUNDS = 3, MAX_ROUNDS = 21, MAX_STEPS = 10, COLUMNS = 80, LAST_T = 1 << 20 };
 
-static const double TOLERANCE = 1e-5; /* float32 sums of 1024 terms in another order: ~1e-6 */
+static const double SECONDS = 10;     /* a chain: no round begins later, after the first few */
+static const double TOLERANCE = 1e-5; /* float32 sums of a thousand terms in another order: ~1e-6 */
 
 /* Compiler and flags: steps.mk passes what it compiled every step with. */
-#ifndef STEPS_FLAGS
-#define STEPS_FLAGS "(flags unknown)"
-#endif
 #ifdef __clang__
 #define COMPILER "clang " __clang_version__
 #else
 #define COMPILER "gcc " __VERSION__
 #endif
 
+/* Of each step: its chain, its file, and how many lines of it are not the step before's. */
 static const struct {
-    const char *name, *change;
-    void (*run)(const problem *pb);
-} steps[STEPS] = {
-    {"0_gathered", "stage 01: a list of tokens a head", step_0_gathered},
-    {"1_relaid", "blocks of 64, K transposed; spans", step_1_relaid},
-    {"2_group", "a block to all heads, then the next", step_2_group},
-    {"3_online", "one pass: running maximum and sum", step_3_online},
-    {"4_lanes", "16 keys to a vector, register tiles", step_4_lanes},
-    {"5_threads", "tiles of 32 queries, over threads", step_5_threads},
+    const char *chain, *step;
+    int changed;
+} moves[] = {
+#include "02_moves.h"
 };
 
-/* Zeroed, on a cache line; the program ends with the memory, so nothing is freed. */
-static void *allocate(int64_t count, size_t size) {
-    const size_t bytes = ((size_t)count * size + 63) / 64 * 64;
-    void *at = aligned_alloc(64, bytes);
-    if (!at) {
-        fprintf(stderr, "steps: no memory for %zu bytes\n", bytes);
-        exit(2);
-    }
-    return memset(at, 0, bytes);
-}
+/* CHAINS is CHAIN(attend) CHAIN(...) ...: the folders found. */
+#define CHAIN(name) &chain_##name,
+static const chain *const chains[] = {CHAINS};
+enum { N_MOVES = sizeof moves / sizeof *moves, N_CHAINS = sizeof chains / sizeof *chains };
 
-/* n normal numbers, none of them 0: a product with 0 would hide a wrong factor. */
-static real *draw(int64_t n, uint64_t *random) {
-    real *x = allocate(n, sizeof *x);
-    for (int64_t i = 0; i < n; i++) {
-        while (x[i] == 0)
-            x[i] = random_normal(random);
-    }
-    return x;
-}
+/* What became of a chain's steps. */
+typedef struct outcome {
+    double error;                 /* of step 0, from float64 */
+    double difference[MAX_STEPS]; /* from step 0 */
+    double ms[MAX_STEPS];         /* median; 0 of a step that is refused */
+    int rounds;
+    double share; /* of one core's time that was ours while measuring */
+} outcome;
 
-/* For each query its own block and n-1 earlier ones, each set as likely as any other, ascending
- * (Knuth's algorithm S): block j is taken with chance (still wanted)/(still to come). */
-static int32_t *pick(int64_t T, int64_t n, uint64_t *random) {
-    int32_t *idx = allocate(T * n, sizeof *idx);
-    for (int64_t t = 0; t < T; t++) {
-        const int64_t own = t / BLOCK;
-        int64_t wanted = own < n - 1 ? own : n - 1;
-        int32_t *next = idx + t * n, *end = next + n;
-        for (int64_t j = 0; j < own; j++) {
-            if (random_uniform(random) * (real)(own - j) < (real)wanted && wanted > 0) {
-                *next++ = (int32_t)j;
-                wanted--;
-            }
-        }
-        *next++ = (int32_t)own;
-        while (next < end)
-            *next++ = -1;
-    }
-    return idx;
-}
-
-/* The same keys and values in blocks. The last block's tail is NaN: nothing may come of it. */
-static void lay_out(problem *pb) {
-    const int64_t T = pb->T, D = pb->D, padded = (T + BLOCK - 1) / BLOCK * BLOCK;
-    real *kt = allocate(padded * D, sizeof *kt), *vb = allocate(padded * D, sizeof *vb);
-    for (int64_t t = 0; t < padded; t++) {
-        for (int64_t c = 0; c < D; c++) {
-            kt[t / BLOCK * BLOCK * D + c * BLOCK + t % BLOCK] = t < T ? pb->k[t * D + c] : NAN;
-            vb[t * D + c] = t < T ? pb->v[t * D + c] : NAN;
-        }
-    }
-    pb->kt = kt;
-    pb->vb = vb;
-}
-
-static problem make(int64_t T, int threads) {
-    problem pb = {.T = T, .G = 16, .D = 64, .n = 16, .scale = 0.125f};
-    uint64_t random = random_seed("steps of 02_blocked");
-    pb.q = draw(T * pb.G * pb.D, &random);
-    pb.k = draw(T * pb.D, &random);
-    pb.v = draw(T * pb.D, &random);
-    pb.idx = pick(T, pb.n, &random);
-    pb.out = allocate(T * pb.G * pb.D, sizeof *pb.out);
-    pb.work = allocate(threads, sizeof *pb.work);
-    lay_out(&pb);
-    for (int i = 0; i < threads; i++) {
-        work *w = pb.work + i;
-        w->list = allocate(pb.n * BLOCK, sizeof *w->list);
-        w->spans = allocate(QUERIES * pb.n, sizeof *w->spans);
-        w->next_span = allocate(QUERIES, sizeof *w->next_span);
-        w->end = allocate(QUERIES, sizeof *w->end);
-        w->p = allocate(pb.G * pb.n * BLOCK, sizeof *w->p);
-        w->s = allocate(pb.G * BLOCK, sizeof *w->s);
-        w->most = allocate(QUERIES * pb.G, sizeof *w->most);
-        w->row_sum = allocate(QUERIES * pb.G * LANES, sizeof *w->row_sum);
-    }
-    return pb;
-}
-
-/* Useful work: 4 D flops (a multiply and an add each for q.k and p v) a head and visible key. */
-static double useful_flops(const problem *pb) {
-    double pairs = 0;
-    for (int64_t t = 0; t < pb->T; t++) {
-        for (int64_t i = 0; i < pb->n && pb->idx[t * pb->n + i] >= 0; i++) {
-            const int64_t left = t + 1 - (int64_t)pb->idx[t * pb->n + i] * BLOCK;
-            pairs += (double)(left < BLOCK ? left : BLOCK);
-        }
-    }
-    return 4 * (double)(pb->D * pb->G) * pairs;
-}
-
-/* rms(x - reference) / rms(reference), in float64. NaN where either holds one. */
-static double difference(const real *x, const real *reference, int64_t n) {
-    double apart = 0, all = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double d = (double)x[i] - (double)reference[i];
-        apart += d * d;
-        all += (double)reference[i] * (double)reference[i];
-    }
-    return sqrt(apart / all);
+static int agrees(const outcome *found, int step) {
+    return found->difference[step] <= TOLERANCE && found->error <= TOLERANCE; /* false for NaN */
 }
 
 static double clock_ms(clockid_t clock) {
@@ -145,10 +54,21 @@ static double clock_ms(clockid_t clock) {
     return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
 }
 
-static double run_ms(int step, const problem *pb) {
-    const double from = clock_ms(CLOCK_MONOTONIC);
-    steps[step].run(pb);
-    return clock_ms(CLOCK_MONOTONIC) - from;
+/* Each step once, into NaN: this is the check, and the warm-up. */
+static void check(const chain *ch, outcome *found) {
+    int64_t n;
+    real *out = ch->result(&n);
+    double *first = allocate(n, sizeof *first);
+    for (int step = 0; step < ch->n_steps; step++) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = NAN;
+        ch->run(step);
+        if (step == 0)
+            found->error = ch->error();
+        for (int64_t i = 0; i < n && step == 0; i++)
+            first[i] = (double)out[i];
+        found->difference[step] = relative_rms(out, first, n);
+    }
 }
 
 static int by_size(const void *a, const void *b) {
@@ -156,38 +76,79 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Each step once, into NaN: this is the check, and the warm-up. How far each is from step 0. */
-static void check(const problem *pb, double *apart) {
-    const int64_t n = pb->T * pb->G * pb->D;
-    real *reference = allocate(n, sizeof *reference);
-    for (int step = 0; step < STEPS; step++) {
-        for (int64_t i = 0; i < n; i++)
-            pb->out[i] = NAN;
-        steps[step].run(pb);
-        if (step == 0)
-            memcpy(reference, pb->out, (size_t)n * sizeof *reference);
-        apart[step] = difference(pb->out, reference, n);
+/* Medians of the steps that passed. Round after round, each step once a round: what else the
+ * machine does then slows all of them alike. */
+static void measure(const chain *ch, outcome *found) {
+    static double runs[MAX_STEPS][MAX_ROUNDS];
+    const double from = clock_ms(CLOCK_MONOTONIC), cpu = clock_ms(CLOCK_PROCESS_CPUTIME_ID);
+    int round = 0;
+    for (; round < MIN_ROUNDS ||
+           (round < MAX_ROUNDS && clock_ms(CLOCK_MONOTONIC) - from < 1e3 * SECONDS);
+         round++) {
+        for (int step = 0; step < ch->n_steps; step++) {
+            const double begun = clock_ms(CLOCK_MONOTONIC);
+            if (agrees(found, step))
+                ch->run(step);
+            runs[step][round] = clock_ms(CLOCK_MONOTONIC) - begun;
+        }
     }
-    free(reference);
+    found->rounds = round;
+    found->share = (clock_ms(CLOCK_PROCESS_CPUTIME_ID) - cpu) / (clock_ms(CLOCK_MONOTONIC) - from);
+    for (int step = 0; step < ch->n_steps; step++) {
+        qsort(runs[step], (size_t)round, sizeof runs[step][0], by_size);
+        found->ms[step] = agrees(found, step) ? runs[step][round / 2] : 0;
+    }
 }
 
-/* Medians of the steps that passed, and what share of the time since the first round a core worked
- * for us: well below 1 means that others did too, and that the times are too long. Round after
- * round, each step once a round: what else the machine does then slows all of them alike. */
-static double measure(const problem *pb, const double *apart, double *ms) {
-    double runs[STEPS][RUNS];
-    const double from = clock_ms(CLOCK_MONOTONIC), cpu = clock_ms(CLOCK_PROCESS_CPUTIME_ID);
-    for (int round = 0; round < RUNS; round++) {
-        for (int step = 0; step < STEPS; step++)
-            runs[step][round] = apart[step] <= TOLERANCE ? run_ms(step, pb) : 0;
+static void print_row(const chain *ch, const outcome *found, int step, int move) {
+    char faster[16] = "-", changed[16] = "-";
+    if (step > 0) {
+        snprintf(changed, sizeof changed, "%d", moves[move].changed);
+        if (found->ms[step - 1] > 0)
+            snprintf(faster, sizeof faster, "%.2f", found->ms[step - 1] / found->ms[step]);
     }
-    const double share =
-        (clock_ms(CLOCK_PROCESS_CPUTIME_ID) - cpu) / (clock_ms(CLOCK_MONOTONIC) - from);
-    for (int step = 0; step < STEPS; step++) {
-        qsort(runs[step], RUNS, sizeof runs[step][0], by_size);
-        ms[step] = runs[step][RUNS / 2];
+    printf("%-12s  %-42s %7s %10.3f %7s\n", moves[move].step, ch->what[step], changed,
+           found->ms[step], faster);
+}
+
+/* The table; returns how many steps were refused. */
+static int print_table(const chain *ch, const outcome *found, int move) {
+    int refused = 0;
+    printf("%-12s  %-42s %7s %10s %7s\n", "step", "what changed", "lines", "ms", "faster");
+    for (int step = 0; step < ch->n_steps; step++, move++) {
+        if (agrees(found, step)) {
+            print_row(ch, found, step, move);
+            continue;
+        }
+        printf("%-12s  REFUSED: %.1e from step 0, which is %.1e from float64; %.0e at most\n",
+               moves[move].step, found->difference[step], found->error, TOLERANCE);
+        refused++;
     }
-    return share;
+    return refused;
+}
+
+/* One chain; returns how many steps were refused. */
+static int run_chain(const chain *ch, int64_t T) {
+    outcome found = {0};
+    int first = 0, files = 0, refused;
+    while (first < N_MOVES && strcmp(moves[first].chain, ch->name) != 0)
+        first++;
+    while (first + files < N_MOVES && strcmp(moves[first + files].chain, ch->name) == 0)
+        files++;
+    if (files != ch->n_steps || files > MAX_STEPS) {
+        printf("%s: %d files of steps, %d are run, %d at most\n", ch->name, files, ch->n_steps,
+               MAX_STEPS);
+        return 1;
+    }
+    ch->make(T);
+    check(ch, &found);
+    measure(ch, &found);
+    printf("\n%s, T=%lld, median of %d rounds\n\n", ch->name, (long long)T, found.rounds);
+    refused = print_table(ch, &found, first);
+    if (found.share < 0.9)
+        printf("Busy machine: %.2f of a core was ours, so ms are too long.\n", found.share);
+    ch->free();
+    return refused;
 }
 
 /* Words, as many to a line as fit. */
@@ -202,53 +163,41 @@ static void print_wrapped(const char *text) {
     printf("\n");
 }
 
-/* A row; `before` and `first` are the times of other steps, 0 if they were refused. */
-static void print_row(int step, double ms, double flops, double before, double first) {
-    char faster[2][16] = {"-", "-"};
-    if (before > 0)
-        snprintf(faster[0], sizeof faster[0], "%.2f", before / ms);
-    if (first > 0)
-        snprintf(faster[1], sizeof faster[1], "%.2f", first / ms);
-    printf("%-10s  %-35s %9.1f %7.1f %6s %6s\n", steps[step].name, steps[step].change, ms,
-           1e-6 * flops / ms, faster[0], faster[1]);
-}
-
-/* The table; returns how many steps were refused. */
-static int print_table(const double *ms, const double *apart, double flops) {
-    int refused = 0;
-    printf("%-10s  %-35s %9s %7s %6s %6s\n", "step", "what changed", "ms", "GFLOP/s", "before",
-           "step 0");
-    for (int step = 0; step < STEPS; step++) {
-        if (apart[step] <= TOLERANCE) { /* false for NaN */
-            print_row(step, ms[step], flops, step ? ms[step - 1] : 0, step ? ms[0] : 0);
-            continue;
-        }
-        printf("%-10s  REFUSED: %.1e of the rms away from step 0, %.0e at most\n", steps[step].name,
-               apart[step], TOLERANCE);
-        refused++;
+/* T of argument i, 0 if it is the name of a chain, -1 if it is neither. */
+static long parse(const char *argument) {
+    char *end;
+    const long T = strtol(argument, &end, 10);
+    for (int i = 0; i < N_CHAINS; i++) {
+        if (strcmp(argument, chains[i]->name) == 0)
+            return 0;
     }
-    printf("before, step 0: times faster than that step. GFLOP/s: 4 D a head and visible key.\n");
-    return refused;
+    return *end || T < 1 || T > LAST_T ? -1 : T;
 }
 
 int main(int argc, char **argv) {
-    char *end = NULL;
-    const long T = argc > 1 ? strtol(argv[1], &end, 10) : 2048;
-    if (argc > 2 || (end && *end) || T < 1 || T > 1 << 20) {
-        fprintf(stderr, "usage: %s [T]   tokens, 1 to %d; 2048 if not given\n", argv[0], 1 << 20);
-        return 2;
+    int64_t T = 0;
+    int refused = 0, named = 0;
+    for (int i = 1; i < argc; i++) {
+        const long number = parse(argv[i]);
+        if (number < 0) {
+            fprintf(stderr, "usage: %s [T] [CHAIN]...   T tokens, 1 to %d; CHAIN one of", argv[0],
+                    LAST_T);
+            for (int j = 0; j < N_CHAINS; j++)
+                fprintf(stderr, " %s", chains[j]->name);
+            fprintf(stderr, "\n");
+            return 2;
+        }
+        named += number == 0;
+        T = number ? number : T;
     }
-    const int threads = omp_get_max_threads();
-    const problem pb = make(T, threads);
-    double ms[STEPS], apart[STEPS];
     print_wrapped(COMPILER ": " STEPS_FLAGS);
-    printf("T=%ld G=%d D=%d n=%d, %d thread%s in step 5, median of %d runs\n\n", T, (int)pb.G,
-           (int)pb.D, (int)pb.n, threads, threads == 1 ? "" : "s", RUNS);
-    check(&pb, apart);
-    const double share = measure(&pb, apart, ms);
-    const int refused = print_table(ms, apart, useful_flops(&pb));
-    if (share < 0.9)
-        printf("Busy machine: %.2f of a core was ours: ms are too long, step 5 lacks cores.\n",
-               share);
+    printf("%d threads at most; inputs from the seed \"%s\"\n", omp_get_max_threads(), SEED);
+    printf("lines: changed from the step before. faster: times the step before.\n");
+    for (int j = 0; j < N_CHAINS; j++) {
+        int wanted = !named;
+        for (int i = 1; i < argc; i++)
+            wanted |= strcmp(argv[i], chains[j]->name) == 0;
+        refused += wanted ? run_chain(chains[j], T ? T : chains[j]->default_T) : 0;
+    }
     return refused ? 1 : 0;
 }

@@ -1,71 +1,102 @@
 /** @file
- *  @brief Step 3: online softmax. One pass over the blocks; no more scores kept than of one block.
+ *  @brief Step 3, online: an online softmax makes one pass over the spans of three.
+ *
+ *  Expected: no faster. Scores of one block are kept instead of SLC_COUNT, 4 KiB and not 64, and
+ *  all that is done with a block is done at once; but the additions of dot() are still the time.
  */
-#include "../steps.h"
+#include "problem.h"
 
-/* The tokens s <= t of the blocks in idx (Eq. 12), into w->spans, a span a block; returns how many.
- * 16 spans say what took 1024 tokens. */
-static int64_t keep_slc(const problem *pb, work *w, int64_t t) {
-    const int32_t *idx = pb->idx + t * pb->n;
+/* The keys 0..hi-1 of one block. The stage has a lo too: a window may begin inside a block. */
+typedef struct span {
+    int32_t block, hi;
+} span;
+
+typedef struct work {
+    span spans[SLC_COUNT];       /* what the query sees */
+    real s[G * BLOCK];           /* [G,BLOCK] scores of one span, then exponentials */
+    real row_max[G], row_sum[G]; /* of the spans so far */
+} work;
+
+/* <a,b> over n elements, those of b `stride` places apart. One sum, in order: without fast-math no
+ * compiler may split it over vector lanes, so each addition waits for the one before. */
+static real dot(const real *a, const real *b, int64_t stride, int64_t n) {
+    real sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i * stride];
+    return sum;
+}
+
+/* y += a x over n elements: independent of each other, so compilers make vectors of them. */
+static void add_scaled(real *y, real a, const real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+/* The tokens s <= t of the blocks in idx (Eq. 12), into spans, a span a block; returns how many. */
+static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
     int64_t n = 0;
-    for (int64_t i = 0; i < pb->n && idx[i] >= 0; i++) {
-        const int64_t left = t + 1 - (int64_t)idx[i] * BLOCK;
-        w->spans[n++] = (span){idx[i], (int32_t)(left < BLOCK ? left : BLOCK)};
+    for (; n < SLC_COUNT && idx[n] >= 0; n++) {
+        const int64_t left = t + 1 - (int64_t)idx[n] * BLOCK;
+        spans[n] = (span){idx[n], (int32_t)(left < BLOCK ? left : BLOCK)};
     }
     return n;
 }
 
-/* One span of a group (Milakov and Gimelshein 2018). With the largest score so far m and m' after
- * the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are scaled
- * after they are taken. At the first span m = -inf, and e^-inf = 0 times o = 0. */
-static void attend_span(const problem *pb, work *w, const real *q, span sp, real *o) {
-    const int64_t G = pb->G, D = pb->D;
-    const real *kt = pb->kt + sp.block * D * BLOCK, *v = pb->vb + sp.block * BLOCK * D;
+/* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
+ * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
+ * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled.
+ * Element c of key j is at kt[c * BLOCK + j], so a dot product walks down a column. */
+static void softmax_step(const problem *pb, work *w, const real *q, span sp, real *o) {
+    const real *kt = pb->transposed + sp.block * D * BLOCK, *v = pb->natural + sp.block * BLOCK * D;
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *most = w->most + g, *sum = w->row_sum + g;
-        real now = *most, part = 0;
+        real *s = w->s + g * BLOCK, *row_max = w->row_max + g, *row_sum = w->row_sum + g;
+        real new_max = *row_max;
         for (int64_t j = 0; j < sp.hi; j++) {
             s[j] = dot(q + g * D, kt + j, BLOCK, D);
-            now = s[j] > now ? s[j] : now;
+            new_max = s[j] > new_max ? s[j] : new_max;
         }
-        if (now != *most) { /* seldom, after the first few blocks */
-            const real shrink = expf(pb->scale * (*most - now));
-            *sum *= shrink;
+        if (new_max > *row_max) { /* seldom, after the first few blocks */
+            const real rescale = expf(pb->scale * (*row_max - new_max));
+            *row_sum *= rescale;
             for (int64_t c = 0; c < D; c++)
-                o[g * D + c] *= shrink;
-            *most = now;
+                o[g * D + c] *= rescale;
+            *row_max = new_max;
         }
         for (int64_t j = 0; j < sp.hi; j++) {
-            s[j] = expf(pb->scale * (s[j] - now));
-            part += s[j];
+            s[j] = expf(pb->scale * (s[j] - *row_max));
+            *row_sum += s[j];
         }
-        *sum += part;
         for (int64_t j = 0; j < sp.hi; j++)
             add_scaled(o + g * D, s[j], v + j * D, D);
     }
 }
 
-/* A group: q [G,D] and o [G,D] over n spans. o is divided by the sum once, when that is known. */
-static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o) {
-    const int64_t G = pb->G, D = pb->D;
-    for (int64_t g = 0; g < G; g++)
-        w->most[g] = -INFINITY;
-    memset(w->row_sum, 0, (size_t)G * sizeof *w->row_sum);
-    memset(o, 0, (size_t)(G * D) * sizeof *o);
-    for (int64_t i = 0; i < n; i++)
-        attend_span(pb, w, q, w->spans[i], o);
+static void softmax_init(work *w, real *o) {
+    memset(o, 0, sizeof(real) * G * D);
     for (int64_t g = 0; g < G; g++) {
-        const real over = 1 / w->row_sum[g];
-        for (int64_t c = 0; c < D; c++)
-            o[g * D + c] *= over;
+        w->row_max[g] = -INFINITY;
+        w->row_sum[g] = 0;
     }
 }
 
-/* Query after query: a query's keys are fetched once for its whole group. */
-void step_3_online(const problem *pb) {
-    const int64_t G = pb->G, D = pb->D;
+/* o is divided by the sum once, when that is known. */
+static void softmax_finalize(const work *w, real *o) {
+    for (int64_t g = 0; g < G; g++) {
+        const real inv_sum = 1 / w->row_sum[g];
+        for (int64_t c = 0; c < D; c++)
+            o[g * D + c] *= inv_sum;
+    }
+}
+
+/* Query after query: a query's keys and values are fetched once for its whole group. */
+void attend_3_online(const problem *pb) {
+    _Alignas(64) work w;
     for (int64_t t = 0; t < pb->T; t++) {
-        const int64_t n = keep_slc(pb, pb->work, t);
-        attend(pb, pb->work, pb->q + t * G * D, n, pb->out + t * G * D);
+        const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
+        real *q = pb->q + t * G * D, *o = pb->out + t * G * D;
+        softmax_init(&w, o);
+        for (int64_t i = 0; i < n; i++)
+            softmax_step(pb, &w, q, w.spans[i], o);
+        softmax_finalize(&w, o);
     }
 }
