@@ -1,8 +1,9 @@
 /** @file
- *  @brief Step 0: stage 01's loops. Each head of each query attends again, then adds its gradients.
+ *  @brief Step 0, rows: stage 01's loops. Each head of each query attends again, for p and o, then
+ *  adds its share of every gradient.
  *
- *  Keys and values are read by every head on its own, a row of 64 floats at a time. Most of the
- *  time goes into the two dot products a key: one sum in order, so no vector lanes.
+ *  Each head fetches K and V for itself, a row at a time. Six products a key; most of the time goes
+ *  into the two that are dot products, q.k and d_o.v: each is one sum in order.
  */
 #include "problem.h"
 

@@ -1,9 +1,9 @@
 /** @file
- *  @brief Step 1: forward saves o, row_max and inv_sum, so p of a key needs only that key's score.
+ *  @brief Step 1, saved: forward keeps o, row_max and inv_sum, and p of a key needs that key alone.
  *
- *  p = e^(scale (s - row_max)) inv_sum: no second pass over the keys for the sum, none for o. One
- * of three products with the values goes; the two dot products a key stay, so it is a little
- * faster.
+ *  p = e^(scale (s - row_max)) inv_sum: no pass over the keys for the sum, none for o. One product
+ *  of six goes; the two dot products stay, so it is a little faster. The price: D + 2 floats a head
+ *  and query are kept from forward to backward.
  */
 #include "problem.h"
 

@@ -1,10 +1,9 @@
 /** @file
- *  @brief Step 2: spans of blocks in place of a list of tokens, and each block to all G heads.
+ *  @brief Step 2, group: spans of blocks in place of a list of keys, and each block to all G heads.
  *
- *  A row of K or V is loaded for the first head and is in the L1 or L2 cache for the others. First
- *  all scores of the block and their gradients, [G,BLOCK] each, then what they add: five sums that
- *  are products of matrices, still written as loops. Hardly faster: these loops wait for
- * arithmetic, and at this size for no memory.
+ *  What is fetched for the first head is in the L1 or L2 cache for the others. First the scores of
+ * a block and their gradients, [G,BLOCK] each, then what they add: five sums that are products of
+ *  matrices, still written as loops. A little faster: the dot products are what they were.
  */
 #include "problem.h"
 

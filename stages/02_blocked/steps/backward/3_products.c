@@ -1,9 +1,10 @@
 /** @file
- *  @brief Step 3: keys and values in blocks, and five matrix products of the group with each.
+ *  @brief Step 3, products: keys and values in blocks, and five matrix products of the group with
+ *  each.
  *
- *  Vector lanes and register tiles in place of dot products of single rows: many times faster. The
- *  two products whose rows of B run along keys want K and V transposed in their blocks; the dq
- *  product wants K in natural order, too. dk and dv transpose the small matrices instead.
+ *  Vector lanes and register tiles in place of dot products of single rows: many times faster. In a
+ *  product C = A B rows of B and C are contiguous: scores and dp want K and V transposed, dq wants
+ * K as it is, and dk and dv take ds and p by columns.
  */
 #include "problem.h"
 

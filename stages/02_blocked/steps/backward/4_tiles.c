@@ -1,9 +1,9 @@
 /** @file
- *  @brief Step 4: tiles of neighbouring queries visit the blocks together, block after block.
+ *  @brief Step 4, tiles: QUERY_TILE neighbouring queries visit the blocks together, block by block.
  *
- *  A block's keys, values and gradients, 80 KiB, stay in the L2 cache for all queries of the tile
- *  that see it. A little faster, and more so the longer the text and the more neighbours agree; no
- *  flop is saved.
+ *  A block's keys, values and gradients, 80 KiB, stay in the L2 cache for the queries of the tile
+ *  that see it. No flop is saved. A little faster here, where queries choose their blocks at
+ * random; more so where neighbours choose the same, as they do in a window.
  */
 #include "problem.h"
 

@@ -1,9 +1,9 @@
 /** @file
- *  @brief Step 5: tiles go to threads, each with dk and dv of its own, added in the threads' order.
+ *  @brief Step 5, threads: tiles go to threads, each with dk and dv of its own, which are added up.
  *
- *  Two tiles may add to the same key, and atomic additions would come in another order each run.
- *  Nearly as many times faster as there are cores; the price is a copy of dk and dv a thread, to
- *  zero and to add up.
+ *  Two tiles may add to the same key. Atomic additions would come in another order each run; here
+ *  the order is fixed, but sums over queries are split, and round differently. Nearly as many times
+ *  faster as there are cores; the price is a dk and a dv a thread, to zero and to add up.
  */
 #include "problem.h"
 

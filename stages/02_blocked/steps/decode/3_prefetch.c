@@ -2,9 +2,10 @@
  *  @brief Step 3, prefetch: each product asks for the next span's block while it multiplies its
  * own.
  *
- *  Which block comes next is known from block_idx, but not to the processor, whose own prefetching
- *  follows rows that lie one after the other and ends with the block. Faster where the caches are
- *  much larger than L2: fetching and arithmetic overlap. No gain where blocks are near.
+ *  block_idx says which block comes next, but the processor does not know it: its own prefetching
+ *  follows addresses that grow by a constant and ends with the block. Faster by a third or so where
+ *  blocks come from memory: fetching and arithmetic overlap. Little is gained in the L3 cache, and
+ *  nothing in L2.
  */
 #include "problem.h"
 #include "tile.h"
