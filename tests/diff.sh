@@ -217,7 +217,7 @@ sizes() {
 sizes "no chain" 1 10 10
 made 00_first/steps/attend/0_a.c same one two
 made 00_first/steps/attend/1_b.c same 1 2 3
-made 00_first/steps/far/far.c 1 2 3 4 5 6 7 8 9 10
+made 00_first/steps/other/other.c 1 2 3 4 5 6 7 8 9 10
 sizes "a step and a move at the limits" 0 4 5
 sizes "a step beyond its limit" 1 3 5
 sizes "a move beyond its limit" 1 4 4

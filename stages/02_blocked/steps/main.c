@@ -107,7 +107,7 @@ static void print_row(const chain *ch, const outcome *found, int step, int move)
         if (found->ms[step - 1] > 0)
             snprintf(faster, sizeof faster, "%.2f", found->ms[step - 1] / found->ms[step]);
     }
-    printf("%-12s  %-42s %7s %10.2f %7s\n", moves[move].step, ch->what[step], changed,
+    printf("%-12s  %-42s %7s %10.3f %7s\n", moves[move].step, ch->what[step], changed,
            found->ms[step], faster);
 }
 

@@ -32,5 +32,13 @@ typedef struct problem {
 } problem;
 
 void attend_0_gathered(const problem *pb);
+void attend_1_relaid(const problem *pb);
+void attend_2_group(const problem *pb);
+void attend_3_online(const problem *pb);
+void attend_4_rows(const problem *pb);
+void attend_5_lanes(const problem *pb);
+void attend_6_tiles(const problem *pb);
+void attend_7_queries(const problem *pb);
+void attend_8_threads(const problem *pb);
 
 #endif
