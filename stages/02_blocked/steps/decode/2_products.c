@@ -90,7 +90,7 @@ static void softmax_step(const problem *pb, work *w, int64_t a, span sp, real *o
 }
 
 /* Slot a's group, over n spans, o [G,D]; o is divided by row_sum once, when that is known. */
-static void attend(const problem *pb, work *w, int64_t a, int64_t n, real *o) {
+static void attend_blocks(const problem *pb, work *w, int64_t a, int64_t n, real *o) {
     memset(o, 0, G * D * sizeof *o);
     memset(w->row_sum, 0, sizeof w->row_sum);
     for (int64_t g = 0; g < G; g++)
@@ -111,6 +111,6 @@ void decode_2_products(const problem *pb) {
     work w;
     for (int64_t a = 0; a < SLOTS; a++) {
         const int64_t n = visible_slc(w.spans, pb->t, pb->block_idx + a * SLC_COUNT);
-        attend(pb, &w, a, n, pb->out + a * G * D);
+        attend_blocks(pb, &w, a, n, pb->out + a * G * D);
     }
 }

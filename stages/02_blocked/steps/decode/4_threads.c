@@ -24,10 +24,15 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
     int64_t n = 0;
     for (int64_t i = 0; i < SLC_COUNT && idx[i] >= 0; i++) {
         const int64_t left = t + 1 - (int64_t)idx[i] * BLOCK;
-        const int32_t next = i + 1 < SLC_COUNT && idx[i + 1] >= 0 ? idx[i + 1] : -1;
-        spans[n++] = (span){idx[i], (int32_t)(left < BLOCK ? left : BLOCK), next};
+        spans[n++] = (span){idx[i], (int32_t)(left < BLOCK ? left : BLOCK), -1};
     }
     return n;
+}
+
+/* Each span prefetches the next one's block. */
+static void prefetch_spans(span *spans, int64_t n) {
+    for (int64_t j = 0; j + 1 < n; j++)
+        spans[j].next = spans[j + 1].block;
 }
 
 enum { ROWS = 4, VECS = TILE_COLS / VEC }; /* of a register tile; ROWS divides G */
@@ -96,7 +101,7 @@ static void softmax_step(const problem *pb, work *w, int64_t a, span sp, real *o
 }
 
 /* Slot a's group, over n spans, o [G,D]; o is divided by row_sum once, when that is known. */
-static void attend(const problem *pb, work *w, int64_t a, int64_t n, real *o) {
+static void attend_blocks(const problem *pb, work *w, int64_t a, int64_t n, real *o) {
     memset(o, 0, G * D * sizeof *o);
     memset(w->row_sum, 0, sizeof w->row_sum);
     for (int64_t g = 0; g < G; g++)
@@ -118,6 +123,7 @@ void decode_4_threads(const problem *pb) {
     for (int64_t a = 0; a < SLOTS; a++) {
         work w;
         const int64_t n = visible_slc(w.spans, pb->t, pb->block_idx + a * SLC_COUNT);
-        attend(pb, &w, a, n, pb->out + a * G * D);
+        prefetch_spans(w.spans, n);
+        attend_blocks(pb, &w, a, n, pb->out + a * G * D);
     }
 }
