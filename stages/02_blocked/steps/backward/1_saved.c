@@ -2,8 +2,8 @@
  *  @brief Step 1, saved: forward keeps o, row_max and inv_sum, and p of a key needs that key alone.
  *
  *  p = e^(scale (s - row_max)) inv_sum: no pass over the keys for the sum, none for o. One product
- *  of six goes; the two dot products stay, so it is a little faster. The price: D + 2 floats a head
- *  and query are kept from forward to backward.
+ *  of six goes, but the two dot products stay, so it is hardly faster. The price: D + 2 floats a
+ *  head and query are kept from forward to backward.
  */
 #include "problem.h"
 

@@ -58,8 +58,7 @@ static void softmax_backward(const problem *pb, int64_t row, int64_t n, real *s,
 /* Softmax attention's gradient over one span of the group of the query at t, with d_o = gate dout:
  *   dv_s += p_s d_o,  dp_s = d_o.v_s,  ds_s = p_s (dp_s - sum_u p_u dp_u),
  *   dq += scale ds_s k_s,  dk_s += scale ds_s q;   and sum_u p_u dp_u = d_o.o = gate dgate.
- * Scores and dp are computed in whole vectors; what adds to gradients takes the span's keys alone.
- */
+ * Scores and dp are whole vectors; what adds to gradients takes the span's keys alone. */
 static void backward_span(const problem *pb, work *w, int64_t t, span sp) {
     const int64_t n = (sp.hi + LANES - 1) / LANES * LANES, row = t * G, key = sp.block * BLOCK;
     const matrix q = rows_of(pb->q + row * D, D), dout = rows_of(pb->dout + row * D, D);

@@ -3,8 +3,8 @@
  *
  *  block_idx says which block comes next, but the processor does not know it: its own prefetching
  *  follows addresses that grow by a constant and ends with the block. Faster by a third or so where
- *  blocks come from memory: fetching and arithmetic overlap. Less is gained where they come from the
- *  L3 cache, and nothing where they are in L2.
+ *  blocks come from memory: fetching and arithmetic overlap. Less is gained if they come from the
+ *  L3 cache, and nothing if they are in L2.
  */
 #include "problem.h"
 #include "tile.h"
