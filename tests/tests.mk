@@ -28,7 +28,7 @@ liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/judge $(LIARS_BESIDE)
 test-liars: liars ## a stage with one fault at a time: each must be caught, for the right reason
 	BUILD='$(BUILD)' sh tests/liars.sh
 
-test-mutants: liars $(BUILD)/corners ## break stages and the harness on purpose: each fault must be caught
+test-mutants: liars $(BUILD)/corners ## faults planted on purpose: each must be caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    PART=$(or $(PART),1/1) sh tests/mutants.sh $(MUTANTS)
 
