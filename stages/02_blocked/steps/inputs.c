@@ -37,7 +37,7 @@ real *draw(int64_t n, uint64_t *random) {
 }
 
 /* Knuth's algorithm S: block j is taken with chance (still wanted)/(still to come). */
-void pick_blocks(int32_t *idx, int64_t count, int64_t t, uint64_t *random) {
+void draw_blocks(int32_t *idx, int64_t count, int64_t t, uint64_t *random) {
     const int64_t own = t / BLOCK;
     int64_t wanted = own < count - 1 ? own : count - 1, n = 0;
     for (int64_t j = 0; j < own; j++) {

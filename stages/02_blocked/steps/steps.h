@@ -46,7 +46,7 @@ void release(void);
 real *draw(int64_t n, uint64_t *random);
 /* idx [count] of a query at position t: its own block and count-1 earlier ones, each choice as
  * likely as any other, ascending; -1 after the last */
-void pick_blocks(int32_t *idx, int64_t count, int64_t t, uint64_t *random);
+void draw_blocks(int32_t *idx, int64_t count, int64_t t, uint64_t *random);
 /* x [T,D] in blocks of BLOCK rows: each transposed, [D,BLOCK], or as it is, [BLOCK,D]. Rows after
  * the last are NaN: nothing may come of them. */
 real *transposed_blocks(const real *x, int64_t T, int64_t D);

@@ -33,7 +33,7 @@ static void make(int64_t T) {
     pb.transposed = transposed_blocks(pb.k, T, D);
     pb.natural = natural_blocks(pb.v, T, D);
     for (int64_t t = 0; t < T; t++)
-        pick_blocks(idx + t * SLC_COUNT, SLC_COUNT, t, &random);
+        draw_blocks(idx + t * SLC_COUNT, SLC_COUNT, t, &random);
     pb.out = allocate(T * G * D, sizeof *pb.out);
 }
 

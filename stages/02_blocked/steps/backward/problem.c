@@ -70,7 +70,7 @@ static void make(int64_t T) {
     pb.out_x = allocate(T * G * D, sizeof *pb.out_x);
     pb.stats = allocate(T * G * 2, sizeof *pb.stats);
     for (int64_t t = 0; t < T; t++) {
-        pick_blocks(idx + t * SLC_COUNT, SLC_COUNT, t, &random);
+        draw_blocks(idx + t * SLC_COUNT, SLC_COUNT, t, &random);
         forward(t);
     }
     pb.dq = allocate(T * G * (D + 1) + threads * PAIR * blocks * BLOCK * D, sizeof *pb.dq);
@@ -86,49 +86,6 @@ static void run(int step) {
 static real *result(int64_t *count) {
     *count = pb.T * G * (D + 1) + PAIR * pb.blocks * BLOCK * D;
     return pb.dq;
-}
-
-static double dot_float64(const real *a, const real *b) {
-    double sum = 0;
-    for (int c = 0; c < D; c++)
-        sum += (double)a[c] * (double)b[c];
-    return sum;
-}
-
-static void add_scaled_float64(double *y, double a, const real *x) {
-    for (int c = 0; c < D; c++)
-        y[c] += a * (double)x[c];
-}
-
-/* Head g of the query at t: dq [D], dgate, and its share of dk and dv, of one block [BLOCK,D]. */
-static void backward_float64(int64_t row, int64_t block, double *dq, double *dgate, double *dk_dv) {
-    static double p[SLC_COUNT * BLOCK], dp[SLC_COUNT * BLOCK];
-    const int64_t t = row / G;
-    const int32_t *idx = pb.block_idx + t * SLC_COUNT;
-    const real *q = pb.q + row * D, *dout = pb.dout + row * D;
-    const double gate = (double)pb.gate[row], scale = (double)pb.scale;
-    double row_sum = 0;
-    int64_t keys = 0;
-    for (int i = 0; i < SLC_COUNT && idx[i] >= 0; i++) {
-        for (int64_t s = (int64_t)idx[i] * BLOCK, end = s + BLOCK; s < end && s <= t; s++) {
-            p[keys] = exp(scale * dot_float64(q, pb.k + s * D)); /* scores are small here */
-            dp[keys] = dot_float64(dout, pb.v + s * D);
-            row_sum += p[keys++];
-        }
-    }
-    memset(dq, 0, D * sizeof *dq);
-    *dgate = 0;
-    for (int64_t j = 0; j < keys; j++)
-        *dgate += (p[j] /= row_sum) * dp[j];
-    for (int64_t j = 0; j < keys; j++) {
-        const int64_t own = j % BLOCK * D, s = (int64_t)idx[j / BLOCK] * BLOCK + j % BLOCK;
-        const double ds = scale * p[j] * gate * (dp[j] - *dgate);
-        add_scaled_float64(dq, ds, pb.k + s * D);
-        if (idx[j / BLOCK] != block)
-            continue;
-        add_scaled_float64(dk_dv + own, ds, q);
-        add_scaled_float64(dk_dv + BLOCK * D + own, gate * p[j], dout);
-    }
 }
 
 static int sees(int64_t t, int64_t block) {
@@ -154,7 +111,7 @@ static double error(void) {
         const int sampled = t == (pb.T - 1) * next / (SAMPLED - 1);
         next += sampled;
         for (int64_t row = t * G; row < (t + 1) * G && (sampled || sees(t, block)); row++) {
-            backward_float64(row, block, dq, &dgate, reference);
+            backward_float64(&pb, row, block, dq, &dgate, reference);
             if (!sampled)
                 continue;
             memcpy(x + n, pb.dq + row * D, D * sizeof *x);

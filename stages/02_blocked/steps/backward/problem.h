@@ -42,9 +42,13 @@ typedef struct problem {
 
     real *dq;             /* [T,G,D] */
     real *dgate;          /* [T,G] */
-    real *gradient[PAIR]; /* [blocks,BLOCK,D] dk, and behind it dv; then such pairs of other threads
-                           */
+    real *gradient[PAIR]; /* [blocks,BLOCK,D] dk, then dv; behind them those of other threads */
 } problem;
+
+/* reference.c: one head of a query, row = t*G + g: dq [D] and dgate are set; its share of dk and dv
+ * of one block, [BLOCK,D] each, is added to dk_dv */
+void backward_float64(const problem *pb, int64_t row, int64_t block, double *dq, double *dgate,
+                      double *dk_dv);
 
 void backward_0_rows(const problem *pb);
 void backward_1_saved(const problem *pb);

@@ -58,7 +58,7 @@ static void make(int64_t T) {
     pb.transposed = transposed_blocks(pb.cache_k, SLOTS * pb.max_seq_len, D);
     pb.natural = natural_blocks(pb.cache_v, SLOTS * pb.max_seq_len, D);
     for (int64_t a = 0; a < TOKENS * SLOTS; a++)
-        pick_blocks(idx + a * SLC_COUNT, SLC_COUNT, t + a / SLOTS, &random);
+        draw_blocks(idx + a * SLC_COUNT, SLC_COUNT, t + a / SLOTS, &random);
     pb.out = allocate(TOKENS * SLOTS * G * D, sizeof *pb.out);
 }
 
