@@ -4,9 +4,10 @@
 
 #include <stdbool.h>
 
-/* Add one head's share to its group's importance (Eq. 9, and 10 by being called for each head):
- * p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p_cmp[(l'/d) j + m - r], terms outside being 0.
- * For l=32, d=16, l'=64 the weights of i = 4j-1..4j+3 are 1,2,2,2,1. Here r counts strides. */
+/* Add to a group's importance what p gives: the probabilities of one head, called for each (Eq.
+ * 10), or their sum over the group, called once. Eq. 9: p_slc[j] = sum_{m < l'/d} sum_{r < l/d}
+ * p_cmp[(l'/d) j + m - r], terms outside being 0. For l=32, d=16, l'=64 the weights of i =
+ * 4j-1..4j+3 are 1,2,2,2,1. Here r counts strides. */
 void add_importance(const nsa_config *c, const real *p, int64_t n_cmp, int64_t blocks, real *imp) {
     int64_t per_block = c->slc_block / c->cmp_stride, overlap = c->cmp_block / c->cmp_stride;
     for (int64_t j = 0; j < blocks; j++) {

@@ -43,10 +43,16 @@ static int64_t visible_all(int64_t t, span *spans) {
 }
 
 /* A query alone, in decode, reads blocks that no other query has fetched: each span prefetches the
- * next one's block. Where queries share blocks, prefetching costs more than it brings. */
+ * next one's block. Where queries share blocks, prefetching costs more than it brings. (A tile of
+ * one row in forward prefetches too.) */
 static void prefetch_spans(const query_tile *qt, span *spans, int64_t n) {
     for (int64_t j = 0; j + 1 < n && qt->count == 1; j++)
         spans[j].next = spans[j + 1].block;
+}
+
+/* The row of query i and the tile's KV head in block_idx [R,Hkv,n] and importance [R,Hkv,J]. */
+static int64_t idx_row(const stage *st, const query_tile *qt, int64_t i) {
+    return (qt->row + i) * st->cfg.kv_heads + qt->kvh;
 }
 
 /* What each query of the tile sees by a branch's mask, or by plain causality (RAW), into w->spans;
@@ -54,11 +60,11 @@ static void prefetch_spans(const query_tile *qt, span *spans, int64_t n) {
 block_range list_spans(const stage *st, work *w, const query_tile *qt, int mask) {
     block_range range = {INT64_MAX, 0};
     for (int64_t i = 0, n = 0; i < qt->count; i++) {
-        const int64_t t = qt->t[i], group = (qt->row + i) * st->cfg.kv_heads + qt->kvh;
+        const int64_t t = qt->t[i], idx = idx_row(st, qt, i);
         span *spans = w->spans + n;
         w->next_span[i] = n;
         n += mask == CMP   ? visible_cmp(st, t, spans)
-             : mask == SLC ? visible_slc(st, t, st->block_idx + group * st->cfg.slc_count, spans)
+             : mask == SLC ? visible_slc(st, t, st->block_idx + idx * st->cfg.slc_count, spans)
              : mask == WIN ? visible_win(st, t, spans)
                            : visible_all(t, spans);
         w->end_span[i] = n;
@@ -72,7 +78,8 @@ block_range list_spans(const stage *st, work *w, const query_tile *qt, int mask)
 }
 
 /* Scores q_g.k_j of query i's G heads against a span, s [G,BLOCK]; -inf in the lanes around it.
- * Whole vectors are computed always: there is no other code for a tail. */
+ * Whole vectors are computed always: there is no other code for a tail. exp_bounded(-inf) is
+ * 2^-125, not 0, which is nothing beside a row_sum of at least 1. */
 void score(const stage *st, const query_tile *qt, int64_t i, int branch, span sp, real *s) {
     const int64_t G = st->plan->group, dk = st->cfg.qk_dim;
     const int64_t n0 = sp.lo / LANES * LANES, n1 = round_up(sp.hi, LANES);
@@ -80,7 +87,7 @@ void score(const stage *st, const query_tile *qt, int64_t i, int branch, span sp
     const real *next = sp.next < 0 ? NULL : kt + (sp.next - sp.block) * dk * BLOCK;
     matmul(G, n1 - n0, dk, rows_of(st->q + first_head(st, qt, i) * st->dkp, st->dkp),
            prefetching(rows_of(kt, BLOCK), next), rows_of(s + n0, BLOCK));
-    for (int64_t g = 0; g < G && (n0 < sp.lo || sp.hi < n1); g++) {
+    for (int64_t g = 0; g < G; g++) {
         for (int64_t j = n0; j < sp.lo; j++)
             s[g * BLOCK + j] = -INFINITY;
         for (int64_t j = sp.hi; j < n1; j++)
@@ -100,7 +107,7 @@ static inline real update_row_max(const real *s, int64_t n, real row_max) {
 /* s = e^(scale (s - row_max)), in place; row_sum [LANES] += their sums, a lane each. One expression
  * for every column, and one rounding of the difference: large scores lose no digits here. */
 static inline void exp_scores(real *s, int64_t n, real scale, real row_max, real *row_sum) {
-    real sums[LANES] = {0};
+    real sums[LANES] = {0}; /* registers, if the loops are unrolled */
 #pragma GCC unroll 4
     for (int64_t j = 0; j < n; j += LANES) {
         for (int lane = 0; lane < LANES; lane++) {
@@ -113,7 +120,8 @@ static inline void exp_scores(real *s, int64_t n, real scale, real row_max, real
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of query i's group. With the largest score
  * so far m and m' after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum;
- * differences are scaled after they are taken. */
+ * differences are scaled after they are taken. At the first span m = -inf, and the factor
+ * exp_bounded(-inf) = 2^-125 multiplies zeros. */
 static void softmax_step(const stage *st, work *w, const query_tile *qt, int branch, int64_t i,
                          span sp) {
     const int64_t G = st->plan->group, dvp = st->dvp;
@@ -174,19 +182,21 @@ void attend_blocks(const stage *st, work *w, const query_tile *qt, int branch, b
     softmax_finalize(st, w, 0, qt->count);
 }
 
-/* Sums in two levels: a float32 sum over all compressed keys of a long text rounds once a key, at
- * the size of the whole sum. So every PARTIAL_BLOCKS blocks a part begins from zero, and the parts
- * are added. Gradients hang on these digits: the dS of a row add up to zero only as far as o is
- * exact, and what is left over stands against sums that shrink as keys grow in number. */
+/* Sums in two levels, as in stage 01: a float32 sum over all compressed keys of a long text rounds
+ * once a key, at the size of the whole sum. So every PARTIAL_BLOCKS blocks a part begins from zero,
+ * and the parts are added. Gradients hang on these digits: the dS of a row add up to zero only as
+ * far as o is exact, and the rest is not small beside dS of many keys. The selected and the window
+ * branch have few keys, and one level serves. */
 enum { PARTIAL_BLOCKS = 2048 / BLOCK };
 
 static int64_t partial_end(int64_t first, int64_t n) {
     return first + PARTIAL_BLOCKS < n ? first + PARTIAL_BLOCKS : n;
 }
 
-/* Compressed branch of query i, in two passes: all scores first, for importance needs the
- * probabilities themselves, and an online softmax would only have them up to a factor (Eq. 8-10).
- * The scores are kept block after block, [G,BLOCK] each. */
+/* Compressed branch of query i, in two passes: all scores first, then all exponentials. Importance
+ * needs every probability (Eq. 8-10), and an online softmax would have each block's exponentials
+ * against the maximum so far: another one in every block. Scores are kept block after block,
+ * [G,BLOCK] each. */
 static void attend_cmp(const stage *st, work *w, const query_tile *qt, int64_t i) {
     const int64_t G = st->plan->group, dvp = st->dvp, n = visible_cmp(st, qt->t[i], w->spans);
     real *v = qt->in[CMP].natural[VALUES] + block_of(qt, CMP, 0) * BLOCK * dvp;
@@ -222,9 +232,9 @@ static void attend_cmp(const stage *st, work *w, const query_tile *qt, int64_t i
 static void select_row(stage *st, work *w, const query_tile *qt, int64_t i, const int32_t *forced) {
     const nsa_config *c = &st->cfg;
     const int64_t G = st->plan->group, t = qt->t[i], blocks = t / c->slc_block + 1;
-    const int64_t group = (qt->row + i) * c->kv_heads + qt->kvh, row = group * c->slc_count;
+    const int64_t idx = idx_row(st, qt, i), first = idx * c->slc_count;
     const int64_t J = st->keep_importance ? st->batch.J : blocks, n = nsa_cmp_visible(c, t);
-    real *imp = st->keep_importance ? st->importance + group * J : w->importance;
+    real *imp = st->keep_importance ? st->importance + idx * J : w->importance;
     memset(imp, 0, (size_t)J * sizeof *imp);
     memset(w->p_group, 0, (size_t)n * sizeof *w->p_group);
     for (int64_t k = 0; k < n; k += BLOCK) {
@@ -234,13 +244,13 @@ static void select_row(stage *st, work *w, const query_tile *qt, int64_t i, cons
     }
     add_importance(c, w->p_group, n, blocks, imp);
     if (forced)
-        memcpy(st->block_idx + row, forced + row, (size_t)c->slc_count * sizeof *forced);
+        memcpy(st->block_idx + first, forced + first, (size_t)c->slc_count * sizeof *forced);
     else
-        select_blocks(c, imp, t, st->block_idx + row);
+        select_blocks(c, imp, t, st->block_idx + first);
 }
 
-/* The group's branch outputs, times 1/row_sum, go, times their gates, into the sum of Eq. 5, which
- * the first branch begins. */
+/* out = or += gate o / row_sum: the first branch writes, the others add (Eq. 5). For backward,
+ * row_max and inv_sum of each softmax are saved. */
 static void accumulate_gated(stage *st, const work *w, const query_tile *qt, int branch) {
     const int64_t G = st->plan->group, dv = st->cfg.v_dim;
     for (int64_t i = 0; i < qt->count * G; i++) {

@@ -6,17 +6,23 @@ static void zero(real *x, int64_t count) {
     memset(x, 0, (size_t)count * sizeof *x);
 }
 
-/* Gradients are sums over rows; they start from zero. */
+/* Elements of one thread's gradients of a branch's keys or values. */
+static int64_t gradient_count(const stage *st, int branch, int pair) {
+    return st->cfg.kv_heads * st->in[branch].stride * BLOCK * round_up(width(st, pair), LANES);
+}
+
+/* Gradients are sums over rows; they start from zero, those of every thread. */
 static void zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
     zero(st->dq, st->batch.R * c->q_heads * st->dkp);
     zero(st->dgate, st->batch.R * c->q_heads * BRANCHES);
     for (int pair = 0; pair < PAIR; pair++) {
-        zero(st->draw[pair], st->batch.T * c->kv_heads * width(st, pair));
+        for (int x = 0; x < BRANCHES; x++)
+            zero(st->in[x].gradient[pair], st->threads * gradient_count(st, x, pair));
+        zero(st->d_raw[pair], st->batch.T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
-                zero(st->dphi[pair][w],
-                     w == W1 ? c->phi_hidden * z_width(st, pair) : weight_count(c, pair, w));
+                zero(st->dphi[pair][w], padded_count(st, pair, w));
         }
     }
 }
@@ -37,17 +43,18 @@ static void sum_threads(const stage *st, real *d, int64_t count) {
 static void compress_pack_backward(stage *st, work *w, int pair) {
     const nsa_batch *batch = &st->batch;
     const kv_blocks *in = &st->in[CMP];
-    const int64_t D = width(st, pair), Hkv = st->cfg.kv_heads, step = st->cfg.cmp_stride * Hkv * D;
+    const int64_t D = width(st, pair), Hkv = st->cfg.kv_heads,
+                  stride = st->cfg.cmp_stride * Hkv * D;
     const real *dy = in->gradient[pair];
     for (int64_t b = 0; b < batch->B; b++) {
         const int64_t N = batch->cmp[b + 1] - batch->cmp[b];
         for (int64_t unit = 0, i = 0; i < N; i = ++unit / Hkv * MLP_BATCH) {
-            const int64_t h = unit % Hkv, at = (batch->seq[b] * Hkv + h) * D + i * step;
+            const int64_t h = unit % Hkv, at = (batch->seq[b] * Hkv + h) * D + i * stride;
             const int64_t key = (h * in->stride + first_block(st, CMP, b)) * BLOCK + i;
-            const cmp_blocks blocks = {st->raw[pair] + at, step,
+            const cmp_blocks blocks = {st->raw[pair] + at, stride,
                                        N - i < MLP_BATCH ? N - i : MLP_BATCH};
             compress_backward(st, w, pair, blocks, dy + key * round_up(D, LANES),
-                              st->draw[pair] + at);
+                              st->d_raw[pair] + at);
         }
     }
 }
@@ -58,15 +65,7 @@ nsa_status backward(void *self) {
     zero_gradients(st);
 #pragma omp parallel num_threads(st->threads)
     {
-        const int64_t thread = omp_get_thread_num();
-        work *w = &st->work[thread];
-        for (int x = 0; x < BRANCHES; x++) {
-            const int64_t keys = st->cfg.kv_heads * st->in[x].stride * BLOCK;
-            for (int pair = 0; pair < PAIR; pair++) {
-                const int64_t count = keys * round_up(width(st, pair), LANES);
-                zero(st->in[x].gradient[pair] + thread * count, count);
-            }
-        }
+        work *w = &st->work[omp_get_thread_num()];
         nsa_timer_start(&w->timer);
 #pragma omp for schedule(static, 1)
         for (int64_t unit = 0; unit < st->n_tiles * st->cfg.kv_heads; unit++) {
@@ -74,12 +73,10 @@ nsa_status backward(void *self) {
             backward_tile(st, w, &qt);
         }
     }
-    for (int x = 0; x < BRANCHES; x++) {
-        const int64_t keys = st->cfg.kv_heads * st->in[x].stride * BLOCK;
-        for (int pair = 0; pair < PAIR; pair++)
-            sum_threads(st, st->in[x].gradient[pair], keys * round_up(width(st, pair), LANES));
-    }
-    stop_timers(st);
+    for (int i = 0; i < BRANCHES * PAIR; i++)
+        sum_threads(st, st->in[i / PAIR].gradient[i % PAIR],
+                    gradient_count(st, i / PAIR, i % PAIR));
+    add_mean_times(st);
     const double before = nsa_now();
 #pragma omp parallel for num_threads(st->threads) schedule(static, 1)
     for (int pair = 0; pair < PAIR; pair++)

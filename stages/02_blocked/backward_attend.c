@@ -19,13 +19,13 @@ static void softmax_backward(const stage *st, int branch, int64_t head, int64_t 
     }
 }
 
-/* Softmax attention's gradient over one span of query i's group, with d_o = gate dout:
- *   dv_s += p_s d_o,  dp_s = d_o.v_s,  ds_s = p_s (dp_s - sum_u p_u dp_u),
- *   dq += scale ds_s k_s,  dk_s += scale ds_s q;   and sum_u p_u dp_u = d_o.o = gate dgate.
- * Five products of the group's G rows with one block; its gradients stay in cache for the tile:
- *     S  [G,keys] = Q  K^T       dP [G,keys] = dO V^T      columns: keys, of transposed blocks
- *     dQ [G,dk]  += dS K         of natural blocks
- *     dK [keys,dk] += dS^T Q     dV [keys,dv] += P^T dO    summed over the group's heads */
+/* Softmax attention's gradient over one span of query i's group:
+ *   dp_s = dout.v_s,  ds_s = scale p_s (gate dp_s - delta),  delta = sum_u p_u gate dp_u = gate
+ * dgate, dv_s += gate p_s dout,  dq += ds_s k_s,  dk_s += ds_s q. Five products of the group's G
+ * rows with one block; its gradients stay in cache for the tile: S  [G,keys] = Q K^T        dP
+ * [G,keys] = dOut V^T    columns: keys, of transposed blocks dQ [G,dk]  += dS K         of natural
+ * blocks dK [keys,dk] += dS^T Q     dV [keys,dv] += (gate P)^T dOut    summed over the group's
+ * heads */
 static void backward_span(const stage *st, work *w, const query_tile *qt, int branch, int64_t i,
                           span sp) {
     const kv_blocks *in = &qt->in[branch];

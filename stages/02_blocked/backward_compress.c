@@ -74,9 +74,11 @@ static void phi_mlp_backward(stage *st, work *w, int pair, cmp_blocks in, const 
  * in.x. */
 void compress_backward(stage *st, work *w, int pair, cmp_blocks in, const real *dy, real *dx) {
     const int64_t Dp = round_up(width(st, pair), LANES);
-    if (st->cfg.phi == NSA_PHI_MLP)
+    if (st->cfg.phi == NSA_PHI_MLP) {
         phi_mlp_backward(st, w, pair, in, dy, dx);
-    for (int64_t i = 0; i < in.count && st->cfg.phi != NSA_PHI_MLP; i++) {
+        return;
+    }
+    for (int64_t i = 0; i < in.count; i++) {
         if (st->cfg.phi == NSA_PHI_MEAN)
             phi_mean_backward(st, pair, dy + i * Dp, dx + i * in.stride);
         else

@@ -12,6 +12,12 @@ int64_t z_width(const stage *st, int pair) {
     return round_up(st->cfg.cmp_block * width(st, pair), LANES);
 }
 
+/* Elements of a weight or of its gradient: W1's rows are padded as z's are. */
+int64_t padded_count(const stage *st, int pair, int weight) {
+    return weight == W1 ? st->cfg.phi_hidden * z_width(st, pair)
+                        : weight_count(&st->cfg, pair, weight);
+}
+
 /* y = mean_r x_r */
 static void phi_mean(const stage *st, int pair, const real *x, real *y) {
     int64_t l = st->cfg.cmp_block, D = width(st, pair), stride = st->cfg.kv_heads * D;
@@ -67,8 +73,8 @@ void transpose(real *y, const real *x, int64_t x_row, int64_t rows, int64_t cols
  *        as loaded                  column i: block i          column i: block i
  *
  * W1 is large (l*D*phi_hidden floats: 4 MB for D = 128) and is read once for a batch. One block at
- * a time would read it from far memory for each. Lanes without a block hold z = 0, and nobody reads
- * their results. */
+ * a time would read it from main memory for each. Lanes without a block hold z = 0 and contribute
+ * nothing: forward does not read them, backward gives them dy = 0. */
 void mlp_hidden(const stage *st, work *w, int pair, cmp_blocks in) {
     const int64_t D = width(st, pair), stride = st->cfg.kv_heads * D, Z = z_width(st, pair);
     const int64_t lD = st->cfg.cmp_block * D, lanes = round_up(in.count, LANES);
@@ -107,9 +113,11 @@ static void phi_mlp(const stage *st, work *w, int pair, cmp_blocks in) {
 }
 
 void compress(const stage *st, work *w, int pair, cmp_blocks in) {
-    if (st->cfg.phi == NSA_PHI_MLP)
+    if (st->cfg.phi == NSA_PHI_MLP) {
         phi_mlp(st, w, pair, in);
-    for (int64_t i = 0; i < in.count && st->cfg.phi != NSA_PHI_MLP; i++) {
+        return;
+    }
+    for (int64_t i = 0; i < in.count; i++) {
         const real *x = in.x + i * in.stride;
         real *y = w->y + i * width(st, pair);
         if (st->cfg.phi == NSA_PHI_MEAN)

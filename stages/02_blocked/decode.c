@@ -7,7 +7,7 @@
  * So a slot is a sequence like one of the pack, and a step is attend_tile() of one query. */
 
 /* The first `n` blocks of every head of sequence b, from the pack to slot b; whole, for what lies
- * behind their last key is never read. */
+ * behind their last key is masked. */
 static void cache_blocks(const stage *st, int branch, int64_t b, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const int64_t k = st->cfg.qk_dim * BLOCK, v = BLOCK * st->dvp;
@@ -97,9 +97,10 @@ nsa_status decode(void *self) {
             for (int x = 0; x < BRANCHES; x++)
                 qt.first_block[x] = first_of_slot(st, x, step->slot[a]);
             compress_newest(st, w, step->slot[a], qt.kvh, t + 1);
+            nsa_timer_add(&w->timer, COMPRESS);
             attend_tile(st, w, &qt, step->block_idx);
         }
     }
-    stop_timers(st);
+    add_mean_times(st);
     return NSA_OK;
 }

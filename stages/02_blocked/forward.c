@@ -3,12 +3,11 @@
  * attention. */
 #include "stage.h"
 
-/* A call's phases took what they took in the mean of all threads. */
-void stop_timers(stage *st) {
-    for (int i = 0; i < st->threads; i++) {
-        for (int phase = 0; phase < COMPRESS; phase++)
-            st->timer.seconds[phase] += st->work[i].timer.seconds[phase] / st->threads;
-    }
+/* Add the threads' mean time of each phase to the call's. */
+void add_mean_times(stage *st) {
+    for (int i = 0; i < st->threads * PHASES; i++)
+        st->timer.seconds[i % PHASES] +=
+            st->work[i / PHASES].timer.seconds[i % PHASES] / st->threads;
 }
 
 /* Tiles do not meet: each thread takes the next one that is free, and no sum depends on which. The
@@ -31,7 +30,7 @@ nsa_status forward(void *self) {
             attend_tile(st, w, &qt, st->batch.block_idx);
         }
     }
-    stop_timers(st);
+    add_mean_times(st);
     return NSA_OK;
 }
 

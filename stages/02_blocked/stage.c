@@ -9,7 +9,7 @@ static real *pool_alloc(const stage *st, nsa_memory_kind kind, int64_t count) {
     return nsa_pool_alloc(st->plan->pool, kind, count, sizeof(real));
 }
 
-/* A result that needs no unpacking, and where read() finds it. */
+/* A result, and where read() finds it. W1's gradient is unpacked all the same. */
 static real *alloc_result(stage *st, nsa_id id, int64_t count) {
     real *at = pool_alloc(st, id >= NSA_DQ ? NSA_MEM_BACKWARD : NSA_MEM_FORWARD, count);
     st->result[id] = at;
@@ -30,12 +30,6 @@ static void open_blocks(const stage *st, kv_blocks *in, nsa_memory_kind kind, in
         if (backward)
             in->gradient[pair] = pool_alloc(st, NSA_MEM_BACKWARD, keys * Dp * st->threads);
     }
-}
-
-/* Elements of a weight or of its gradient: W1's rows are padded to whole vectors. */
-static int64_t padded_count(const stage *st, int pair, int weight) {
-    return weight == W1 ? st->cfg.phi_hidden * z_width(st, pair)
-                        : weight_count(&st->cfg, pair, weight);
 }
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {
@@ -85,7 +79,7 @@ static void open_gradients(stage *st, int64_t T, int64_t R) {
     st->dq = pool_alloc(st, NSA_MEM_BACKWARD, R * c->q_heads * st->dkp);
     st->dgate = alloc_result(st, NSA_DGATE, R * c->q_heads * BRANCHES);
     for (int pair = 0; pair < PAIR; pair++) {
-        st->draw[pair] = alloc_result(st, NSA_DK_CMP + pair, T * c->kv_heads * width(st, pair));
+        st->d_raw[pair] = alloc_result(st, NSA_DK_CMP + pair, T * c->kv_heads * width(st, pair));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->phi[pair][w])
                 st->dphi[pair][w] =
@@ -221,7 +215,7 @@ static void load_pair(stage *st, int branch, const nsa_tensors *in, nsa_id id) {
 }
 
 /* Rows of D, to padded rows: a product reads whole vectors of its operand B. What lies in the
- * padding ends in padding; zeros keep slow numbers out of it. */
+ * padding ends in padding. Zeros, for it must hold no denormals, which are slow. */
 static void pad_rows(real *x, int64_t rows, int64_t D, int64_t padded) {
     for (int64_t i = rows - 1; i >= 0 && padded > D; i--) { /* in place: the last row first */
         memmove(x + i * padded, x + i * D, (size_t)D * sizeof *x);
@@ -234,10 +228,10 @@ static void make_tiles(stage *st) {
     const nsa_batch *batch = &st->batch;
     st->n_tiles = 0;
     for (int64_t r = 0, b = 0; r < batch->R; r++) {
-        row_range *last = st->tiles + st->n_tiles - 1;
+        row_range *last = st->n_tiles ? &st->tiles[st->n_tiles - 1] : NULL;
         while (batch->row[r] >= batch->seq[b + 1])
             b++;
-        if (st->n_tiles && last->sequence == b && last->count < QUERY_TILE)
+        if (last && last->sequence == b && last->count < QUERY_TILE)
             last->count++;
         else
             st->tiles[st->n_tiles++] = (row_range){.first = r, .count = 1, .sequence = b};

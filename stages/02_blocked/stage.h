@@ -10,12 +10,8 @@
 #ifdef _OPENMP
 #include <omp.h>
 #else /* one thread */
-static inline int omp_get_thread_num(void) {
-    return 0;
-}
-static inline int omp_get_max_threads(void) {
-    return 1;
-}
+#define omp_get_thread_num()  0
+#define omp_get_max_threads() 1
 #endif
 
 typedef float real; /* what this stage computes in */
@@ -81,9 +77,9 @@ typedef struct row_range {
  *     query t          x           x       x   x     x: the query sees keys of this block
  *     query t+1        x           x   x       x
  *     query t+2        x       x   x           x
- *     visits, in order 3   0   1   3   1   1   3 */
+ *     visiting queries 3   0   1   3   1   1   3 */
 typedef struct query_tile {
-    const kv_blocks *in;          /* [LAYOUTS] the pack's, or the decode caches */
+    const kv_blocks *in;          /* the pack's [LAYOUTS], or the decode caches [BRANCHES] */
     int64_t first_block[LAYOUTS]; /* where the queries' sequence begins in each */
     int64_t row, count, kvh;      /* result rows row..row+count-1 */
     int64_t t[QUERY_TILE];        /* positions of the queries in their sequence */
@@ -93,18 +89,19 @@ typedef struct query_tile {
 typedef struct work {
     span *spans; /* [QUERY_TILE*max_spans] what each query sees, in turn */
     int64_t next_span[QUERY_TILE], end_span[QUERY_TILE]; /* of each query's spans */
-    real *s, *dp;           /* [G,BLOCK] scores, then probabilities; their gradients */
-    real *scores;           /* [blocks of compressed keys][G,BLOCK] */
-    real *p_group;          /* [compressed keys] probabilities summed over the group */
-    real *importance;       /* [max_blocks] */
-    real *o;                /* [QUERY_TILE,G,dvp] a branch's outputs as they grow */
-    real *partial;          /* [G,dvp] a part of the compressed branch's outputs */
-    real *row_max;          /* [QUERY_TILE,G] of the online softmax: scores as they are */
-    real *row_sum;          /* [QUERY_TILE,G,LANES] in LANES parts */
-    real *inv_sum;          /* [QUERY_TILE,G] 1/row_sum */
+    real *s, *dp;     /* [G,BLOCK] scores, then exponentials, or gate p in backward; dp, then ds */
+    real *scores;     /* [blocks of compressed keys][G,BLOCK] scores, then exponentials */
+    real *p_group;    /* [compressed keys] probabilities summed over the group */
+    real *importance; /* [max_blocks] */
+    real *o;          /* [QUERY_TILE,G,dvp] a branch's outputs as they grow */
+    real *partial;    /* [G,dvp] a part of the compressed branch's outputs */
+    real *row_max;    /* [QUERY_TILE,G] of the online softmax: scores as they are */
+    real *row_sum;    /* [QUERY_TILE,G,LANES] in LANES parts */
+    real *inv_sum;    /* [QUERY_TILE,G] 1/row_sum */
     real *hidden, *dhidden; /* gated: [l]; mlp: [phi_hidden,MLP_BATCH] */
-    real *z, *zt, *dz, *yt; /* mlp: [MLP_BATCH,lDp] [lD,MLP_BATCH], [D,MLP_BATCH] */
-    real *y;                /* [MLP_BATCH,Dp] compressed tokens, on their way to blocks */
+    real *z, *dz;           /* mlp: [MLP_BATCH,Z], Z = z_width() */
+    real *zt, *yt;          /* mlp: [l*D,MLP_BATCH], [D,MLP_BATCH] */
+    real *y;                /* [MLP_BATCH,D] compressed tokens, on their way to blocks */
     nsa_timer timer;
 } work;
 
@@ -135,9 +132,9 @@ typedef struct stage {
     real *stats;                 /* [R,Hq,3,2] row_max and inv_sum, for backward */
 
     real *dq, *dgate;           /* [R,Hq,dkp] [R,Hq,3] */
-    real *draw[PAIR];           /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
+    real *d_raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
     real *dphi[PAIR][WEIGHTS];  /* W1's rows are padded as z's */
-    void *result[NSA_ID_COUNT]; /* what read() copies as it lies; NULL for the others */
+    void *result[NSA_ID_COUNT]; /* what read() copies as it lies; it unpacks the others */
 
     kv_blocks cache[BRANCHES]; /* the decode caches; a slot's blocks lie together */
     real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
@@ -184,7 +181,7 @@ static inline int64_t first_block(const stage *st, int branch, int64_t b) {
     return (branch == CMP ? st->batch.cmp : st->batch.seq)[b] / BLOCK + b;
 }
 
-/* The same of slot `slot` of the decode caches, which are alike. */
+/* The same of a slot of the decode caches: all slots have as many blocks. */
 static inline int64_t first_of_slot(const stage *st, int branch, int64_t slot) {
     return slot * (st->cache[branch].stride / st->cfg.max_seqs);
 }
@@ -207,6 +204,7 @@ typedef struct cmp_blocks {
 } cmp_blocks;
 int64_t width(const stage *st, int pair);
 int64_t z_width(const stage *st, int pair);
+int64_t padded_count(const stage *st, int pair, int weight);
 void compress(const stage *st, work *w, int pair, cmp_blocks in);
 void compress_pack(stage *st);
 void gated_weights(const stage *st, int pair, const real *x, real *a);
@@ -227,7 +225,7 @@ void attend_tile(stage *st, work *w, const query_tile *qt, const int32_t *forced
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* forward.c, decode.c, backward*.c */
-void stop_timers(stage *st);
+void add_mean_times(stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status prefill(void *self);

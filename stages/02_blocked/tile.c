@@ -2,8 +2,8 @@
  *  @brief The matrix product, from register tiles. */
 #include "tile.h"
 
-/* One product, for as many columns of B and C as one tile has. A product of this stage is small:
- * 6 to 64 rows, 64 to 256 columns. B comes from cache as it lies, so nothing is packed first. */
+/* One product, for as many columns of B and C as one tile has. Attention's are small: G or 64 rows,
+ * 64 to 256 columns; the mlp's are larger. B lies as it is needed, so nothing is packed first. */
 typedef struct product {
     int64_t K;
     matrix a, b, c;

@@ -15,16 +15,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LANES = 16 }; /* N and all padding are multiples of it: every kind of vector divides it */
+enum { LANES = 16 }; /* N and all padding are multiples of it; a multiple of every VEC */
 
 /* VEC floats are one register. A tile's accumulators leave registers for a row of B and an element
- * of A: 24 of 32 with AVX-512 and on 64-bit ARM, 12 of 16 with AVX. */
+ * of A: 24 of 32 with AVX-512 and on 64-bit ARM, 12 of 16 with AVX. SSE has too few. */
+enum { TILE_ROWS = 6 };
 #if defined(__AVX512F__)
-enum { VEC = 16, TILE_ROWS = 6, TILE_COLS = 64 };
+enum { VEC = 16, TILE_COLS = 64 };
 #elif defined(__AVX__)
-enum { VEC = 8, TILE_ROWS = 6, TILE_COLS = 16 };
+enum { VEC = 8, TILE_COLS = 16 };
 #else
-enum { VEC = 4, TILE_ROWS = 6, TILE_COLS = 16 };
+enum { VEC = 4, TILE_COLS = 16 };
 #endif
 
 typedef float vec __attribute__((vector_size(4 * VEC), aligned(4)));
@@ -56,11 +57,11 @@ static inline matrix prefetching(matrix b, const float *next) {
 void matmul(int64_t M, int64_t N, int64_t K, matrix a, matrix b, matrix c);
 void matmul_add(int64_t M, int64_t N, int64_t K, matrix a, matrix b, matrix c);
 
-/* e^x for x <= 44, as 2^(x log2 e): the nearest whole power n, times a polynomial on [-1/2,1/2]
- * (minimax, relative error 7.5e-8). `shifted` holds n + 127 in its low bits: 23 places to the left
- * they are the exponent of 2^n, which is exact to multiply by. Below 2^-125 the result stays there,
- * small but normal; NaN stays NaN, as it does times any number. The steps are the same in every
- * lane, so equal scores give equal bits. */
+/* e^x for x <= 88 (a softmax has x <= 0), as 2^(x log2 e): the nearest whole power n, times a
+ * polynomial on [-1/2,1/2] (minimax, relative error 7.5e-8). `shifted` holds n + 127 in its low
+ * bits: 23 places to the left they are the exponent of 2^n, which is exact to multiply by. Below
+ * 2^-125 the result stays there, small but normal; NaN stays NaN, as it does times any number. The
+ * steps are the same in every lane, so equal scores give equal bits. */
 static inline float exp_bounded(float x) {
     const float round = 12583039.0f; /* 1.5 * 2^23 + 127: adding it rounds to a whole number */
     x *= 1.44269504f;

@@ -90,3 +90,12 @@ for threads in 1025 40000 100000 2147483647; do
         "OMP_NUM_THREADS asks for $threads threads, at most 1024" \
         run -s 02 -i "$work/case" -o "$work/out"
 done
+
+# Fewer threads than asked for, as a container may allow: what the missing ones would have done must
+# not be missing. The backward adds up one set of gradients a thread.
+if (OMP_NUM_THREADS=2 OMP_THREAD_LIMIT=1 nsa check --stage 02 --property backward --case T=70) \
+    >"$work/stdout" 2>"$work/err"; then
+    pass "two threads asked for, one given" "stage 02's gradients are right"
+else
+    fail "two threads asked for, one given" "$(cat "$work/stdout" "$work/err")"
+fi
