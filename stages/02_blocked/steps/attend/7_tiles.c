@@ -1,13 +1,18 @@
 /** @file
- *  @brief Step 6, tiles: a piece of C stays in registers while k runs.
+ *  @brief Step 7, tiles: the stage's own product, tile.c. A tile of C stays in registers.
  *
- *  Expected: the products twice as fast. For each k step 5 loads and stores all of C; here one load
- *  of B serves ROWS multiply-adds, which do not wait for each other. exp_bounded() and vec, a
- *  register of VEC floats, are the stage's from here on (tile.h). */
+ *  Read tile() in tile.c beside this file. Step 6 loads and stores a row of C for each k. A tile,
+ *  MR rows of C and NV vectors wide, is loaded and stored once:
+ *
+ *      for each k:  load NV vectors of B's row k;  for each of MR rows:  acc += A[m,k] times them
+ *
+ *  One load of B serves MR multiply-adds, and none of the MR * NV waits for another. Expected: the
+ *  products twice as fast. matmul() is matmul_add() to zeros, so s needs no memset(). From tile.h
+ *  come LANES, matrix, rows_of() and exp_bounded() too, which step 6 had here, and vec, a register
+ *  of VEC floats, which a tile is made of.
+ */
 #include "problem.h"
 #include "tile.h"
-
-enum { ROWS = 8 }; /* of a tile: as many registers hold sums */
 
 /* The keys 0..hi-1 of one block. The stage has a lo too: a window may begin inside a block. */
 typedef struct span {
@@ -16,7 +21,7 @@ typedef struct span {
 
 typedef struct work {
     span spans[SLC_COUNT];               /* what the query sees */
-    real s[G * BLOCK];                   /* [G,BLOCK] scores of one span, then exponentials */
+    _Alignas(64) real s[G * BLOCK];      /* [G,BLOCK] scores of one span, then exponentials */
     real row_max[G], row_sum[G * LANES]; /* of the spans so far; sums in LANES parts */
 } work;
 
@@ -24,29 +29,6 @@ typedef struct work {
 static void add_scaled(real *y, real a, const real *x, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         y[i] += a * x[i];
-}
-
-/* A tile of C += A B: rows i..i+ROWS-1, columns n..n+VEC-1. For each k one vector of B is loaded,
- * and ROWS elements of A are broadcast to all lanes. */
-static inline void tile(int64_t K, int64_t i, int64_t n, matrix a, matrix b, matrix c) {
-    vec acc[ROWS];
-    for (int r = 0; r < ROWS; r++)
-        acc[r] = *(const vec *)(c.at + (i + r) * c.row + n);
-    for (int64_t k = 0; k < K; k++) {
-        const vec row = *(const vec *)(b.at + k * b.row + n);
-        for (int r = 0; r < ROWS; r++)
-            acc[r] += a.at[(i + r) * a.row + k] * row;
-    }
-    for (int r = 0; r < ROWS; r++)
-        *(vec *)(c.at + (i + r) * c.row + n) = acc[r];
-}
-
-/* C [M,N] += A [M,K] B [K,N], tile after tile: ROWS divides M here, and VEC divides N. */
-static void tiled_add(int64_t M, int64_t N, int64_t K, matrix a, matrix b, matrix c) {
-    for (int64_t n = 0; n < N; n += VEC) {
-        for (int64_t i = 0; i < M; i += ROWS)
-            tile(K, i, n, a, b, c);
-    }
 }
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into spans, a span a block; returns how many. */
@@ -63,8 +45,7 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
  * Whole vectors are computed always: there is no other code for a tail. */
 static void score(const problem *pb, real *q, span sp, int64_t n1, real *s) {
     real *kt = pb->transposed + sp.block * D * BLOCK;
-    memset(s, 0, sizeof(real) * G * BLOCK);
-    tiled_add(G, n1, D, rows_of(q, D), rows_of(kt, BLOCK), rows_of(s, BLOCK));
+    matmul(G, n1, D, rows_of(q, D), rows_of(kt, BLOCK), rows_of(s, BLOCK));
     for (int64_t g = 0; g < G; g++) {
         for (int64_t j = sp.hi; j < n1; j++)
             s[g * BLOCK + j] = -INFINITY;
@@ -93,14 +74,13 @@ static void exp_scores(real *s, int64_t n, real scale, real row_max, real *row_s
 
 /* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
  * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
- * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled. */
+ * scaled after they are taken. At the first span m = -inf: zeros are multiplied by 2^-125. */
 static void softmax_step(const problem *pb, work *w, real *q, span sp, real *o) {
     real *v = pb->natural + sp.block * BLOCK * D;
     const int64_t n1 = (sp.hi + LANES - 1) / LANES * LANES;
     score(pb, q, sp, n1, w->s);
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *row_max = w->row_max + g;
-        real *row_sum = w->row_sum + g * LANES;
+        real *s = w->s + g * BLOCK, *row_max = w->row_max + g, *row_sum = w->row_sum + g * LANES;
         const real new_max = update_row_max(s, n1, *row_max);
         if (new_max > *row_max) { /* seldom, after the first few blocks */
             const real rescale = exp_bounded(pb->scale * (*row_max - new_max));
@@ -112,7 +92,7 @@ static void softmax_step(const problem *pb, work *w, real *q, span sp, real *o) 
         }
         exp_scores(s, n1, pb->scale, *row_max, row_sum);
     }
-    tiled_add(G, D, sp.hi, rows_of(w->s, BLOCK), rows_of(v, D), rows_of(o, D));
+    matmul_add(G, D, sp.hi, rows_of(w->s, BLOCK), rows_of(v, D), rows_of(o, D));
 }
 
 static void softmax_init(work *w, real *o) {
@@ -134,8 +114,8 @@ static void softmax_finalize(const work *w, real *o) {
 }
 
 /* Query after query: a query's keys and values are fetched once for its whole group. */
-void attend_6_tiles(const problem *pb) {
-    _Alignas(64) work w;
+void attend_7_tiles(const problem *pb) {
+    work w;
     for (int64_t t = 0; t < pb->T; t++) {
         const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
         real *q = pb->q + t * G * D, *o = pb->out + t * G * D;
