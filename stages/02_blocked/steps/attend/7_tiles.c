@@ -8,8 +8,8 @@
  *
  *  One load of B serves MR multiply-adds, and none of the MR * NV waits for another. Expected: the
  *  products twice as fast. matmul() is matmul_add() to zeros, so s needs no memset(). From tile.h
- *  come LANES, matrix, rows_of() and exp_bounded() too, which step 6 had here, and vec, a register
- *  of VEC floats, which a tile is made of.
+ *  come also LANES, matrix and exp_bounded(), which step 6 had of its own, rows_of(), a matrix of
+ *  contiguous rows, and vec, a register of VEC floats, which tiles are made of.
  */
 #include "problem.h"
 #include "tile.h"
