@@ -2,7 +2,7 @@
  *  @brief Step 6, exponential: e^x is a polynomial in place of a call, the same steps in each lane.
  *
  *  Expected: faster by a third or more. exp_bounded(-inf) is 2^-125, not 0. No harm: it multiplies
- *  zeros, or stands in row_sum beside the 1 of the largest score; V's product skips masked keys. */
+ *  zeros, or stands in row_sum beside the 1 of the largest score; P V skips masked keys. */
 #include "problem.h"
 
 enum { LANES = 16 }; /* every kind of vector divides it */

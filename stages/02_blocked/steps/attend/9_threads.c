@@ -92,7 +92,7 @@ static void softmax_step(const problem *pb, work *w, int64_t i, real *q, span sp
 }
 
 static void softmax_init(work *w, int64_t count, real *o) {
-    memset(o, 0, sizeof(real) * count * G * D);
+    memset(o, 0, (size_t)(count * G * D) * sizeof *o);
     memset(w->row_sum, 0, sizeof w->row_sum);
     for (int64_t g = 0; g < count * G; g++)
         w->row_max[g] = -INFINITY;
