@@ -107,20 +107,20 @@ static void print_row(const chain *ch, const outcome *found, int step, int move)
         if (found->ms[step - 1] > 0)
             snprintf(faster, sizeof faster, "%.2f", found->ms[step - 1] / found->ms[step]);
     }
-    printf("%-12s  %-42s %7s %10.3f %7s\n", moves[move].step, ch->what[step], changed,
+    printf("%-13s  %-41s %7s %10.3f %7s\n", moves[move].step, ch->what[step], changed,
            found->ms[step], faster);
 }
 
 /* The table; returns how many steps were refused. */
 static int print_table(const chain *ch, const outcome *found, int move) {
     int refused = 0;
-    printf("%-12s  %-42s %7s %10s %7s\n", "step", "what changed", "lines", "ms", "faster");
+    printf("%-13s  %-41s %7s %10s %7s\n", "step", "what changed", "lines", "ms", "faster");
     for (int step = 0; step < ch->n_steps; step++, move++) {
         if (agrees(found, step)) {
             print_row(ch, found, step, move);
             continue;
         }
-        printf("%-12s  REFUSED: %.1e from step 0, which is %.1e from float64; %.0e at most\n",
+        printf("%-13s  REFUSED: %.1e from step 0, which is %.1e from float64; %.0e at most\n",
                moves[move].step, found->difference[step], found->error, TOLERANCE);
         refused++;
     }

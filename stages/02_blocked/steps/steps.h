@@ -3,7 +3,8 @@
  *  does in small steps, for one part of the operator: a folder, and in it numbered files.
  *
  *  Read a chain's problem.h, then its steps in order: `make diff A=02/attend/0 B=02/attend/1`, and
- *  so on. Each step is complete for its part and changes one thing.
+ *  so on. Each step is complete for its part and changes one thing, or names the steps of the
+ *  chain attend that it repeats.
  */
 #ifndef STEPS_H
 #define STEPS_H

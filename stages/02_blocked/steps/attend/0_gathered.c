@@ -61,9 +61,9 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
 void attend_0_gathered(const problem *pb) {
     work w;
     for (int64_t t = 0; t < pb->T; t++) {
-        for (int64_t row = t * G; row < (t + 1) * G; row++) {
+        for (int64_t head = t * G; head < (t + 1) * G; head++) {
             const int64_t n = visible_slc(&w, t, pb->block_idx + t * SLC_COUNT);
-            attend(pb, &w, pb->q + row * D, n, pb->out + row * D);
+            attend(pb, &w, pb->q + head * D, n, pb->out + head * D);
         }
     }
 }

@@ -84,7 +84,7 @@ static void attend(const problem *pb, work *w, const real *q, int64_t n, real *o
 
 /* Query after query: a query's keys and values are fetched once for its whole group. */
 void attend_2_group(const problem *pb) {
-    _Alignas(64) work w;
+    work w;
     for (int64_t t = 0; t < pb->T; t++) {
         const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
         attend(pb, &w, pb->q + t * G * D, n, pb->out + t * G * D);

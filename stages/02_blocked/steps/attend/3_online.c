@@ -1,5 +1,5 @@
 /** @file
- *  @brief Step 3, online: an online softmax makes one pass over the spans of three.
+ *  @brief Step 3, online: an online softmax makes one pass over the spans in place of three.
  *
  *  Expected: no faster. Scores of one block are kept instead of SLC_COUNT, 4 KiB and not 64, and
  *  all that is done with a block is done at once; but the additions of dot() are still the time.
@@ -44,7 +44,7 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
 
 /* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
  * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
- * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled.
+ * scaled after they are taken. At the first span m = -inf: zeros are multiplied by expf(-inf) = 0.
  * Element c of key j is at kt[c * BLOCK + j], so a dot product walks down a column. */
 static void softmax_step(const problem *pb, work *w, const real *q, span sp, real *o) {
     const real *kt = pb->transposed + sp.block * D * BLOCK, *v = pb->natural + sp.block * BLOCK * D;
@@ -90,7 +90,7 @@ static void softmax_finalize(const work *w, real *o) {
 
 /* Query after query: a query's keys and values are fetched once for its whole group. */
 void attend_3_online(const problem *pb) {
-    _Alignas(64) work w;
+    work w;
     for (int64_t t = 0; t < pb->T; t++) {
         const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
         real *q = pb->q + t * G * D, *o = pb->out + t * G * D;

@@ -4,7 +4,7 @@
  *  Expected: twice as fast or more. S = Q Kt and O += P V are the same loop now, a row of B times a
  *  number added to a row of C, and its elements do not wait for each other: compilers make vectors
  *  of it. For this keys were transposed in step 1. What remains: a vector of C is loaded and stored
- *  again for one multiply-add, or for two if the compiler joins two rows.
+ *  again for each multiply-add.
  */
 #include "problem.h"
 
@@ -73,7 +73,8 @@ static void exp_scores(real *s, int64_t n, real scale, real row_max, real *row_s
 
 /* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
  * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
- * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled. */
+ * scaled after they are taken. At the first span m = -inf: zeros are multiplied by expf(-inf) = 0.
+ */
 static void softmax_step(const problem *pb, work *w, real *q, span sp, real *o) {
     real *v = pb->natural + sp.block * BLOCK * D;
     score(pb, q, sp, w->s);
@@ -111,7 +112,7 @@ static void softmax_finalize(const work *w, real *o) {
 
 /* Query after query: a query's keys and values are fetched once for its whole group. */
 void attend_4_rows(const problem *pb) {
-    _Alignas(64) work w;
+    work w;
     for (int64_t t = 0; t < pb->T; t++) {
         const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
         real *q = pb->q + t * G * D, *o = pb->out + t * G * D;

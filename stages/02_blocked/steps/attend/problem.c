@@ -12,14 +12,14 @@ static problem pb;
 static const char *const what[] = {
     "stage 01: a list of keys a head",       "blocks of 64, keys transposed; spans",
     "a block to all G heads, then the next", "one pass: running maximum and sum",
-    "products as sums of contiguous rows",   "softmax in vectors, 16 keys side by side",
-    "a tile of the product in registers",    "32 queries visit the blocks together",
-    "tiles of queries over threads",
+    "products as sums of contiguous rows",   "softmax: whole vectors of 16 keys, masked",
+    "a polynomial in place of expf()",       "a tile of the product in registers",
+    "32 queries visit the blocks together",  "tiles of queries over threads",
 };
 
 static void (*const steps[])(const problem *) = {
-    attend_0_gathered, attend_1_relaid, attend_2_group,   attend_3_online,  attend_4_rows,
-    attend_5_lanes,    attend_6_tiles,  attend_7_queries, attend_8_threads,
+    attend_0_gathered, attend_1_relaid,      attend_2_group, attend_3_online,  attend_4_rows,
+    attend_5_lanes,    attend_6_exponential, attend_7_tiles, attend_8_queries, attend_9_threads,
 };
 _Static_assert(sizeof what / sizeof *what == sizeof steps / sizeof *steps, "a line for each step");
 

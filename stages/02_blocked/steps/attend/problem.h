@@ -37,8 +37,9 @@ void attend_2_group(const problem *pb);
 void attend_3_online(const problem *pb);
 void attend_4_rows(const problem *pb);
 void attend_5_lanes(const problem *pb);
-void attend_6_tiles(const problem *pb);
-void attend_7_queries(const problem *pb);
-void attend_8_threads(const problem *pb);
+void attend_6_exponential(const problem *pb);
+void attend_7_tiles(const problem *pb);
+void attend_8_queries(const problem *pb);
+void attend_9_threads(const problem *pb);
 
 #endif

@@ -70,14 +70,14 @@ static void attend_backward(const problem *pb, const work *w, const real *q, int
     }
 }
 
-/* One head, number `row` of all; the n tokens that its query sees are listed. */
-static void branch_backward(const problem *pb, work *w, int64_t row, int64_t n) {
-    const real *q = pb->q + row * D, *dout = pb->dout + row * D;
+/* One head, number `head` of all; the n tokens that its query sees are listed. */
+static void branch_backward(const problem *pb, work *w, int64_t head, int64_t n) {
+    const real *q = pb->q + head * D, *dout = pb->dout + head * D;
     attend(pb, w, q, n);
-    pb->dgate[row] = dot(dout, w->o, D);
+    pb->dgate[head] = dot(dout, w->o, D);
     for (int64_t c = 0; c < D; c++)
-        w->d_o[c] = pb->gate[row] * dout[c];
-    attend_backward(pb, w, q, n, pb->dq + row * D);
+        w->d_o[c] = pb->gate[head] * dout[c];
+    attend_backward(pb, w, q, n, pb->dq + head * D);
 }
 
 /* Gradients are sums over rows; they start from zero. */

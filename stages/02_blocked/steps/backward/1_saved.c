@@ -4,12 +4,15 @@
  *  p = e^(scale (s - row_max)) inv_sum: no pass over the keys for the sum, none for o. One product
  *  of six goes, but the two dot products stay, so it is hardly faster. The price: D + 2 floats a
  *  head and query are kept from forward to backward.
+ *
+ *  With it stage 02's equations take the place of stage 01's. There the gate goes into a row first,
+ *  d_o = gate dout, and delta = d_o.o. Here dout stays as it is, and the gate is a factor of p, of
+ *  dp and of delta = gate dgate, for dgate = dout.o is a result anyway. And ds has its scale in it.
  */
 #include "problem.h"
 
 typedef struct work {
     int32_t key_list[SLC_COUNT * BLOCK]; /* the tokens that a query sees */
-    real d_o[D];
 } work;
 
 static inline real dot(const real *a, const real *b, int64_t n) {
@@ -37,29 +40,28 @@ static int64_t visible_slc(const problem *pb, work *w, int64_t t) {
     return n;
 }
 
-/* Softmax attention's gradient for head number `row` of all, with d_o = gate dout:
- *   dv_s += p_s d_o,  dp_s = d_o.v_s,  ds_s = p_s (dp_s - sum_u p_u dp_u),
- *   dq += scale ds_s k_s,  dk_s += scale ds_s q;   and sum_u p_u dp_u = d_o.o = gate dgate. */
-static void attend_backward(const problem *pb, const work *w, int64_t row, int64_t n, real *dq) {
-    const real *q = pb->q + row * D, delta = pb->gate[row] * pb->dgate[row];
-    const real row_max = pb->stats[2 * row], inv_sum = pb->stats[2 * row + 1];
+/* Softmax attention's gradient, for head number `head` of all; the n tokens that its query sees are
+ * listed.
+ *   dp_s = dout.v_s,  ds_s = scale p_s (gate dp_s - delta),  delta = gate dgate,
+ *   dv_s += gate p_s dout,  dq += ds_s k_s,  dk_s += ds_s q;   and delta = sum_u p_u gate dp_u. */
+static void attend_backward(const problem *pb, const work *w, int64_t head, int64_t n) {
+    const real *q = pb->q + head * D, *dout = pb->dout + head * D;
+    const real gate = pb->gate[head], delta = gate * pb->dgate[head];
+    const real row_max = pb->stats[2 * head], inv_sum = pb->stats[2 * head + 1];
     for (int64_t i = 0; i < n; i++) {
         const int64_t s = w->key_list[i];
         const real p = expf(pb->scale * (dot(q, pb->k + s * D, D) - row_max)) * inv_sum;
-        const real ds = p * (dot(w->d_o, pb->v + s * D, D) - delta);
-        add_scaled(pb->gradient[VALUES] + s * D, p, w->d_o, D);
-        add_scaled(dq, pb->scale * ds, pb->k + s * D, D);
-        add_scaled(pb->gradient[KEYS] + s * D, pb->scale * ds, q, D);
+        const real ds = pb->scale * p * (gate * dot(dout, pb->v + s * D, D) - delta);
+        add_scaled(pb->gradient[VALUES] + s * D, gate * p, dout, D);
+        add_scaled(pb->dq + head * D, ds, pb->k + s * D, D);
+        add_scaled(pb->gradient[KEYS] + s * D, ds, q, D);
     }
 }
 
-/* One head, number `row` of all; the n tokens that its query sees are listed. */
-static void branch_backward(const problem *pb, work *w, int64_t row, int64_t n) {
-    const real *dout = pb->dout + row * D;
-    pb->dgate[row] = dot(dout, pb->out_x + row * D, D);
-    for (int64_t c = 0; c < D; c++)
-        w->d_o[c] = pb->gate[row] * dout[c];
-    attend_backward(pb, w, row, n, pb->dq + row * D);
+/* The same head: dgate = <dout,o>, then the rest. */
+static void branch_backward(const problem *pb, const work *w, int64_t head, int64_t n) {
+    pb->dgate[head] = dot(pb->dout + head * D, pb->out_x + head * D, D);
+    attend_backward(pb, w, head, n);
 }
 
 /* Gradients are sums over rows; they start from zero. */

@@ -1,9 +1,11 @@
 /** @file
- *  @brief Step 2, group: spans of blocks in place of a list of keys, and each block to all G heads.
+ *  @brief Step 2, group: spans for the list, each block to all G heads, scores before sums.
  *
- *  What is fetched for the first head is in the L1 or L2 cache for the others. First the scores of
- * a block and their gradients, [G,BLOCK] each, then what they add: five sums that are products of
- *  matrices, still written as loops. A little faster: the dot products are what they were.
+ *  As in attend/1 and attend/2 spans of blocks replace the list of keys, and a block is given to
+ *  all G heads before the next: what is fetched for the first head is in the L1 or L2 cache for the
+ *  others. And for each head the scores of the block and their dp come first, [G,BLOCK] each, then
+ *  what they add to the three gradients: five products of matrices, still written as loops. A
+ *  little faster: the dot products are what they were.
  */
 #include "problem.h"
 
@@ -41,11 +43,11 @@ static int64_t visible_slc(const problem *pb, int64_t t, span *spans) {
     return n;
 }
 
-/* From scores to probabilities and their gradients, for head number `row` of all: s becomes gate p,
- * and dp becomes ds = scale p (gate dp - delta), delta = gate dgate. */
-static void softmax_backward(const problem *pb, int64_t row, int64_t n, real *s, real *dp) {
-    const real scale = pb->scale, gate = pb->gate[row], delta = gate * pb->dgate[row];
-    const real row_max = pb->stats[2 * row], inv_sum = pb->stats[2 * row + 1];
+/* From scores to probabilities and their gradients, for head number `head` of all: s becomes gate
+ * p, and dp becomes ds = scale p (gate dp - delta), delta = gate dgate. */
+static void softmax_backward(const problem *pb, int64_t head, int64_t n, real *s, real *dp) {
+    const real scale = pb->scale, gate = pb->gate[head], delta = gate * pb->dgate[head];
+    const real row_max = pb->stats[2 * head], inv_sum = pb->stats[2 * head + 1];
     for (int64_t j = 0; j < n; j++) {
         const real p = expf(scale * (s[j] - row_max)) * inv_sum;
         dp[j] = scale * p * (gate * dp[j] - delta);
@@ -53,20 +55,20 @@ static void softmax_backward(const problem *pb, int64_t row, int64_t n, real *s,
     }
 }
 
-/* Softmax attention's gradient over one span of the group of the query at t, with d_o = gate dout:
- *   dv_s += p_s d_o,  dp_s = d_o.v_s,  ds_s = p_s (dp_s - sum_u p_u dp_u),
- *   dq += scale ds_s k_s,  dk_s += scale ds_s q;   and sum_u p_u dp_u = d_o.o = gate dgate. */
+/* Softmax attention's gradient over one span of the group of the query at t:
+ *   dp_s = dout.v_s,  ds_s = scale p_s (gate dp_s - delta),  delta = gate dgate,
+ *   dv_s += gate p_s dout,  dq += ds_s k_s,  dk_s += ds_s q;   and delta = sum_u p_u gate dp_u. */
 static void backward_span(const problem *pb, work *w, int64_t t, span sp) {
-    const int64_t row = t * G, key = sp.block * BLOCK;
+    const int64_t head = t * G, key = sp.block * BLOCK;
     real *dk = pb->gradient[KEYS] + key * D, *dv = pb->gradient[VALUES] + key * D;
     for (int64_t g = 0; g < G; g++) {
-        const real *q = pb->q + (row + g) * D, *dout = pb->dout + (row + g) * D;
-        real *s = w->s + g * BLOCK, *dp = w->dp + g * BLOCK, *dq = pb->dq + (row + g) * D;
+        const real *q = pb->q + (head + g) * D, *dout = pb->dout + (head + g) * D;
+        real *s = w->s + g * BLOCK, *dp = w->dp + g * BLOCK, *dq = pb->dq + (head + g) * D;
         for (int64_t j = 0; j < sp.hi; j++) {
             s[j] = dot(q, pb->k + (key + j) * D, D);
             dp[j] = dot(dout, pb->v + (key + j) * D, D);
         }
-        softmax_backward(pb, row + g, sp.hi, s, dp);
+        softmax_backward(pb, head + g, sp.hi, s, dp);
         for (int64_t j = 0; j < sp.hi; j++) {
             add_scaled(dq, dp[j], pb->k + (key + j) * D, D);
             add_scaled(dk + j * D, dp[j], q, D);
@@ -77,8 +79,8 @@ static void backward_span(const problem *pb, work *w, int64_t t, span sp) {
 
 /* dgate = <dout,o>, for the group of the query at t. */
 static void gate_backward(const problem *pb, int64_t t) {
-    for (int64_t row = t * G; row < (t + 1) * G; row++)
-        pb->dgate[row] = dot(pb->dout + row * D, pb->out_x + row * D, D);
+    for (int64_t head = t * G; head < (t + 1) * G; head++)
+        pb->dgate[head] = dot(pb->dout + head * D, pb->out_x + head * D, D);
 }
 
 /* Gradients are sums over rows; they start from zero. */

@@ -33,16 +33,16 @@ static void forward(int64_t t) {
                rows_of(pb.transposed[KEYS] + (int64_t)idx[n] * BLOCK * D, BLOCK),
                rows_of(s + n * BLOCK, stride));
     keys = (n - 1) * BLOCK + t % BLOCK + 1; /* the own block is the last */
-    for (int64_t row = t * G; row < (t + 1) * G; row++) {
-        real *p = s + row % G * stride, row_max = -INFINITY, row_sum = 0;
+    for (int64_t head = t * G; head < (t + 1) * G; head++) {
+        real *p = s + head % G * stride, row_max = -INFINITY, row_sum = 0;
         for (int64_t j = 0; j < keys; j++)
             row_max = p[j] > row_max ? p[j] : row_max;
         for (int64_t j = 0; j < keys; j++)
             row_sum += p[j] = expf(pb.scale * (p[j] - row_max));
         for (int64_t j = 0; j < keys; j++)
             p[j] /= row_sum;
-        pb.stats[2 * row] = row_max;
-        pb.stats[2 * row + 1] = 1 / row_sum;
+        pb.stats[2 * head] = row_max;
+        pb.stats[2 * head + 1] = 1 / row_sum;
     }
     for (int64_t i = 0; i < n; i++)
         matmul_add(G, D, i < n - 1 ? BLOCK : t % BLOCK + 1, rows_of(s + i * BLOCK, stride),
@@ -62,8 +62,8 @@ static void make(int64_t T) {
     pb.v = draw(T * D, &random);
     pb.dout = draw(T * G * D, &random);
     pb.gate = allocate(T * G, sizeof *pb.gate);
-    for (int64_t row = 0; row < T * G; row++)
-        pb.gate[row] = random_uniform(&random);
+    for (int64_t head = 0; head < T * G; head++)
+        pb.gate[head] = random_uniform(&random);
     pb.transposed[KEYS] = transposed_blocks(pb.k, T, D);
     pb.transposed[VALUES] = transposed_blocks(pb.v, T, D);
     pb.natural[KEYS] = natural_blocks(pb.k, T, D);
@@ -77,6 +77,8 @@ static void make(int64_t T) {
     pb.dgate = pb.dq + T * G * D;
     pb.gradient[KEYS] = pb.dgate + T * G;
     pb.gradient[VALUES] = pb.gradient[KEYS] + blocks * BLOCK * D;
+    for (int64_t i = 0; i < (threads - 1) * PAIR * blocks * BLOCK * D; i++)
+        pb.gradient[VALUES][blocks * BLOCK * D + i] = NAN; /* the other threads': to be zeroed */
 }
 
 static void run(int step) {
@@ -110,13 +112,13 @@ static double error(void) {
     for (int64_t t = 0, next = 0; t < pb.T; t++) {
         const int sampled = t == (pb.T - 1) * next / (SAMPLED - 1);
         next += sampled;
-        for (int64_t row = t * G; row < (t + 1) * G && (sampled || sees(t, block)); row++) {
-            backward_float64(&pb, row, block, dq, &dgate, reference);
+        for (int64_t head = t * G; head < (t + 1) * G && (sampled || sees(t, block)); head++) {
+            backward_float64(&pb, head, block, dq, &dgate, reference);
             if (!sampled)
                 continue;
-            memcpy(x + n, pb.dq + row * D, D * sizeof *x);
+            memcpy(x + n, pb.dq + head * D, D * sizeof *x);
             memcpy(reference + n, dq, sizeof dq);
-            x[n + D] = pb.dgate[row];
+            x[n + D] = pb.dgate[head];
             reference[n + D] = dgate;
             n += D + 1;
         }

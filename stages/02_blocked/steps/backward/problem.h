@@ -8,8 +8,8 @@
  *      o_tg = sum_s p_s v_s,   p = softmax_s(scale q_tg.k_s),   out_tg = gate_tg o_tg + ...
  *
  *  and dout_tg is given: dq, dgate, dk and dv follow. Keys and values lie in memory as loaded and
- * in blocks, and a step reads one of the two; what forward saves is there for the steps that read
- * it.
+ *  in blocks, and a step reads one of the two; what forward saves is there for the steps that
+ *  read it.
  */
 #ifndef BACKWARD_PROBLEM_H
 #define BACKWARD_PROBLEM_H
@@ -45,9 +45,9 @@ typedef struct problem {
     real *gradient[PAIR]; /* [blocks,BLOCK,D] dk, then dv; behind them those of other threads */
 } problem;
 
-/* reference.c: one head of a query, row = t*G + g: dq [D] and dgate are set; its share of dk and dv
- * of one block, [BLOCK,D] each, is added to dk_dv */
-void backward_float64(const problem *pb, int64_t row, int64_t block, double *dq, double *dgate,
+/* reference.c: one head of a query, head = t*G + g: dq [D] and dgate are set; its share of dk and
+ * dv of one block, [BLOCK,D] each, is added to dk_dv */
+void backward_float64(const problem *pb, int64_t head, int64_t block, double *dq, double *dgate,
                       double *dk_dv);
 
 void backward_0_rows(const problem *pb);

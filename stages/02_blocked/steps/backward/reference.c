@@ -15,13 +15,13 @@ static void add_scaled_float64(double *y, double a, const real *x) {
         y[c] += a * (double)x[c];
 }
 
-void backward_float64(const problem *pb, int64_t row, int64_t block, double *dq, double *dgate,
+void backward_float64(const problem *pb, int64_t head, int64_t block, double *dq, double *dgate,
                       double *dk_dv) {
     static double p[SLC_COUNT * BLOCK], dp[SLC_COUNT * BLOCK];
-    const int64_t t = row / G;
+    const int64_t t = head / G;
     const int32_t *idx = pb->block_idx + t * SLC_COUNT;
-    const real *q = pb->q + row * D, *dout = pb->dout + row * D;
-    const double gate = (double)pb->gate[row], scale = (double)pb->scale;
+    const real *q = pb->q + head * D, *dout = pb->dout + head * D;
+    const double gate = (double)pb->gate[head], scale = (double)pb->scale;
     double row_sum = 0;
     int64_t keys = 0;
     for (int i = 0; i < SLC_COUNT && idx[i] >= 0; i++) {

@@ -63,9 +63,9 @@ static void attend(const problem *pb, work *w, int64_t a, const real *q, int64_t
 void decode_0_rows(const problem *pb) {
     work w;
     for (int64_t a = 0; a < SLOTS; a++) {
-        for (int64_t row = a * G; row < (a + 1) * G; row++) {
+        for (int64_t head = a * G; head < (a + 1) * G; head++) {
             const int64_t n = visible_slc(&w, pb->t, pb->block_idx + a * SLC_COUNT);
-            attend(pb, &w, a, pb->q + row * D, n, pb->out + row * D);
+            attend(pb, &w, a, pb->q + head * D, n, pb->out + head * D);
         }
     }
 }

@@ -1,9 +1,10 @@
 /** @file
- *  @brief Step 1, group: spans of blocks in place of a list of keys, and each block to all G heads,
- *  in one pass.
+ *  @brief Step 1, group: attend/1 to attend/3 in one move, all but the layout.
  *
- *  The online softmax keeps scores of one block only, so a block's values follow its keys, and the
- *  caches are read once in place of G times. Hardly faster: the dot products are what they were.
+ *  Spans of blocks replace the list of keys (attend/1), each block is given to all G heads before
+ *  the next (attend/2), and an online softmax makes one pass over them (attend/3). It keeps the
+ *  scores of one block only, so a block's values follow its keys, and the caches are read once in
+ *  place of G times. Hardly faster: the dot products are what they were.
  */
 #include "problem.h"
 
@@ -45,7 +46,8 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of slot a's group, o [G,D]. With the
  * largest score so far m and m' after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same
- * for the sum; differences are scaled after they are taken. */
+ * for the sum; differences are scaled after they are taken. At the first span m = -inf: zeros are
+ * multiplied by expf(-inf) = 0. */
 static void softmax_step(const problem *pb, work *w, int64_t a, span sp, real *o) {
     const int64_t first = (a * pb->max_seq_len + (int64_t)sp.block * BLOCK) * D;
     const real *k = pb->cache_k + first, *v = pb->cache_v + first;

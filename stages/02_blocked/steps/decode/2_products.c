@@ -1,9 +1,13 @@
 /** @file
- *  @brief Step 2, products: the caches in blocks, keys transposed, and two matrix products of the
- *  group with each.
+ *  @brief Step 2, products: the layout of attend/1 and attend/4 to attend/7 in one move.
  *
- *  Vector lanes and register tiles in place of dot products of single rows: many times faster. Now
- *  arithmetic no longer hides the fetching: each product waits for its block.
+ *  The caches lie in blocks, keys transposed, and the group's two products with a block are sums of
+ *  rows (attend/4); the softmax takes whole vectors (attend/5) with a polynomial for e^x
+ *  (attend/6); tiles of C stay in registers (attend/7). The tile stands here, small, in place of
+ *  tile.c's, so that step 3 can show the prefetch in it.
+ *
+ *  Many times faster. Now arithmetic no longer hides the fetching: each product waits for its
+ *  block.
  */
 #include "problem.h"
 #include "tile.h"
@@ -30,19 +34,19 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
     return n;
 }
 
-enum { ROWS = 4, VECS = TILE_COLS / VEC }; /* of a register tile; ROWS divides G */
+enum { MR = 4, NV = TILE_COLS / VEC }; /* a register tile: MR rows, NV vectors; MR divides G */
 
 /* C += A B for one tile of C, K rows of B. Rows of all three are D = BLOCK apart. */
 static inline void tile(int64_t K, const real *a, const real *b, real *c) {
-    vec acc[ROWS][VECS] = {0};
+    vec acc[MR][NV] = {0};
     for (int64_t k = 0; k < K; k++) {
-        for (int i = 0; i < ROWS; i++) {
-            for (int n = 0; n < VECS; n++)
+        for (int i = 0; i < MR; i++) {
+            for (int n = 0; n < NV; n++)
                 acc[i][n] += a[i * D + k] * *(const vec *)(b + k * D + n * VEC);
         }
     }
-    for (int i = 0; i < ROWS; i++) {
-        for (int n = 0; n < VECS; n++)
+    for (int i = 0; i < MR; i++) {
+        for (int n = 0; n < NV; n++)
             *(vec *)(c + i * D + n * VEC) += acc[i][n];
     }
 }
@@ -51,14 +55,15 @@ static inline void tile(int64_t K, const real *a, const real *b, real *c) {
  * rows of A. */
 static void matmul_64(int64_t K, const real *a, const real *b, real *c) {
     for (int64_t n = 0; n < D; n += TILE_COLS) {
-        for (int64_t m = 0; m < G * D; m += ROWS * D)
+        for (int64_t m = 0; m < G * D; m += MR * D)
             tile(K, a + m, b + n, c + m + n);
     }
 }
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of slot a's group, o [G,D]. With the
  * largest score so far m and m' after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same
- * for the sum; differences are scaled after they are taken. */
+ * for the sum; differences are scaled after they are taken. exp_bounded(-inf) is 2^-125, not 0: it
+ * multiplies zeros, or stands in row_sum beside the 1 of the largest score. */
 static void softmax_step(const problem *pb, work *w, int64_t a, span sp, real *o) {
     const int64_t first = (a * pb->max_seq_len + (int64_t)sp.block * BLOCK) * D;
     const real *kt = pb->transposed + first, *v = pb->natural + first;

@@ -37,23 +37,23 @@ static void prefetch_spans(span *spans, int64_t n) {
         spans[j].next = spans[j + 1].block;
 }
 
-enum { ROWS = 4, VECS = TILE_COLS / VEC }; /* of a register tile; ROWS divides G */
+enum { MR = 4, NV = TILE_COLS / VEC }; /* a register tile: MR rows, NV vectors; MR divides G */
 
 /* C += A B for one tile of C, K rows of B. Rows of all three are D = BLOCK apart. For each row of B
  * the same row of `next` is prefetched, a cache line at a time: the multiplications do not wait for
  * it. */
 static inline void tile(int64_t K, const real *a, const real *b, real *c, const real *next) {
-    vec acc[ROWS][VECS] = {0};
+    vec acc[MR][NV] = {0};
     for (int64_t k = 0; k < K; k++) {
         for (int n = 0; next && n < TILE_COLS; n += LANES)
             __builtin_prefetch(next + k * D + n);
-        for (int i = 0; i < ROWS; i++) {
-            for (int n = 0; n < VECS; n++)
+        for (int i = 0; i < MR; i++) {
+            for (int n = 0; n < NV; n++)
                 acc[i][n] += a[i * D + k] * *(const vec *)(b + k * D + n * VEC);
         }
     }
-    for (int i = 0; i < ROWS; i++) {
-        for (int n = 0; n < VECS; n++)
+    for (int i = 0; i < MR; i++) {
+        for (int n = 0; n < NV; n++)
             *(vec *)(c + i * D + n * VEC) += acc[i][n];
     }
 }
@@ -63,14 +63,15 @@ static inline void tile(int64_t K, const real *a, const real *b, real *c, const 
 static void matmul_64(int64_t K, const real *a, const real *b, real *c, const real *next) {
     for (int64_t n = 0; n < D; n += TILE_COLS) {
         tile(K, a, b + n, c + n, next ? next + n : NULL);
-        for (int64_t m = ROWS * D; m < G * D; m += ROWS * D)
+        for (int64_t m = MR * D; m < G * D; m += MR * D)
             tile(K, a + m, b + n, c + m + n, NULL);
     }
 }
 
 /* Online softmax (Milakov and Gimelshein 2018), one span of slot a's group, o [G,D]. With the
  * largest score so far m and m' after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same
- * for the sum; differences are scaled after they are taken. */
+ * for the sum; differences are scaled after they are taken. exp_bounded(-inf) is 2^-125, not 0: it
+ * multiplies zeros, or stands in row_sum beside the 1 of the largest score. */
 static void softmax_step(const problem *pb, work *w, int64_t a, span sp, real *o) {
     const int64_t first = (a * pb->max_seq_len + (int64_t)sp.block * BLOCK) * D;
     const real *kt = pb->transposed + first, *v = pb->natural + first;

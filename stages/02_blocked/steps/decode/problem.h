@@ -9,8 +9,8 @@
  *
  *  The caches are far larger than processor caches, and each decode step reads other blocks of
  *  them: blocks come from memory. Keys and values lie there twice, and a step of the chain reads
- * one copy: a new key goes to its place by load_step() in a stage, which is no part of a step's
- * time.
+ *  one copy: a new key goes to its place by load_step() in a stage, which is no part of a step's
+ *  time.
  */
 #ifndef DECODE_PROBLEM_H
 #define DECODE_PROBLEM_H

@@ -1,13 +1,12 @@
 /** @file
- *  @brief Step 6, tiles: a piece of C stays in registers while k runs.
+ *  @brief Step 9, threads: tiles of queries go to threads.
  *
- *  Expected: the products twice as fast. For each k step 5 loads and stores all of C; here one load
- *  of B serves ROWS multiply-adds, which do not wait for each other. exp_bounded() and vec, a
- *  register of VEC floats, are the stage's from here on (tile.h). */
+ *  Expected: as many times faster as there are cores. No two tiles write the same row, so threads
+ *  need no lock, and no sum depends on their number. */
 #include "problem.h"
 #include "tile.h"
 
-enum { ROWS = 8 }; /* of a tile: as many registers hold sums */
+enum { QUERY_TILE = 32 };
 
 /* The keys 0..hi-1 of one block. The stage has a lo too: a window may begin inside a block. */
 typedef struct span {
@@ -15,38 +14,16 @@ typedef struct span {
 } span;
 
 typedef struct work {
-    span spans[SLC_COUNT];               /* what the query sees */
-    real s[G * BLOCK];                   /* [G,BLOCK] scores of one span, then exponentials */
-    real row_max[G], row_sum[G * LANES]; /* of the spans so far; sums in LANES parts */
+    span spans[QUERY_TILE * SLC_COUNT];                  /* what each query sees, in turn */
+    int64_t next_span[QUERY_TILE], end_span[QUERY_TILE]; /* of each query's spans */
+    _Alignas(64) real s[G * BLOCK]; /* [G,BLOCK] scores of one span, then exponentials */
+    real row_max[QUERY_TILE * G], row_sum[QUERY_TILE * G * LANES]; /* as before, of each query */
 } work;
 
 /* y += a x over n elements: independent of each other, so compilers make vectors of them. */
 static void add_scaled(real *y, real a, const real *x, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         y[i] += a * x[i];
-}
-
-/* A tile of C += A B: rows i..i+ROWS-1, columns n..n+VEC-1. For each k one vector of B is loaded,
- * and ROWS elements of A are broadcast to all lanes. */
-static inline void tile(int64_t K, int64_t i, int64_t n, matrix a, matrix b, matrix c) {
-    vec acc[ROWS];
-    for (int r = 0; r < ROWS; r++)
-        acc[r] = *(const vec *)(c.at + (i + r) * c.row + n);
-    for (int64_t k = 0; k < K; k++) {
-        const vec row = *(const vec *)(b.at + k * b.row + n);
-        for (int r = 0; r < ROWS; r++)
-            acc[r] += a.at[(i + r) * a.row + k] * row;
-    }
-    for (int r = 0; r < ROWS; r++)
-        *(vec *)(c.at + (i + r) * c.row + n) = acc[r];
-}
-
-/* C [M,N] += A [M,K] B [K,N], tile after tile: ROWS divides M here, and VEC divides N. */
-static void tiled_add(int64_t M, int64_t N, int64_t K, matrix a, matrix b, matrix c) {
-    for (int64_t n = 0; n < N; n += VEC) {
-        for (int64_t i = 0; i < M; i += ROWS)
-            tile(K, i, n, a, b, c);
-    }
 }
 
 /* The tokens s <= t of the blocks in idx (Eq. 12), into spans, a span a block; returns how many. */
@@ -63,8 +40,7 @@ static int64_t visible_slc(span *spans, int64_t t, const int32_t *idx) {
  * Whole vectors are computed always: there is no other code for a tail. */
 static void score(const problem *pb, real *q, span sp, int64_t n1, real *s) {
     real *kt = pb->transposed + sp.block * D * BLOCK;
-    memset(s, 0, sizeof(real) * G * BLOCK);
-    tiled_add(G, n1, D, rows_of(q, D), rows_of(kt, BLOCK), rows_of(s, BLOCK));
+    matmul(G, n1, D, rows_of(q, D), rows_of(kt, BLOCK), rows_of(s, BLOCK));
     for (int64_t g = 0; g < G; g++) {
         for (int64_t j = sp.hi; j < n1; j++)
             s[g * BLOCK + j] = -INFINITY;
@@ -93,14 +69,14 @@ static void exp_scores(real *s, int64_t n, real scale, real row_max, real *row_s
 
 /* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
  * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
- * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled. */
-static void softmax_step(const problem *pb, work *w, real *q, span sp, real *o) {
+ * scaled after they are taken. At the first span m = -inf: zeros are multiplied by 2^-125. */
+static void softmax_step(const problem *pb, work *w, int64_t i, real *q, span sp, real *o) {
     real *v = pb->natural + sp.block * BLOCK * D;
     const int64_t n1 = (sp.hi + LANES - 1) / LANES * LANES;
     score(pb, q, sp, n1, w->s);
     for (int64_t g = 0; g < G; g++) {
-        real *s = w->s + g * BLOCK, *row_max = w->row_max + g;
-        real *row_sum = w->row_sum + g * LANES;
+        real *s = w->s + g * BLOCK, *row_max = w->row_max + i * G + g;
+        real *row_sum = w->row_sum + (i * G + g) * LANES;
         const real new_max = update_row_max(s, n1, *row_max);
         if (new_max > *row_max) { /* seldom, after the first few blocks */
             const real rescale = exp_bounded(pb->scale * (*row_max - new_max));
@@ -112,19 +88,19 @@ static void softmax_step(const problem *pb, work *w, real *q, span sp, real *o) 
         }
         exp_scores(s, n1, pb->scale, *row_max, row_sum);
     }
-    tiled_add(G, D, sp.hi, rows_of(w->s, BLOCK), rows_of(v, D), rows_of(o, D));
+    matmul_add(G, D, sp.hi, rows_of(w->s, BLOCK), rows_of(v, D), rows_of(o, D));
 }
 
-static void softmax_init(work *w, real *o) {
-    memset(o, 0, sizeof(real) * G * D);
+static void softmax_init(work *w, int64_t count, real *o) {
+    memset(o, 0, (size_t)(count * G * D) * sizeof *o);
     memset(w->row_sum, 0, sizeof w->row_sum);
-    for (int64_t g = 0; g < G; g++)
+    for (int64_t g = 0; g < count * G; g++)
         w->row_max[g] = -INFINITY;
 }
 
 /* o is divided by the sum once, when that is known. */
-static void softmax_finalize(const work *w, real *o) {
-    for (int64_t g = 0; g < G; g++) {
+static void softmax_finalize(const work *w, int64_t count, real *o) {
+    for (int64_t g = 0; g < count * G; g++) {
         real sum = 0;
         for (int lane = 0; lane < LANES; lane++)
             sum += w->row_sum[g * LANES + lane];
@@ -133,15 +109,42 @@ static void softmax_finalize(const work *w, real *o) {
     }
 }
 
-/* Query after query: a query's keys and values are fetched once for its whole group. */
-void attend_6_tiles(const problem *pb) {
-    _Alignas(64) work w;
-    for (int64_t t = 0; t < pb->T; t++) {
-        const int64_t n = visible_slc(w.spans, t, pb->block_idx + t * SLC_COUNT);
-        real *q = pb->q + t * G * D, *o = pb->out + t * G * D;
-        softmax_init(&w, o);
-        for (int64_t i = 0; i < n; i++)
-            softmax_step(pb, &w, q, w.spans[i], o);
-        softmax_finalize(&w, o);
+/* Whether query i's next span lies in this block. */
+static int in_block(const work *w, int64_t i, int64_t block) {
+    return w->next_span[i] < w->end_span[i] && w->spans[w->next_span[i]].block == block;
+}
+
+/* What each of the queries row..row+count-1 sees, into w->spans. */
+static void list_spans(const problem *pb, work *w, int64_t row, int64_t count) {
+    for (int64_t i = 0, n = 0; i < count; i++) {
+        w->next_span[i] = n;
+        n += visible_slc(w->spans + n, row + i, pb->block_idx + (row + i) * SLC_COUNT);
+        w->end_span[i] = n;
+    }
+}
+
+/* The queries from `row` on, QUERY_TILE of them or as many as there are: block after block in the
+ * outer loop, as far as any can see. */
+static void attend_tile(const problem *pb, work *w, int64_t row) {
+    const int64_t left = pb->T - row, count = left < QUERY_TILE ? left : QUERY_TILE;
+    real *q = pb->q + row * G * D, *o = pb->out + row * G * D;
+    list_spans(pb, w, row, count);
+    softmax_init(w, count, o);
+    for (int64_t block = 0; block <= (row + count - 1) / BLOCK; block++) {
+        for (int64_t i = 0; i < count; i++) {
+            for (; in_block(w, i, block); w->next_span[i]++)
+                softmax_step(pb, w, i, q + i * G * D, w->spans[w->next_span[i]], o + i * G * D);
+        }
+    }
+    softmax_finalize(w, count, o);
+}
+
+/* A thread takes the next tile when it is done with one. The last tiles see most keys: they go
+ * first. The scratch is the thread's own. */
+void attend_9_threads(const problem *pb) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = (pb->T - 1) / QUERY_TILE * QUERY_TILE; row >= 0; row -= QUERY_TILE) {
+        work w;
+        attend_tile(pb, &w, row);
     }
 }

@@ -1,8 +1,10 @@
 /** @file
- *  @brief Step 8, threads: tiles of queries go to threads.
+ *  @brief Step 8, queries: QUERY_TILE neighbouring queries visit the blocks together.
  *
- *  Expected: as many times faster as there are cores. No two tiles write the same row, so threads
- *  need no lock, and no sum depends on their number. */
+ *  Expected: no faster while all keys fit the second-level cache, and faster where they do not: a
+ *  block is fetched once for all queries of the tile that selected it. Only the walk changes, and
+ *  for it row_max and row_sum are kept of all queries of the tile.
+ */
 #include "problem.h"
 #include "tile.h"
 
@@ -16,9 +18,8 @@ typedef struct span {
 typedef struct work {
     span spans[QUERY_TILE * SLC_COUNT];                  /* what each query sees, in turn */
     int64_t next_span[QUERY_TILE], end_span[QUERY_TILE]; /* of each query's spans */
-    real s[G * BLOCK];                    /* [G,BLOCK] scores of one span, then exponentials */
-    real row_max[QUERY_TILE * G];         /* of the spans so far */
-    real row_sum[QUERY_TILE * G * LANES]; /* the same, in LANES parts */
+    _Alignas(64) real s[G * BLOCK]; /* [G,BLOCK] scores of one span, then exponentials */
+    real row_max[QUERY_TILE * G], row_sum[QUERY_TILE * G * LANES]; /* as before, of each query */
 } work;
 
 /* y += a x over n elements: independent of each other, so compilers make vectors of them. */
@@ -70,7 +71,7 @@ static void exp_scores(real *s, int64_t n, real scale, real row_max, real *row_s
 
 /* Online softmax (Milakov and Gimelshein 2018), one span. With the largest score so far m and m'
  * after the span: o = o e^(m-m') + sum_j e^(s_j-m') v_j, and the same for the sum; differences are
- * scaled after they are taken. At the first span m = -inf, and only zeros are rescaled. */
+ * scaled after they are taken. At the first span m = -inf: zeros are multiplied by 2^-125. */
 static void softmax_step(const problem *pb, work *w, int64_t i, real *q, span sp, real *o) {
     real *v = pb->natural + sp.block * BLOCK * D;
     const int64_t n1 = (sp.hi + LANES - 1) / LANES * LANES;
@@ -93,7 +94,7 @@ static void softmax_step(const problem *pb, work *w, int64_t i, real *q, span sp
 }
 
 static void softmax_init(work *w, int64_t count, real *o) {
-    memset(o, 0, sizeof(real) * count * G * D);
+    memset(o, 0, (size_t)(count * G * D) * sizeof *o);
     memset(w->row_sum, 0, sizeof w->row_sum);
     for (int64_t g = 0; g < count * G; g++)
         w->row_max[g] = -INFINITY;
@@ -115,9 +116,21 @@ static int in_block(const work *w, int64_t i, int64_t block) {
     return w->next_span[i] < w->end_span[i] && w->spans[w->next_span[i]].block == block;
 }
 
-/* The queries at row..row+count-1: block after block in the outer loop, as far as any can see. */
-static void attend_blocks(const problem *pb, work *w, int64_t row, int64_t count) {
+/* What each of the queries row..row+count-1 sees, into w->spans. */
+static void list_spans(const problem *pb, work *w, int64_t row, int64_t count) {
+    for (int64_t i = 0, n = 0; i < count; i++) {
+        w->next_span[i] = n;
+        n += visible_slc(w->spans + n, row + i, pb->block_idx + (row + i) * SLC_COUNT);
+        w->end_span[i] = n;
+    }
+}
+
+/* The queries from `row` on, QUERY_TILE of them or as many as there are: block after block in the
+ * outer loop, as far as any can see. */
+static void attend_tile(const problem *pb, work *w, int64_t row) {
+    const int64_t left = pb->T - row, count = left < QUERY_TILE ? left : QUERY_TILE;
     real *q = pb->q + row * G * D, *o = pb->out + row * G * D;
+    list_spans(pb, w, row, count);
     softmax_init(w, count, o);
     for (int64_t block = 0; block <= (row + count - 1) / BLOCK; block++) {
         for (int64_t i = 0; i < count; i++) {
@@ -128,18 +141,9 @@ static void attend_blocks(const problem *pb, work *w, int64_t row, int64_t count
     softmax_finalize(w, count, o);
 }
 
-/* Late tiles see more keys than early ones: a thread takes the next tile when it is done with one.
- * The scratch is its own. */
-void attend_8_threads(const problem *pb) {
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t row = 0; row < pb->T; row += QUERY_TILE) {
-        _Alignas(64) work w;
-        const int64_t count = pb->T - row < QUERY_TILE ? pb->T - row : QUERY_TILE;
-        for (int64_t i = 0, n = 0; i < count; i++) {
-            w.next_span[i] = n;
-            n += visible_slc(w.spans + n, row + i, pb->block_idx + (row + i) * SLC_COUNT);
-            w.end_span[i] = n;
-        }
-        attend_blocks(pb, &w, row, count);
-    }
+/* Tile after tile. */
+void attend_8_queries(const problem *pb) {
+    work w;
+    for (int64_t row = 0; row < pb->T; row += QUERY_TILE)
+        attend_tile(pb, &w, row);
 }
