@@ -29,7 +29,7 @@ enum {
 
 enum {
     BLOCK = 64,      /* keys of a block in memory, whatever l' is */
-    QUERY_TILE = 32, /* neighbouring queries that visit the blocks together */
+    QUERY_TILE = 64, /* neighbouring queries that visit the blocks together */
     MLP_BATCH = 48   /* blocks that an mlp compressor takes at a time */
 };
 

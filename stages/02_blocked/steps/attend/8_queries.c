@@ -8,7 +8,7 @@
 #include "problem.h"
 #include "tile.h"
 
-enum { QUERY_TILE = 32 };
+enum { QUERY_TILE = 64 };
 
 /* The keys 0..hi-1 of one block. The stage has a lo too: a window may begin inside a block. */
 typedef struct span {

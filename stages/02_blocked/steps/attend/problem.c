@@ -14,7 +14,7 @@ static const char *const what[] = {
     "a block to all G heads, then the next", "one pass: running maximum and sum",
     "products as sums of contiguous rows",   "softmax: whole vectors of 16 keys, masked",
     "a polynomial in place of expf()",       "a tile of the product in registers",
-    "32 queries visit the blocks together",  "tiles of queries over threads",
+    "64 queries visit the blocks together",  "tiles of queries over threads",
 };
 
 static void (*const steps[])(const problem *) = {

@@ -9,7 +9,7 @@
 
 #include <omp.h>
 
-enum { QUERY_TILE = 32 };
+enum { QUERY_TILE = 64 };
 
 /* The keys 0..hi-1 of one block. */
 typedef struct span {

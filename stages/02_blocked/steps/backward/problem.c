@@ -14,7 +14,7 @@ static problem pb;
 static const char *const what[] = {
     "stage 01: a head attends again",      "p from saved row_max and inv_sum",
     "a block to all heads of its group",   "blocks, transposed: five products",
-    "tiles of 32 queries, block by block", "threads, each with its own dk and dv",
+    "tiles of 64 queries, block by block", "threads, each with its own dk and dv",
 };
 
 static void (*const steps[])(const problem *) = {
