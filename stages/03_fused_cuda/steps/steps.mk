@@ -3,7 +3,7 @@
 STEPS_03 := $(patsubst %.cu,$(BUILD)/obj/$(CUDA)/%.o,$(wildcard \
                 stages/03_fused_cuda/steps/*.cu stages/03_fused_cuda/steps/*/*.cu))
 # Three of its moves change more lines than a move should; none may change more than they do.
-MOVE_LINES_03_fused_cuda := 139
+MOVE_LINES_03_fused_cuda := 137
 steps_ld_sim = $(CXX) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa \
                -Wl,-rpath,'$$ORIGIN/..' $(SIMT_LIBS)
 steps_ld_gpu = $(NVCC) -cudart static $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa \

@@ -3,8 +3,7 @@
  *  memory as whole lines; a thread owns a key there, then a column. */
 #include "../steps.cuh"
 
-/* The largest x of the CUDA block's two warps, in every thread. s_max [2] may be reused after
- * another barrier. */
+/* The largest x of both warps, in every thread. s_max [2] may be reused after another barrier. */
 static __device__ __forceinline__ float block_max(float x, float *s_max) {
 #pragma unroll
     for (int lane = 1; lane < WARP_SIZE; lane *= 2)
@@ -15,9 +14,8 @@ static __device__ __forceinline__ float block_max(float x, float *s_max) {
     return fmaxf(s_max[0], s_max[1]);
 }
 
-/* One span of a row. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum
- * before and after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum.
- * Thread i has key i's part of the sum, and column i of o. */
+/* One span of a row: online softmax as in step 0, over a whole block of keys. Thread i has key i's
+ * part of the sum, and column i of o. */
 static __device__ __forceinline__ void softmax_step(const problem *pb, int branch, span sp,
                                                     float *s_block, const float *s_q, float *s_p,
                                                     float *s_max, float *o, float *row_max,
