@@ -2,9 +2,9 @@
  *  @brief Step 4, tiles: QUERY_TILE neighbouring queries visit the blocks together, block by block.
  *
  *  A block's keys, values and gradients, 80 KiB, stay in the L2 cache for the queries of the tile
- *  that see it. No flop is saved, so nothing is gained while all blocks fit in the L3 cache; in
- *  longer texts, from some 8192 tokens on, a tenth or more: run it with T=16384. Here queries
- *  choose their blocks at random; it is more where neighbours see the same, as they do in a window.
+ *  that see it. No flop is saved, so little is gained while all blocks fit in the L3 cache; expect
+ *  more in a longer text: run it with T=16384. Here queries choose their blocks at random; it is
+ *  more where neighbours see the same, as they do in a window.
  */
 #include "problem.h"
 
