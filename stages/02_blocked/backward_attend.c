@@ -20,12 +20,17 @@ static void softmax_backward(const stage *st, int branch, int64_t head, int64_t 
 }
 
 /* Softmax attention's gradient over one span of query i's group:
- *   dp_s = dout.v_s,  ds_s = scale p_s (gate dp_s - delta),  delta = sum_u p_u gate dp_u = gate
- * dgate, dv_s += gate p_s dout,  dq += ds_s k_s,  dk_s += ds_s q. Five products of the group's G
- * rows with one block; its gradients stay in cache for the tile: S  [G,keys] = Q K^T        dP
- * [G,keys] = dOut V^T    columns: keys, of transposed blocks dQ [G,dk]  += dS K         of natural
- * blocks dK [keys,dk] += dS^T Q     dV [keys,dv] += (gate P)^T dOut    summed over the group's
- * heads */
+ *
+ *   dp_s = dout.v_s,  ds_s = scale p_s (gate dp_s - delta),  dv_s += gate p_s dout,
+ *   delta = sum_u p_u gate dp_u = gate dgate,  dq += ds_s k_s,  dk_s += ds_s q
+ *
+ * Five products of the group's G rows with one block, whose gradients stay in cache for the tile:
+ *
+ *   S  [G,keys]   = Q K^T           of transposed blocks: a column is a key
+ *   dP [G,keys]   = dOut V^T        the same
+ *   dQ [G,dk]    += dS K            of natural blocks
+ *   dK [keys,dk] += dS^T Q          summed over the group's heads
+ *   dV [keys,dv] += (gate P)^T dOut the same */
 static void backward_span(const stage *st, work *w, const query_tile *qt, int branch, int64_t i,
                           span sp) {
     const kv_blocks *in = &qt->in[branch];

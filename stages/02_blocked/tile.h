@@ -64,9 +64,8 @@ void matmul_add(int64_t M, int64_t N, int64_t K, matrix a, matrix b, matrix c);
  * steps are the same in every lane, so equal scores give equal bits. */
 static inline float exp_bounded(float x) {
     const float round = 12583039.0f; /* 1.5 * 2^23 + 127: adding it rounds to a whole number */
-    x *= 1.44269504f;
-    x = -125.0f > x ? -125.0f : x;
-    const float shifted = x + round, f = x - (shifted - round);
+    const float y = 1.44269504f * x, z = -125.0f > y ? -125.0f : y; /* -125 only if y is no NaN */
+    const float shifted = z + round, f = z - (shifted - round);
     float p = 1.327647217e-3f, power;
     p = p * f + 9.675541331e-3f;
     p = p * f + 5.550713273e-2f;
