@@ -5,23 +5,20 @@
 
 /* Allocate what backward needs beyond the stage's own fields. */
 nsa_status open_backward(stage *st) {
-    const nsa_config *c = &st->cfg;
-    const int64_t tiles = st->plan->setup.max_rows * c->kv_heads * st->c.GT;
     scratch *s = (scratch *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *s);
-    int device = 0, max_shared = 0;
     if (!s)
         return nsa_pool_status(st->plan->pool);
     memset(s, 0, sizeof *s);
     st->scratch = s;
-    NSA_CUDA(cudaGetDevice(&device));
-    NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    TRY(open_queries(s, &st->c, (size_t)max_shared));
-    TRY(open_range(s, &st->c, (size_t)max_shared));
-    TRY(open_keys(s, (size_t)max_shared));
-    s->terms =
-        (float4 *)device_alloc(st, NSA_MEM_SCRATCH, BRANCHES * tiles * TILE_ROWS, sizeof(float4));
+    TRY(open_queries(st, s));
+    TRY(open_keys(st, s));
     TRY(open_inverse_list(st, s));
     return open_compress(st, s);
+}
+
+nsa_status make_grad_tiles(stage *st) {
+    scratch *s = (scratch *)st->scratch;
+    return make_tiles(st, s->dq_warps, s->tiles, &s->n_tiles);
 }
 
 static nsa_status zero(const stage *st, real *x, int64_t count) {
@@ -49,22 +46,21 @@ static nsa_status zero_gradients(stage *st) {
 
 /* Arguments of the attention kernels. */
 static grad_args gradients_of(const stage *st) {
+    const scratch *s = (const scratch *)st->scratch;
     grad_args a;
-    a.c = st->c;
+    a.f = make_attend_args(st);
+    a.f.tiles = s->tiles;
+    a.f.n_tiles = s->n_tiles;
     a.R = st->batch.R;
     a.B = st->batch.B;
-    a.seqs = st->seqs;
-    a.row_t = st->row_t;
+    a.row_tiles = a.R * st->c.Hkv * st->c.GT;
     a.row_seq = st->row_seq;
-    a.block_idx = st->block_idx;
-    a.q_t = st->q_t;
     a.q_n = st->q_n;
     a.dout_t = st->dout_t;
     a.dout_n = st->dout_n;
-    a.terms = ((const scratch *)st->scratch)->terms;
-    for (int x = 0; x < BRANCHES; x++)
-        a.in[x] = st->in[x];
+    a.terms = s->terms;
     a.dq = st->dq;
+    a.dgate = st->dgate;
     return a;
 }
 
@@ -74,12 +70,10 @@ nsa_status backward(void *self) {
     TRY(record_phase(st, -1));
     TRY(zero_gradients(st));
     if (args.R) {
-        TRY(backward_gate(st, &args));
+        TRY(gate_backward(st, &args));
         TRY(record_phase(st, PHASE_GATE));
-        TRY(backward_range(st, &args));
-        TRY(record_phase(st, PHASE_DQ));
         TRY(backward_queries(st, &args));
-        TRY(record_phase(st, PHASE_DQ_SLC));
+        TRY(record_phase(st, PHASE_DQ));
         for (int x = 0; x < BRANCHES; x++) {
             inverse_list inverse;
             TRY(build_inverse_list(st, &args, x, &inverse));

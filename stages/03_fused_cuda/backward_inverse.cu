@@ -3,17 +3,19 @@
  *  how they are cut into work units.
  *
  *  Compressed and window: the rows that see a block are neighbours, a range. Selected: a list, made
- *  by a counting sort. Each chunk of rows counts its rows for every block, prefix sums give each
- *  chunk its offset in every block's list, and each chunk stores its rows in their order. So lists
- *  are ascending, and the same in every run. */
+ *  by a counting sort. Each chunk of rows counts its rows for every block; prefix sums give each
+ *  chunk its offset in every block's list; each chunk stores its rows in their order. So lists are
+ *  ascending, and the same in every run. */
 #include "backward.cuh"
+
+enum { SCAN_THREADS = 1024 }; /* of scan_blocks: one CUDA block, each thread has a run of blocks */
 
 /* The sequence that block `block` of a head belongs to: the last that begins at or before it. */
 static __device__ int64_t sequence_of(const grad_args *a, int branch, int64_t block) {
     int64_t lo = 0, hi = a->B - 1;
     while (lo < hi) {
         const int64_t middle = (lo + hi + 1) / 2;
-        if (a->seqs[middle].first[branch] <= block)
+        if (a->f.seqs[middle].first[branch] <= block)
             lo = middle;
         else
             hi = middle - 1;
@@ -26,7 +28,7 @@ static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t 
     int64_t lo = 0, hi = a->R;
     while (lo < hi) {
         const int64_t middle = (lo + hi) / 2;
-        if (a->row_seq[middle] < b || (a->row_seq[middle] == b && a->row_t[middle] < t))
+        if (a->row_seq[middle] < b || (a->row_seq[middle] == b && a->f.row_t[middle] < t))
             lo = middle + 1;
         else
             hi = middle;
@@ -34,88 +36,79 @@ static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t 
     return lo;
 }
 
-/* One thread a block: the range of rows that see one of its keys. */
-static __global__ void __launch_bounds__(256)
-    find_row_ranges(const grad_args a, const inverse_list inv) {
-    const dims *c = &a.c;
-    const int64_t block = (int64_t)blockIdx.x * 256 + threadIdx.x;
-    if (block >= inv.blocks)
-        return;
-    const int64_t b = sequence_of(&a, inv.branch, block % inv.stride);
-    const sequence *sq = &a.seqs[b];
-    const int64_t key = (block % inv.stride - sq->first[inv.branch]) * BLOCK;
+/* The range of rows that see a key of a compressed or window block: start and count. */
+static __device__ void find_rows(const grad_args *a, const inverse_list *inv, int64_t block) {
+    const dims *c = &a->f.c;
+    const int64_t b = sequence_of(a, inv->branch, block % inv->stride);
+    const sequence *sq = &a->f.seqs[b];
+    const int64_t key = (block % inv->stride - sq->first[inv->branch]) * BLOCK;
     int64_t from = 0, to = 0; /* of positions */
-    if (inv.branch == CMP && key < sq->n_cmp) {
+    if (inv->branch == CMP && key < sq->n_cmp) {
         from = key * c->d + c->l - 1;
         to = sq->len;
-    } else if (inv.branch == WIN && key < sq->len) {
+    } else if (inv->branch == WIN && key < sq->len) {
         from = key;
-        to = key + BLOCK - 1 + c->w < sq->len ? key + BLOCK - 1 + c->w : sq->len;
+        to = min(key + BLOCK - 1 + c->w, sq->len);
     }
-    inv.start[block] = first_row_from(&a, b, from);
-    inv.count[block] = from < to ? (int32_t)(first_row_from(&a, b, to) - inv.start[block]) : 0;
+    inv->start[block] = first_row_from(a, b, from);
+    inv->count[block] = from < to ? (int32_t)(first_row_from(a, b, to) - inv->start[block]) : 0;
+}
+
+/* Prefix sum over the chunks of one block, from counts to offsets; the sum is the block's count. */
+static __device__ void scan_chunks(const inverse_list *inv, int64_t block) {
+    int32_t sum = 0;
+    for (int64_t chunk = 0; chunk < inv->chunks; chunk++) {
+        int32_t *count = inv->chunk_counts +
+                         (block / inv->stride * inv->chunks + chunk) * inv->stride +
+                         block % inv->stride;
+        const int32_t rows = *count;
+        *count = sum;
+        sum += rows;
+    }
+    inv->count[block] = sum;
 }
 
 /* Invert one chunk of rows for one head, row after row; each lane has one entry of the row's list.
- * The first launch counts; the second, with `list`, stores each row. Grid (chunks, Hkv), one
- * warp. */
-static __global__ void __launch_bounds__(WARP_SIZE)
-    invert_chunk(const grad_args a, const inverse_list inv, int32_t *list) {
-    const dims *c = &a.c;
-    const int64_t h = blockIdx.y, from = blockIdx.x * inv.chunk;
-    const int64_t to = from + inv.chunk < a.R ? from + inv.chunk : a.R;
-    int32_t *chunk_counts = inv.chunk_counts + (h * gridDim.x + blockIdx.x) * inv.stride;
+ * Without STORE it counts; with it, it stores each row. Grid (chunks, Hkv), one warp. */
+template <bool STORE>
+static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, inverse_list inv) {
+    const dims *c = &a.f.c;
+    const int64_t h = blockIdx.y, from = blockIdx.x * inv.chunk, to = min(from + inv.chunk, a.R);
+    int32_t *chunk_counts = inv.chunk_counts + (h * inv.chunks + blockIdx.x) * inv.stride;
     for (int64_t r = from; r < to; r++) {
-        const int32_t *idx = a.block_idx + (r * c->Hkv + h) * c->n;
-        const int64_t first = a.seqs[a.row_seq[r]].first[SLC];
-        const int t = a.row_t[r];
-        for (int i = (int)threadIdx.x; i < c->n; i += WARP_SIZE) {
-            if (idx[i] < 0)
-                continue;
-            const key_range visible = visible_block(c, idx[i], t);
-            int block =
-                visible.lo / BLOCK; /* the entry before has counted a block that both share */
-            if (i > 0 && (visible_block(c, idx[i - 1], t).hi - 1) / BLOCK == block)
-                block++;
-            for (; block <= (visible.hi - 1) / BLOCK; block++) {
-                const int32_t rank =
-                    chunk_counts[first + block]++; /* no other lane has this block */
-                if (list)
-                    list[inv.start[h * inv.stride + first + block] + rank] = (int32_t)r;
+        const int32_t *idx = a.f.block_idx + (r * c->Hkv + h) * c->n;
+        const int64_t first = a.f.seqs[a.row_seq[r]].first[SLC];
+        const int t = a.f.row_t[r];
+        for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE) {
+            int block = idx[i] * c->lb / BLOCK;
+            const int last = min(idx[i] * c->lb + c->lb - 1, t) / BLOCK;
+            if (i > 0 && (idx[i - 1] * c->lb + c->lb - 1) / BLOCK == block)
+                block++; /* the entry before has counted a block that both share */
+            for (; block <= last; block++) { /* no other lane has this block */
+                const int32_t rank = chunk_counts[first + block]++;
+                if (STORE)
+                    inv.list[inv.start[h * inv.stride + first + block] + rank] = (int32_t)r;
             }
         }
         __syncwarp();
     }
 }
 
-/* One thread a block: prefix sum over the chunks, from counts to offsets. */
-static __global__ void __launch_bounds__(256) scan_chunks(const inverse_list inv, int chunks) {
-    const int64_t block = (int64_t)blockIdx.x * 256 + threadIdx.x;
-    int32_t sum = 0;
-    if (block >= inv.blocks)
-        return;
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        int32_t *count = inv.chunk_counts + (block / inv.stride * chunks + chunk) * inv.stride +
-                         block % inv.stride;
-        const int32_t rows = *count;
-        *count = sum;
-        sum += rows;
-    }
-    inv.count[block] = sum;
-}
-
-enum { SCAN_THREADS = 1024 }; /* of one CUDA block; each has a run of blocks */
-
-/* Prefix sums over the blocks: first_unit and start, from count. One CUDA block. */
-static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(const inverse_list inv) {
+/* Number of rows of each block, and prefix sums over the blocks: first_unit, and start of a list.
+ * Grid: one CUDA block. */
+static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, inverse_list inv) {
     __shared__ int64_t s_rows[SCAN_THREADS];
     __shared__ int64_t s_units[SCAN_THREADS];
     const int64_t run = (inv.blocks + SCAN_THREADS - 1) / SCAN_THREADS, from = threadIdx.x * run;
-    const int64_t to = from + run < inv.blocks ? from + run : inv.blocks;
+    const int64_t to = min(from + run, inv.blocks);
     int64_t rows = 0, units = 0;
     for (int64_t block = from; block < to; block++) {
+        if (inv.list)
+            scan_chunks(&inv, block);
+        else
+            find_rows(&a, &inv, block);
         rows += inv.count[block];
-        units += (inv.count[block] + inv.unit_rows - 1) / inv.unit_rows;
+        units += units_of(&inv, inv.count[block]);
     }
     s_rows[threadIdx.x] = rows;
     s_units[threadIdx.x] = units;
@@ -130,10 +123,8 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(const inverse
         if (inv.list)
             inv.start[block] = rows;
         rows += inv.count[block];
-        units += (inv.count[block] + inv.unit_rows - 1) / inv.unit_rows;
+        units += units_of(&inv, inv.count[block]);
     }
-    if (threadIdx.x == SCAN_THREADS - 1)
-        inv.first_unit[inv.blocks] = (int32_t)units;
 }
 
 /* ----------------------------------------------------------------- host */
@@ -155,13 +146,6 @@ static int64_t unit_size(int64_t rows) {
     return min_rows > MIN_UNIT_ROWS ? min_rows : (int64_t)MIN_UNIT_ROWS;
 }
 
-/* Units beyond one for each block, at most, if there are this many rows in all lists. */
-static int64_t extra_units(int64_t rows) {
-    return (rows / MIN_UNIT_ROWS < MAX_EXTRA_UNITS ? rows / MIN_UNIT_ROWS
-                                                   : (int64_t)MAX_EXTRA_UNITS) +
-           1;
-}
-
 nsa_status open_inverse_list(stage *st, scratch *s) {
     const nsa_config *c = &st->cfg;
     const int64_t R = st->plan->setup.max_rows, T = c->seq_len;
@@ -169,14 +153,14 @@ nsa_status open_inverse_list(stage *st, scratch *s) {
     int64_t blocks = 0, units = 0;
     for (int x = 0; x < BRANCHES; x++) {
         const int64_t of = c->kv_heads * st->in[x].stride;
-        const int64_t all = of + extra_units(c->kv_heads * R * max_row_blocks(st, x, T));
+        const int64_t rows = c->kv_heads * R * max_row_blocks(st, x, T);
+        const int64_t all = of + rows / unit_size(rows); /* each may leave one unfilled */
         blocks = of > blocks ? of : blocks;
         units = all > units ? all : units;
     }
     inv->start = (int64_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->start);
     inv->count = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->count);
-    inv->first_unit =
-        (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks + 1, sizeof *inv->first_unit);
+    inv->first_unit = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->first_unit);
     s->list = (int32_t *)device_alloc(
         st, NSA_MEM_SCRATCH, c->kv_heads * R * max_row_blocks(st, SLC, T), sizeof *s->list);
     inv->chunk_counts =
@@ -187,49 +171,36 @@ nsa_status open_inverse_list(stage *st, scratch *s) {
     return NSA_OK;
 }
 
-/* Inverse lists of the selected branch. */
-static nsa_status invert_selected(stage *st, const grad_args *args, inverse_list *inv) {
-    const int64_t chunk = (args->R + LIST_CHUNKS - 1) / LIST_CHUNKS;
-    inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
-    const int chunks = (int)((args->R + inv->chunk - 1) / inv->chunk);
-    const dim3 grid((unsigned)chunks, (unsigned)args->c.Hkv);
-    NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
-                             (size_t)(chunks * inv->blocks) * sizeof *inv->chunk_counts,
-                             st->stream));
-    NSA_LAUNCH(invert_chunk, grid, WARP_SIZE, 0, st->stream, *args, *inv, (int32_t *)NULL);
-    NSA_LAUNCHED("invert_chunk");
-    NSA_LAUNCH(scan_chunks, (unsigned)((inv->blocks + 255) / 256), 256, 0, st->stream, *inv,
-               chunks);
-    NSA_LAUNCHED("scan_chunks");
-    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *inv);
-    NSA_LAUNCHED("scan_blocks");
-    NSA_LAUNCH(invert_chunk, grid, WARP_SIZE, 0, st->stream, *args, *inv, inv->list);
-    NSA_LAUNCHED("invert_chunk");
-    return NSA_OK;
-}
-
 /* Build the inverse list of a branch and its units. */
 nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv) {
-    const scratch *s = (const scratch *)st->scratch;
+    const dims *c = &args->f.c;
     int64_t max_len = 0;
-    for (int64_t b = 0; b < st->batch.B; b++) {
-        const int64_t len = st->batch.seq[b + 1] - st->batch.seq[b];
-        max_len = len > max_len ? len : max_len;
-    }
-    const int64_t rows = args->c.Hkv * args->R * max_row_blocks(st, branch, max_len);
-    *inv = s->inverse;
+    for (int64_t b = 0; b < args->B; b++)
+        max_len = st->host_seqs[b].len > max_len ? st->host_seqs[b].len : max_len;
+    const int64_t rows_of_block = branch == WIN && c->w < max_len - BLOCK ? c->w + BLOCK : max_len;
+    const int64_t chunk = (args->R + LIST_CHUNKS - 1) / LIST_CHUNKS;
+    *inv = ((const scratch *)st->scratch)->inverse;
     inv->branch = branch;
-    inv->stride = args->in[branch].stride;
-    inv->blocks = args->c.Hkv * inv->stride;
-    inv->unit_rows = unit_size(rows);
-    inv->max_extra_units = extra_units(rows);
-    inv->list = branch == SLC ? s->list : NULL;
-    if (branch == SLC)
-        return invert_selected(st, args, inv);
-    NSA_LAUNCH(find_row_ranges, (unsigned)((inv->blocks + 255) / 256), 256, 0, st->stream, *args,
-               *inv);
-    NSA_LAUNCHED("find_row_ranges");
-    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *inv);
+    inv->stride = args->f.in[branch].stride;
+    inv->blocks = c->Hkv * inv->stride;
+    inv->unit_rows = unit_size(c->Hkv * args->R * max_row_blocks(st, branch, max_len));
+    inv->max_units = units_of(inv, rows_of_block);
+    inv->list = branch == SLC ? ((const scratch *)st->scratch)->list : NULL;
+    inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
+    inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;
+    const dim3 grid((unsigned)inv->chunks, (unsigned)c->Hkv);
+    if (inv->list) {
+        NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
+                                 (size_t)(inv->chunks * inv->blocks) * sizeof *inv->chunk_counts,
+                                 st->stream));
+        NSA_LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
+        NSA_LAUNCHED("invert_chunk, counting");
+    }
+    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("scan_blocks");
+    if (inv->list) {
+        NSA_LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
+        NSA_LAUNCHED("invert_chunk, storing");
+    }
     return NSA_OK;
 }

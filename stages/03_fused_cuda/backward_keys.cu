@@ -1,203 +1,126 @@
 /** @file
- *  @brief Backward by keys: dk and dv of a block, from all rows that see it.
- *
- *  The warps are specialised. All four products of a step take equally long, so a quarter of the
- *  warps computes each of them, at different steps: while some make P of step i, others make dS of
- *  step i-1 from its P, and the rest add P^T dO of step i-1 to dv and dS^T Q of step i-2 to dk. So
- *  the multiply-adds of one product fill the gaps of another, and the warps meet at one barrier a
- *  step. */
+ *  @brief Backward by keys: dk and dv of a block, from all rows that see it. Nobody else adds to
+ *  them: no atomics, and the same bits in every run. */
 #include "backward.cuh"
 
-/* A work unit: row tiles that see one block of one head. */
-typedef struct work_unit {
-    int64_t block;
-    int64_t begin;  /* its first tile among all of the block's */
-    int count;      /* number of tiles */
-    int step_tiles; /* tiles in one step */
-} work_unit;
-
-/* What the warps of a CUDA block share about a step, in shared memory: registers are scarce. */
-typedef struct step_info {
-    work_unit unit;
-    int64_t tile[RING][MAX_STEP_TILES];  /* row tiles of a step, at step % RING */
-    uint64_t mask[RING][MAX_STEP_TILES]; /* keys of the block that each sees */
-} step_info;
-
-/* Mask of the keys of block `seq_block` of its sequence that position t sees through the list idx
- * [n]. The lanes search the list together. */
-static __device__ uint64_t selected_mask(const dims *c, const int32_t *idx, int seq_block, int t) {
+/* The keys of `block` that row r sees. The warp's lanes search its list together. */
+static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *inv, int64_t block,
+                                        int64_t r) {
+    const dims *c = &a->f.c;
+    const int t = a->f.row_t[r];
+    const int64_t first = a->f.seqs[a->row_seq[r]].first[inv->branch];
+    const int b = (int)(block % inv->stride - first), key = b * BLOCK;
+    const int32_t *idx = a->f.block_idx + (r * c->Hkv + block / inv->stride) * c->n;
     uint64_t mask = 0;
-    for (int i = (int)threadIdx.x % WARP_SIZE; i < c->n && idx[i] >= 0; i += WARP_SIZE) {
-        const key_range visible = visible_block(c, idx[i], t);
-        mask |= key_mask(visible.lo, visible.hi, seq_block * BLOCK);
-    }
+    if (inv->branch == CMP)
+        return range_mask(0, visible_cmp(c, t) - key);
+    if (inv->branch == WIN)
+        return range_mask(first_win(c, t) - key, t + 1 - key);
+    for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE)
+        mask |= selected_mask(c, idx[i], t, b);
     __syncwarp();
-    for (int other = 1; other < WARP_SIZE; other *= 2)
-        mask |= __shfl_xor_sync(0xffffffffu, (unsigned long long)mask, other);
+    for (int lane = 1; lane < WARP_SIZE; lane *= 2)
+        mask |= __shfl_xor_sync(ALL_LANES, (unsigned long long)mask, lane);
     return mask;
 }
 
-/* Load the tiles of step i of the unit, and their masks; warp `warp` of `warps` loads its share.
- * Tiles past the end get an empty mask and the last tile's number. */
-static __device__ void load_indices(const grad_args *a, const inverse_list *inv, int i,
-                                    step_info *s_info, int warp, int warps) {
-    const dims *c = &a->c;
-    const work_unit *unit = &s_info->unit;
-    const int first = i * unit->step_tiles;
-    if (first >= unit->count)
-        return;
-    for (int k = warp; k < unit->step_tiles; k += warps) {
-        const bool valid = first + k < unit->count;
-        const int64_t entry = unit->begin + (valid ? first + k : unit->count - 1);
-        int64_t r = inv->start[unit->block] + entry / c->GT;
-        if (inv->list)
-            r = inv->list[r];
-        const int64_t pair = r * c->Hkv + unit->block / inv->stride;
-        const int t = a->row_t[r];
-        const int seq_block =
-            (int)(unit->block % inv->stride - a->seqs[a->row_seq[r]].first[inv->branch]);
-        uint64_t mask = 0;
-        if (inv->branch == SLC) {
-            mask = selected_mask(c, a->block_idx + pair * c->n, seq_block, t);
-        } else {
-            const key_range visible = visible_range(c, inv->branch, t);
-            mask = key_mask(visible.lo, visible.hi, seq_block * BLOCK);
-        }
-        if (threadIdx.x % WARP_SIZE == 0) {
-            s_info->tile[i % RING][k] = pair * c->GT + entry % c->GT;
-            s_info->mask[i % RING][k] = valid ? mask : 0;
-        }
+/* One warp, one row tile: gate P and dS [16][64] against the block, to s_p and s_ds. s_a is scratch
+ * of the warp, for Q^T and then dO^T. */
+static __device__ __forceinline__ void recompute_p(const grad_args *a, const inverse_list *inv,
+                                                   row_tile x, float *s_a, float *s_p,
+                                                   float *s_ds) {
+    const dims *c = &a->f.c;
+    const block_ptrs at = block_at(&a->f.in[inv->branch], c, x.block);
+    const row_terms *terms = a->terms + (inv->branch * a->row_tiles + x.tile) * TILE_ROWS;
+    const uint64_t mask = visible_keys(a, inv, x.block, x.row);
+    acc_16x64 s, dp;
+    zero_acc_16x64(&s);
+    zero_acc_16x64(&dp);
+    load_tile(s_a, a->f.q_t + x.tile * c->dk8 * TILE_ROWS, c->dk8 * TILE_ROWS);
+    warp_matmul<1>(&s, s_a + lane_row(), TILE_ROWS, at.kt + lane_col(), BLOCK, c->dk8);
+    load_tile(s_a, a->dout_t + x.tile * c->dv8 * TILE_ROWS, c->dv8 * TILE_ROWS);
+    warp_matmul<1>(&dp, s_a + lane_row(), TILE_ROWS, at.vt + lane_col(), BLOCK, c->dv8);
+    softmax_backward(c, &s, &dp, terms, mask);
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const int at_row = (lane_row() + i) * BLOCK + lane_col();
+        store4(s_p + at_row, s.x[i][0], s.x[i][1], s.x[i][2], s.x[i][3]);
+        store4(s_ds + at_row, dp.x[i][0], dp.x[i][1], dp.x[i][2], dp.x[i][3]);
     }
 }
 
-/* Number of tiles of step i; 0 if there is no such step. */
-static __device__ __forceinline__ int tiles_of(const step_info *s_info, int i) {
-    const work_unit *unit = &s_info->unit;
-    const int left = unit->count - i * unit->step_tiles;
-    return i < 0 || left <= 0 ? 0 : left < unit->step_tiles ? left : unit->step_tiles;
-}
-
-/* The block that a unit belongs to: the last whose units begin at or before it. */
-static __device__ int64_t block_of_unit(const inverse_list *inv, int64_t unit) {
-    int64_t lo = 0, hi = inv->blocks - 1;
-    while (lo < hi) {
-        const int64_t middle = (lo + hi + 1) / 2;
-        if (inv->first_unit[middle] <= unit)
-            lo = middle;
-        else
-            hi = middle - 1;
-    }
-    return lo;
-}
-
-static __device__ void find_unit(const grad_args *a, const inverse_list *inv, int step_tiles,
-                                 work_unit *unit) {
-    unit->block = block_of_unit(inv, blockIdx.x);
-    const int64_t before = (blockIdx.x - inv->first_unit[unit->block]) * inv->unit_rows;
-    const int64_t left = inv->count[unit->block] - before;
-    unit->begin = before * a->c.GT;
-    unit->count = (int)(left < inv->unit_rows ? left : inv->unit_rows) * a->c.GT;
-    unit->step_tiles = step_tiles;
-}
-
-/* A producer warp: P of step i, or dS of step i-1, of tiles 2 pair and 2 pair + 1. `acc` is
- * scratch. */
-static __device__ __forceinline__ void produce(const grad_args *a, const inverse_list *inv,
-                                               const step_info *s_info, acc_32x64 *acc, int i,
-                                               int pair, bool makes_p, const float *s_p,
-                                               float *s_to, float *s_staging) {
-    const dims *c = &a->c;
-    const kv_blocks *in = &a->in[inv->branch];
-    const int d8 = makes_p ? c->dk8 : c->dv8;
-    const real *x = makes_p ? a->q_t : a->dout_t, *y = makes_p ? in->kt : in->vt;
-    if (2 * pair >= tiles_of(s_info, i))
+/* One work unit: up to unit_rows rows that see one block of keys, `step` row tiles at a time:
+ *
+ *     warp w < step    S = Q K^T and dP = dO V^T of row tile w    -> P, dS [16][64] to shared
+ * memory warp 0..3        dV [16 keys each, dv] += P^T dO            \\  over the rows of all tiles
+ *     warp 4..7        dK [16 keys each, dk] += dS^T Q            /
+ *
+ * dK and dV stay in registers to the end. Grid (blocks of keys, units of one block at most).
+ * Shared: of each row tile Q^T or dO^T, P and dS; 128 KiB at 128/128. N_TILES: of the wider of dk
+ * and dv. */
+template <int N_TILES>
+static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
+    dkv_kernel(grad_args a, inverse_list inv, int step) {
+    NSA_DYNAMIC_SHARED(float, s_p);
+    __shared__ int64_t s_tile[DKV_WARPS];
+    const dims *c = &a.f.c;
+    const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
+    const int64_t rows = min(inv.unit_rows, inv.count[block] - first), tiles = rows * c->GT;
+    const int size = TILE_ROWS * BLOCK, d8 = max(c->dk8, c->dv8), warp = warp_id();
+    float *s_ds = s_p + step * size, *s_a = s_ds + step * size + warp * d8 * TILE_ROWS;
+    const bool values = warp < DKV_WARPS / 2; /* dv; the others dk */
+    const int key = warp % (DKV_WARPS / 2) * TILE_ROWS, ld = values ? c->dvp : c->dkp;
+    acc_16x64 acc[N_TILES];
+    if (rows <= 0)
         return;
-    const int slot = 2 * pair + lane_row_32x64() / TILE_ROWS, row = lane_row_32x64() % TILE_ROWS;
-    const int64_t tile = s_info->tile[i % RING][slot];
-    const int offset = (slot * TILE_ROWS + row) * BLOCK + lane_col_32x64();
-    zero_acc_32x64(acc);
-    warp_matmul_32x64<true, false>(acc, x + tile * d8 * TILE_ROWS, 0,
-                                   y + s_info->unit.block * d8 * BLOCK, BLOCK, d8, NULL, 0,
-                                   s_staging);
-    const float4 *terms = a->terms + (inv->branch * a->R * c->Hkv * c->GT + tile) * TILE_ROWS + row;
-    if (makes_p) {
-        recompute_p_32x64(c, acc, terms, s_info->mask[i % RING][slot], s_to + offset);
-    } else {
-        compute_ds_32x64(c, acc, terms, s_p + offset);
-        store_rows(s_to + offset, BLOCK, acc);
-    }
-}
-
-/* One unit: up to unit_rows rows that see one block of keys, step_tiles tiles at a time. step_tiles
- * / 2 warps make P of two tiles each, as many make dS; each of the others sums 32 keys and 64
- * columns of dv or dk. Grid: the largest number of units; times 2 if one CUDA block lacks the warps
- * for both, so that one sums dv and another dk. Shared memory: step_bytes(). */
-static __global__ void __launch_bounds__((MAX_STEP_TILES + MAX_SUM_WARPS) * WARP_SIZE, 1)
-    dkv_kernel(const grad_args a, const inverse_list inv, int step_tiles) {
-    NSA_DYNAMIC_SHARED(float, s_all);
-    const dims *c = &a.c;
-    const int warp = (int)threadIdx.x / WARP_SIZE, size = step_tiles * TILE_ROWS * BLOCK,
-              producers = step_tiles / 2;
-    const int consumer = warp - 2 * producers; /* negative: a producer */
-    const int dv_warps = blockIdx.y ? 0 : 2 * c->dvp / TILE_COLS;
-    const int dk_warps = blockIdx.y + 1 < gridDim.y ? 0 : 2 * c->dkp / TILE_COLS;
-    const bool values = consumer < dv_warps,
-               active = consumer >= 0 && consumer < dv_warps + dk_warps;
-    const int part =
-        values ? consumer : consumer - dv_warps; /* which half of the keys, which 64 columns */
-    const int keys = part % 2 * PAIR_ROWS + lane_row_32x64(),
-              column = part / 2 * TILE_COLS + lane_col_32x64();
-    const int ld = values ? c->dvp : c->dkp;
-    float *s_p = s_all, *s_ds = s_all + 2 * size; /* two steps of each */
-    float *s_staging = s_all + 4 * size + warp * STAGING_FLOATS;
-    step_info *s_info =
-        (step_info *)(s_all + 4 * size + (step_tiles + MAX_SUM_WARPS) * STAGING_FLOATS);
-    if ((int)blockIdx.x >= inv.first_unit[inv.blocks])
-        return;
-    if (threadIdx.x == 0)
-        find_unit(&a, &inv, step_tiles, &s_info->unit);
-    __syncthreads();
-    acc_32x64 acc;
-    zero_acc_32x64(&acc);
-    const int steps = (s_info->unit.count + step_tiles - 1) / step_tiles;
+#pragma unroll
+    for (int n = 0; n < N_TILES; n++)
+        zero_acc_16x64(&acc[n]);
 #pragma unroll 1
-    for (int i = -2; i < steps + 2; i++) { /* two rounds to fill the pipeline, two to drain it */
-        if (warp < 2 * producers) {
-            const bool makes_p = warp < producers;
-            const int my_step = makes_p ? i : i - 1;
-            if (!makes_p)
-                load_indices(&a, &inv, i + 2, s_info, warp % producers, producers);
-            if (makes_p || dk_warps)
-                produce(&a, &inv, s_info, &acc, my_step, warp % producers, makes_p,
-                        s_p + (my_step & 1) * size, (makes_p ? s_p : s_ds) + (my_step & 1) * size,
-                        s_staging);
-        } else if (active) {
-            const int my_step = values ? i - 1 : i - 2, tiles = tiles_of(s_info, my_step);
-            const real *y = values ? a.dout_n : a.q_n;
-            if (tiles)
-                warp_matmul_32x64<false, false>(
-                    &acc, (values ? s_p : s_ds) + (my_step & 1) * size + keys, BLOCK,
-                    y + part / 2 * TILE_COLS, ld, tiles * TILE_ROWS, s_info->tile[my_step % RING],
-                    0, s_staging);
+    for (int64_t i = 0; i < tiles; i += step) {
+        if (warp < step && i + warp < tiles) {
+            const int64_t at = inv.start[block] + first + (i + warp) / c->GT;
+            const int64_t r = inv.list ? inv.list[at] : at;
+            const int64_t tile = (r * c->Hkv + h) * c->GT + (i + warp) % c->GT;
+            recompute_p(&a, &inv, row_tile{block, r, tile}, s_a, s_p + warp * size,
+                        s_ds + warp * size);
+            s_tile[warp] = tile;
+        }
+        __syncthreads();
+        for (int k = 0; k < step && i + k < tiles; k++) {
+            const float *s_x = (values ? s_p : s_ds) + k * size + key + lane_row();
+            const real *g_y = (values ? a.dout_n : a.q_n) + s_tile[k] * TILE_ROWS * ld + lane_col();
+#pragma unroll
+            for (int n = 0; n < N_TILES; n++) {
+                if (n * TILE_COLS < ld)
+                    warp_matmul<1>(&acc[n], s_x, BLOCK, g_y + n * TILE_COLS, ld, TILE_ROWS);
+            }
         }
         __syncthreads();
     }
-    if (!active)
-        return;
-    real *to = inv.partial + blockIdx.x * (int64_t)BLOCK * (c->dvp + c->dkp) +
-               (values ? 0 : BLOCK * c->dvp) + keys * ld + column;
-    store_rows(to, ld, &acc);
+    const int64_t unit = inv.first_unit[block] + blockIdx.y;
+    real *to = inv.partial + unit * BLOCK * (c->dvp + c->dkp) + (values ? 0 : BLOCK * c->dvp) +
+               (key + lane_row()) * ld + lane_col();
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+#pragma unroll
+        for (int n = 0; n < N_TILES; n++) {
+            const float *x = acc[n].x[i];
+            if (n * TILE_COLS < ld)
+                store4(to + i * ld + n * TILE_COLS, x[0], x[1], x[2], x[3]);
+        }
+    }
 }
 
-/* dv and dk of a block: sum over its units, in their order. Grid (blocks), 256 threads. */
-static __global__ void __launch_bounds__(256)
-    reduce_partials(const grad_args a, const inverse_list inv) {
-    const dims *c = &a.c;
+/* dv and dk of a block: the sum over its units, in their order. Grid (blocks), 256 threads. */
+static __global__ void __launch_bounds__(256) reduce_partials(grad_args a, inverse_list inv) {
+    const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, size = BLOCK * (c->dvp + c->dkp);
-    const kv_blocks *in = &a.in[inv.branch];
+    const int64_t first = inv.first_unit[block], units = units_of(&inv, inv.count[block]);
+    const kv_blocks *in = &a.f.in[inv.branch];
     for (int i = (int)threadIdx.x; i < size; i += 256) {
         float total = 0;
-        for (int64_t unit = inv.first_unit[block]; unit < inv.first_unit[block + 1]; unit++)
+        for (int64_t unit = first; unit < first + units; unit++)
             total += inv.partial[unit * size + i];
         if (i < BLOCK * c->dvp)
             in->dv[block * BLOCK * c->dvp + i] = total;
@@ -206,35 +129,41 @@ static __global__ void __launch_bounds__(256)
     }
 }
 
-/* ----------------------------------------------------------------- host */
+/* ---------------------------------------------------------------- launches */
 
-/* P and dS of two steps, the staging buffers of all warps, step_info. */
-static size_t step_bytes(int tiles) {
-    return (size_t)(tiles * 4 * TILE_ROWS * BLOCK + (tiles + MAX_SUM_WARPS) * STAGING_FLOATS) *
-               sizeof(float) +
-           sizeof(step_info);
+static size_t smem_bytes(const dims *c, int step) {
+    const int d8 = c->dk8 > c->dv8 ? c->dk8 : c->dv8;
+    return (size_t)(step * TILE_ROWS * (2 * BLOCK + d8)) * sizeof(float);
 }
 
-/* Tiles in one step: as many as max_shared bytes of shared memory hold. */
-nsa_status open_keys(scratch *s, size_t max_shared) {
-    s->dkv_tiles = MAX_STEP_TILES;
-    while (s->dkv_tiles > 2 && step_bytes(s->dkv_tiles) > max_shared)
-        s->dkv_tiles -= 2;
-    return nsa_allow_shared(dkv_kernel);
+template <int N_TILES> static nsa_status allow_shared(void) {
+    return nsa_allow_shared(dkv_kernel<N_TILES>);
 }
 
-/* dk and dv of one branch, by its inverse list. */
-nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv) {
-    const dims *c = &args->c;
-    const int step_tiles = ((const scratch *)st->scratch)->dkv_tiles;
-    const int values = 2 * c->dvp / TILE_COLS, keys = 2 * c->dkp / TILE_COLS;
-    const bool both = values + keys <= MAX_SUM_WARPS;
-    const int sums = both ? values + keys : values > keys ? values : keys;
-    const dim3 grid((unsigned)(inv->blocks + inv->max_extra_units), both ? 1 : 2);
-    NSA_LAUNCH(dkv_kernel, grid, (step_tiles + sums) * WARP_SIZE, step_bytes(step_tiles),
-               st->stream, *args, *inv, step_tiles);
+template <int N_TILES>
+static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
+    const int step = ((const scratch *)st->scratch)->dkv_tiles;
+    NSA_LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
+               DKV_WARPS * WARP_SIZE, smem_bytes(&args->f.c, step), st->stream, *args, *inv, step);
     NSA_LAUNCHED("dkv");
     NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, 256, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");
     return NSA_OK;
+}
+
+static int wider(const dims *c) {
+    return c->dkp > c->dvp ? c->dkp : c->dvp;
+}
+
+/* Row tiles in a step: as many as shared memory holds, one for each warp at most. */
+nsa_status open_keys(stage *st, scratch *s) {
+    s->dkv_tiles = DKV_WARPS;
+    while (s->dkv_tiles > 1 && smem_bytes(&st->c, s->dkv_tiles) + 256 > st->max_shared)
+        s->dkv_tiles--;
+    return BY_WIDTH(wider(&st->c), allow_shared);
+}
+
+/* dk and dv of one branch, by its inverse list. */
+nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv) {
+    return BY_WIDTH(wider(&args->f.c), launch_dkv, st, args, inv);
 }

@@ -74,7 +74,7 @@ nsa_status open_decode(stage *st) {
     dec->host_ints =
         (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
     st->decoder = dec;
-    return st->failed ? NSA_OK : open_decode_attend(st, a); /* open reports a shortage */
+    return st->failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
 }
 
 /* Copy `n` blocks of every head from the pack to a slot; whole blocks, because the tails are never

@@ -67,7 +67,7 @@ static __device__ __forceinline__ row_stats combine_stats(const decode_args *a, 
 }
 
 /* decode_attend.cu */
-nsa_status open_decode_attend(stage *st, const decode_args *a);
+nsa_status open_decode_attend(const decode_args *a);
 /* Splits `from`..`to`-1 of every unit; the splits of the branches follow each other. */
 nsa_status decode_splits(stage *st, const decode_args *a, int from, int to);
 nsa_status decode_combine(stage *st, const decode_args *a);

@@ -25,33 +25,31 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
 
 /* ------------------------------------------------------------- attend parts */
 
-/* This warp's share of a split: every block_step-th block of a branch from first_block on. */
+/* This warp's share of a split: every block_step-th block of a branch, from the warp's own on. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, const decode_args *a,
-                                                    const decode_unit *u, int branch,
-                                                    int first_block, int block_step,
-                                                    const float *s_q, float *s_p) {
+                                                    const decode_unit *u, const smem *m, int branch,
+                                                    int split) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[branch];
+    const int first_block = split * SPLIT_WARPS + warp_id();
+    const int block_step = a->splits[branch] * SPLIT_WARPS;
     const int64_t first = u->head * in->stride + u->slot * a->first[branch];
-    const real *g_kt = in->kt + first * c->dk8 * BLOCK, *g_v = in->v + first * BLOCK * c->dvp;
-    const int64_t kt = (int64_t)c->dk8 * BLOCK, v = (int64_t)BLOCK * c->dvp;
     const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->head) * c->n;
     const int end = branch == CMP ? visible_cmp(c, u->t) : u->t + 1;
-    const int lo = branch == WIN ? max(u->t - c->w + 1, 0) : 0;
+    const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
         branch == CMP ? a->scores + u->unit * a->first[CMP] * TILE_ROWS * BLOCK : NULL;
     block_iter iter = {0, 0};
     uint64_t mask;
-    int b = lo / BLOCK + first_block, i = 0;
-    while (branch == SLC ? next_block(&iter, g_idx, c, u->t, &b, &mask) : b * BLOCK < end) {
-        if (branch != SLC)
-            mask = range_mask(lo - b * BLOCK, end - b * BLOCK);
-        if (branch != SLC || i++ % block_step == first_block)
-            attend_global_block<N_TILES>(x, c, g_kt + b * kt, g_v + b * v, s_q, s_p, mask,
-                                         g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK
-                                                  : NULL);
-        b += branch == SLC ? 0 : block_step;
+    int b = lo / BLOCK + first_block;
+    for (; branch != SLC && b * BLOCK < end; b += block_step)
+        attend_global_block(x, c, m, block_at(in, c, first + b),
+                            range_mask(lo - b * BLOCK, end - b * BLOCK),
+                            g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK : NULL);
+    for (int i = 0; branch == SLC && next_block(&iter, g_idx, c, u->t, &b, &mask); i++) {
+        if (i % block_step == first_block)
+            attend_global_block(x, c, m, block_at(in, c, first + b), mask, (float *)NULL);
     }
 }
 
@@ -108,7 +106,9 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
     decode_splits_kernel(decode_args a, int from, int count) {
     NSA_DYNAMIC_SHARED(float, s_q);
     const dims *c = &a.c;
-    float *s_p = s_q + c->dk8 * TILE_ROWS + warp_id() * BLOCK * TILE_ROWS;
+    smem m;
+    m.q = s_q;
+    m.p = s_q + c->dk8 * TILE_ROWS + warp_id() * BLOCK * TILE_ROWS;
     partial_stats *s_stats =
         (partial_stats *)(s_q + c->dk8 * TILE_ROWS + SPLIT_WARPS * BLOCK * TILE_ROWS);
     float *s_o = (float *)(s_stats + SPLIT_WARPS * TILE_ROWS);
@@ -125,9 +125,7 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
         *(float4 *)(s_q + i) = load4(a.q_t + (int64_t)u.unit * c->dk8 * TILE_ROWS + i);
     __syncthreads();
     softmax_init(&x);
-    attend_split<N_TILES>(&x, &a, &u, branch,
-                          (split - first_split(&a, branch)) * SPLIT_WARPS + warp_id(),
-                          a.splits[branch] * SPLIT_WARPS, s_q, s_p);
+    attend_split(&x, &a, &u, &m, branch, split - first_split(&a, branch));
     write_split<N_TILES>(&x, c, s_o, s_stats, a.split_o + slot * TILE_ROWS * c->dvp,
                          a.split_stats + slot * TILE_ROWS);
 }
@@ -176,39 +174,25 @@ static size_t splits_bytes(const dims *c) {
            sizeof(float);
 }
 
-nsa_status open_decode_attend(stage *st, const decode_args *a) {
-    (void)st;
+template <int N_TILES> static nsa_status allow_shared(void) {
+    return nsa_allow_shared(decode_splits_kernel<N_TILES>);
+}
+
+nsa_status open_decode_attend(const decode_args *a) {
     TRY(open_select());
-    switch (a->c.dvp / TILE_COLS) {
-    case 1:
-        return nsa_allow_shared(decode_splits_kernel<1>);
-    case 2:
-        return nsa_allow_shared(decode_splits_kernel<2>);
-    case 3:
-        return nsa_allow_shared(decode_splits_kernel<3>);
-    default:
-        return nsa_allow_shared(decode_splits_kernel<4>);
-    }
+    return BY_WIDTH(a->c.dvp, allow_shared);
+}
+
+template <int N_TILES>
+static nsa_status launch_splits(stage *st, const decode_args *a, int from, int to) {
+    NSA_LAUNCH(decode_splits_kernel<N_TILES>, (unsigned)(a->units * (to - from)),
+               SPLIT_WARPS * WARP_SIZE, splits_bytes(&a->c), st->stream, *a, from, to - from);
+    NSA_LAUNCHED("decode_splits");
+    return NSA_OK;
 }
 
 nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
-    const unsigned grid = (unsigned)(a->units * (to - from)), block = SPLIT_WARPS * WARP_SIZE;
-    const size_t bytes = splits_bytes(&a->c);
-    switch (a->c.dvp / TILE_COLS) {
-    case 1:
-        NSA_LAUNCH(decode_splits_kernel<1>, grid, block, bytes, st->stream, *a, from, to - from);
-        break;
-    case 2:
-        NSA_LAUNCH(decode_splits_kernel<2>, grid, block, bytes, st->stream, *a, from, to - from);
-        break;
-    case 3:
-        NSA_LAUNCH(decode_splits_kernel<3>, grid, block, bytes, st->stream, *a, from, to - from);
-        break;
-    default:
-        NSA_LAUNCH(decode_splits_kernel<4>, grid, block, bytes, st->stream, *a, from, to - from);
-    }
-    NSA_LAUNCHED("decode_splits");
-    return NSA_OK;
+    return BY_WIDTH(a->c.dvp, launch_splits, st, a, from, to);
 }
 
 nsa_status decode_combine(stage *st, const decode_args *a) {

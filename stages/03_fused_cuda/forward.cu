@@ -63,7 +63,8 @@ nsa_status forward(void *self) {
 
 nsa_status causal(void *self, int pair) {
     stage *st = (stage *)self;
-    const attend_args args = make_attend_args(st);
+    attend_args args = make_attend_args(st);
+    args.c.w = INT32_MAX; /* the window is all that came before */
     TRY(poison(st, NSA_MEM_SCRATCH));
     TRY(record_phase(st, -1));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));

@@ -235,30 +235,36 @@ static void make_sequences(stage *st) {
     }
 }
 
-/* Group the rows into tiles of neighbours of one sequence; copy these, positions and sequences. */
-static nsa_status make_tiles(stage *st) {
+/* Positions and sequences of the rows. */
+static nsa_status load_row_coords(stage *st) {
     const nsa_batch *batch = &st->batch;
-    const size_t R = (size_t)batch->R;
-    int64_t n = 0;
+    const size_t bytes = (size_t)batch->R * sizeof *st->host_rows;
     for (int64_t r = 0, b = 0; r < batch->R; r++) {
-        tile_of_rows *tiles = st->host_tiles;
         while (batch->row[r] >= batch->seq[b + 1])
             b++;
-        st->host_rows[r] = (int32_t)(batch->row[r] - batch->seq[b]);
-        if (n && tiles[n - 1].sequence == b && tiles[n - 1].count < st->warps)
-            tiles[n - 1].count++;
+        st->host_rows[r] = (int32_t)b;
+    }
+    TRY(copy_to_device(st, st->row_seq, st->host_rows, bytes));
+    for (int64_t r = 0; r < batch->R; r++)
+        st->host_rows[r] = (int32_t)(batch->row[r] - batch->seq[st->host_rows[r]]);
+    return copy_to_device(st, st->row_t, st->host_rows, bytes);
+}
+
+/* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
+nsa_status make_tiles(stage *st, int rows, tile_of_rows *tiles, int64_t *n_tiles) {
+    const nsa_batch *batch = &st->batch;
+    int64_t n = 0;
+    for (int64_t r = 0, b = 0; r < batch->R; r++) {
+        tile_of_rows *last = n ? &st->host_tiles[n - 1] : NULL;
+        while (batch->row[r] >= batch->seq[b + 1])
+            b++;
+        if (last && last->sequence == b && last->count < rows)
+            last->count++;
         else
-            tiles[n++] = tile_of_rows{r, 1, (int32_t)b};
+            st->host_tiles[n++] = tile_of_rows{r, 1, (int32_t)b};
     }
-    st->n_tiles = n;
-    TRY(copy_to_device(st, st->row_t, st->host_rows, R * sizeof *st->row_t));
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t r = 0; r < st->host_tiles[i].count; r++)
-            st->host_rows[st->host_tiles[i].first + r] = st->host_tiles[i].sequence;
-    }
-    TRY(copy_to_device(st, st->row_seq, st->host_rows, R * sizeof *st->row_seq));
-    TRY(copy_to_device(st, st->row_token, batch->row, R * sizeof *st->row_token));
-    return copy_to_device(st, st->tiles, st->host_tiles, (size_t)n * sizeof *st->tiles);
+    *n_tiles = n;
+    return copy_to_device(st, tiles, st->host_tiles, (size_t)n * sizeof *tiles);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
@@ -289,7 +295,10 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     TRY(copy_to_device(st, st->seqs, st->host_seqs, (size_t)batch->B * sizeof *st->seqs));
     TRY(copy_to_device(st, st->cmp_coords, st->host_cmp_coords,
                        (size_t)batch->N * sizeof *st->cmp_coords));
-    TRY(make_tiles(st));
+    TRY(load_row_coords(st));
+    TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
+    if (st->plan->setup.flags & NSA_BACKWARD)
+        TRY(make_grad_tiles(st));
     if (batch->block_idx)
         TRY(copy_to_device(st, st->forced_idx, batch->block_idx, idx_bytes));
     TRY(load_rows(st, &in->at[NSA_Q], batch->row, batch->R, c->dk, st->q_t, st->q_n));

@@ -17,18 +17,18 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     const int group = (int)blockIdx.x, t = a.t[group / c->Hkv];
     if (t < 0)
         return;
-    const int own_block = t / c->lb, per_block = c->lb / c->d, n_visible = visible_cmp(c, t);
+    const int own_block = t / c->lb, per_block = c->lb / c->d;
     const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks of a warp */
     const int from = min(warp_id() * share, own_block + 1), to = min(from + share, own_block + 1);
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
         s_stats[i] = combine_stats(&a, (int64_t)group * c->GT + i / TILE_ROWS, CMP, i % TILE_ROWS);
     __syncthreads();
-    topk best;
-    int n0, local, done = from;
+    selection sel;
+    selection_init(&sel, c, t, s_ring, ring);
+    sel.next = from;
     const bool need_ranking = own_block + 1 > c->n; /* else all are selected */
-    topk_init(&best, c->n - forced_blocks(c, own_block, &n0, &local));
     const int first = max(per_block * from - c->l / c->d + 1, 0),
-              last = min(per_block * to, n_visible);
+              last = min(per_block * to, sel.n_visible);
     for (int b = first / BLOCK; need_ranking && from < to && b * BLOCK < last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
             const int64_t unit = (int64_t)group * c->GT + g16;
@@ -42,27 +42,25 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
                 s.x[i][2] = four.z;
                 s.x[i][3] = four.w;
             }
-            add_to_ring(&s, s_stats + g16 * TILE_ROWS, c->scale2, c->G - g16 * TILE_ROWS, b * BLOCK,
-                        g16 > 0, s_ring, ring);
+            add_to_ring(&sel, &s, s_stats, g16, b * BLOCK);
         }
-        const int end = max(done, min(to, (b + 1) * BLOCK / per_block));
-        add_importance(c, s_ring, ring, n_visible, own_block, done, end, true, &best, NULL);
-        done = end;
+        add_importance(&sel, min(to, (b + 1) * BLOCK / per_block));
     }
-    add_importance(c, s_ring, ring, need_ranking ? n_visible : 0, own_block, done, to, true, &best,
-                   NULL);
+    if (!need_ranking)
+        sel.n_visible = 0;
+    add_importance(&sel, to);
 #pragma unroll
     for (int i = 0; i < TOPK_PER_LANE; i++)
         s_best[warp_id()][i * WARP_SIZE + lane_id()] =
-            best.key[i] == ~(sort_key)0 ? 0 : best.key[i];
+            sel.best.key[i] == ~(sort_key)0 ? 0 : sel.best.key[i];
     __syncthreads();
     if (warp_id() > 0)
         return;
     for (int i = 1; i < SELECT_WARPS; i++) {
         for (int k = 0; k < TOPK_PER_LANE; k++)
-            topk_insert(&best, s_best[i][k * WARP_SIZE + lane_id()]);
+            topk_insert(&sel.best, s_best[i][k * WARP_SIZE + lane_id()]);
     }
-    topk_emit(&best, c, own_block, s_list, a.block_idx + (int64_t)group * c->n);
+    topk_emit(&sel.best, c, own_block, s_list, a.block_idx + (int64_t)group * c->n);
 }
 
 static size_t select_bytes(const dims *c) {

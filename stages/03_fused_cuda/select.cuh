@@ -7,11 +7,11 @@
 
 #include "attend.cuh"
 
-/* The ring buffer holds the columns of two blocks, and those before them that an unfinished
+/* The ring buffer holds the columns of one block, and those before them that an unfinished
  * selection block still needs. */
 static inline int ring_size(const dims *c) {
     int size = BLOCK;
-    while (size < 2 * BLOCK + (c->lb + c->l) / c->d)
+    while (size < BLOCK + (c->lb + c->l) / c->d)
         size *= 2;
     return size;
 }
@@ -106,61 +106,82 @@ static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c
     __syncwarp();
 }
 
-/* Add the probabilities of 64 compressed keys, from key `first` on, summed over a tile's heads, to
- * the ring buffer. Every column has the same expression and heads are added in a fixed order, so
- * that equal scores give equal sums: 8 rows of a lane pairwise, then the other 8, then the group's
- * other tiles. */
-static __device__ __forceinline__ void add_to_ring(const acc_16x64 *s, const row_stats *s_stats,
-                                                   float scale2, int heads, int first,
-                                                   bool accumulate, float *s_ring, int ring) {
+/* The selection of one row and kv head, while compressed keys stream past. */
+typedef struct selection {
+    const dims *c;
+    topk best;
+    float *s_ring; /* [ring] group sums of the last keys; a power of two */
+    int ring;
+    int n_visible, own_block; /* compressed keys that the query sees; its own block */
+    int next;                 /* blocks before this have their importance */
+    float *g_imp;             /* [J]; NULL if not wanted */
+} selection;
+
+static __device__ __forceinline__ void selection_init(selection *sel, const dims *c, int t,
+                                                      float *s_ring, int ring) {
+    int n0, local;
+    sel->c = c;
+    sel->s_ring = s_ring;
+    sel->ring = ring;
+    sel->n_visible = t < 0 ? 0 : visible_cmp(c, t);
+    sel->own_block = t < 0 ? -1 : t / c->lb;
+    sel->next = 0;
+    sel->g_imp = NULL;
+    topk_init(&sel->best, t < 0 ? 0 : c->n - forced_blocks(c, sel->own_block, &n0, &local));
+}
+
+/* Add the probabilities of 64 compressed keys, from key `first` on, summed over the heads of tile
+ * g16, to the ring buffer. s_stats: of all GT tiles. Every column has the same expression and heads
+ * are added in a fixed order, so that equal scores give equal sums: 8 rows of a lane pairwise, then
+ * the other 8, then the group's other tiles. */
+static __device__ __forceinline__ void add_to_ring(const selection *sel, const acc_16x64 *s,
+                                                   const row_stats *s_stats, int g16, int first) {
     float sum[LANE_COLS];
 #pragma unroll
     for (int j = 0; j < LANE_COLS; j++) {
         float p[LANE_ROWS];
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
-            const row_stats r = s_stats[lane_row() + i];
-            p[i] = exp2f(scale2 * (s->x[i][j] - r.row_max)) * r.inv_sum;
-            p[i] = lane_row() + i < heads ? p[i] : 0;
+            const int g = g16 * TILE_ROWS + lane_row() + i;
+            const row_stats r = s_stats[g];
+            p[i] = exp2f(sel->c->scale2 * (s->x[i][j] - r.row_max)) * r.inv_sum;
+            p[i] = g < sel->c->G ? p[i] : 0;
         }
         sum[j] = ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
         sum[j] += __shfl_xor_sync(ALL_LANES, sum[j], 1);
     }
     if (lane_row() == 0) {
-        float *s_col = s_ring + (first & (ring - 1)) + lane_col();
-        const float4 old = accumulate ? load4(s_col) : make_float4(0, 0, 0, 0);
+        float *s_col = sel->s_ring + (first & (sel->ring - 1)) + lane_col();
+        const float4 old = g16 > 0 ? load4(s_col) : make_float4(0, 0, 0, 0);
         store4(s_col, old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]);
     }
     __syncwarp();
 }
 
-/* Importance of blocks next..end-1, one in each lane, from the ring buffer; with `want_topk` they
- * are candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal
- * terms taken together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k). Keys
- * that are not visible count 0. g_imp [J] may be NULL. */
-static __device__ __forceinline__ void add_importance(const dims *c, const float *s_ring, int ring,
-                                                      int n_visible, int own_block, int next,
-                                                      int end, bool want_topk, topk *best,
-                                                      float *g_imp) {
+/* Importance of the blocks before `end` that have none yet, one in each lane, from the ring buffer;
+ * they become candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with
+ * equal terms taken together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k).
+ * Keys that are not visible count 0. */
+static __device__ __forceinline__ void add_importance(selection *sel, int end) {
+    const dims *c = sel->c;
     const int per_block = c->lb / c->d, overlap = c->l / c->d;
-    for (; next < end; next += WARP_SIZE) {
-        const int j = next + lane_id();
+    for (; sel->next < end; sel->next += min(WARP_SIZE, end - sel->next)) {
+        const int j = sel->next + lane_id();
         sort_key key = 0;
         if (j < end) {
             float sum = 0;
             for (int k = 1 - overlap; k < per_block; k++) {
                 const int i = per_block * j + k;
                 const int weight = min(overlap, min(overlap + k, per_block - k));
-                if (i >= 0 && i < n_visible)
-                    sum += (float)weight * s_ring[i & (ring - 1)];
+                if (i >= 0 && i < sel->n_visible)
+                    sum += (float)weight * sel->s_ring[i & (sel->ring - 1)];
             }
-            if (g_imp)
-                g_imp[j] = sum;
-            if (j >= c->init && j <= own_block - c->local)
+            if (sel->g_imp)
+                sel->g_imp[j] = sum;
+            if (j >= c->init && j <= sel->own_block - c->local)
                 key = sort_key_of(sum, j);
         }
-        if (want_topk)
-            topk_insert(best, key);
+        topk_insert(&sel->best, key);
     }
     __syncwarp(); /* the oldest columns may be overwritten */
 }

@@ -116,7 +116,6 @@ static void open_tables(stage *st, int64_t R) {
     st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
     st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
     st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->row_token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
     st->cmp_coords =
         (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, st->plan->max_cmp, sizeof(cmp_coord));
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
@@ -175,7 +174,7 @@ static void open_results(stage *st, int64_t T, int64_t R) {
     const int64_t outputs = R * c->q_heads * st->c.dvp;
     st->out = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
-        if (x == CMP || (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD)))
+        if (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD))
             st->out_x[x] = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     }
     if (flags & NSA_BACKWARD)
@@ -221,6 +220,10 @@ static void close(void *self) {
 
 static nsa_status open_all(stage *st) {
     const int64_t T = st->cfg.seq_len, R = st->plan->setup.max_rows;
+    int device, max_shared;
+    NSA_CUDA(cudaGetDevice(&device));
+    NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    st->max_shared = (size_t)max_shared;
     NSA_CUDA(cudaStreamCreateWithFlags(&st->stream, cudaStreamNonBlocking));
     for (int i = 0; i <= MAX_INTERVALS; i++)
         NSA_CUDA(cudaEventCreate(&st->event[i]));
@@ -271,9 +274,8 @@ nsa_status record_phase(stage *st, int phase) {
 }
 
 static int phases(void *self, nsa_phase *list, int capacity) {
-    static const char *const names[PHASES] = {"cmp",        "slc+win", "compress", "gate",
-                                              "cmp+win dq", "slc dq",  "lists",    "cmp dkv",
-                                              "slc dkv",    "win dkv", "phi"};
+    static const char *const names[PHASES] = {"cmp",   "slc+win", "compress", "gate",    "dq",
+                                              "lists", "cmp dkv", "slc dkv",  "win dkv", "phi"};
     const stage *st = (const stage *)self;
     double seconds[PHASES] = {0};
     int n = 0;

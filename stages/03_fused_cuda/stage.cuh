@@ -91,7 +91,7 @@ typedef struct attend_args {
     const real *q_t;       /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
     const real *gate;      /* [R,Hq,3] */
     real *out;             /* [R,Hq,dvp] */
-    real *out_x[BRANCHES]; /* [R,Hq,dvp]; CMP always, the others NULL if not wanted */
+    real *out_x[BRANCHES]; /* [R,Hq,dvp]; NULL if not wanted */
     row_stats *stats;      /* [R,Hq,3]; NULL without backward */
     int32_t *block_idx;    /* [R,Hkv,n] */
     real *importance;      /* [R,Hkv,J]; NULL if not wanted */
@@ -113,7 +113,6 @@ enum {
     PHASE_COMPRESS,
     PHASE_GATE,
     PHASE_DQ,
-    PHASE_DQ_SLC,
     PHASE_LISTS,
     PHASE_DKV, /* one for each branch */
     PHASE_PHI = PHASE_DKV + BRANCHES,
@@ -125,10 +124,11 @@ typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
     dims c;
-    nsa_batch batch; /* of the last load */
-    nsa_step step;   /* of the last load_step */
-    int64_t rows;    /* of the results: R after forward, A after decode */
-    int warps;       /* query rows of a CUDA block */
+    nsa_batch batch;   /* of the last load */
+    nsa_step step;     /* of the last load_step */
+    int64_t rows;      /* of the results: R after forward, A after decode */
+    int warps;         /* query rows of a CUDA block in forward */
+    size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
     cudaStream_t stream;
     cudaEvent_t event[MAX_INTERVALS + 1]; /* interval i ends at event[i + 1] */
@@ -145,7 +145,6 @@ typedef struct stage {
     sequence *seqs, *host_seqs;              /* [B] */
     int32_t *row_t, *row_seq;                /* [R] position in its sequence; its sequence */
     int32_t *host_rows;                      /* [R] */
-    int64_t *row_token;                      /* [R] its token in the pack */
     cmp_coord *cmp_coords, *host_cmp_coords; /* [N] one for each compressed token */
     real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
     real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
@@ -183,6 +182,14 @@ typedef struct stage {
             return try_;                                                                           \
     } while (0)
 
+/* f<N_TILES>(...), where N_TILES tiles of columns make up `padded`, dkp or dvp: a constant for the
+ * compiler, so that accumulators are registers. */
+#define BY_WIDTH(padded, f, ...)                                                                   \
+    ((padded) == TILE_COLS       ? f<1>(__VA_ARGS__)                                               \
+     : (padded) == 2 * TILE_COLS ? f<2>(__VA_ARGS__)                                               \
+     : (padded) == 3 * TILE_COLS ? f<3>(__VA_ARGS__)                                               \
+                                 : f<4>(__VA_ARGS__))
+
 static inline int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
 }
@@ -206,6 +213,10 @@ nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
 /* read.cu */
 nsa_status read(void *self, nsa_id id, void *dst);
 
+/* load.cu: tiles of up to `rows` neighbouring rows each, from the batch, to `tiles` on the device
+ */
+nsa_status make_tiles(stage *st, int rows, tile_of_rows *tiles, int64_t *n_tiles);
+
 /* attend.cu */
 nsa_status open_attend(stage *st); /* sets st->warps */
 nsa_status attend_cmp(stage *st, const attend_args *args);
@@ -222,5 +233,6 @@ nsa_status decode(void *self);
 /* Allocates what backward needs beyond the fields above; sets st->scratch. */
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
+nsa_status make_grad_tiles(stage *st); /* backward's tiles of rows, of the last load */
 
 #endif

@@ -26,8 +26,7 @@ enum {
     TILE_COLS = 64, /* columns of one tile: the keys of a block, or 64 columns of a value */
     LANE_ROWS = 8,  /* a lane's rows and columns of a tile */
     LANE_COLS = 4,
-    PREFETCH_DEPTH = 4, /* rows of B that are loaded ahead; every k count is a multiple of it */
-    PREFETCH_DEPTH_GLOBAL = 8 /* the same if B is in global memory; DIM_ALIGN is a multiple of it */
+    PREFETCH_DEPTH = 8 /* rows of B that are loaded ahead; DIM_ALIGN is a multiple of it */
 };
 
 /* This lane's part of a tile: rows lane_row()..+7, columns lane_col()..+3. */
@@ -74,34 +73,35 @@ static __device__ __forceinline__ void outer_product(acc_16x64 *acc, float4 lo, 
     }
 }
 
-/* acc[N_TILES] += sum over k < count of A^T's row k times B's. `a` is the lane's address in row 0
- * of A^T (base + lane_row()), `b` in row 0 of B (base + lane_col()); lda and ldb are the floats
- * from one row to the next. DEPTH rows of B are loaded ahead; count is a multiple of DEPTH. */
-template <int N_TILES, int DEPTH = PREFETCH_DEPTH>
+/* C += A B with M = 16, N = 64 N_TILES, any K: `acc` holds C, a tile for each 64 columns. A is
+ * given transposed, [K][16]; `a` is the lane's address in row k = 0 of A^T (base + lane_row()), `b`
+ * in row 0 of B (base + lane_col()); lda and ldb are the floats from one row to the next.
+ * PREFETCH_DEPTH rows of B are loaded ahead, and K is a multiple of it. */
+template <int N_TILES>
 static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *a, int lda,
-                                                   const float *b, int ldb, int count) {
-    float4 r_b[DEPTH][N_TILES];
+                                                   const float *b, int ldb, int K) {
+    float4 r_b[PREFETCH_DEPTH][N_TILES];
 #pragma unroll
-    for (int u = 0; u < DEPTH; u++) {
+    for (int u = 0; u < PREFETCH_DEPTH; u++) {
 #pragma unroll
-        for (int s = 0; s < N_TILES; s++)
-            r_b[u][s] = load4(b + u * ldb + s * TILE_COLS);
+        for (int n = 0; n < N_TILES; n++)
+            r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
     }
 #pragma unroll 1
-    for (int k = 0; k < count; k += DEPTH) {
-        const bool more = k + DEPTH < count;
-        b += DEPTH * ldb;
+    for (int k = 0; k < K; k += PREFETCH_DEPTH) {
+        const bool more = k + PREFETCH_DEPTH < K;
+        b += PREFETCH_DEPTH * ldb;
 #pragma unroll
-        for (int u = 0; u < DEPTH; u++) {
+        for (int u = 0; u < PREFETCH_DEPTH; u++) {
             const float4 lo = load4(a + u * lda), hi = load4(a + u * lda + 4);
 #pragma unroll
-            for (int s = 0; s < N_TILES; s++) {
-                outer_product(&acc[s], lo, hi, r_b[u][s]);
+            for (int n = 0; n < N_TILES; n++) {
+                outer_product(&acc[n], lo, hi, r_b[u][n]);
                 if (more)
-                    r_b[u][s] = load4(b + u * ldb + s * TILE_COLS);
+                    r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
             }
         }
-        a += DEPTH * lda;
+        a += PREFETCH_DEPTH * lda;
     }
 }
 
@@ -138,72 +138,56 @@ static __device__ __forceinline__ void store_transposed(float *s_p, const acc_16
     }
 }
 
-/* One key: acc[N_TILES] += P^T's row of key s times B's row s; a and b are the lane's addresses
- * there. */
-template <int N_TILES>
-static __device__ __forceinline__ void matmul_one_key(acc_16x64 *acc, const float *a,
-                                                      const float *b) {
-    const float4 lo = load4(a), hi = load4(a + 4);
-#pragma unroll
-    for (int s = 0; s < N_TILES; s++)
-        outer_product(&acc[s], lo, hi, load4(b + s * TILE_COLS));
-}
-
-/* The same for 4 `quads` keys, the first a multiple of 4: warp_matmul() with P^T as A. */
-template <int N_TILES>
-static __device__ __forceinline__ void matmul_quads(acc_16x64 *acc, const float *a, const float *b,
-                                                    int ldb, int quads) {
-    const int key_stride =
-        TILE_COLS / LANE_COLS * TILE_ROWS; /* floats from one key's row to the next key's */
+/* C += A B with M = 16, N = 64 N_TILES, K = `keys`, a multiple of 4: as warp_matmul(), but A^T is
+ * P^T as store_transposed() leaves it, `a` the lane's address in the row of the first key. MASKED:
+ * keys whose bit in `mask` is not set are left out, not multiplied by zero: 0 * NaN is NaN. */
+template <int N_TILES, bool MASKED>
+static __device__ __forceinline__ void matmul_keys(acc_16x64 *acc, const float *a, const float *b,
+                                                   int ldb, int keys, uint64_t mask) {
     float4 r_b[LANE_COLS][N_TILES];
 #pragma unroll
     for (int u = 0; u < LANE_COLS; u++) {
 #pragma unroll
-        for (int s = 0; s < N_TILES; s++)
-            r_b[u][s] = load4(b + u * ldb + s * TILE_COLS);
+        for (int n = 0; n < N_TILES; n++)
+            r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
     }
 #pragma unroll 1
-    for (int j = 0; j < quads; j++, a += TILE_ROWS) {
-        const bool more = j + 1 < quads;
+    for (int k = 0; k < keys; k += LANE_COLS, a += TILE_ROWS) {
+        const bool more = k + LANE_COLS < keys;
         b += LANE_COLS * ldb;
 #pragma unroll
         for (int u = 0; u < LANE_COLS; u++) {
-            const float4 lo = load4(a + u * key_stride), hi = load4(a + u * key_stride + 4);
+            const float4 lo = load4(a + swizzled_row(u)), hi = load4(a + swizzled_row(u) + 4);
+            const bool visible = !MASKED || (mask >> (k + u) & 1);
 #pragma unroll
-            for (int s = 0; s < N_TILES; s++) {
-                outer_product(&acc[s], lo, hi, r_b[u][s]);
+            for (int n = 0; n < N_TILES; n++) {
+                if (visible)
+                    outer_product(&acc[n], lo, hi, r_b[u][n]);
                 if (more)
-                    r_b[u][s] = load4(b + u * ldb + s * TILE_COLS);
+                    r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
             }
         }
     }
 }
 
-/* acc[N_TILES] += P^T times B, over the keys 4 j0..4 j1-1 of a block whose bit in `mask` is set.
- * The others are left out, not multiplied by zero: 0 * NaN is NaN. s_p is as store_transposed()
- * leaves it; `b` is the lane's address in row 4 j0 of B. */
+/* Some neighbouring keys of a block of 64, both numbers multiples of 4, and which of the block's
+ * keys a row sees: bit s for key s. */
+typedef struct key_run {
+    int first, keys;
+    uint64_t mask;
+} key_run;
+
+/* C += P B over the keys first..first+keys-1 of a block whose bit in the block's `mask` is set. s_p
+ * [64][16] is P^T of the whole block; `b` is the lane's address in the row of key `first`. */
 template <int N_TILES>
 static __device__ __forceinline__ void matmul_masked(acc_16x64 *acc, const float *s_p,
-                                                     const float *b, int ldb, uint64_t mask, int j0,
-                                                     int j1) {
-    const int s0 = j0 * LANE_COLS, s1 = j1 * LANE_COLS;
-    int s = s0;
-    while (s < s1) {
-        const uint64_t left = mask >> s, holes = ~left;
-        const int skip = left ? __ffsll((long long)left) - 1 : s1; /* to the next key */
-        const int end = min(s1, holes ? s + __ffsll((long long)holes) - 1 : (int)TILE_COLS);
-        if (skip) {
-            s += skip;
-        } else if (s % LANE_COLS || end - s < LANE_COLS) {
-            matmul_one_key<N_TILES>(acc, s_p + swizzled_row(s) + lane_row(), b + (s - s0) * ldb);
-            s++;
-        } else { /* the common case: loads run ahead of their use */
-            const int quads = (end - s) / LANE_COLS;
-            matmul_quads<N_TILES>(acc, s_p + swizzled_row(s) + lane_row(), b + (s - s0) * ldb, ldb,
-                                  quads);
-            s += quads * LANE_COLS;
-        }
-    }
+                                                     const float *b, int ldb, key_run run) {
+    const float *a = s_p + swizzled_row(run.first) + lane_row();
+    const uint64_t all = ~(uint64_t)0 >> (TILE_COLS - run.keys), mask = run.mask >> run.first & all;
+    if (mask == all)
+        matmul_keys<N_TILES, false>(acc, a, b, ldb, run.keys, mask);
+    else if (mask)
+        matmul_keys<N_TILES, true>(acc, a, b, ldb, run.keys, mask);
 }
 
 #endif
