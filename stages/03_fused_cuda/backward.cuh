@@ -25,8 +25,8 @@ typedef struct grad_args {
     attend_args f;
     int64_t R, B, row_tiles;     /* row_tiles: R * Hkv * GT */
     const int32_t *row_seq;      /* [R] */
-    const real *q_n;             /* [row_tiles][16][dkp] */
-    const real *dout_t, *dout_n; /* [row_tiles][dv8][16]  [row_tiles][16][dvp] */
+    const real *q_n;             /* [row_tiles][16][wp] */
+    const real *dout_t, *dout_n; /* [row_tiles][dv8][16]  [row_tiles][16][wp] */
     row_terms *terms;            /* [BRANCHES][row_tiles][16] */
     real *dq, *dgate;            /* [R,Hq,dkp] [R,Hq,3] */
 } grad_args;
@@ -46,7 +46,7 @@ typedef struct inverse_list {
     int32_t *list;         /* the selected branch's rows, ascending in each block; else NULL */
     int32_t *chunk_counts; /* [Hkv,chunks,stride] selected: rows in each chunk, then offsets */
     int64_t chunk, chunks; /* rows of a chunk; their number */
-    real *partial;         /* [units][BLOCK][dvp + dkp]: a unit's sums for dv, then for dk */
+    real *partial;         /* [units][2][BLOCK][wp]: a unit's sums for dv, then for dk */
 } inverse_list;
 
 /* What the attention kernels of backward need beyond the stage's own fields; in host memory. */

@@ -16,7 +16,7 @@ static __global__ void __launch_bounds__(8 * WARP_SIZE) gate_backward_kernel(gra
         const int64_t head = tile / c->GT * c->G + g0 + row; /* (r*Hkv + h)*G + g = r*Hq + ... */
         row_terms term = {0, 0, 0, 0};
         if (g0 + row < c->G) {
-            const real *dout = a.dout_n + (tile * TILE_ROWS + row) * c->dvp;
+            const real *dout = a.dout_n + (tile * TILE_ROWS + row) * c->wp;
             const real *o = a.f.out_x[branch] + head * c->dvp;
             const row_stats stats = a.f.stats[head * BRANCHES + branch];
             float sum = 0;

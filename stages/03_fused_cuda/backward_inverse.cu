@@ -166,8 +166,8 @@ nsa_status open_inverse_list(stage *st, scratch *s) {
     inv->chunk_counts =
         (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride,
                                 sizeof *inv->chunk_counts);
-    inv->partial = (real *)device_alloc(
-        st, NSA_MEM_SCRATCH, units * BLOCK * (st->c.dkp + st->c.dvp), sizeof *inv->partial);
+    inv->partial = (real *)device_alloc(st, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp,
+                                        sizeof *inv->partial);
     return NSA_OK;
 }
 

@@ -24,22 +24,23 @@ static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *
     return mask;
 }
 
-/* One warp, one row tile: gate P and dS [16][64] against the block, to s_p and s_ds. s_a is scratch
- * of the warp, for Q^T and then dO^T. */
+/* One warp, one row tile: gate P and dS [16][64] against the block, to s_p and s_ds. s_q is scratch
+ * of the warp, for Q^T and dO^T. */
 static __device__ __forceinline__ void recompute_p(const grad_args *a, const inverse_list *inv,
-                                                   row_tile x, float *s_a, float *s_p,
+                                                   row_tile x, float *s_q, float *s_p,
                                                    float *s_ds) {
     const dims *c = &a->f.c;
     const block_ptrs at = block_at(&a->f.in[inv->branch], c, x.block);
     const row_terms *terms = a->terms + (inv->branch * a->row_tiles + x.tile) * TILE_ROWS;
     const uint64_t mask = visible_keys(a, inv, x.block, x.row);
+    float *s_dout = s_q + c->dk8 * TILE_ROWS;
     acc_16x64 s, dp;
     zero_acc_16x64(&s);
     zero_acc_16x64(&dp);
-    load_tile(s_a, a->f.q_t + x.tile * c->dk8 * TILE_ROWS, c->dk8 * TILE_ROWS);
-    warp_matmul<1>(&s, s_a + lane_row(), TILE_ROWS, at.kt + lane_col(), BLOCK, c->dk8);
-    load_tile(s_a, a->dout_t + x.tile * c->dv8 * TILE_ROWS, c->dv8 * TILE_ROWS);
-    warp_matmul<1>(&dp, s_a + lane_row(), TILE_ROWS, at.vt + lane_col(), BLOCK, c->dv8);
+    load_tile(s_q, a->f.q_t + x.tile * c->dk8 * TILE_ROWS, c->dk8 * TILE_ROWS);
+    load_tile(s_dout, a->dout_t + x.tile * c->dv8 * TILE_ROWS, c->dv8 * TILE_ROWS);
+    warp_matmul<1>(&s, s_q + lane_row(), TILE_ROWS, at.kt + lane_col(), BLOCK, c->dk8);
+    warp_matmul<1>(&dp, s_dout + lane_row(), TILE_ROWS, at.vt + lane_col(), BLOCK, c->dv8);
     softmax_backward(c, &s, &dp, terms, mask);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -66,10 +67,11 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
     const int64_t rows = min(inv.unit_rows, inv.count[block] - first), tiles = rows * c->GT;
-    const int size = TILE_ROWS * BLOCK, d8 = max(c->dk8, c->dv8), warp = warp_id();
-    float *s_ds = s_p + step * size, *s_a = s_ds + step * size + warp * d8 * TILE_ROWS;
+    const int size = TILE_ROWS * BLOCK, warp = warp_id();
+    float *s_ds = s_p + step * size,
+          *s_q = s_ds + step * size + warp * (c->dk8 + c->dv8) * TILE_ROWS;
     const bool values = warp < DKV_WARPS / 2; /* dv; the others dk */
-    const int key = warp % (DKV_WARPS / 2) * TILE_ROWS, ld = values ? c->dvp : c->dkp;
+    const int key = warp % (DKV_WARPS / 2) * TILE_ROWS;
     acc_16x64 acc[N_TILES];
     if (rows <= 0)
         return;
@@ -82,32 +84,27 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
             const int64_t at = inv.start[block] + first + (i + warp) / c->GT;
             const int64_t r = inv.list ? inv.list[at] : at;
             const int64_t tile = (r * c->Hkv + h) * c->GT + (i + warp) % c->GT;
-            recompute_p(&a, &inv, row_tile{block, r, tile}, s_a, s_p + warp * size,
+            recompute_p(&a, &inv, row_tile{block, r, tile}, s_q, s_p + warp * size,
                         s_ds + warp * size);
             s_tile[warp] = tile;
         }
         __syncthreads();
         for (int k = 0; k < step && i + k < tiles; k++) {
             const float *s_x = (values ? s_p : s_ds) + k * size + key + lane_row();
-            const real *g_y = (values ? a.dout_n : a.q_n) + s_tile[k] * TILE_ROWS * ld + lane_col();
-#pragma unroll
-            for (int n = 0; n < N_TILES; n++) {
-                if (n * TILE_COLS < ld)
-                    warp_matmul<1>(&acc[n], s_x, BLOCK, g_y + n * TILE_COLS, ld, TILE_ROWS);
-            }
+            const real *g_y =
+                (values ? a.dout_n : a.q_n) + s_tile[k] * TILE_ROWS * c->wp + lane_col();
+            warp_matmul<N_TILES>(acc, s_x, BLOCK, g_y, c->wp, TILE_ROWS);
         }
         __syncthreads();
     }
     const int64_t unit = inv.first_unit[block] + blockIdx.y;
-    real *to = inv.partial + unit * BLOCK * (c->dvp + c->dkp) + (values ? 0 : BLOCK * c->dvp) +
-               (key + lane_row()) * ld + lane_col();
+    real *to = inv.partial + ((unit * 2 + !values) * BLOCK + key + lane_row()) * c->wp + lane_col();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
         for (int n = 0; n < N_TILES; n++) {
             const float *x = acc[n].x[i];
-            if (n * TILE_COLS < ld)
-                store4(to + i * ld + n * TILE_COLS, x[0], x[1], x[2], x[3]);
+            store4(to + i * c->wp + n * TILE_COLS, x[0], x[1], x[2], x[3]);
         }
     }
 }
@@ -115,25 +112,25 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
 /* dv and dk of a block: the sum over its units, in their order. Grid (blocks), 256 threads. */
 static __global__ void __launch_bounds__(256) reduce_partials(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
-    const int64_t block = blockIdx.x, size = BLOCK * (c->dvp + c->dkp);
+    const int64_t block = blockIdx.x, size = 2 * BLOCK * c->wp;
     const int64_t first = inv.first_unit[block], units = units_of(&inv, inv.count[block]);
     const kv_blocks *in = &a.f.in[inv.branch];
     for (int i = (int)threadIdx.x; i < size; i += 256) {
+        const int row = i / c->wp, col = i % c->wp;
         float total = 0;
         for (int64_t unit = first; unit < first + units; unit++)
             total += inv.partial[unit * size + i];
-        if (i < BLOCK * c->dvp)
-            in->dv[block * BLOCK * c->dvp + i] = total;
-        else
-            in->dk[block * BLOCK * c->dkp + i - BLOCK * c->dvp] = total;
+        if (row < BLOCK && col < c->dvp)
+            in->dv[(block * BLOCK + row) * c->dvp + col] = total;
+        if (row >= BLOCK && col < c->dkp)
+            in->dk[(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
     }
 }
 
 /* ---------------------------------------------------------------- launches */
 
 static size_t smem_bytes(const dims *c, int step) {
-    const int d8 = c->dk8 > c->dv8 ? c->dk8 : c->dv8;
-    return (size_t)(step * TILE_ROWS * (2 * BLOCK + d8)) * sizeof(float);
+    return (size_t)(step * TILE_ROWS * (2 * BLOCK + c->dk8 + c->dv8)) * sizeof(float);
 }
 
 template <int N_TILES> static nsa_status allow_shared(void) {
@@ -151,19 +148,15 @@ static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_lis
     return NSA_OK;
 }
 
-static int wider(const dims *c) {
-    return c->dkp > c->dvp ? c->dkp : c->dvp;
-}
-
 /* Row tiles in a step: as many as shared memory holds, one for each warp at most. */
 nsa_status open_keys(stage *st, scratch *s) {
     s->dkv_tiles = DKV_WARPS;
     while (s->dkv_tiles > 1 && smem_bytes(&st->c, s->dkv_tiles) + 256 > st->max_shared)
         s->dkv_tiles--;
-    return BY_WIDTH(wider(&st->c), allow_shared);
+    return BY_WIDTH(st->c.wp, allow_shared);
 }
 
 /* dk and dv of one branch, by its inverse list. */
 nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv) {
-    return BY_WIDTH(wider(&args->f.c), launch_dkv, st, args, inv);
+    return BY_WIDTH(args->f.c.wp, launch_dkv, st, args, inv);
 }

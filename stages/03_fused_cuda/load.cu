@@ -117,14 +117,14 @@ nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, in
                      real *g_t, real *g_n) {
     const dims *c = &st->c;
     const int64_t row_size = c->Hq * D, at_once = st->chunk / row_size;
-    const int D8 = (int)round_up(D, DIM_ALIGN), Dp = (int)round_up(D, TILE_COLS);
+    const int D8 = (int)round_up(D, DIM_ALIGN);
     for (int64_t r = 0; r < R; r += at_once) {
         const int64_t count = R - r < at_once ? R - r : at_once;
         gather(st, src, tokens, r, count, row_size);
         TRY(copy_to_device(st, st->dev_staging, st->host_staging,
                            (size_t)(count * row_size) * sizeof(real)));
         NSA_LAUNCH(pack_rows_kernel, blocks_for(count * row_size), THREADS, 0, st->stream, *c,
-                   st->dev_staging, r, count, (int)D, D8, Dp, g_t, g_n);
+                   st->dev_staging, r, count, (int)D, D8, c->wp, g_t, g_n);
         NSA_LAUNCHED("pack_rows");
     }
     return NSA_OK;

@@ -72,6 +72,7 @@ static dims dims_of(const nsa_plan *plan) {
     x.dv8 = (int)round_up(c->v_dim, DIM_ALIGN);
     x.dkp = (int)round_up(c->qk_dim, TILE_COLS);
     x.dvp = (int)round_up(c->v_dim, TILE_COLS);
+    x.wp = x.dkp > x.dvp ? x.dkp : x.dvp;
     x.G = (int)plan->group;
     x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
     x.Hq = (int)c->q_heads;
@@ -163,9 +164,9 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     }
     if (!backward)
         return;
-    st->q_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dkp);
+    st->q_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
     st->dout_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * TILE_ROWS);
-    st->dout_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dvp);
+    st->dout_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {

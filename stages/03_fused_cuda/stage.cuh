@@ -34,7 +34,7 @@ enum {
 typedef struct dims {
     int dk, dv;          /* head dimensions, as configured */
     int dk8, dv8;        /* rounded up to DIM_ALIGN: rows of transposed blocks and tiles */
-    int dkp, dvp;        /* rounded up to TILE_COLS: width of natural rows */
+    int dkp, dvp, wp;    /* rounded up to TILE_COLS: width of natural rows; the wider of both */
     int G, GT, Hq, Hkv;  /* heads of a group, its tiles of 16, query and kv heads */
     int l, d, lb, n;     /* compression block and stride, l', n */
     int init, local, w;  /* forced blocks, window */
@@ -146,8 +146,8 @@ typedef struct stage {
     int32_t *row_t, *row_seq;                /* [R] position in its sequence; its sequence */
     int32_t *host_rows;                      /* [R] */
     cmp_coord *cmp_coords, *host_cmp_coords; /* [N] one for each compressed token */
-    real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
-    real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][dvp] */
+    real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][wp] */
+    real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][wp] */
     real *gate;                              /* [R,Hq,3] */
     real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, the input of phi */
     kv_blocks in[LAYOUTS];    /* keys and values of each branch */

@@ -80,19 +80,20 @@ static __device__ __forceinline__ void outer_product(acc_16x64 *acc, float4 lo, 
 template <int N_TILES>
 static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *a, int lda,
                                                    const float *b, int ldb, int K) {
-    float4 r_b[PREFETCH_DEPTH][N_TILES];
+    const int depth = N_TILES > 2 ? PREFETCH_DEPTH / 2 : PREFETCH_DEPTH; /* registers are few */
+    float4 r_b[depth][N_TILES];
 #pragma unroll
-    for (int u = 0; u < PREFETCH_DEPTH; u++) {
+    for (int u = 0; u < depth; u++) {
 #pragma unroll
         for (int n = 0; n < N_TILES; n++)
             r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
     }
 #pragma unroll 1
-    for (int k = 0; k < K; k += PREFETCH_DEPTH) {
-        const bool more = k + PREFETCH_DEPTH < K;
-        b += PREFETCH_DEPTH * ldb;
+    for (int k = 0; k < K; k += depth) {
+        const bool more = k + depth < K;
+        b += depth * ldb;
 #pragma unroll
-        for (int u = 0; u < PREFETCH_DEPTH; u++) {
+        for (int u = 0; u < depth; u++) {
             const float4 lo = load4(a + u * lda), hi = load4(a + u * lda + 4);
 #pragma unroll
             for (int n = 0; n < N_TILES; n++) {
@@ -101,7 +102,7 @@ static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *
                     r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
             }
         }
-        a += PREFETCH_DEPTH * lda;
+        a += depth * lda;
     }
 }
 
