@@ -88,7 +88,7 @@ static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *
         for (int n = 0; n < N_TILES; n++)
             r_b[u][n] = load4(b + u * ldb + n * TILE_COLS);
     }
-#pragma unroll 1
+#pragma unroll 2
     for (int k = 0; k < K; k += depth) {
         const bool more = k + depth < K;
         b += depth * ldb;
