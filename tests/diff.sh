@@ -188,6 +188,9 @@ refuse 'A=01_other/attend/1: several files have this number' 01_other/attend/1 0
 refuse 'A=00 B=01_other/attend/2: name two stages' 00 01_other/attend/2
 refuse 'usage' 00
 refuse 'usage' 00 01_second 01_other
+made '01_other/steps/attend/4_two words.c' one
+expect "a step with a space in its name" \
+    "$(sh "$work/tree/stages/diff.sh" --counts 01_other/attend/4 01_other/attend/2)" '1 0 0'
 expect "a whole name that begins another" \
     "$(sh "$work/tree/stages/diff.sh" --counts 01_other 01_otherwise)" '0 0 1'
 
