@@ -269,6 +269,20 @@ expect "make diff README=1" "$($make -s diff A=00 B=01 README=1 | grep -c '^=== 
 $make -s diff A=77 B=00 >"$work/out" 2>&1
 expect "make diff A=77 fails" "$(($? != 0)) $(grep -c 'A=77: no stage' "$work/out")" '1 1'
 
+# ------------------------------------------------------------------ a copy of a stage is a stage
+
+copied=$work/copied
+mkdir -p "$copied/tests" && cp -R Makefile stages "$copied" &&
+    cp -R tests/*.mk tests/simt tests/harness "$copied/tests" &&
+    cp -R stages/02_blocked "$copied/stages/99_mine" || exit 2
+$make -s -n -C "$copied" BUILD=out out/stages/99_mine.so out/steps/99_mine >"$work/said" 2>&1
+expect "make knows a copy of stage 02 and its steps" "$? $(grep -c warning "$work/said")" '0 0'
+sed -e :join -e '/\\$/N; s/\\\n//; t join' "$work/said" >"$work/out"
+for object in stage/99_mine/tile.o steps/99_mine; do
+    expect "the copy's flags are the stage's: ${object##*/}" \
+        "$(grep -c "fno-trapping-math.* -fopenmp .*-o out/.*${object#stage/}" "$work/out")" 1
+done
+
 # ---------------------------------------------------------------------------- planted faults
 
 # plant PATCH: this script, on a copy of the tree with a fault, must fail with the line it expects
