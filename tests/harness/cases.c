@@ -89,10 +89,10 @@ const listed_case cases[] = {
     /* gates of exactly 0 and 1: a gate of 0 still has a gradient */
     {"T=70,data=shut", QUICK | PATH},
     {"T=97,data=shut,phi=mlp,hidden=10,Hq=6", 0},
-    /* near the bounds: heads of a group, blocks selected, overlap of compression blocks, a long
-     * gated block */
-    {"T=40,Hq=64,Hkv=1,dk=4,dv=4", 0},
-    {"T=200,l=4,d=4,l2=4,n=40,Hq=2,Hkv=1", 0},
+    /* at the bounds: heads of a group, blocks selected; near them: overlap of compression blocks, a
+     * long gated block */
+    {"T=66,Hq=128,Hkv=1,dk=4,dv=4", 0},
+    {"T=140,l=1,d=1,l2=1,n=128,Hq=2,Hkv=1", 0},
     {"T=300,l=256,d=1,l2=256,n=2,init=0,local=1,dk=4,dv=4,Hq=2,Hkv=1", 0},
     {"T=100,l=32,d=8,l2=32,phi=gated,dk=4,dv=4", 0},
     /* exact ties */
