@@ -137,7 +137,7 @@ typedef struct nsa_tensor {
 
 /** Every tensor by name, in the specification's order: inputs, results, gradients. */
 typedef enum nsa_id {
-    /* inputs of load, and (T = A, no dout, rows or cu_seqlens) of load_step, which needs active */
+    /* inputs of load, and (T = A, no dout, rows or cu_seqlens) of load_step */
     NSA_Q,          /**< [T,Hq,dk] */
     NSA_K_CMP,      /**< [T,Hkv,dk] */
     NSA_V_CMP,      /**< [T,Hkv,dv] */
@@ -364,10 +364,9 @@ NSA_EXPORT nsa_status nsa_forward(nsa_context *context);
 /** Compute all gradients; block indices are constants. Needs forward and load_dout. */
 NSA_EXPORT nsa_status nsa_backward(nsa_context *context);
 
-/** nsa_forward, and the caches. If the load had `active`, sequence b of the pack fills slot
- * active[b], and all other slots keep their tokens: so sequences may come one by one. Without it,
- * sequence b fills slot b and all other slots become empty. Every token is cached, whichever `rows`
- * are computed; with `rows` of no rows, prefill only compresses and fills. */
+/** nsa_forward, and the caches of all tokens, whichever `rows` are computed; with no rows it only
+ * compresses and fills. Sequence b of the pack fills slot b and all other slots become empty; if the
+ * load had `active`, sequence b fills slot active[b] and all others keep their tokens. */
 NSA_EXPORT nsa_status nsa_prefill(nsa_context *context);
 
 /** Append the loaded step to its slots and compute its A rows; results then have A in place of
