@@ -286,7 +286,7 @@ typedef struct nsa_batch {
     const int64_t *cmp;       /**< [B+1] first compressed token of each sequence; cmp[B] = N */
     const int64_t *row;       /**< [R] the token that each query row belongs to, ascending */
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
-    const int32_t *slot;      /**< [B] the slot that prefill fills; NULL without NSA_DECODE */
+    const int32_t *slot;      /**< [B] the slots that prefill fills; NULL without NSA_DECODE */
 } nsa_batch;
 
 /** What `load_step` gets besides the tensors: one token for each active sequence. */
@@ -343,10 +343,9 @@ typedef struct nsa_context nsa_context;
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
-/** Check and load the inputs of a forward or prefill: q, six keys and values, gate, the phi weights
- * of the config's compressor, optionally cu_seqlens, rows, block_idx and dout, and with NSA_DECODE
- * `active`. float32 or float64, converted to the stage's type. T = q.shape[0] may be anything from
- * 0 to seq_len. Earlier results are gone, caches stay. */
+/** Check and load the inputs of a forward or prefill: q, six keys and values, gate, phi weights of
+ * the config, optionally cu_seqlens, rows, block_idx, dout and with NSA_DECODE `active`. float32 or
+ * float64, converted. T = q.shape[0] is 0..seq_len. Earlier results are gone, caches stay. */
 NSA_EXPORT nsa_status nsa_load(nsa_context *context, const nsa_tensors *in);
 
 /** Load the gradient of the output [T,Hq,dv] for backward, after a load. */
@@ -364,9 +363,9 @@ NSA_EXPORT nsa_status nsa_forward(nsa_context *context);
 /** Compute all gradients; block indices are constants. Needs forward and load_dout. */
 NSA_EXPORT nsa_status nsa_backward(nsa_context *context);
 
-/** nsa_forward, and the caches of all tokens, whichever `rows` are computed; with no rows it only
- * compresses and fills. Sequence b of the pack fills slot b and all other slots become empty; if the
- * load had `active`, sequence b fills slot active[b] and all others keep their tokens. */
+/** nsa_forward, and the caches of all tokens, whichever `rows` are computed: none is legal.
+ * Sequence b of the pack fills slot b and all other slots become empty; if the load had `active`,
+ * sequence b fills slot active[b] and all others keep their tokens. */
 NSA_EXPORT nsa_status nsa_prefill(nsa_context *context);
 
 /** Append the loaded step to its slots and compute its A rows; results then have A in place of
