@@ -30,28 +30,26 @@ refuse() {
 
 # find_stage NAME VALUE BEGINNING: sets $found to the stage folder that the beginning names
 find_stage() {
-    found='' all='' matching=''
+    found='' all='' matching='' one='' count=0
     for folder in stages/[0-9][0-9]_*/; do
         folder=${folder%/}
         all="$all ${folder#stages/}"
         case ${folder#stages/} in
         "$3") found=$folder ;;
-        "$3"*) matching="$matching $folder" ;;
+        "$3"*) matching="$matching $folder" one=$folder count=$((count + 1)) ;;
         esac
     done
     [ -z "$found" ] || return 0
-    # shellcheck disable=SC2086 # a word a folder
-    set -- "$1" "$2" $matching
-    [ $# -gt 2 ] || refuse "$1=$2: no stage's name begins like this; there are$all"
-    [ $# -eq 3 ] || refuse "$1=$2: several stages' names begin like this, one must:$matching"
-    found=$3
+    [ "$count" -gt 0 ] || refuse "$1=$2: no stage's name begins like this; there are$all"
+    [ "$count" -eq 1 ] || refuse "$1=$2: several stages' names begin like this, one must:$matching"
+    found=$one
 }
 
 # find_step NAME VALUE: sets $found to the file of STAGE/CHAIN/NUMBER
 find_step() {
     rest=${2#*/}
     find_stage "$1" "$2" "${2%%/*}"
-    chain=$found/steps/${rest%%/*} number=${rest#*/} matching=''
+    chain=$found/steps/${rest%%/*} number=${rest#*/} matching='' one='' count=0
     case $rest in
     /* | */ | */*/*) number='' ;;
     */*) ;;
@@ -62,13 +60,11 @@ find_step() {
     esac
     [ -d "$chain" ] || refuse "$1=$2: no folder $chain"
     for file in "$chain/$number"_*; do
-        [ ! -f "$file" ] || matching="$matching $file"
+        [ ! -f "$file" ] || { matching="$matching $file" one=$file && count=$((count + 1)); }
     done
-    # shellcheck disable=SC2086 # a word a file
-    set -- "$1" "$2" $matching
-    [ $# -gt 2 ] || refuse "$1=$2: no file ${chain}/${number}_*"
-    [ $# -eq 3 ] || refuse "$1=$2: several files have this number, one must:$matching"
-    found=$3
+    [ "$count" -gt 0 ] || refuse "$1=$2: no file ${chain}/${number}_*"
+    [ "$count" -eq 1 ] || refuse "$1=$2: several files have this number, one must:$matching"
+    found=$one
 }
 
 # find_named NAME VALUE: sets $found to the stage folder or the step's file

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /** Changes with the structs below; a stage built for another number is refused. */
-#define NSA_ABI 2
+#define NSA_ABI 3
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
 /** Maximum threads of a context; a larger number is an error. */
@@ -149,7 +149,7 @@ typedef enum nsa_id {
     NSA_DOUT,       /**< [T,Hq,dv]: the gradient of the output, for load_dout */
     NSA_CU_SEQLENS, /**< int32 [B+1]: where each packed sequence starts; optional */
     NSA_ROWS,       /**< int32 [R]: the query rows to compute, strictly ascending; optional */
-    NSA_ACTIVE,     /**< int32 [A]: the active decode slots, distinct; for load_step */
+    NSA_ACTIVE,     /**< int32 [A]: the active decode slots, distinct; in a load [B], optional */
     NSA_PHI_K_PE,   /**< [l,dk] position embedding of the key compressor (gated, mlp) */
     NSA_PHI_K_W,    /**< [dk] (gated) */
     NSA_PHI_K_B,    /**< [l] (gated) */
@@ -286,6 +286,7 @@ typedef struct nsa_batch {
     const int64_t *cmp;       /**< [B+1] first compressed token of each sequence; cmp[B] = N */
     const int64_t *row;       /**< [R] the token that each query row belongs to, ascending */
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
+    const int32_t *slot;      /**< [B] the slots that prefill fills; NULL without NSA_DECODE */
 } nsa_batch;
 
 /** What `load_step` gets besides the tensors: one token for each active sequence. */
@@ -315,7 +316,7 @@ typedef struct nsa_stage {
     nsa_status (*load_step)(void *self, const nsa_tensors *in, const nsa_step *step);
     nsa_status (*forward)(void *self);  /**< over what was loaded */
     nsa_status (*backward)(void *self); /**< after forward, load_dout; gradients start from zero */
-    nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills cache slot b */
+    nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills slot batch->slot[b] */
     nsa_status (*decode)(void *self);   /**< append the step's tokens and compute their rows */
     /** Plain causal attention over pair 0 cmp, 1 slc or 2 win; optional, NULL if the stage has
      * none. */
@@ -342,10 +343,9 @@ typedef struct nsa_context nsa_context;
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
-/** Check and load the inputs of a forward or prefill: q, six keys and values, gate, the phi weights
- * of the config's compressor, optionally cu_seqlens, rows, block_idx and dout. float32 or float64,
- * converted to the stage's type. T = q.shape[0] may be anything from 0 to seq_len. Earlier results
- * are gone, caches stay. */
+/** Check and load the inputs of a forward or prefill: q, six keys and values, gate, phi weights of
+ * the config, optionally cu_seqlens, rows, block_idx, dout and with NSA_DECODE `active`. float32 or
+ * float64, converted. T = q.shape[0] is 0..seq_len. Earlier results are gone, caches stay. */
 NSA_EXPORT nsa_status nsa_load(nsa_context *context, const nsa_tensors *in);
 
 /** Load the gradient of the output [T,Hq,dv] for backward, after a load. */
@@ -363,8 +363,9 @@ NSA_EXPORT nsa_status nsa_forward(nsa_context *context);
 /** Compute all gradients; block indices are constants. Needs forward and load_dout. */
 NSA_EXPORT nsa_status nsa_backward(nsa_context *context);
 
-/** nsa_forward, and the caches: sequence b of the pack fills slot b, all other slots become empty.
- *  Refused while `rows` are given. */
+/** nsa_forward, and the caches of all tokens, whichever `rows` are computed: none is legal.
+ * Sequence b of the pack fills slot b and all other slots become empty; if the load had `active`,
+ * sequence b fills slot active[b] and all others keep their tokens. */
 NSA_EXPORT nsa_status nsa_prefill(nsa_context *context);
 
 /** Append the loaded step to its slots and compute its A rows; results then have A in place of

@@ -287,6 +287,36 @@ static void check_threads(void) {
     }
 }
 
+/* Load two sequences, of 3 and 1 tokens, for slots a and b. */
+static nsa_status load_for(nsa_context *ctx, const int32_t *cu, int32_t a, int32_t b) {
+    int32_t slots[] = {a, b};
+    nsa_tensors in = zeros(cu[2]);
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {3}};
+    in.at[NSA_ACTIVE] = (nsa_tensor){slots, NSA_I32, 1, {2}};
+    return nsa_load(ctx, &in);
+}
+
+/* A load may name the slots that its sequences fill; the others keep their tokens, here 4, 1, 5. */
+static void check_load_slots(nsa_context *ctx, const int32_t *cu) {
+    static int32_t one[] = {1};
+    nsa_tensors in = zeros(3);
+    CHECK(load_for(ctx, cu, 2, 2) == NSA_ERR_INPUT && load_for(ctx, cu, 0, 3) == NSA_ERR_INPUT);
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {2}};
+    in.at[NSA_ACTIVE] = (nsa_tensor){one, NSA_I32, 1, {0}};
+    CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "active names 0 slots, the pack has 1 sequences"));
+    in.at[NSA_ACTIVE].shape[0] = 1;
+    CHECK(nsa_load(ctx, &in) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
+    CHECK(nsa_slot_len(ctx, 0) == 4 && nsa_slot_len(ctx, 1) == 3 && nsa_slot_len(ctx, 2) == 5);
+    CHECK(load_for(ctx, cu, 2, 0) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
+    CHECK(loaded.slot[0] == 2 && loaded.slot[1] == 0);
+    CHECK(nsa_slot_len(ctx, 0) == 1 && nsa_slot_len(ctx, 1) == 3 && nsa_slot_len(ctx, 2) == 3);
+    forward_says = nsa_fail(NSA_ERR_DEVICE, "the device is gone");
+    CHECK(load_for(ctx, cu, 2, 0) == NSA_OK && nsa_prefill(ctx) == NSA_ERR_DEVICE);
+    CHECK(!nsa_slot_len(ctx, 0) && nsa_slot_len(ctx, 1) == 3 && !nsa_slot_len(ctx, 2));
+    forward_says = NSA_OK;
+}
+
 /* Which slots a step may name, and what a prefill leaves in the slots that it does not fill. */
 static void check_slots(void) {
     static const int32_t cu[] = {0, 3, 4, 8};
@@ -307,6 +337,7 @@ static void check_slots(void) {
     in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {2}};
     CHECK(nsa_load_step(ctx, &in) == NSA_OK && nsa_decode(ctx) == NSA_OK);
     CHECK(nsa_slot_len(ctx, 0) == 4 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 5);
+    check_load_slots(ctx, cu);
     CHECK(load_pack(ctx, cu, 1) == NSA_OK && nsa_prefill(ctx) == NSA_OK);
     CHECK(nsa_slot_len(ctx, 0) == 3 && !nsa_slot_len(ctx, 1) && !nsa_slot_len(ctx, 2));
     forward_says = nsa_fail(NSA_ERR_DEVICE, "the device is gone");

@@ -188,6 +188,9 @@ refuse 'A=01_other/attend/1: several files have this number' 01_other/attend/1 0
 refuse 'A=00 B=01_other/attend/2: name two stages' 00 01_other/attend/2
 refuse 'usage' 00
 refuse 'usage' 00 01_second 01_other
+made '01_other/steps/attend/4_two words.c' one
+expect "a step with a space in its name" \
+    "$(sh "$work/tree/stages/diff.sh" --counts 01_other/attend/4 01_other/attend/2)" '1 0 0'
 expect "a whole name that begins another" \
     "$(sh "$work/tree/stages/diff.sh" --counts 01_other 01_otherwise)" '0 0 1'
 
@@ -265,6 +268,20 @@ expect "make diff is the script, for steps" "$($make -s diff A=02/attend/3 B=02/
 expect "make diff README=1" "$($make -s diff A=00 B=01 README=1 | grep -c '^=== .*/README.md')" 1
 $make -s diff A=77 B=00 >"$work/out" 2>&1
 expect "make diff A=77 fails" "$(($? != 0)) $(grep -c 'A=77: no stage' "$work/out")" '1 1'
+
+# ------------------------------------------------------------------ a copy of a stage is a stage
+
+copied=$work/copied
+mkdir -p "$copied/tests" && cp -R Makefile stages "$copied" &&
+    cp -R tests/*.mk tests/simt tests/harness "$copied/tests" &&
+    cp -R stages/02_blocked "$copied/stages/99_mine" || exit 2
+$make -s -n -C "$copied" BUILD=out out/stages/99_mine.so out/steps/99_mine >"$work/said" 2>&1
+expect "make knows a copy of stage 02 and its steps" "$? $(grep -c warning "$work/said")" '0 0'
+sed -e :join -e '/\\$/N; s/\\\n//; t join' "$work/said" >"$work/out"
+for object in stage/99_mine/tile.o steps/99_mine; do
+    expect "the copy's flags are the stage's: ${object##*/}" \
+        "$(grep -c "fno-trapping-math.* -fopenmp .*-o out/.*${object#stage/}" "$work/out")" 1
+done
 
 # ---------------------------------------------------------------------------- planted faults
 

@@ -151,6 +151,7 @@ decode_off|decode|T=44|out_slc is off by rms
 decode_forgets_token|decode|T=44,dk=6|out is off by rms
 decode_slots_swapped|decode|seqs=40+40+40|after a prefill of
 decode_list_ignored|decode|T=100|after a prefill of
+prefill_slots_ignored|decode|seqs=40+40+40|after a prefill of 20 tokens
 looks_at_sequence|packing|seqs=20+24|changed with NaN in sequence
 looks_ahead|causality|T=44|changed with later token
 looks_behind_window|nan|T=44|the window pair at token
@@ -163,6 +164,29 @@ lean|repeat|T=44|out differs if nothing more is asked for
 float64_inputs|repeat|T=44|out differs if the inputs are float64
 three_threads|threads|T=97|out differs between 1 and 3 threads
 END
+}
+
+# bench LIE: time a decode of 20 slots
+bench() {
+    NSA_LIE=$1 NSA_TRUTH=01_naive_nsa.so "$BUILD/nsa" bench --stages "$BUILD/liars" --device cpu \
+        --stage 98 --pass decode --seq 64 --batch 20 --heads 2/1 --dims 8/8 --runs 3 2>&1
+}
+
+# judge_bench LIE: with this lie `nsa bench` must refuse to time the stage, and exit with 1
+judge_bench() {
+    if ! said=$(bench none); then
+        wrong "$1" "without a lie a decode of 20 slots is refused, too: $said"
+        return
+    fi
+    said=$(bench "$1")
+    code=$?
+    if [ $code -ne 1 ]; then
+        wrong "$1" "nsa bench ends with exit status $code: $(printf '%s' "$said" | head -n 3)"
+    elif ! printf '%s' "$said" | grep -qF "98_lying, decode at T = 64, is refused a time: $2"; then
+        wrong "$1" "nsa bench does not say why it refuses a time: $said"
+    else
+        passed=$((passed + 1))
+    fi
 }
 
 lies >"$BUILD/liars/list"
@@ -223,6 +247,14 @@ while IFS='|' read -r name fragment; do
 done <<'END'
 available_unsupported|FAIL 98_lying: there is nothing to see here
 available_exits|EXIT: stage 98_lying, asked whether it can run here
+END
+while IFS='|' read -r name fragment; do
+    [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
+    judge_bench "$name" "$fragment"
+done <<'END'
+many_slots_swapped|out is off by
+many_slots_misfilled|out is off by
+many_slots_nothing|element 0 of row 0 is not finite
 END
 for name in crashes_at_97 exits_at_97; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac

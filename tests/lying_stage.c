@@ -42,6 +42,10 @@ static const char *const others[] = {"none",
                                      "decode_forgets_token",
                                      "decode_slots_swapped",
                                      "decode_list_ignored",
+                                     "many_slots_swapped",
+                                     "many_slots_nothing",
+                                     "many_slots_misfilled",
+                                     "prefill_slots_ignored",
                                      "crashes",
                                      "crashes_at_97",
                                      "available_unsupported",
@@ -53,6 +57,9 @@ static const char *const others[] = {"none",
                                      "aborts",
                                      "hangs",
                                      "exits"};
+
+/* More slots than any case of the harness has: these lies only a bench can catch. */
+enum { MANY = 16 };
 
 /* ------------------------------------------------------------------ the calls */
 
@@ -82,6 +89,19 @@ static double at(const nsa_tensors *in, nsa_id id, int64_t i) {
                                   : 0;
 }
 
+/* Prefill in the pack's order, whatever the load named; or the last of many slots into the one
+ * before it. */
+static void move_slots(liar *s) {
+    static const int32_t in_order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int64_t slots = s->plan->cfg.max_seqs;
+    if (tells("prefill_slots_ignored") && s->moved.slot)
+        s->moved.slot = in_order;
+    if (!tells("many_slots_misfilled") || slots <= MANY || s->moved.slot[0] != slots - 1)
+        return;
+    s->slots[0] = (int32_t)(slots - 2);
+    s->moved.slot = s->slots;
+}
+
 static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     liar *s = self;
     const nsa_tensor *q = &in->at[NSA_Q];
@@ -95,7 +115,9 @@ static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch
     s->first_k_win = at(in, NSA_K_WIN, 0);
     s->first_v_win = at(in, NSA_V_WIN, 0);
     s->first_gate = at(in, NSA_GATE, 0);
-    nsa_status status = truth->load(s->self, in, batch);
+    s->moved = *batch;
+    move_slots(s);
+    nsa_status status = truth->load(s->self, in, &s->moved);
     if (tells("writes_input"))
         lying_set(q, 0, 0.5);
     if (tells("writes_behind_input"))
@@ -117,6 +139,12 @@ static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *s
         s->slots[0] = step->slot[1];
         s->slots[1] = step->slot[0];
         s->changed.slot = s->slots;
+    }
+    if (tells("many_slots_swapped") && step->A > MANY) {
+        memcpy(s->many, step->slot, (size_t)step->A * sizeof *s->many);
+        s->many[0] = step->slot[1];
+        s->many[1] = step->slot[0];
+        s->changed.slot = s->many;
     }
     if (tells("decode_list_ignored"))
         s->changed.block_idx = NULL;
@@ -182,6 +210,8 @@ static nsa_status prefill(void *self) {
 static nsa_status decode(void *self) {
     if (tells("decode_unsupported"))
         return nsa_fail(NSA_ERR_UNSUPPORTED, "decode is not written yet");
+    if (tells("many_slots_nothing") && ((liar *)self)->plan->cfg.max_seqs > MANY)
+        return NSA_OK;
     return truth->decode(((liar *)self)->self);
 }
 

@@ -14,7 +14,9 @@ typedef struct liar {
     const nsa_batch *batch; /**< of the last load */
     const nsa_step *step;   /**< of the last decode; NULL after a load */
     nsa_step changed;       /**< the step that is forwarded */
-    int32_t slots[2];       /**< behind changed.slot */
+    int32_t slots[2];       /**< behind changed.slot, or moved.slot */
+    int32_t many[64];       /**< behind changed.slot, of a step of many slots */
+    nsa_batch moved;        /**< the batch that is forwarded */
     double first_q;         /**< the first element of q, of the last load */
     double last_q;          /**< the last element of q */
     double first_k_win;     /**< the first element */

@@ -15,7 +15,8 @@ enum {
     BENCH_MAX_PHASES = 16, /**< phases of one call */
     BENCH_MAX_ROWS = 1024, /**< rows of one run */
     BENCH_MAX_FITS = 256,  /**< fitted curves of one run */
-    BENCH_MAX_BATCH = 16,  /**< sequences of one pack */
+    BENCH_MAX_PACK = 16,   /**< sequences of one pack: a case has no more */
+    BENCH_MAX_BATCH = 64,  /**< slots of a decode */
     BENCH_MAX_RUNS = 60,   /**< maximum timed runs of one row */
     BENCH_MANY_RUNS = 20,  /**< timed runs of a short call, unless --runs says otherwise */
     BENCH_MIN_RUNS = 10    /**< minimum timed runs, unless a run takes longer than BENCH_SLOW_RUN */

@@ -3,6 +3,7 @@
 #include "bench/contender.h"
 #include "bench/blas.h"
 #include "bench/gpu.h"
+#include "bench/slots.h"
 #include "bench/verify.h"
 #include "common/pool.h"
 #include "harness/run.h"
@@ -15,19 +16,21 @@
 
 static nsa_status open_dense(contender *c, const workload *w) {
     const int decodes = w->pass == BENCH_DECODE;
-    const nsa_tensors *in = decodes ? &w->all : &w->in;
+    nsa_status status = NSA_OK;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
     c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B,
                           w->pass == BENCH_BACKWARD, c->threads);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
-    c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : in->at[NSA_Q].data,
-                           .k = in->at[NSA_K_WIN].data,
-                           .v = in->at[NSA_V_WIN].data,
+    for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
+        status = slots_unroll(w, i ? NSA_V_WIN : NSA_K_WIN, &c->cache[i]);
+    c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : w->in.at[NSA_Q].data,
+                           .k = decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
+                           .v = decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data,
                            .dout = w->sparse.data};
     c->row->memory = (int64_t)dense_memory(c->dense);
-    return NSA_OK;
+    return status;
 }
 
 nsa_arith contender_arith(const contender *c) {
@@ -38,6 +41,7 @@ static nsa_status open_stage(contender *c, const workload *w) {
     static const unsigned needs[] = {0, NSA_BACKWARD, NSA_DECODE};
     const int gradients = w->pass == BENCH_BACKWARD;
     nsa_setup setup = {.flags = c->causal && !gradients ? NSA_WANT_CAUSAL : needs[w->pass],
+                       .max_rows = w->pass == BENCH_DECODE, /* a prefill computes none */
                        .threads = c->threads};
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
@@ -50,7 +54,8 @@ static nsa_status open_stage(contender *c, const workload *w) {
         status = workload_dense(w, &cfg, &gate, &in);
     in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
     status = status ? status : nsa_open(c->stage, &cfg, &setup, &c->ctx);
-    status = status ? status : nsa_load(c->ctx, &in);
+    if (!status && w->pass != BENCH_DECODE) /* slots are filled one by one */
+        status = nsa_load(c->ctx, &in);
     if (!status)
         c->row->memory =
             c->device == BENCH_ON_GPU ? gpu_memory() - before : (int64_t)nsa_memory(c->ctx);
@@ -72,6 +77,8 @@ void contender_close(contender *c) {
         peers_close(c->program, c->peer_id);
     nsa_close(c->ctx);
     dense_close(c->dense);
+    tensor_free(&c->cache[0]);
+    tensor_free(&c->cache[1]);
     c->peer_id = -1;
     c->ctx = NULL;
     c->dense = NULL;
@@ -102,7 +109,7 @@ static nsa_status prepare(contender *c, const workload *w, int64_t step) {
     nsa_tensors in;
     if (w->pass != BENCH_DECODE)
         return NSA_OK;
-    workload_step(w, step, active, &in);
+    slots_step(w, step, active, &in);
     c->in.q = in.at[NSA_Q].data;
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
@@ -189,7 +196,7 @@ static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, ns
     if (!per_query)
         return read_whole(c, w, id, t);
     nsa_status status = read_whole(c, w, id, &whole);
-    status = status ? status : verify_gather(w, &whole, t);
+    status = status ? status : verify_gather(&w->rows, &whole, t);
     tensor_free(&whole);
     return status;
 }
@@ -206,33 +213,34 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
     return status;
 }
 
-/* Forward before a backward, prefill before steps: not timed, but counted in `cost`. */
+/* Forward before a backward, full caches before steps: not timed, but counted in `cost`. */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (w->pass == BENCH_BACKWARD && !c->stage)
         dense_forward(c->dense, &c->in);
     if (!c->stage || w->pass == BENCH_FORWARD)
         return NSA_OK;
     if (w->pass == BENCH_DECODE)
-        return nsa_prefill(c->ctx);
+        return slots_fill(w, c->ctx);
     nsa_status status = nsa_forward(c->ctx);
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* Store a step's rows among the judged ones: each sequence has two, of the first and the last
- * step. */
+/* Store the judged slots' rows of a step: each slot has two, of the first and the last step. */
 static nsa_status store_step_row(const contender *c, const workload *w, int second, nsa_id id,
                                  nsa_tensor *rows_kept) {
-    nsa_tensor t = {0};
-    nsa_status status = read_whole(c, w, id, &t);
+    nsa_tensor all = {0}, t = {0};
+    nsa_status status = read_whole(c, w, id, &all);
+    status = status ? status : verify_gather(&w->slots, &all, &t);
     if (!status && !rows_kept->dtype) {
         *rows_kept = t;
-        rows_kept->shape[0] = 2 * w->B;
+        rows_kept->shape[0] = w->rows.shape[0];
         status = tensor_alloc(rows_kept);
     }
-    size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
-    for (int64_t b = 0; b < w->B && !status; b++)
-        memcpy((char *)rows_kept->data + (size_t)(2 * b + second) * row,
-               (const char *)t.data + (size_t)b * row, row);
+    const size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
+    for (int64_t i = 0; i < w->slots.shape[0] && !status; i++)
+        memcpy((char *)rows_kept->data + (size_t)(2 * i + second) * row,
+               (const char *)t.data + (size_t)i * row, row);
+    tensor_free(&all);
     tensor_free(&t);
     return status;
 }

@@ -28,6 +28,7 @@ typedef struct contender {
     nsa_context *ctx;         /**< of a stage */
     dense *dense;             /**< or the baseline */
     dense_inputs in;          /**< of the baseline */
+    nsa_tensor cache[2];      /**< its keys and values, for decode */
     bench_row *row;           /**< its row of results */
     double first;             /**< seconds of the run that was checked */
     double cost;              /**< seconds of everything before timing: prefill, forward, ... */

@@ -31,8 +31,8 @@ void judge_begin(bench_judge *j);
  *  @param j     the judges
  *  @param pass  which
  *  @param T     tokens of a sequence
- *  @return the second stage if stage 00 would take more than half of a row's budget, or --judge is
- * given, and if its own rows are right at 1024 tokens; else stage 00 */
+ *  @return the second stage if stage 00 would take more than half of a row's budget (for decode an
+ * eighth), or --judge is given, and if its own rows are right at 1024 tokens; else stage 00 */
 const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T);
 
 /** Record how long stage 00 took. */

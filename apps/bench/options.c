@@ -238,7 +238,8 @@ static const struct argp_option known[] = {
     {"heads", KEY_HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
     {"dims", KEY_DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},
     {"phi", KEY_PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
-    {"batch", KEY_BATCH, "B", 0, "sequences of a pack; default: 1", 1},
+    {"batch", KEY_BATCH, "B", 0,
+     "sequences of a pack, up to 16; slots of a decode, up to 64; default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
     {"one-thread", KEY_ONE_THREAD, NULL, 0,
      "with --threads N: time each CPU stage with one thread as well", 1},
@@ -301,8 +302,14 @@ int bench_parse(int argc, char **argv, bench_options *o) {
         return code;
     if (o->one_thread && o->threads == 1)
         return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");
+    const int packs = o->pass[BENCH_FORWARD] || o->pass[BENCH_BACKWARD];
+    if (packs && o->batch > BENCH_MAX_PACK)
+        return command_error(EXIT_USAGE, argv[0],
+                             "--batch %d: forward and backward pack up to %d sequences, only "
+                             "decode has up to %d",
+                             (int)o->batch, BENCH_MAX_PACK, BENCH_MAX_BATCH);
     nsa_config cfg = o->cfg; /* check the contract's rules before drawing inputs */
-    cfg.seq_len = o->T[o->sizes - 1] * o->batch;
+    cfg.seq_len = o->T[o->sizes - 1] * (packs ? o->batch : 1);
     nsa_status status = nsa_config_resolve(&cfg);
     return status ? command_status(status, argv[0]) : EXIT_DONE;
 }

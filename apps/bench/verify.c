@@ -1,6 +1,7 @@
 /** @file verify.c
  *  @brief Sampled rows against the oracle's. */
 #include "bench/verify.h"
+#include "bench/slots.h"
 #include "harness/compare.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
@@ -11,35 +12,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-int verify_flags(const workload *w) {
-    return (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
-}
-
-nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal) {
+nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
+                      const nsa_tensor *block_idx, nsa_tensors *results) {
+    const int flags =
+        (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
     nsa_tensors in;
     nsa_tensor gate;
     nsa_config cfg;
-    if (w->truth[causal].at[NSA_OUT].dtype)
-        return NSA_OK;
-    snprintf(w->oracle, sizeof w->oracle, "%s", name);
+    if (w->pass == BENCH_DECODE)
+        return slots_judge(w, stage, causal, block_idx, results);
     nsa_status status = workload_judged(w, causal, &cfg, &gate, &in);
-    status = status ? status : run_stage(oracle, &cfg, &in, verify_flags(w), &w->truth[causal]);
+    if (!status && block_idx)
+        status = force_blocks(&cfg, &in, block_idx);
+    status = status ? status : run_stage(stage, &cfg, &in, flags, results);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
     tensor_free(&gate);
     return status;
 }
 
-/* Run the oracle again with the candidate's blocks, so that a flipped near-tie neither hides nor
- * fakes an error. */
-static nsa_status truth_with_blocks(const workload *w, const nsa_stage *oracle,
-                                    const nsa_tensor *block_idx, nsa_tensors *truth) {
-    nsa_tensors in;
-    nsa_tensor gate;
-    nsa_config cfg;
-    nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
-    status = status ? status : force_blocks(&cfg, &in, block_idx);
-    status = status ? status : run_stage(oracle, &cfg, &in, verify_flags(w), truth);
-    tensor_free(&in.at[NSA_BLOCK_IDX]);
-    return status;
+nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal) {
+    if (w->truth[causal].at[NSA_OUT].dtype)
+        return NSA_OK;
+    snprintf(w->oracle, sizeof w->oracle, "%s", name);
+    return verify_run(w, oracle, causal, NULL, &w->truth[causal]);
 }
 
 /* dphi_k_b2 is zero by identity. An oracle in float32 has only rounding errors there, so compare
@@ -61,11 +56,13 @@ static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
     const tolerance *tol = tolerance_of(arith);
     nsa_tensors in = w->in;
     nsa_status status = compare_output(tol, NSA_OUT, &mine->at[NSA_OUT], &truth->at[NSA_OUT]);
+    if (status || w->pass != BENCH_BACKWARD)
+        return status;
     in.at[NSA_DOUT] = w->sparse;
     const gradient_units units = units_of(&w->judged.cfg, &in);
     for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
         int counts = !causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
-        if (w->pass != BENCH_BACKWARD || !counts || !nsa_has(&w->cfg, (nsa_id)id))
+        if (!counts || !nsa_has(&w->cfg, (nsa_id)id))
             continue;
         if (id == NSA_DPHI_K_B2)
             status = compare_with_zero(tol, (nsa_id)id, &mine->at[id], &units);
@@ -75,19 +72,24 @@ static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
     return status;
 }
 
+/* The position of each sampled row in its own sequence. */
+static void find_positions(const workload *w, int64_t *position) {
+    nsa_tensors in = w->in;
+    in.at[NSA_ROWS] = w->rows;
+    if (w->pass != BENCH_DECODE)
+        row_positions(&in, w->judged.cfg.seq_len, position);
+    for (int64_t r = 0; r < w->rows.shape[0] && w->pass == BENCH_DECODE; r++)
+        position[r] = tensor_ints(&w->rows)[r];
+}
+
 static nsa_status judge_selection(const workload *w, nsa_arith arith, const nsa_tensor *mine,
                                   const nsa_tensors *truth) {
     int64_t *position = calloc((size_t)w->rows.shape[0] + 1, sizeof *position);
-    nsa_tensors in;
-    nsa_tensor gate;
-    nsa_config cfg;
     if (!position)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", w->rows.shape[0]);
-    nsa_status status = workload_judged(w, 0, &cfg, &gate, &in);
-    row_positions(&in, cfg.seq_len, position);
-    status = status ? status
-                    : compare_selection(&cfg, position, mine, &truth->at[NSA_BLOCK_IDX],
-                                        &truth->at[NSA_IMPORTANCE], tolerance_of(arith)->slack);
+    find_positions(w, position);
+    nsa_status status = compare_selection(&w->judged.cfg, position, mine, &truth->at[NSA_BLOCK_IDX],
+                                          &truth->at[NSA_IMPORTANCE], tolerance_of(arith)->slack);
     free(position);
     return status;
 }
@@ -101,7 +103,9 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     if (!causal)
         status = judge_selection(w, arith, idx, truth);
     if (!status && !causal && !tensor_same(idx, &truth->at[NSA_BLOCK_IDX])) {
-        status = truth_with_blocks(w, oracle, idx, &forced);
+        /* with the candidate's blocks, so that a flipped near-tie neither hides nor fakes an error
+         */
+        status = verify_run(w, oracle, 0, idx, &forced);
         truth = &forced;
     }
     status = status ? status : compare_all(w, arith, causal, mine, truth);
@@ -109,7 +113,7 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     return status;
 }
 
-nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *sampled) {
+nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled) {
     const size_t row = (size_t)tensor_row(all) * nsa_dtype_size(all->dtype);
     for (int64_t i = 0, count = nsa_count(all); i < count; i++) {
         if (!isfinite(tensor_get(all, i)))
@@ -117,10 +121,10 @@ nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *s
                             i % tensor_row(all), i / tensor_row(all));
     }
     *sampled = *all;
-    sampled->shape[0] = w->rows.shape[0];
+    sampled->shape[0] = rows->shape[0];
     nsa_status status = tensor_alloc(sampled);
     for (int64_t r = 0; r < sampled->shape[0] && !status; r++)
         memcpy((char *)sampled->data + (size_t)r * row,
-               (const char *)all->data + (size_t)tensor_ints(&w->rows)[r] * row, row);
+               (const char *)all->data + (size_t)tensor_ints(rows)[r] * row, row);
     return status;
 }

@@ -7,8 +7,14 @@
 
 #include "bench/workload.h"
 
-/** @return flags of run_stage() for the oracle: which results, how many threads. */
-int verify_flags(const workload *w);
+/** Compute the sampled rows as an oracle does.
+ *  @param w          the workload
+ *  @param stage      computes them
+ *  @param causal     1 for plain causal attention
+ *  @param block_idx  [R,Hkv,n] to force, or NULL to select
+ *  @param[out] results  free with tensors_free() */
+nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
+                      const nsa_tensor *block_idx, nsa_tensors *results);
 
 /** Run the oracle on the sampled rows, unless that was done already.
  *  @param w       keeps the results
@@ -29,9 +35,9 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
                   const nsa_tensors *mine);
 
 /** Gather the sampled rows from a result of all rows; all of it must be finite.
- *  @param w     names the rows
+ *  @param rows  int32: which
  *  @param all   [T,...]
  *  @param sampled  [R,...]; free with tensor_free() */
-nsa_status verify_gather(const workload *w, const nsa_tensor *all, nsa_tensor *sampled);
+nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled);
 
 #endif

@@ -1,7 +1,6 @@
 /** @file workload.c
  *  @brief The inputs of one pass at one length. */
-#include "bench/workload.h"
-#include "harness/run.h"
+#include "bench/slots.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
@@ -25,11 +24,6 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
 
 /* ------------------------------------------------------------------ drawing */
 
-static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
-    *t = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
-    return tensor_alloc(t);
-}
-
 /* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {
     const nsa_tensor *dout = &w->in.at[NSA_DOUT];
@@ -44,64 +38,14 @@ static nsa_status make_sparse(workload *w) {
     return status;
 }
 
-/* Concatenate prefill and steps to one pack, so that the oracle's forward can judge a step. */
-static nsa_status concat_steps(workload *w) {
-    const int64_t each = w->T + DECODE_STEPS;
-    nsa_status status = NSA_OK;
-    w->all = w->in;
-    for (int id = NSA_Q; id <= NSA_GATE && !status; id++) {
-        const nsa_tensor *a = &w->in.at[id], *s = &w->step.at[id];
-        nsa_tensor *t = &w->all.at[id];
-        size_t row = (size_t)tensor_row(a) * sizeof(float);
-        *t = *a;
-        t->shape[0] = w->B * each;
-        status = tensor_alloc(t);
-        for (int64_t b = 0; b < w->B && !status; b++) {
-            char *to = (char *)t->data + (size_t)(b * each) * row;
-            memcpy(to, (const char *)a->data + (size_t)(b * w->T) * row, (size_t)w->T * row);
-            for (int64_t i = 0; i < DECODE_STEPS; i++)
-                memcpy(to + (size_t)(w->T + i) * row,
-                       (const char *)s->data + (size_t)(i * w->B + b) * row, row);
-        }
-    }
-    w->all.at[NSA_CU_SEQLENS] = (nsa_tensor){0};
-    if (!status && w->B > 1)
-        status = alloc_ints(&w->all.at[NSA_CU_SEQLENS], w->B + 1);
-    for (int64_t b = 0; b <= w->B && w->B > 1 && !status; b++)
-        tensor_ints(&w->all.at[NSA_CU_SEQLENS])[b] = (int32_t)(b * each);
-    return status;
-}
-
-/* The steps' tokens are drawn as a separate case. Judged are the first and the last warm-up step: a
- * block of compression is completed in between. */
-static nsa_status open_decode(const bench_options *o, workload *w) {
-    bench_options step_options = *o;
-    test_case c;
-    char text[320];
-    const int64_t each = w->T + DECODE_STEPS, tokens = DECODE_STEPS * w->B;
-    step_options.batch = 1;
-    step_options.seed += 1;
-    workload_text(&step_options, tokens, text, sizeof text);
-    nsa_status status = case_parse(text, &c);
-    status = status ? status : case_inputs(&c, w->arith, &w->step);
-    status = status ? status : concat_steps(w);
-    tensor_free(&w->rows);
-    status = status ? status : alloc_ints(&w->rows, 2 * w->B);
-    for (int64_t b = 0; b < w->B && !status; b++) {
-        tensor_ints(&w->rows)[2 * b] = (int32_t)(b * each + w->T);
-        tensor_ints(&w->rows)[2 * b + 1] = (int32_t)(b * each + w->T + DECODE_WARM - 1);
-    }
-    w->judged.cfg.seq_len = w->judged.cfg.max_seq_len = w->B * each;
-    w->cfg.max_seq_len = each;
-    return status;
-}
-
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w) {
     char text[320];
     memset(w, 0, sizeof *w);
     *w =
         (workload){.pass = pass, .T = T, .B = o->batch, .threads = (int)o->threads, .arith = arith};
+    if (pass == BENCH_DECODE)
+        return slots_open(o, w);
     workload_text(o, T, text, sizeof text);
     nsa_status status = case_parse(text, &w->judged);
     status = status ? status : case_inputs(&w->judged, arith, &w->in);
@@ -112,20 +56,7 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
         status = make_sparse(w);
     if (pass != BENCH_BACKWARD)
         tensor_free(&w->in.at[NSA_DOUT]);
-    return status || pass != BENCH_DECODE ? status : open_decode(o, w);
-}
-
-void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in) {
-    memset(in, 0, sizeof *in);
-    for (int id = NSA_Q; id <= NSA_GATE; id++) {
-        nsa_tensor *t = &in->at[id];
-        *t = w->step.at[id];
-        t->data = (float *)t->data + number * w->B * tensor_row(t);
-        t->shape[0] = w->B;
-    }
-    for (int32_t b = 0; b < w->B; b++)
-        active[b] = b;
-    in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
+    return status;
 }
 
 /* Set the window's gate to 1, the others to 0. */
@@ -139,7 +70,7 @@ static nsa_status gate_window_only(nsa_tensor *gate, nsa_tensors *in) {
 
 nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
                            nsa_tensors *in) {
-    *in = w->pass == BENCH_DECODE ? w->all : w->in;
+    *in = w->in;
     *cfg = w->judged.cfg;
     memset(gate, 0, sizeof *gate);
     in->at[NSA_ROWS] = w->rows;
@@ -165,15 +96,7 @@ nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, 
 }
 
 void workload_close(workload *w) {
-    if (w->pass == BENCH_DECODE) {
-        /* weights in `all` are views of `in` */
-        for (int id = NSA_Q; id <= NSA_GATE; id++) {
-            if (w->all.at[id].data != w->in.at[id].data)
-                tensor_free(&w->all.at[id]);
-        }
-        if (w->all.at[NSA_CU_SEQLENS].data != w->in.at[NSA_CU_SEQLENS].data)
-            tensor_free(&w->all.at[NSA_CU_SEQLENS]);
-    }
+    slots_close(w);
     tensors_free(&w->in);
     tensors_free(&w->step);
     tensors_free(&w->truth[0]);

@@ -23,10 +23,12 @@ typedef struct workload {
     int threads;          /**< threads for the oracle */
     nsa_arith arith;      /**< NSA_BFLOAT16 if the inputs are rounded to it */
     nsa_config cfg;       /**< resolved, for nsa_open() */
-    nsa_tensors in;       /**< drawn inputs, without `rows`; for decode those of the prefill */
+    nsa_tensors in;       /**< drawn inputs, without `rows`; for decode see slots.h */
     nsa_tensors step;     /**< decode: tokens of DECODE_STEPS steps, B a step */
-    nsa_tensors all;      /**< decode: prefill and steps put together, sequence after sequence */
-    nsa_tensor rows;      /**< int32: the rows that the check samples, of `in` or `all` */
+    nsa_tensor blank[2];  /**< decode: q and gate of a sequence, zero but in judged rows */
+    nsa_tensor slots;     /**< decode, int32: the slots that are judged */
+    nsa_tensor rows;      /**< int32: the rows that the check samples; for decode two a slot, each
+                             the position in its own sequence */
     nsa_tensor sparse;    /**< dout of those rows, zero elsewhere (backward) */
     test_case judged;     /**< the case that the oracle runs */
     nsa_tensors truth[2]; /**< the oracle's results on the rows: of NSA, of causal attention */
@@ -49,15 +51,8 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 
-/** Inputs of one decode step: a view into w->step with `active` beside it.
- *  @param w       of a decode
- *  @param number  0 for the first
- *  @param active  capacity for w->B slots
- *  @param in      filled in */
-void workload_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
-
-/** The oracle's inputs: all inputs, the rows and dout. With `causal` 1, `out` is plain causal
- * attention over the window's pair (window = T, gates 0, 0, 1).
+/** The oracle's inputs for forward and backward: all inputs, the rows and dout. With `causal` 1,
+ * `out` is plain causal attention over the window's pair (window = T, gates 0, 0, 1).
  *  @param w       the workload
  *  @param causal  1 for the dense baselines
  *  @param cfg     filled in

@@ -23,6 +23,7 @@ typedef struct decoder {
     const int32_t *cu;        /**< [B+1] where each sequence starts */
     int64_t *token;           /**< [T] the packed tokens of one call */
     int32_t *active;          /**< [T] their slots, in a step */
+    int32_t *rows;            /**< [T] the rows of a prefill of one sequence */
     int64_t count;            /**< tokens in the list */
     int32_t *prefix_cu;       /**< [B+1] cu_seqlens of the prefill */
     int64_t *next;            /* [B] the next packed token of each sequence */
@@ -57,9 +58,10 @@ static nsa_status prepare(decoder *d) {
     d->cu = cu->dtype ? cu->data : d->default_cu;
     d->token = malloc((size_t)d->T * sizeof *d->token + 1);
     d->active = malloc((size_t)d->T * sizeof *d->active + 1);
+    d->rows = malloc((size_t)d->T * sizeof *d->rows + 1);
     d->prefix_cu = malloc((size_t)(d->B + 1) * sizeof *d->prefix_cu);
     d->next = malloc((size_t)(d->B + 1) * sizeof *d->next);
-    nsa_status status = d->token && d->active && d->prefix_cu && d->next
+    nsa_status status = d->token && d->active && d->rows && d->prefix_cu && d->next
                             ? NSA_OK
                             : nsa_fail(NSA_ERR_MEMORY, "no memory to decode the case");
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
@@ -108,10 +110,50 @@ static nsa_status scatter(decoder *d) {
     return status;
 }
 
+/* Load and prefill the listed tokens. cu_seqlens, active and rows, where given, are for this call
+ * alone. */
+static nsa_status prefill_listed(decoder *d) {
+    static const nsa_id packing[] = {NSA_CU_SEQLENS, NSA_ROWS, NSA_ACTIVE};
+    nsa_tensors *part = &d->part;
+    gather(d);
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        part->at[id] = d->in->at[id];
+    nsa_status status = nsa_load(d->ctx, part);
+    status = status ? status : nsa_prefill(d->ctx);
+    /* Steps use none of these, and the weights belong to the case: do not free them. */
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        part->at[id] = (nsa_tensor){0};
+    for (int i = 0; i < 3; i++)
+        part->at[packing[i]] = (nsa_tensor){0};
+    return status;
+}
+
+/* Prefill the first tokens of sequence b alone, into its slot: first with the even rows of results,
+ * then once more with the odd ones. */
+static nsa_status prefill_one(decoder *d, int64_t b, int64_t prefix) {
+    const int64_t all = d->cu[b + 1] - d->cu[b], len = all < prefix ? all : prefix;
+    int32_t slot = (int32_t)b;
+    nsa_status status = NSA_OK;
+    d->next[b] = d->cu[b] + len;
+    for (int64_t first = 0; first < 2 && !status; first++) {
+        int64_t R = 0;
+        for (d->count = 0; d->count < len; d->count++)
+            d->token[d->count] = d->cu[b] + d->count;
+        for (int64_t row = first; row < len; row += 2)
+            d->rows[R++] = (int32_t)row;
+        d->part.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}};
+        d->part.at[NSA_ROWS] = (nsa_tensor){d->rows, NSA_I32, 1, {R}};
+        status = prefill_listed(d);
+        for (d->count = 0; d->count < R; d->count++) /* the results have these rows */
+            d->token[d->count] = d->cu[b] + d->rows[d->count];
+        status = status ? status : scatter(d);
+    }
+    return status;
+}
+
 /* Load and prefill the first tokens of every sequence. Even without tokens this loads the phi
  * weights and empties the caches. */
 static nsa_status prefill(decoder *d, int64_t prefix) {
-    nsa_tensors *part = &d->part;
     d->count = 0;
     for (int64_t b = 0; b < d->B; b++) {
         d->prefix_cu[b] = (int32_t)d->count;
@@ -120,16 +162,8 @@ static nsa_status prefill(decoder *d, int64_t prefix) {
         d->next[b] = d->cu[b] + (d->count - d->prefix_cu[b]);
     }
     d->prefix_cu[d->B] = (int32_t)d->count;
-    gather(d);
-    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
-        part->at[id] = d->in->at[id];
-    part->at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
-    nsa_status status = nsa_load(d->ctx, part);
-    status = status ? status : nsa_prefill(d->ctx);
-    /* Steps use neither, and the weights belong to the case: do not free them. */
-    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
-        part->at[id] = (nsa_tensor){0};
-    part->at[NSA_CU_SEQLENS] = (nsa_tensor){0};
+    d->part.at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
+    nsa_status status = prefill_listed(d);
     return status ? status : scatter(d);
 }
 
@@ -173,8 +207,12 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     nsa_status status = flags & DECODE_TIGHT ? NSA_OK : nsa_load(ctx, &whole);
     status = status ? status : prepare(&d);
     progress_phase(p, "prefill");
-    status = status ? status : prefill(&d, prefix);
-    counts->prefilled = d.count;
+    if (!(flags & DECODE_ONE_BY_ONE))
+        status = status ? status : prefill(&d, prefix);
+    for (int64_t b = d.B - 1; b >= 0 && !status && (flags & DECODE_ONE_BY_ONE); b--)
+        status = prefill_one(&d, b, prefix);
+    for (int64_t b = 0; b < d.B && !status; b++)
+        counts->prefilled += d.next[b] - d.cu[b];
     for (int64_t s = 0; !status && list_step(&d, s, flags & DECODE_SIT_OUT); s++) {
         if (!d.count)
             continue; /* every remaining sequence skips this step */
@@ -187,6 +225,7 @@ nsa_status decode_case(nsa_context *ctx, const nsa_tensors *in, int64_t prefix, 
     decode_free(&d.call_results);
     free(d.token);
     free(d.active);
+    free(d.rows);
     free(d.prefix_cu);
     free(d.next);
     return status;

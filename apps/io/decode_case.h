@@ -18,15 +18,17 @@ typedef struct decode_counts {
 
 /** Flags of decode_case(). */
 enum {
-    DECODE_SIT_OUT = 1, /**< a third of the sequences skips each step, by turns */
-    DECODE_TIGHT = 2    /**< `ctx` can load only the prefill: do not load the whole case first */
+    DECODE_SIT_OUT = 1,   /**< a third of the sequences skips each step, by turns */
+    DECODE_TIGHT = 2,     /**< `ctx` can load only the prefill: do not load the whole case first */
+    DECODE_ONE_BY_ONE = 4 /**< prefill each sequence alone, the last first, each in two halves of
+                             its rows: only `active` keeps the slots of the others */
 };
 
 /** Prefill and decode a whole case.
  *  @param ctx          opened with NSA_DECODE and NSA_WANT_BRANCHES
  *  @param in           the case's inputs; dout is ignored, rows must be absent
  *  @param prefix       tokens of each sequence to prefill; may be more than it has
- *  @param flags          DECODE_SIT_OUT | DECODE_TIGHT, or 0
+ *  @param flags          DECODE_SIT_OUT | DECODE_TIGHT | ..., or 0
  *  @param p            shows the progress
  *  @param[out] results out, out_cmp, out_slc, out_win and block_idx of all tokens, for
  *                      decode_free(); also on an error

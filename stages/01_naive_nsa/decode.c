@@ -32,14 +32,15 @@ nsa_status prefill(void *self) {
     const int64_t k_width = c->kv_heads * c->qk_dim, v_width = c->kv_heads * c->v_dim;
     nsa_status status = forward(self);
     for (int64_t b = 0; b < batch->B; b++) {
+        const int64_t slot = batch->slot[b], first = slot * c->max_seq_len;
         int64_t len = batch->seq[b + 1] - batch->seq[b], N = batch->cmp[b + 1] - batch->cmp[b];
         for (int x = 0; x < BRANCHES; x++) {
-            cache_rows(st->cache_k[x], b * c->max_seq_len, st->k[x], batch->seq[b], len, k_width);
-            cache_rows(st->cache_v[x], b * c->max_seq_len, st->v[x], batch->seq[b], len, v_width);
+            cache_rows(st->cache_k[x], first, st->k[x], batch->seq[b], len, k_width);
+            cache_rows(st->cache_v[x], first, st->v[x], batch->seq[b], len, v_width);
         }
-        cache_rows(st->cache_phi[KEYS], b * st->cache_cmp, st->xphi[KEYS], batch->cmp[b], N,
+        cache_rows(st->cache_phi[KEYS], slot * st->cache_cmp, st->xphi[KEYS], batch->cmp[b], N,
                    k_width);
-        cache_rows(st->cache_phi[VALUES], b * st->cache_cmp, st->xphi[VALUES], batch->cmp[b], N,
+        cache_rows(st->cache_phi[VALUES], slot * st->cache_cmp, st->xphi[VALUES], batch->cmp[b], N,
                    v_width);
     }
     return status;

@@ -6,13 +6,13 @@
  *     head 0: slot 0 | slot 1 | ...    head 1: slot 0 | slot 1 | ...
  * So a slot is a sequence like one of the pack, and a step is attend_tile() of one query. */
 
-/* The first `n` blocks of every head of sequence b, from the pack to slot b; whole, for what lies
+/* The first `n` blocks of every head of sequence b, from the pack to its slot; whole, for what lies
  * behind their last key is masked. */
 static void cache_blocks(const stage *st, int branch, int64_t b, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const int64_t k = st->cfg.qk_dim * BLOCK, v = BLOCK * st->dvp;
     for (int64_t h = 0; h < st->cfg.kv_heads; h++) {
-        const int64_t to = h * cache->stride + first_of_slot(st, branch, b);
+        const int64_t to = h * cache->stride + first_of_slot(st, branch, st->batch.slot[b]);
         const int64_t from = h * pack->stride + first_block(st, branch, b);
         memcpy(cache->transposed[KEYS] + to * k, pack->transposed[KEYS] + from * k,
                (size_t)(n * k) * sizeof(real));
@@ -32,7 +32,7 @@ nsa_status prefill(void *self) {
             cache_blocks(st, x, b, ((x == CMP ? N : len) + BLOCK - 1) / BLOCK);
         for (int pair = 0; pair < PAIR; pair++) {
             int64_t row = c->kv_heads * width(st, pair);
-            memcpy(st->cache_raw[pair] + b * c->max_seq_len * row,
+            memcpy(st->cache_raw[pair] + batch->slot[b] * c->max_seq_len * row,
                    st->raw[pair] + batch->seq[b] * row, (size_t)(len * row) * sizeof(real));
         }
     }

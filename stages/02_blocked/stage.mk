@@ -5,7 +5,9 @@
 # Both flags are gcc's, and not for every processor.
 TAKEN_02 := $(if $(findstring clang,$(CC)),-Wno-pass-failed,$(call taken,$(CC),\
     -mprefer-vector-width=512 --param=avoid-fma-max-bits=0))
-$(BUILD)/stages/02_blocked.so $(BUILD)/steps/02_blocked: STAGE_CFLAGS := -O3 $(MARCH_FLAG) -fno-math-errno \
+# The folder's name, which a copy of this stage has another of.
+HERE := $(notdir $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST)))))
+$(BUILD)/stages/$(HERE).so $(BUILD)/steps/$(HERE): STAGE_CFLAGS := -O3 $(MARCH_FLAG) -fno-math-errno \
     -fno-trapping-math -ffp-contract=fast -fopenmp -Wno-psabi -Wno-unknown-pragmas \
     $(TAKEN_02)
-$(BUILD)/stages/02_blocked.so: STAGE_LIBS := -fopenmp
+$(BUILD)/stages/$(HERE).so: STAGE_LIBS := -fopenmp

@@ -101,12 +101,13 @@ nsa_status prefill(void *self) {
     TRY(forward(self));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
+        const int64_t slot = st->batch.slot[b];
         for (int x = 0; x < BRANCHES; x++)
-            TRY(copy_blocks(st, x, b * st->cache_first[x], sq->first[x],
+            TRY(copy_blocks(st, x, slot * st->cache_first[x], sq->first[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
         for (int pair = 0; pair < PAIR && sq->len; pair++) {
             const int64_t row = st->c.Hkv * width(st, pair);
-            NSA_CUDA(cudaMemcpyAsync(st->cache_raw[pair] + b * st->cfg.max_seq_len * row,
+            NSA_CUDA(cudaMemcpyAsync(st->cache_raw[pair] + slot * st->cfg.max_seq_len * row,
                                      st->raw[pair] + sq->token * row,
                                      (size_t)(sq->len * row) * sizeof(real),
                                      cudaMemcpyDeviceToDevice, st->stream));

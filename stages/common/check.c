@@ -131,7 +131,9 @@ nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t
 }
 
 /* An input that the call does not use is an error: ignoring it would hide a mistake. */
-static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, int as_step) {
+static nsa_status check_strays(const nsa_context *ctx, const nsa_tensors *in, int as_step) {
+    const nsa_config *config = &ctx->plan.cfg;
+    const int decodes = (ctx->plan.setup.flags & NSA_DECODE) != 0;
     for (int id = 0; id < NSA_ID_COUNT; id++) {
         if (in->at[id].dtype == NSA_NONE)
             continue;
@@ -144,9 +146,9 @@ static nsa_status check_strays(const nsa_config *config, const nsa_tensors *in, 
         if (weight && !nsa_has(config, (nsa_id)id))
             return nsa_fail(NSA_ERR_INPUT, "%s is given, but phi \"%s\" has no such weight",
                             nsa_name((nsa_id)id), nsa_phi_name(config->phi));
-        if (as_step ? of_load : id == NSA_ACTIVE)
+        if (as_step ? of_load : id == NSA_ACTIVE && !decodes)
             return nsa_fail(NSA_ERR_INPUT, "%s is not an input of a %s", nsa_name((nsa_id)id),
-                            as_step ? "decode step" : "load");
+                            as_step ? "decode step" : "load without NSA_DECODE");
     }
     return NSA_OK;
 }
@@ -162,10 +164,38 @@ static nsa_status check_tokens(const nsa_config *config, const nsa_tensors *in,
     return status ? status : check_gate(&in->at[NSA_GATE], config->q_heads);
 }
 
+/* The slots that a load or a step names: distinct ones that exist. */
+static nsa_status check_active(const nsa_context *ctx, const nsa_tensor *active) {
+    const int64_t slots = ctx->plan.cfg.max_seqs;
+    const int32_t *slot = active->data;
+    const nsa_lengths lengths = {0};
+    nsa_status status = nsa_check_tensor(&ctx->plan.cfg, &lengths, NSA_ACTIVE, active);
+    for (int64_t a = 0; !status && a < active->shape[0]; a++) {
+        if (slot[a] < 0 || slot[a] >= slots)
+            return nsa_fail(NSA_ERR_INPUT, "active[%" PRId64 "] = %d is not in 0..%" PRId64, a,
+                            slot[a], slots - 1);
+        for (int64_t i = 0; i < a; i++) {
+            if (slot[i] == slot[a])
+                return nsa_fail(NSA_ERR_INPUT, "active names slot %d twice", slot[a]);
+        }
+    }
+    return status;
+}
+
+/* The slots of a load: one for each sequence of the pack. */
+static nsa_status check_load_slots(const nsa_context *ctx, const nsa_tensor *active, int64_t B) {
+    nsa_status status = active->dtype ? check_active(ctx, active) : NSA_OK;
+    if (!status && active->dtype && active->shape[0] != B)
+        status = nsa_fail(NSA_ERR_INPUT,
+                          "active names %" PRId64 " slots, the pack has %" PRId64 " sequences",
+                          active->shape[0], B);
+    return status;
+}
+
 nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch) {
     const nsa_config *config = &ctx->plan.cfg;
     const nsa_tensor *q = &in->at[NSA_Q], *cu = &in->at[NSA_CU_SEQLENS], *rows = &in->at[NSA_ROWS];
-    nsa_status status = check_strays(config, in, 0);
+    nsa_status status = check_strays(ctx, in, 0);
     if (status)
         return status;
     batch->T = q->dtype && q->ndim > 0 ? q->shape[0] : 0;
@@ -184,6 +214,7 @@ nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_bat
         status = nsa_check_tensor(config, &lengths, NSA_CU_SEQLENS, cu);
     if (!status && cu->dtype)
         status = check_cu_seqlens(ctx, cu, batch);
+    status = status ? status : check_load_slots(ctx, &in->at[NSA_ACTIVE], batch->B);
     if (!status && rows->dtype)
         status = nsa_check_tensor(config, &lengths, NSA_ROWS, rows);
     if (!status && rows->dtype)
@@ -198,20 +229,13 @@ nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_ste
     const nsa_config *config = &ctx->plan.cfg;
     const nsa_tensor *active = &in->at[NSA_ACTIVE];
     nsa_lengths lengths = {0};
-    nsa_status status = check_strays(config, in, 1);
-    status = status ? status : nsa_check_tensor(config, &lengths, NSA_ACTIVE, active);
+    nsa_status status = check_strays(ctx, in, 1);
+    status = status ? status : check_active(ctx, active);
     if (status)
         return status;
     const int32_t *slot = active->data;
     step->A = lengths.T = active->shape[0];
     for (int64_t a = 0; a < step->A; a++) {
-        if (slot[a] < 0 || slot[a] >= config->max_seqs)
-            return nsa_fail(NSA_ERR_INPUT, "active[%" PRId64 "] = %d is not in 0..%" PRId64, a,
-                            slot[a], config->max_seqs - 1);
-        for (int64_t i = 0; i < a; i++) {
-            if (slot[i] == slot[a])
-                return nsa_fail(NSA_ERR_INPUT, "active names slot %d twice", slot[a]);
-        }
         if (ctx->len[slot[a]] >= config->max_seq_len)
             return nsa_fail(NSA_ERR_INPUT, "slot %d is full: max_seq_len is %" PRId64, slot[a],
                             config->max_seq_len);

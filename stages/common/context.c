@@ -31,11 +31,19 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
     batch->B = batch->B ? batch->B : 1; /* an empty pack is one empty sequence */
     for (int64_t r = 0; r < batch->R; r++)
         ctx->row[r] = rows ? rows[r] : r;
-    ctx->has_rows = rows != NULL;
     batch->N = ctx->cmp[batch->B];
     batch->seq = ctx->seq;
     batch->cmp = ctx->cmp;
     batch->row = ctx->row;
+}
+
+/* The slot of each sequence, should it be prefilled: as `active` says, or in the pack's order. */
+static void fill_slots(nsa_context *ctx, const nsa_tensor *active, nsa_batch *batch) {
+    const int32_t *slot = active->dtype ? active->data : NULL;
+    ctx->keeps_slots = slot != NULL;
+    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++)
+        ctx->load_slot[b] = slot ? slot[b] : (int32_t)b;
+    batch->slot = ctx->load_slot;
 }
 
 static nsa_status forced_rows(nsa_context *ctx, const int32_t *idx, nsa_batch *batch) {
@@ -65,6 +73,7 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
         return status;
     ctx->done = 0; /* the previous load or step is no longer valid */
     fill_batch(ctx, in, &batch);
+    fill_slots(ctx, &in->at[NSA_ACTIVE], &batch);
     if (in->at[NSA_BLOCK_IDX].dtype)
         status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
     ctx->batch = batch;
@@ -161,10 +170,9 @@ nsa_status nsa_backward(nsa_context *ctx) {
 
 nsa_status nsa_prefill(nsa_context *ctx) {
     const nsa_config *c = &ctx->plan.cfg;
+    const int32_t *slot = ctx->load_slot;
     nsa_status status = require_flag(ctx, NSA_DECODE, "prefill", "NSA_DECODE");
     status = status ? status : require_done(ctx, LOADED, "prefill", "a load");
-    if (!status && ctx->has_rows)
-        status = nsa_fail(NSA_ERR_STATE, "prefill needs a load without rows");
     for (int64_t b = 0; b < ctx->batch.B && !status; b++) {
         int64_t len = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
         if (len > c->max_seq_len)
@@ -176,11 +184,14 @@ nsa_status nsa_prefill(nsa_context *ctx) {
     if (status)
         return status;
     ctx->done &= WEIGHTS | LOADED | DOUT;
-    memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
+    for (int64_t b = 0; b < ctx->batch.B; b++)
+        ctx->len[slot[b]] = 0;
+    if (!ctx->keeps_slots)
+        memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
     nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->prefill(ctx->self);
     for (int64_t b = 0; b < ctx->batch.B && !status; b++)
-        ctx->len[b] = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
+        ctx->len[slot[b]] = ctx->batch.seq[b + 1] - ctx->batch.seq[b];
     if (!status)
         ctx->done |= FORWARD;
     return status;

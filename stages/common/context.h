@@ -33,8 +33,9 @@ struct nsa_context {
     int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */
     int64_t *row;           /**< [max_rows] behind batch.row */
     int32_t *block_idx;     /**< [max_rows,Hkv,n] behind batch.block_idx */
-    int has_rows;           /**< the load had `rows`: prefill is refused */
+    int keeps_slots;        /**< the load had `active`: a prefill leaves all other slots alone */
     int64_t *len;           /**< [max_seqs] tokens in each decode slot; NULL without NSA_DECODE */
+    int32_t *load_slot;     /**< [max_seqs] behind batch.slot; NULL without NSA_DECODE */
     int32_t *slot;          /**< [max_seqs] behind step.slot */
     int64_t *pos;           /**< [max_seqs] behind step.pos */
     int32_t *step_idx;      /**< [max_seqs,Hkv,n] behind step.block_idx */

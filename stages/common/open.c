@@ -50,6 +50,7 @@ static nsa_status alloc_context_memory(nsa_context *ctx) {
     if (!(ctx->plan.setup.flags & NSA_DECODE))
         return nsa_pool_status(pool);
     ctx->len = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->len);
+    ctx->load_slot = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->load_slot);
     ctx->slot = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->slot);
     ctx->pos = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->pos);
     ctx->step_idx =

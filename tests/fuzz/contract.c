@@ -10,19 +10,21 @@ enum { SLOTS = 4, MEMORY = 1 << 20, CALLS = 24 };
 
 /** One session. */
 typedef struct session {
-    choices b;           /**< the remaining bytes */
-    nsa_config cfg;      /**< resolved */
-    nsa_setup setup;     /**< as opened */
-    nsa_context *ctx;    /**< the stage */
-    int64_t T;           /**< tokens of the last load */
-    int64_t B;           /**< sequences of the last load */
-    int32_t cu[SLOTS];   /**< the end of each sequence */
-    int loaded;          /**< the last load succeeded, and no step replaced it */
-    int tame;            /**< all its values are small */
-    int64_t len[SLOTS];  /**< the expected nsa_slot_len() */
-    int32_t slot[SLOTS]; /**< slots of the last successful step */
-    int64_t steps;       /**< number of slots, -1 if unknown */
-    int unsure;          /**< len is unknown */
+    choices b;            /**< the remaining bytes */
+    nsa_config cfg;       /**< resolved */
+    nsa_setup setup;      /**< as opened */
+    nsa_context *ctx;     /**< the stage */
+    int64_t T;            /**< tokens of the last load */
+    int64_t B;            /**< sequences of the last load */
+    int32_t cu[SLOTS];    /**< the end of each sequence */
+    int32_t fills[SLOTS]; /**< the slot of each, if it is prefilled */
+    int named;            /**< the load named these slots */
+    int loaded;           /**< the last load succeeded, and no step replaced it */
+    int tame;             /**< all its values are small */
+    int64_t len[SLOTS];   /**< the expected nsa_slot_len() */
+    int32_t slot[SLOTS];  /**< slots of the last successful step */
+    int64_t steps;        /**< number of slots, -1 if unknown */
+    int unsure;           /**< len is unknown */
 } session;
 
 /* ------------------------------------------------------------------- opening */
@@ -99,11 +101,14 @@ static void load(session *s) {
     draw_load(&s->b, &s->cfg, (s->setup.flags & NSA_BACKWARD) && next_chance(&s->b, 2), &d);
     nsa_status status = nsa_load(s->ctx, &d.in);
     if (status == NSA_OK) {
-        const nsa_tensor *cu = &d.in.at[NSA_CU_SEQLENS];
+        const nsa_tensor *cu = &d.in.at[NSA_CU_SEQLENS], *active = &d.in.at[NSA_ACTIVE];
+        s->named = active->dtype != NSA_NONE;
         s->T = d.in.at[NSA_Q].shape[0];
         s->B = cu->dtype ? cu->shape[0] - 1 : 1;
         for (int64_t i = 0; i < s->B && i < SLOTS; i++)
             s->cu[i] = cu->dtype ? ((int32_t *)cu->data)[i + 1] : (int32_t)s->T;
+        for (int64_t i = 0; i < s->B && i < SLOTS; i++)
+            s->fills[i] = s->named ? ((int32_t *)active->data)[i] : (int32_t)i;
         s->tame = d.tame;
         s->loaded = 1;
     } else {
@@ -143,8 +148,10 @@ static void prefill(session *s) {
     s->unsure |= !s->loaded || s->cfg.max_seqs > SLOTS;
     if (s->unsure)
         return;
-    for (int64_t i = 0; i < s->cfg.max_seqs; i++)
-        s->len[i] = i < s->B ? s->cu[i] - (i ? s->cu[i - 1] : 0) : 0;
+    for (int64_t i = 0; i < s->cfg.max_seqs && !s->named; i++)
+        s->len[i] = 0;
+    for (int64_t i = 0; i < s->B; i++)
+        s->len[s->fills[i]] = s->cu[i] - (i ? s->cu[i - 1] : 0);
 }
 
 static void decode(session *s) {

@@ -89,10 +89,10 @@ const listed_case cases[] = {
     /* gates of exactly 0 and 1: a gate of 0 still has a gradient */
     {"T=70,data=shut", QUICK | PATH},
     {"T=97,data=shut,phi=mlp,hidden=10,Hq=6", 0},
-    /* near the bounds: heads of a group, blocks selected, overlap of compression blocks, a long
-     * gated block */
-    {"T=40,Hq=64,Hkv=1,dk=4,dv=4", 0},
-    {"T=200,l=4,d=4,l2=4,n=40,Hq=2,Hkv=1", 0},
+    /* at the bounds: heads of a group, blocks selected; near them: overlap of compression blocks, a
+     * long gated block */
+    {"T=66,Hq=128,Hkv=1,dk=4,dv=4", 0},
+    {"T=140,l=1,d=1,l2=1,n=128,Hq=2,Hkv=1", 0},
     {"T=300,l=256,d=1,l2=256,n=2,init=0,local=1,dk=4,dv=4,Hq=2,Hkv=1", 0},
     {"T=100,l=32,d=8,l2=32,phi=gated,dk=4,dv=4", 0},
     /* exact ties */
@@ -113,6 +113,8 @@ const listed_case cases[] = {
     {"seqs=70+81+66,data=planted", 0},
     {"seqs=1+3+0+1,l=1,d=1,l2=1,n=3", 0}, /* sequences of exactly l tokens, with a known result */
     {"seqs=1+1+1+1+1+1+1+1", PATH},
+    /* sequences with more compressed tokens than a block in memory or a batch of the mlp takes */
+    {"seqs=70+75+0+5,l=2,d=1,l2=4,n=5,dk=3,dv=2,phi=mlp,hidden=4", 0},
     /* small enough for central differences, with blocks to select and to reject */
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2", QUICK},
     {"T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=gated", QUICK | PATH},

@@ -32,7 +32,8 @@ nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
     nsa_setup setup = {.flags = NSA_DECODE | NSA_WANT_BRANCHES | NSA_DEBUG_MEMORY |
                                 (prefix % 2 ? NSA_WANT_IMPORTANCE : 0u),
                        .threads = flags / RUN_THREADS};
-    const int gaps = DECODE_SIT_OUT | DECODE_TIGHT;
+    const int gaps =
+        DECODE_SIT_OUT | DECODE_TIGHT | (flags & RUN_ONE_BY_ONE ? DECODE_ONE_BY_ONE : 0);
     nsa_config tight = *cfg;
     nsa_tensors all = {0}, others = {0};
     nsa_context *ctx = NULL;
@@ -85,8 +86,9 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
 }
 
 /* A stage without decode prefills everything. With decode the prefill has no tokens, ends just
- * before or after the first compressed token, in the middle, or before the last token; then forced
- * lists, in slots that held other sequences. Every boundary is crossed by some decode step. */
+ * before or after the first compressed token, in the middle (there each sequence is prefilled
+ * alone, into its slot), or before the last token; then forced lists, in slots that held other
+ * sequences. Every boundary is crossed by some decode step. */
 nsa_status judge_decode(const subject *s, const test_case *c) {
     const int64_t max_len = case_max_len(c);
     const int64_t prefixes[] = {0, c->cfg.cmp_block - 1, c->cfg.cmp_block + c->cfg.cmp_stride,
@@ -98,7 +100,7 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
     if (!status && !s->stage->decode)
         status = decode_from(s, c, &in, &oracle, max_len, 0);
     for (int i = 0; i < 5 && s->stage->decode && !status; i++)
-        status = decode_from(s, c, &in, &oracle, prefixes[i], 0);
+        status = decode_from(s, c, &in, &oracle, prefixes[i], i == 3 ? RUN_ONE_BY_ONE : 0);
     status = status ? status : draw_forced(c, &in);
     status = status ? status
                     : decode_from(s, c, &in, &oracle, s->stage->decode ? max_len / 3 : max_len,

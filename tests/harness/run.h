@@ -21,7 +21,8 @@ enum {
     RUN_TWICE = 2,
     RUN_OUT_ONLY = 4,
     RUN_TWO_CONTEXTS = 8,
-    RUN_THREADS = 16
+    RUN_ONE_BY_ONE = 16,
+    RUN_THREADS = 32
 };
 
 /** Open the stage, load, run forward (and backward, if the stage has one), read every result, check
@@ -43,7 +44,8 @@ nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
 /** Prefill `prefix` tokens of each sequence, then decode the rest, one step a token for a batch of
  * sequences; in each step some sequences sit out. Results are collected in packed order: out,
  * out_*, block_idx. in->at[NSA_BLOCK_IDX] is used if it is present.
- *  @param flags  RUN_TWICE decodes other values first, in the same context */
+ *  @param flags  RUN_TWICE decodes other values first, in the same context; RUN_ONE_BY_ONE prefills
+ *                each sequence alone, into its slot */
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                       int64_t prefix, int flags, nsa_tensors *results);
 

@@ -22,12 +22,13 @@ static const double TOLERANCE = 1e-5; /* float32 sums of a thousand terms in ano
 #define COMPILER "gcc " __VERSION__
 #endif
 
-/* Of each step: its chain, its file, and how many lines of it are not the step before's. */
+/* Of each step: its chain, its file, and how many lines of it are not the step before's. MOVES is
+ * the file that steps.mk makes of them. */
 static const struct {
     const char *chain, *step;
     int changed;
 } moves[] = {
-#include "02_moves.h"
+#include MOVES
 };
 
 /* CHAINS is CHAIN(attend) CHAIN(...) ...: the folders found. */
