@@ -59,13 +59,6 @@ typedef struct scratch {
     float4 *terms;
     inverse_list inverse; /* buffers that each branch uses in turn */
     int32_t *list;
-    /* compressors: m = i*Hkv + h numbers the compressed token i of head h */
-    int64_t batch;   /* compressed tokens of one batch */
-    real *dy;        /* [batch*Hkv][D] the gradients of compressed tokens, out of their blocks */
-    real *z;         /* mlp: [batch*Hkv][l*D] vec(x + pe), then its gradient */
-    real *silu, *du; /* mlp: [batch*Hkv][hidden]; gated: a and du, [batch*Hkv][l] */
-    real *column_partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
-    real *sum_du;          /* [T,Hkv] gated: sum of a token's du */
 } scratch;
 
 /* The keys [lo,hi) that position t sees, where they are one range. */
@@ -278,9 +271,5 @@ nsa_status backward_range(stage *st, const grad_args *args);
 /* backward_keys.cu */
 nsa_status open_keys(scratch *s, size_t max_shared);
 nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *v);
-
-/* backward_compress.cu */
-nsa_status open_compress(stage *st, scratch *s);
-nsa_status compress_pack_backward(stage *st, int pair);
 
 #endif
