@@ -123,7 +123,8 @@ nsa_status compress_pack(stage *st) {
     return compress(st, st->in, &st->cmp);
 }
 
-/* Allocate scratch for a batch of compressed tokens: as many as a bounded size allows. */
+/* Allocate scratch for a batch of compressed tokens: as many as a bounded size allows.
+ * NSA_DEBUG_MEMORY makes batches short, so that small tensors take several too. */
 nsa_status open_compress(stage *st) {
     const nsa_config *c = &st->cfg;
     const unsigned flags = st->plan->setup.flags;
@@ -135,7 +136,8 @@ nsa_status open_compress(stage *st) {
     if ((flags & NSA_DECODE) && N < c->max_seqs)
         N = c->max_seqs; /* a decode step may complete one in each slot */
     compressor_scratch *s = &st->phi_scratch;
-    s->batch = max_batch < 1 ? 1 : max_batch < N ? max_batch : N;
+    s->batch = flags & NSA_DEBUG_MEMORY ? (int64_t)SHORT_BATCH : max_batch < 1 ? 1 : max_batch;
+    s->batch = s->batch < N ? s->batch : N;
     const int64_t M = mlp || backward ? s->batch * c->kv_heads : 0;
     s->y = alloc_reals(st, NSA_MEM_SCRATCH, M * D);
     s->z = alloc_reals(st, NSA_MEM_SCRATCH, M * lD);

@@ -6,9 +6,10 @@
 #include "load.cuh"
 
 enum {
-    SPAN_THREADS = 128, /* of a CUDA block that works on one span */
-    SUM_PARTIALS = 256, /* partial sums of a long sum over rows; the maximum */
-    MAX_BLOCK_LEN = 256 /* l, by the specification */
+    SPAN_THREADS = 128,  /* of a CUDA block that works on one span */
+    SUM_PARTIALS = 256,  /* partial sums of a long sum over rows; the maximum */
+    MAX_BLOCK_LEN = 256, /* l, by the specification */
+    SHORT_BATCH = 32     /* compressed tokens */
 };
 
 /* A matrix operand: element (i,j) is at[i * row + j * col]. */
@@ -33,7 +34,7 @@ static inline matrix repeat_row(real *x) {
 
 /* Sizes of a product: C [M,N], A [M,K], B [K,N]. */
 typedef struct product_size {
-    int64_t M, N, K;
+    int64_t M, N, K; /* each below 2^31 */
 } product_size;
 
 /* matmul.cu: C = A B + D; D may be C, and is left out if D.at is NULL. Every element is one sum

@@ -141,8 +141,7 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     decoder *dec = (decoder *)st->decoder;
     st->step = *step;
     TRY(load_coords(st, step));
-    TRY(load_rows(st, &in->at[NSA_Q], NULL, step->A, c->dk, st->q_t, NULL));
-    TRY(load_gates(st, &in->at[NSA_GATE], NULL, step->A));
+    TRY(load_queries(st, in, NULL, step->A));
     TRY(load_keys(st, in, dec->key, step->A, st->cache));
     dec->args.forced = step->block_idx != NULL;
     if (step->block_idx)

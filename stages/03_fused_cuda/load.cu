@@ -4,21 +4,27 @@
  *  product. */
 #include "load.cuh"
 
+/* Where rows of all heads go: t [tiles][D8][16] and, unless it is NULL, n [tiles][16][Dp]. */
+typedef struct row_tiles {
+    real *t, *n;
+    int D, D8, Dp;
+} row_tiles;
+
 /* ------------------------------------------------------------ the layouts */
 
-/* g_src [count,Hq,D], the rows from result row `row` on -> row tiles: g_t [D8][16] and (unless
- * NULL) g_n [16][Dp]. Head h of row r is row h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One
- * element a thread. */
+/* g_src [count,Hq,D], the rows from result row `row` on -> row tiles. Head h of row r is row
+ * h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One element a thread. */
 static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count,
-                                        int D, int D8, int Dp, real *g_t, real *g_n) {
+                                        row_tiles to) {
+    const int D = to.D;
     const int64_t all = count * c.Hq * D;
     for (int64_t i = first_of_thread(); i < all; i += threads_of_grid()) {
         const int64_t r = row + i / D / c.Hq;
         const int h = (int)(i / D % c.Hq), col = (int)(i % D), g = h % c.G;
         const int64_t tile = (r * c.Hkv + h / c.G) * c.GT + g / TILE_ROWS;
-        g_t[(tile * D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
-        if (g_n)
-            g_n[(tile * TILE_ROWS + g % TILE_ROWS) * Dp + col] = g_src[i];
+        to.t[(tile * to.D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
+        if (to.n)
+            to.n[(tile * TILE_ROWS + g % TILE_ROWS) * to.Dp + col] = g_src[i];
     }
 }
 
@@ -34,6 +40,13 @@ static __global__ void pack_keys_kernel(const real *g_src, const int64_t *g_key,
 
 /* -------------------------------------------------------------- transfers */
 
+/* Rows of a tensor [T,size]: those of the tokens listed, or the first `count` if that is NULL. */
+typedef struct tensor_rows {
+    const nsa_tensor *x;
+    const int64_t *tokens;
+    int64_t count, size;
+} tensor_rows;
+
 nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes) {
     if (bytes)
         NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, st->stream));
@@ -48,50 +61,40 @@ nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from) {
     return copy_to_device(st, to->key, from->key, bytes);
 }
 
-static nsa_status upload(stage *st, real *to, const nsa_tensor *src, int64_t first, int64_t count) {
-    for (int64_t done = 0; done < count; done += st->chunk) {
-        const int64_t n = count - done < st->chunk ? count - done : st->chunk;
-        nsa_copy_f32(st->host_staging, src, first + done, n);
-        TRY(copy_to_device(st, to + done, st->host_staging, (size_t)n * sizeof(real)));
-    }
+/* Rows r.. to the device, as many as one transfer takes. @return their number in `n` */
+static nsa_status upload(stage *st, tensor_rows src, int64_t r, real *to, int64_t *n) {
+    const int64_t max_rows = st->chunk / src.size;
+    *n = src.count - r < max_rows ? src.count - r : max_rows;
+    if (!src.tokens)
+        nsa_copy_f32(st->host_staging, src.x, r * src.size, *n * src.size);
+    for (int64_t i = 0; i < *n && src.tokens; i++)
+        nsa_copy_f32(st->host_staging + i * src.size, src.x, src.tokens[r + i] * src.size,
+                     src.size);
+    return copy_to_device(st, to, st->host_staging, (size_t)(*n * src.size) * sizeof(real));
+}
+
+/* All rows to an array of the same layout. */
+static nsa_status upload_all(stage *st, tensor_rows src, real *to) {
+    for (int64_t r = 0, n; r < src.count; r += n)
+        TRY(upload(st, src, r, to + r * src.size, &n));
     return NSA_OK;
 }
 
-/* Rows r..r+count-1 of a tensor [T,row_size] to st->host_staging: those of the listed tokens, or
- * the first ones if `tokens` is NULL. */
-static void gather(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t r,
-                   int64_t count, int64_t row_size) {
-    for (int64_t i = 0; i < count; i++)
-        nsa_copy_f32(st->host_staging + i * row_size, src,
-                     (tokens ? tokens[r + i] : r + i) * row_size, row_size);
-}
-
-nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
-                     real *g_t, real *g_n) {
-    const dims *c = &st->c;
-    const int64_t row_size = c->Hq * D, at_once = st->chunk / row_size;
-    const int D8 = (int)round_up(D, DIM_ALIGN), Dp = (int)round_up(D, TILE_COLS);
-    for (int64_t r = 0; r < R; r += at_once) {
-        const int64_t count = R - r < at_once ? R - r : at_once;
-        gather(st, src, tokens, r, count, row_size);
-        TRY(copy_to_device(st, st->dev_staging, st->host_staging,
-                           (size_t)(count * row_size) * sizeof(real)));
-        NSA_LAUNCH(pack_rows_kernel, grid_for(count * row_size), THREADS, 0, st->stream, *c,
-                   st->dev_staging, r, count, (int)D, D8, Dp, g_t, g_n);
+static nsa_status load_rows(stage *st, tensor_rows src, row_tiles to) {
+    for (int64_t r = 0, n; r < src.count; r += n) {
+        TRY(upload(st, src, r, st->dev_staging, &n));
+        NSA_LAUNCH(pack_rows_kernel, grid_for(n * src.size), THREADS, 0, st->stream, st->c,
+                   st->dev_staging, r, n, to);
         NSA_LAUNCHED("pack_rows");
     }
     return NSA_OK;
 }
 
-nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R) {
-    const int64_t row_size = (int64_t)st->c.Hq * BRANCHES, at_once = st->chunk / row_size;
-    for (int64_t r = 0; r < R; r += at_once) {
-        const int64_t count = R - r < at_once ? R - r : at_once;
-        gather(st, src, tokens, r, count, row_size);
-        TRY(copy_to_device(st, st->gate + r * row_size, st->host_staging,
-                           (size_t)(count * row_size) * sizeof(real)));
-    }
-    return NSA_OK;
+nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens, int64_t R) {
+    const dims *c = &st->c;
+    TRY(load_rows(st, {&in->at[NSA_Q], tokens, R, (int64_t)c->Hq * c->dk},
+                  {st->q_t, st->q_n, c->dk, c->dk8, c->dkp}));
+    return upload_all(st, {&in->at[NSA_GATE], tokens, R, (int64_t)c->Hq * BRANCHES}, st->gate);
 }
 
 /* ---------------------------------------------------------- keys and values */
@@ -133,11 +136,9 @@ nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64
     for (int i = SLC * PAIR; i < LAYOUTS * PAIR; i++) {
         const int branch = i / PAIR, source = branch == RAW ? CMP : branch;
         const key_view view = view_of(st, &to[branch], i % PAIR);
-        const int64_t token_size = (int64_t)view.Hkv * view.D, at_once = st->chunk / token_size;
-        for (int64_t t = 0; t < count; t += at_once) {
-            const int64_t n = count - t < at_once ? count - t : at_once;
-            TRY(upload(st, st->dev_staging, &in->at[NSA_K_CMP + source * PAIR + i % PAIR],
-                       t * token_size, n * token_size));
+        const nsa_tensor *x = &in->at[NSA_K_CMP + source * PAIR + i % PAIR];
+        for (int64_t t = 0, n; t < count; t += n) {
+            TRY(upload(st, {x, NULL, count, (int64_t)view.Hkv * view.D}, t, st->dev_staging, &n));
             TRY(pack_keys(st, st->dev_staging, key + t, n, view));
         }
     }
@@ -174,35 +175,32 @@ static void make_sequences(stage *st) {
 /* Group the rows into tiles of neighbours of one sequence; copy these, positions and sequences. */
 static nsa_status make_tiles(stage *st) {
     const nsa_batch *batch = &st->batch;
-    const size_t R = (size_t)batch->R;
+    const size_t bytes = (size_t)batch->R * sizeof *st->row_t;
+    tile_of_rows *tiles = st->host_tiles;
+    int32_t *row_t = st->host_rows, *row_seq = row_t + batch->R;
     int64_t n = 0;
     for (int64_t r = 0, b = 0; r < batch->R; r++) {
-        tile_of_rows *tiles = st->host_tiles;
         while (batch->row[r] >= batch->seq[b + 1])
             b++;
-        st->host_rows[r] = (int32_t)(batch->row[r] - batch->seq[b]);
+        row_t[r] = (int32_t)(batch->row[r] - batch->seq[b]);
+        row_seq[r] = (int32_t)b;
         if (n && tiles[n - 1].sequence == b && tiles[n - 1].count < st->warps)
             tiles[n - 1].count++;
         else
             tiles[n++] = tile_of_rows{r, 1, (int32_t)b};
     }
     st->n_tiles = n;
-    TRY(copy_to_device(st, st->row_t, st->host_rows, R * sizeof *st->row_t));
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t r = 0; r < st->host_tiles[i].count; r++)
-            st->host_rows[st->host_tiles[i].first + r] = st->host_tiles[i].sequence;
-    }
-    TRY(copy_to_device(st, st->row_seq, st->host_rows, R * sizeof *st->row_seq));
-    TRY(copy_to_device(st, st->row_token, batch->row, R * sizeof *st->row_token));
-    return copy_to_device(st, st->tiles, st->host_tiles, (size_t)n * sizeof *st->tiles);
+    TRY(copy_to_device(st, st->row_t, row_t, bytes));
+    TRY(copy_to_device(st, st->row_seq, row_seq, bytes));
+    return copy_to_device(st, st->tiles, tiles, (size_t)n * sizeof *tiles);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
-        const nsa_id id = (nsa_id)(NSA_PHI_FIRST + i);
-        if (nsa_has(&st->cfg, id))
-            TRY(upload(st, st->phi[i / WEIGHTS][i % WEIGHTS], &in->at[id], 0,
-                       weight_count(st, i / WEIGHTS, i % WEIGHTS)));
+        const int pair = i / WEIGHTS, w = i % WEIGHTS;
+        if (st->phi[pair][w])
+            TRY(upload_all(st, {&in->at[NSA_PHI_FIRST + i], NULL, weight_count(st, pair, w), 1},
+                           st->phi[pair][w]));
     }
     return NSA_OK;
 }
@@ -219,8 +217,7 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     TRY(make_tiles(st));
     if (batch->block_idx)
         TRY(copy_to_device(st, st->forced_idx, batch->block_idx, idx_bytes));
-    TRY(load_rows(st, &in->at[NSA_Q], batch->row, batch->R, c->dk, st->q_t, st->q_n));
-    TRY(load_gates(st, &in->at[NSA_GATE], batch->row, batch->R));
+    TRY(load_queries(st, in, batch->row, batch->R));
     for (int x = SLC; x < LAYOUTS; x++)
         TRY(zero_blocks(st, &st->in[x]));
     TRY(load_keys(st, in, st->key, batch->T, st->in));
@@ -231,7 +228,9 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
 
 nsa_status load_dout(void *self, const nsa_tensor *dout) {
     stage *st = (stage *)self;
-    TRY(load_rows(st, dout, st->batch.row, st->batch.R, st->c.dv, st->dout_t, st->dout_n));
+    const dims *c = &st->c;
+    TRY(load_rows(st, {dout, st->batch.row, st->batch.R, (int64_t)c->Hq * c->dv},
+                  {st->dout_t, st->dout_n, c->dv, c->dv8, c->dvp}));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

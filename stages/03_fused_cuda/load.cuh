@@ -62,12 +62,8 @@ nsa_status load_dout(void *self, const nsa_tensor *dout);
 nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
 /* The same of compressed tokens, `to` on the device and `from` on the host. */
 nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from);
-/* Rows of [T,Hq,D] into row tiles: those of the R tokens listed, or the first R if `tokens` is
- * NULL. */
-nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
-                     real *g_t, real *g_n);
-/* The same of [T,Hq,3], into st->gate. */
-nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R);
+/* Queries and gates of R rows: those of the tokens listed, or the first if `tokens` is NULL. */
+nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens, int64_t R);
 /* Keys and values of `count` tokens into the blocks `to` [LAYOUTS]: token i as key number key[i],
  * which is on the device. */
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,

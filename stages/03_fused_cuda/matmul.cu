@@ -4,87 +4,74 @@
 
 enum {
     MATMUL_TILE = 64, /* rows and columns of C of a CUDA block */
-    MATMUL_WARPS = MATMUL_TILE / TILE_ROWS,
-    MATMUL_K = 32,               /* step of k */
-    MATMUL_LD = MATMUL_TILE + 4, /* 4 more, against bank conflicts */
-    MATMUL_THREADS = MATMUL_WARPS * WARP_SIZE,
-    QUADS = MATMUL_TILE * MATMUL_K / 4 / MATMUL_THREADS /* float4s of an operand, of one thread */
+    MATMUL_THREADS = MATMUL_TILE / TILE_ROWS * WARP_SIZE,
+    MATMUL_K = 16,                                  /* step of k */
+    MATMUL_LD = MATMUL_TILE + 4,                    /* 4 more, against bank conflicts */
+    LOADS = MATMUL_TILE * MATMUL_K / MATMUL_THREADS /* floats of an operand, of one thread */
 };
 
-/* Coordinates in a tile [MATMUL_TILE][MATMUL_K] of an operand. */
-typedef struct tile_index {
-    int i, k;
-} tile_index;
+/* A thread's elements of an operand's tile [MATMUL_TILE,MATMUL_K]: (i + j*di, k + j*dk), j < LOADS.
+ * Its warp reads whole sectors of 32 bytes: if neighbours in k are contiguous in memory, 8 of each
+ * of 4 rows, which it stores to 32 banks; else 32 neighbours in i. */
+typedef struct tile_part {
+    int i, k, di, dk;
+} tile_part;
 
-/* Where a thread's quad number q begins. Quads run along k if neighbours in k are contiguous in
- * memory, else along i. A warp reads 64 bytes of each of 8 rows, or 256 bytes of each of 2. */
-static __device__ __forceinline__ tile_index quad_index(bool along_k, int q) {
-    const int e = (int)threadIdx.x + q * MATMUL_THREADS;
-    return along_k ? tile_index{e / 4 % MATMUL_TILE, (e / (4 * MATMUL_TILE) * 4 + e % 4) * 4}
-                   : tile_index{e % (MATMUL_TILE / 4) * 4, e / (MATMUL_TILE / 4)};
+static __device__ __forceinline__ tile_part part_of_thread(const matrix *x) {
+    const int thread = (int)threadIdx.x;
+    if (x->col == 1)
+        return {thread / 8 % 4 + thread / 64 * 4, thread % 8 + thread / 32 % 2 * 8, 8, 0};
+    return {thread % MATMUL_TILE, thread / MATMUL_TILE, 0, MATMUL_THREADS / MATMUL_TILE};
 }
 
-/* Load a thread's quads of the elements (i0..,k0..) of an operand [I,K]; zero outside. */
-static __device__ __forceinline__ void load_operand(float4 *r_x, matrix x, int64_t i0, int64_t I,
-                                                    int64_t k0, int64_t K) {
-    const bool along_k = x.col == 1;
-    const int64_t step = along_k ? 1 : x.row;
+/* Load the part; x is the operand from the tile's first element on, where [I,K] elements are left.
+ * Zero outside. */
+static __device__ __forceinline__ void load_operand(float *r_x, const matrix *x, tile_part part,
+                                                    int I, int K) {
+    const int left = part.di ? I - part.i : K - part.k, stride = part.di + part.dk;
+    const bool inside = part.di ? part.k < K : part.i < I;
+    const real *g_x = x->at + part.i * x->row + part.k * x->col;
+    const int64_t step = part.di * x->row + part.dk * x->col;
 #pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const tile_index at = quad_index(along_k, q);
-        const int64_t i = i0 + at.i, k = k0 + at.k, left = along_k ? K - k : I - i;
-        const real *g_x = x.at + i * x.row + k * x.col;
-        if (i >= I || k >= K)
-            r_x[q] = make_float4(0, 0, 0, 0);
-        else if (left >= 4 && step == 1 && (uintptr_t)g_x % sizeof(float4) == 0)
-            r_x[q] = load4(g_x);
-        else
-            r_x[q] = make_float4(g_x[0], left > 1 ? g_x[step] : 0, left > 2 ? g_x[2 * step] : 0,
-                                 left > 3 ? g_x[3 * step] : 0);
-    }
+    for (int j = 0; j < LOADS; j++)
+        r_x[j] = inside && j * stride < left ? g_x[j * step] : 0;
 }
 
-/* Store the quads in s_x [MATMUL_K][MATMUL_LD]: k is the row, as the product wants both A and B. */
-static __device__ __forceinline__ void store_operand(float *s_x, bool along_k, const float4 *r_x) {
+/* Store the part in s_x [MATMUL_K][MATMUL_LD]: k is the row, as the product wants both A and B. */
+static __device__ __forceinline__ void store_operand(float *s_x, tile_part part, const float *r_x) {
 #pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const tile_index at = quad_index(along_k, q);
-        float *s_quad = s_x + at.k * MATMUL_LD + at.i;
-        if (along_k) {
-            s_quad[0] = r_x[q].x;
-            s_quad[MATMUL_LD] = r_x[q].y;
-            s_quad[2 * MATMUL_LD] = r_x[q].z;
-            s_quad[3 * MATMUL_LD] = r_x[q].w;
-        } else {
-            *(float4 *)s_quad = r_x[q];
-        }
-    }
+    for (int j = 0; j < LOADS; j++)
+        s_x[(part.k + j * part.dk) * MATMUL_LD + part.i + j * part.di] = r_x[j];
 }
 
 /* C = A B + D, see compress.cuh. Grid: (M / 64, N / 64). Block: 4 warps with 16 rows and 64 columns
- * of C each. Shared: 17 KiB, 32 elements of the summed dimension at a time, while the next 32 are
+ * of C each. Shared: 9 KiB, 16 elements of the summed dimension at a time, while the next 16 are
  * loaded into registers. */
 static __global__ void __launch_bounds__(MATMUL_THREADS)
     matmul_kernel(product_size size, matrix a, matrix b, matrix c, matrix d) {
     __shared__ __align__(16) float s_a[MATMUL_K * MATMUL_LD];
     __shared__ __align__(16) float s_b[MATMUL_K * MATMUL_LD];
-    const matrix bt = {b.at, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */
     const int64_t m0 = (int64_t)blockIdx.x * MATMUL_TILE, n0 = (int64_t)blockIdx.y * MATMUL_TILE;
+    const int M = (int)(size.M - m0), N = (int)(size.N - n0); /* that are left */
     const int row = (int)threadIdx.x / WARP_SIZE * TILE_ROWS + lane_row();
-    float4 r_a[QUADS], r_b[QUADS];
+    matrix bt = {b.at + n0 * b.col, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */
+    a.at += m0 * a.row;
+    const tile_part part_a = part_of_thread(&a), part_b = part_of_thread(&bt);
+    float r_a[LOADS], r_b[LOADS];
     acc_16x64 acc;
     zero_acc_16x64(&acc);
-    load_operand(r_a, a, m0, size.M, 0, size.K);
-    load_operand(r_b, bt, n0, size.N, 0, size.K);
-    for (int64_t k = 0; k < size.K; k += MATMUL_K) {
+    load_operand(r_a, &a, part_a, M, (int)size.K);
+    load_operand(r_b, &bt, part_b, N, (int)size.K);
+#pragma unroll 1
+    for (int K = (int)size.K; K > 0; K -= MATMUL_K) {
         __syncthreads(); /* all warps have used the last step's operands */
-        store_operand(s_a, a.col == 1, r_a);
-        store_operand(s_b, bt.col == 1, r_b);
+        store_operand(s_a, part_a, r_a);
+        store_operand(s_b, part_b, r_b);
         __syncthreads();
-        if (k + MATMUL_K < size.K) {
-            load_operand(r_a, a, m0, size.M, k + MATMUL_K, size.K);
-            load_operand(r_b, bt, n0, size.N, k + MATMUL_K, size.K);
-        }
+        a.at += MATMUL_K * a.col;
+        bt.at += MATMUL_K * bt.col;
+        load_operand(r_a, &a, part_a, M, K - MATMUL_K); /* nothing in the last step */
+        load_operand(r_b, &bt, part_b, N, K - MATMUL_K);
         warp_matmul<1>(&acc, s_a + row, MATMUL_LD, s_b + lane_col(), MATMUL_LD, MATMUL_K);
     }
 #pragma unroll

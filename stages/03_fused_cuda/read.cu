@@ -37,50 +37,40 @@ static nsa_status read_keys(stage *st, int branch, key_view from, real *dst) {
     return NSA_OK;
 }
 
-static nsa_status read_gradient(stage *st, nsa_id id, real *dst) {
-    const nsa_config *c = &st->cfg;
-    const size_t size = sizeof(real);
-    if (id >= NSA_DPHI_K_PE) {
-        const int pair = (id - NSA_DPHI_K_PE) / WEIGHTS, w = (id - NSA_DPHI_K_PE) % WEIGHTS;
-        return copy_to_host(st, dst, st->dphi[pair][w], (size_t)weight_count(st, pair, w) * size);
-    }
-    switch (id) {
-    case NSA_DQ:
-        return read_rows(st, dst, st->dq, st->rows * c->q_heads, c->qk_dim, st->c.dkp);
-    case NSA_DGATE:
-        return copy_to_host(st, dst, st->dgate, (size_t)(st->rows * c->q_heads * BRANCHES) * size);
-    default: { /* NSA_DK_CMP to NSA_DV_WIN, as the branches are ordered */
-        const int branch = (id - NSA_DK_CMP) / PAIR == CMP ? RAW : (id - NSA_DK_CMP) / PAIR;
-        return read_keys(st, branch, gradient_view(st, branch, (id - NSA_DK_CMP) % PAIR), dst);
-    }
-    }
-}
-
 nsa_status read(void *self, nsa_id id, void *to) {
     stage *st = (stage *)self;
-    const nsa_config *c = &st->cfg;
-    const int64_t heads = st->rows * c->q_heads, groups = st->rows * c->kv_heads;
+    const dims *c = &st->c;
+    const int64_t heads = st->rows * c->Hq, groups = st->rows * c->Hkv;
+    const int kv = (int)id - NSA_DK_CMP, phi = (int)id - NSA_DPHI_K_PE; /* among such gradients */
     real *dst = (real *)to;
-    if (id >= NSA_DQ)
-        return read_gradient(st, id, dst);
     switch (id) {
     case NSA_OUT:
-        return read_rows(st, dst, st->out, heads, c->v_dim, st->c.dvp);
+        return read_rows(st, dst, st->out, heads, c->dv, c->dvp);
     case NSA_OUT_CMP:
     case NSA_OUT_SLC:
     case NSA_OUT_WIN:
-        return read_rows(st, dst, st->out_x[id - NSA_OUT_CMP], heads, c->v_dim, st->c.dvp);
+        return read_rows(st, dst, st->out_x[id - NSA_OUT_CMP], heads, c->dv, c->dvp);
     case NSA_OUT_CAUSAL:
-        return read_rows(st, dst, st->out_causal, st->batch.R * c->q_heads, c->v_dim, st->c.dvp);
+        return read_rows(st, dst, st->out_causal, st->batch.R * c->Hq, c->dv, c->dvp);
     case NSA_BLOCK_IDX:
-        return copy_to_host(st, dst, st->block_idx,
-                            (size_t)(groups * c->slc_count) * sizeof(int32_t));
+        return copy_to_host(st, to, st->block_idx, (size_t)(groups * c->n) * sizeof(int32_t));
     case NSA_IMPORTANCE:
-        return copy_to_host(st, dst, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
+        return copy_to_host(st, to, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
     case NSA_K_PHI:
     case NSA_V_PHI:
         return read_keys(st, CMP, view_of(st, &st->in[CMP], id - NSA_K_PHI), dst);
+    case NSA_DQ:
+        return read_rows(st, dst, st->dq, heads, c->dk, c->dkp);
+    case NSA_DGATE:
+        return copy_to_host(st, to, st->dgate, (size_t)(heads * BRANCHES) * sizeof(real));
     default:
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
+        break;
     }
+    if (phi >= 0)
+        return copy_to_host(st, to, st->dphi[phi / WEIGHTS][phi % WEIGHTS],
+                            (size_t)weight_count(st, phi / WEIGHTS, phi % WEIGHTS) * sizeof(real));
+    if (kv >= 0)
+        return read_keys(st, kv < PAIR ? RAW : kv / PAIR,
+                         gradient_view(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), dst);
+    return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
 }

@@ -123,13 +123,12 @@ static void open_tables(stage *st, int64_t T, int64_t R) {
     const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
     st->host_tiles = (tile_of_rows *)host_alloc(st, tiles, sizeof(tile_of_rows));
     st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
-    st->host_rows = (int32_t *)host_alloc(st, R, sizeof(int32_t));
+    st->host_rows = (int32_t *)host_alloc(st, 2 * R, sizeof(int32_t));
     st->host_key = (int64_t *)host_alloc(st, T, sizeof(int64_t));
     st->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
     st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
     st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
     st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->row_token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
     st->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, T, sizeof(int64_t));
     open_cmp_tokens(st, &st->cmp, &st->host_cmp, st->plan->max_cmp);
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;

@@ -156,8 +156,7 @@ typedef struct stage {
     int64_t n_tiles;
     sequence *seqs, *host_seqs; /* [B] */
     int32_t *row_t, *row_seq;   /* [R] position in its sequence; its sequence */
-    int32_t *host_rows;         /* [R] */
-    int64_t *row_token;         /* [R] its token in the pack */
+    int32_t *host_rows;         /* [2,R] */
     int64_t *key, *host_key;    /* [T] each token's index in SLC, WIN and RAW */
     cmp_tokens cmp, host_cmp;   /* [N] the compressed tokens */
     real *q_t, *q_n;            /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][dkp] */
