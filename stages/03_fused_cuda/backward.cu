@@ -12,8 +12,7 @@ nsa_status open_backward(stage *st) {
     st->scratch = s;
     TRY(open_queries(st, s));
     TRY(open_keys(st, s));
-    TRY(open_inverse_list(st, s));
-    return open_compress(st, s);
+    return open_inverse_list(st, s);
 }
 
 nsa_status make_grad_tiles(stage *st) {
@@ -26,16 +25,15 @@ static nsa_status zero(const stage *st, real *x, int64_t count) {
     return NSA_OK;
 }
 
-/* Zero the gradients that are accumulated; without rows, all of them. */
+/* Zero the gradients that are accumulated, the compressors'; without rows, all of them. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
-    for (int x = 0; x < BRANCHES && !st->batch.R; x++) {
+    for (int x = st->batch.R ? RAW : 0; x < LAYOUTS; x++) {
         const int64_t keys = c->kv_heads * st->in[x].stride * BLOCK;
         TRY(zero(st, st->in[x].dk, keys * st->c.dkp));
         TRY(zero(st, st->in[x].dv, keys * st->c.dvp));
     }
     for (int pair = 0; pair < PAIR; pair++) {
-        TRY(zero(st, st->draw[pair], st->batch.T * c->kv_heads * width(st, pair)));
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
                 TRY(zero(st, st->dphi[pair][w], weight_count(st, pair, w)));
@@ -82,8 +80,7 @@ nsa_status backward(void *self) {
             TRY(record_phase(st, PHASE_DKV + x));
         }
     }
-    for (int pair = 0; pair < PAIR; pair++)
-        TRY(compress_pack_backward(st, pair));
+    TRY(compress_pack_backward(st));
     TRY(record_phase(st, PHASE_PHI));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;

@@ -57,13 +57,6 @@ typedef struct scratch {
     row_terms *terms;
     inverse_list inverse; /* buffers that each branch uses in turn */
     int32_t *list;
-    /* compressors: m = i*Hkv + h numbers the compressed token i of head h */
-    int64_t batch;   /* compressed tokens of one batch */
-    real *dy;        /* [batch*Hkv][D] the gradients of compressed tokens, out of their blocks */
-    real *z;         /* mlp: [batch*Hkv][l*D] vec(x + pe), then its gradient */
-    real *silu, *du; /* mlp: [batch*Hkv][hidden]; gated: a and du, [batch*Hkv][l] */
-    real *column_partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
-    real *sum_du;          /* [T,Hkv] gated: sum of a token's du */
 } scratch;
 
 /* A row tile against a block of keys: numbers among all blocks of the branch, rows and row tiles.
@@ -116,9 +109,5 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
 /* backward_keys.cu */
 nsa_status open_keys(stage *st, scratch *s);
 nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv);
-
-/* backward_compress.cu */
-nsa_status open_compress(stage *st, scratch *s);
-nsa_status compress_pack_backward(stage *st, int pair);
 
 #endif

@@ -7,8 +7,9 @@
 /* The struct that st->decoder points to. */
 typedef struct decoder {
     decode_args args;
-    cmp_coord *coords, *host_coords; /* [max_seqs] the compressed token that each row completes */
-    int32_t *host_ints;              /* [2,max_seqs] positions and slots */
+    cmp_tokens cmp, host_cmp; /* [max_seqs] the compressed tokens that the step completes */
+    int64_t *key, *host_key;  /* [max_seqs] the new tokens' indices in the caches */
+    int32_t *host_ints;       /* [2,max_seqs] positions and slots */
 } decoder;
 
 /* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
@@ -19,21 +20,18 @@ static int splits_for(int64_t items, int64_t each) {
 
 static void open_caches(stage *st) {
     const nsa_config *c = &st->cfg;
-    const dims *x = &st->c;
-    for (int branch = 0; branch < BRANCHES; branch++) {
-        const int64_t keys = branch == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
-        kv_blocks *in = &st->cache[branch];
-        st->cache_first[branch] = (keys + BLOCK - 1) / BLOCK;
-        in->stride = c->max_seqs * st->cache_first[branch];
-        in->kt = (real *)device_alloc(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * x->dk8 * BLOCK,
-                                      sizeof(real));
-        in->v = (real *)device_alloc(st, NSA_MEM_PERSISTENT, x->Hkv * in->stride * BLOCK * x->dvp,
-                                     sizeof(real));
+    for (int x = 0; x < LAYOUTS; x++) {
+        const int64_t keys = x == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
+        kv_blocks *in = &st->cache[x];
+        st->cache_first[x] = (keys + BLOCK - 1) / BLOCK;
+        in->stride = c->max_seqs * st->cache_first[x];
+        const int64_t all = c->kv_heads * in->stride * BLOCK;
+        in->v = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dvp);
+        if (x == RAW) /* only compressed */
+            in->k = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dkp);
+        else
+            in->kt = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dk8);
     }
-    for (int pair = 0; pair < PAIR; pair++)
-        st->cache_raw[pair] = (real *)device_alloc(
-            st, NSA_MEM_PERSISTENT, c->max_seqs * c->max_seq_len * x->Hkv * width(st, pair),
-            sizeof(real));
 }
 
 nsa_status open_decode(stage *st) {
@@ -68,9 +66,10 @@ nsa_status open_decode(stage *st) {
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    dec->coords = (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
-    dec->host_coords =
-        (cmp_coord *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(cmp_coord));
+    open_cmp_tokens(st, &dec->cmp, &dec->host_cmp, c->max_seqs);
+    dec->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(int64_t));
+    dec->host_key =
+        (int64_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(int64_t));
     dec->host_ints =
         (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
     st->decoder = dec;
@@ -81,18 +80,18 @@ nsa_status open_decode(stage *st) {
  * read. */
 static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
-    const size_t k = (size_t)st->c.dk8 * BLOCK * sizeof(real);
-    const size_t v = (size_t)st->c.dvp * BLOCK * sizeof(real);
-    if (n == 0)
-        return NSA_OK;
-    NSA_CUDA(cudaMemcpy2DAsync(cache->kt + to * st->c.dk8 * BLOCK, (size_t)cache->stride * k,
-                               pack->kt + from * st->c.dk8 * BLOCK, (size_t)pack->stride * k,
-                               (size_t)n * k, (size_t)st->c.Hkv, cudaMemcpyDeviceToDevice,
-                               st->stream));
-    NSA_CUDA(cudaMemcpy2DAsync(cache->v + to * st->c.dvp * BLOCK, (size_t)cache->stride * v,
-                               pack->v + from * st->c.dvp * BLOCK, (size_t)pack->stride * v,
-                               (size_t)n * v, (size_t)st->c.Hkv, cudaMemcpyDeviceToDevice,
-                               st->stream));
+    const real *const src[] = {pack->kt, pack->k, pack->v};
+    real *const dst[] = {cache->kt, cache->k, cache->v};
+    const int widths[] = {st->c.dk8, st->c.dkp, st->c.dvp};
+    for (int i = 0; i < 3; i++) {
+        const int64_t block = (int64_t)widths[i] * BLOCK;
+        const size_t bytes = (size_t)block * sizeof(real);
+        if (dst[i] && n)
+            NSA_CUDA(cudaMemcpy2DAsync(dst[i] + to * block, (size_t)cache->stride * bytes,
+                                       src[i] + from * block, (size_t)pack->stride * bytes,
+                                       (size_t)n * bytes, (size_t)st->c.Hkv,
+                                       cudaMemcpyDeviceToDevice, st->stream));
+    }
     return NSA_OK;
 }
 
@@ -101,43 +100,38 @@ nsa_status prefill(void *self) {
     TRY(forward(self));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
-        const int64_t slot = st->batch.slot[b];
-        for (int x = 0; x < BRANCHES; x++)
-            TRY(copy_blocks(st, x, slot * st->cache_first[x], sq->first[x],
+        for (int x = 0; x < LAYOUTS; x++)
+            TRY(copy_blocks(st, x, st->batch.slot[b] * st->cache_first[x], sq->first[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
-        for (int pair = 0; pair < PAIR && sq->len; pair++) {
-            const int64_t row = st->c.Hkv * width(st, pair);
-            NSA_CUDA(cudaMemcpyAsync(st->cache_raw[pair] + slot * st->cfg.max_seq_len * row,
-                                     st->raw[pair] + sq->token * row,
-                                     (size_t)(sq->len * row) * sizeof(real),
-                                     cudaMemcpyDeviceToDevice, st->stream));
-        }
     }
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }
 
-/* Load positions and slots of the rows, and the compressed tokens that they complete: token number
- * `len` of a slot completes i = (len - l)/d, if d divides len - l. Inactive rows do nothing. */
+/* Load positions and slots of the rows, where their keys go, and the compressed tokens that they
+ * complete: token number `len` of a slot completes i = (len - l)/d, if d divides len - l. */
 static nsa_status load_coords(stage *st, const nsa_step *step) {
     const nsa_config *c = &st->cfg;
     decoder *dec = (decoder *)st->decoder;
     int32_t *t = dec->host_ints, *slot = t + c->max_seqs;
+    cmp_tokens *cmp = &dec->host_cmp;
+    cmp->count = 0;
     for (int64_t a = 0; a < c->max_seqs; a++) {
         const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
         t[a] = (int32_t)(len - 1);
         slot[a] = a < step->A ? step->slot[a] : 0;
-        dec->host_coords[a].token = -1;
-        dec->host_coords[a].key = 0;
+        const int64_t first = slot[a] * st->cache_first[RAW] * BLOCK;
+        dec->host_key[a] = first + len - 1;
         if (begin < 0 || begin % c->cmp_stride)
             continue;
-        dec->host_coords[a].token = slot[a] * c->max_seq_len + begin;
-        dec->host_coords[a].key = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
+        cmp->first[cmp->count] = first + begin;
+        cmp->key[cmp->count++] = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
     }
     const size_t rows = (size_t)c->max_seqs;
     TRY(copy_to_device(st, st->row_t, t, rows * sizeof *t));
     TRY(copy_to_device(st, st->row_seq, slot, rows * sizeof *slot));
-    return copy_to_device(st, dec->coords, dec->host_coords, rows * sizeof *dec->coords);
+    TRY(copy_to_device(st, dec->key, dec->host_key, (size_t)step->A * sizeof *dec->key));
+    return copy_cmp_tokens(st, &dec->cmp, cmp);
 }
 
 /* New keys and values go straight into the caches; q and gate into row tiles. */
@@ -147,17 +141,8 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     decoder *dec = (decoder *)st->decoder;
     st->step = *step;
     TRY(load_coords(st, step));
-    TRY(load_rows(st, &in->at[NSA_Q], NULL, step->A, c->dk, st->q_t, NULL));
-    TRY(load_gates(st, &in->at[NSA_GATE], NULL, step->A));
-    TRY(append_raw(st, &in->at[NSA_K_CMP], st->cache_raw[KEYS], step->A, c->dk));
-    TRY(append_raw(st, &in->at[NSA_V_CMP], st->cache_raw[VALUES], step->A, c->dv));
-    for (int x = SLC; x <= WIN; x++) {
-        const kv_blocks *to = &st->cache[x];
-        TRY(append_keys(st, &in->at[NSA_K_CMP + 2 * x], to->kt, NULL, to->stride,
-                        st->cache_first[x], step->A, c->dk));
-        TRY(append_keys(st, &in->at[NSA_V_CMP + 2 * x], NULL, to->v, to->stride, st->cache_first[x],
-                        step->A, c->dv));
-    }
+    TRY(load_queries(st, in, NULL, step->A));
+    TRY(load_keys(st, in, dec->key, step->A, st->cache));
     dec->args.forced = step->block_idx != NULL;
     if (step->block_idx)
         TRY(copy_to_device(st, st->forced_idx, step->block_idx,
@@ -170,12 +155,11 @@ nsa_status decode(void *self) {
     stage *st = (stage *)self;
     decoder *dec = (decoder *)st->decoder;
     const decode_args *a = &dec->args;
-    const real *const raw[PAIR] = {st->cache_raw[KEYS], st->cache_raw[VALUES]};
     const int first_slc = a->splits[CMP] + a->splits[WIN];
     st->rows = st->step.A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(record_phase(st, -1));
-    TRY(compress(st, raw, &st->cache[CMP], dec->coords, st->cfg.max_seqs));
+    TRY(compress(st, st->cache, &dec->cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(decode_splits(st, a, 0, first_slc));
     if (a->forced)

@@ -26,21 +26,6 @@ attend_args make_attend_args(const stage *st) {
     return a;
 }
 
-/* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
- * Keys past a sequence's end are zero. */
-static nsa_status compress_pack(stage *st) {
-    const kv_blocks *in = &st->in[CMP];
-    const real *const raw[PAIR] = {st->raw[KEYS], st->raw[VALUES]};
-    const size_t keys = (size_t)(st->c.Hkv * in->stride * BLOCK) * sizeof(real);
-    NSA_CUDA(cudaMemsetAsync(in->kt, 0, keys * (size_t)st->c.dk8, st->stream));
-    NSA_CUDA(cudaMemsetAsync(in->v, 0, keys * (size_t)st->c.dvp, st->stream));
-    if (in->k) {
-        NSA_CUDA(cudaMemsetAsync(in->k, 0, keys * (size_t)st->c.dkp, st->stream));
-        NSA_CUDA(cudaMemsetAsync(in->vt, 0, keys * (size_t)st->c.dv8, st->stream));
-    }
-    return compress(st, raw, in, st->cmp_coords, st->batch.N);
-}
-
 nsa_status forward(void *self) {
     stage *st = (stage *)self;
     const attend_args args = make_attend_args(st);

@@ -1,5 +1,5 @@
 /** @file
- *  @brief Transfers and layouts: what load.cu does for stage.cu and decode.cu. */
+ *  @brief Transfers and layouts: what load.cu does for the other files. */
 #ifndef LOAD_CUH
 #define LOAD_CUH
 
@@ -9,21 +9,66 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
+/* Kernels with one element a thread: threads of a CUDA block, and CUDA blocks for `count` elements,
+ * up to the limit of a grid. Each thread has one element and every grid-th after it. */
+enum { THREADS = 256 };
+
+static inline unsigned grid_for(int64_t count) {
+    const int64_t blocks = (count + THREADS - 1) / THREADS;
+    return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);
+}
+
+static __device__ __forceinline__ int64_t first_of_thread(void) {
+    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+static __device__ __forceinline__ int64_t threads_of_grid(void) {
+    return (int64_t)gridDim.x * blockDim.x;
+}
+
+/* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
+ * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
+ * for each index. */
+typedef struct key_view {
+    real *t, *n; /* [D8,BLOCK] transposed and [BLOCK,Dp] natural blocks; NULL if not there */
+    int64_t stride;
+    int Hkv, D, D8, Dp;
+} key_view;
+
+static __host__ __device__ __forceinline__ real *natural_row(const key_view *x, int64_t h,
+                                                             int64_t key) {
+    return x->n + (h * x->stride * BLOCK + key) * x->Dp;
+}
+
+/* Element c of a key of head h, in both layouts. */
+static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, int64_t key, int c,
+                                                 float x) {
+    const int64_t block = h * to->stride + key / BLOCK;
+    if (to->t)
+        to->t[(block * to->D8 + c) * BLOCK + key % BLOCK] = x;
+    if (to->n)
+        natural_row(to, h, key)[c] = x;
+}
+
+key_view view_of(const stage *st, const kv_blocks *in, int pair);
+/* The gradients of a branch's keys or values. */
+key_view gradient_view(const stage *st, int branch, int pair);
+/* Padding must be zero; the last load may have left other keys there. */
+nsa_status zero_blocks(stage *st, const kv_blocks *in);
+
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);
 /* Copy bytes to the device and wait: `from` may be reused. */
 nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
-/* Rows of [T,Hq,D] into row tiles: those of the R tokens listed, or the first R if `tokens` is
- * NULL. */
-nsa_status load_rows(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R, int64_t D,
-                     real *g_t, real *g_n);
-/* The same of [T,Hq,3], into st->gate. */
-nsa_status load_gates(stage *st, const nsa_tensor *src, const int64_t *tokens, int64_t R);
-/* [A,Hkv,D]: row a to position st->row_t[a] of slot st->row_seq[a], which has `blocks` blocks. Into
- * transposed blocks kt [D8,BLOCK] or natural ones nat [BLOCK,Dp]; one is NULL. */
-nsa_status append_keys(stage *st, const nsa_tensor *src, real *kt, real *nat, int64_t stride,
-                       int64_t blocks, int64_t A, int64_t D);
-/* The same without a new layout, into raw [max_seqs,max_seq_len,Hkv,D]. */
-nsa_status append_raw(stage *st, const nsa_tensor *src, real *raw, int64_t A, int64_t D);
+/* The same of compressed tokens, `to` on the device and `from` on the host. */
+nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from);
+/* Queries and gates of R rows: those of the tokens listed, or the first if `tokens` is NULL. */
+nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens, int64_t R);
+/* Keys and values of `count` tokens into the blocks `to` [LAYOUTS]: token i as key number key[i],
+ * which is on the device. */
+nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
+                     const kv_blocks *to);
+/* The same for one array src [count,Hkv,D] on the device. */
+nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to);
 
 #endif

@@ -40,7 +40,7 @@ nsa_status poison(stage *st, unsigned kinds) {
     return NSA_OK;
 }
 
-static real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
+real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
     return (real *)device_alloc(st, kind, count, sizeof(real));
 }
 
@@ -85,40 +85,53 @@ static dims dims_of(const nsa_plan *plan) {
     x.local = (int)c->slc_local;
     x.w = c->window < INT32_MAX ? (int)c->window : INT32_MAX;
     x.hidden = (int)c->phi_hidden;
-    x.hp = (int)round_up(c->phi_hidden, TILE_COLS);
     x.scale = (float)c->scale;
     x.scale2 = (float)(c->scale * 1.4426950408889634);
     return x;
 }
 
-/* Allocate `stride` blocks for each head; for `backward` the other layouts too, and gradients. */
-static void open_blocks(stage *st, kv_blocks *in, nsa_memory_kind kind, int64_t stride,
-                        int backward) {
-    const int64_t blocks = st->cfg.kv_heads * stride;
+/* Allocate `stride` blocks for each head: what attention reads, what the compressors read or write,
+ * and what backward needs besides. */
+static void open_blocks(stage *st, int branch, int64_t stride) {
+    const unsigned flags = st->plan->setup.flags;
+    const int backward = (flags & NSA_BACKWARD) != 0, attended = branch != RAW;
+    const int64_t all = st->cfg.kv_heads * stride * BLOCK;
+    const nsa_memory_kind kind = branch == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT;
+    kv_blocks *in = &st->in[branch];
     in->stride = stride;
-    in->kt = alloc_reals(st, kind, blocks * st->c.dk8 * BLOCK);
-    in->v = alloc_reals(st, kind, blocks * BLOCK * st->c.dvp);
-    if (!backward)
-        return;
-    in->k = alloc_reals(st, kind, blocks * BLOCK * st->c.dkp);
-    in->vt = alloc_reals(st, kind, blocks * st->c.dv8 * BLOCK);
-    in->dk = alloc_reals(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dkp);
-    in->dv = alloc_reals(st, NSA_MEM_BACKWARD, blocks * BLOCK * st->c.dvp);
+    in->v = alloc_reals(st, kind, all * st->c.dvp);
+    if (attended || (flags & NSA_WANT_CAUSAL))
+        in->kt = alloc_reals(st, kind, all * st->c.dk8);
+    if (branch == CMP || branch == RAW || backward)
+        in->k = alloc_reals(st, kind, all * st->c.dkp);
+    if (attended && backward)
+        in->vt = alloc_reals(st, kind, all * st->c.dv8);
+    if (backward) {
+        in->dk = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dkp);
+        in->dv = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dvp);
+    }
 }
 
-static void open_tables(stage *st, int64_t R) {
+void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t count) {
+    tokens->first = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(int64_t));
+    tokens->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(int64_t));
+    host->first = (int64_t *)host_alloc(st, count, sizeof(int64_t));
+    host->key = (int64_t *)host_alloc(st, count, sizeof(int64_t));
+}
+
+static void open_tables(stage *st, int64_t T, int64_t R) {
     const int64_t B = st->cfg.max_seqs, tiles = R + B;
     const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
     st->host_tiles = (tile_of_rows *)host_alloc(st, tiles, sizeof(tile_of_rows));
     st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
-    st->host_rows = (int32_t *)host_alloc(st, R, sizeof(int32_t));
-    st->host_cmp_coords = (cmp_coord *)host_alloc(st, st->plan->max_cmp, sizeof(cmp_coord));
+    st->host_rows = (int32_t *)host_alloc(st, 2 * R, sizeof(int32_t));
+    st->host_key = (int64_t *)host_alloc(st, T, sizeof(int64_t));
     st->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
     st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
     st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
     st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->cmp_coords =
-        (cmp_coord *)device_alloc(st, NSA_MEM_PERSISTENT, st->plan->max_cmp, sizeof(cmp_coord));
+    st->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, T, sizeof(int64_t));
+    open_cmp_tokens(st, &st->cmp, &st->host_cmp, st->plan->max_cmp);
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
     st->chunk = token_size > chunk ? token_size : chunk;
     st->host_staging = (real *)host_alloc(st, st->chunk, sizeof(real));
@@ -132,36 +145,18 @@ static void open_weights(stage *st) {
             st->phi[i / WEIGHTS][i % WEIGHTS] =
                 alloc_reals(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
     }
-    for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++) {
-        const int64_t Dp = pair == KEYS ? st->c.dkp : st->c.dvp;
-        int64_t N = st->plan->max_cmp;
-        if ((st->plan->setup.flags & NSA_DECODE) && N < c->max_seqs)
-            N = c->max_seqs; /* a decode step may complete one in each slot */
-        st->w1t[pair] = alloc_reals(st, NSA_MEM_PERSISTENT,
-                                    round_up(c->cmp_block * width(st, pair), DIM_ALIGN) * st->c.hp);
-        st->w2t[pair] =
-            alloc_reals(st, NSA_MEM_PERSISTENT, round_up(c->phi_hidden, DIM_ALIGN) * Dp);
-        st->z[pair] = alloc_reals(st, NSA_MEM_FORWARD, N * c->kv_heads * st->c.hp);
-    }
 }
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
-    const int causal_too = (st->plan->setup.flags & NSA_WANT_CAUSAL) != 0;
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
     st->q_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * TILE_ROWS);
     st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
     st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
                                              sizeof(int32_t));
-    for (int pair = 0; pair < PAIR; pair++)
-        st->raw[pair] = alloc_reals(st, NSA_MEM_PERSISTENT, T * c->kv_heads * width(st, pair));
-    for (int x = 0; x < BRANCHES + causal_too; x++) {
-        /* each sequence begins a block and may leave its last unfilled */
-        const int64_t blocks = (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs;
-        open_blocks(st, &st->in[x], x == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT, blocks,
-                    backward && x != RAW);
-    }
+    for (int x = 0; x < LAYOUTS; x++) /* each sequence begins a block and may leave one unfilled */
+        open_blocks(st, x, (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs);
     if (!backward)
         return;
     st->q_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
@@ -190,16 +185,14 @@ static void open_results(stage *st, int64_t T, int64_t R) {
                                             sizeof(int32_t));
 }
 
-static void open_gradients(stage *st, int64_t T, int64_t R) {
+static void open_gradients(stage *st, int64_t R) {
     const nsa_config *c = &st->cfg;
     st->dq = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
     st->dgate = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
-    for (int pair = 0; pair < PAIR; pair++) {
-        st->draw[pair] = alloc_reals(st, NSA_MEM_BACKWARD, T * c->kv_heads * width(st, pair));
-        for (int w = 0; w < WEIGHTS; w++) {
-            if (st->phi[pair][w])
-                st->dphi[pair][w] = alloc_reals(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
-        }
+    for (int i = 0; i < PAIR * WEIGHTS; i++) {
+        const int pair = i / WEIGHTS, w = i % WEIGHTS;
+        if (st->phi[pair][w])
+            st->dphi[pair][w] = alloc_reals(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
     }
 }
 
@@ -228,12 +221,13 @@ static nsa_status open_all(stage *st) {
     NSA_CUDA(cudaStreamCreateWithFlags(&st->stream, cudaStreamNonBlocking));
     for (int i = 0; i <= MAX_INTERVALS; i++)
         NSA_CUDA(cudaEventCreate(&st->event[i]));
-    open_tables(st, R);
+    open_tables(st, T, R);
     open_weights(st);
     open_inputs(st, T, R);
     open_results(st, T, R);
+    TRY(open_compress(st));
     if (st->plan->setup.flags & NSA_BACKWARD) {
-        open_gradients(st, T, R);
+        open_gradients(st, R);
         if (!st->failed)
             TRY(open_backward(st));
     }

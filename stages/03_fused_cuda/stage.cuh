@@ -18,7 +18,7 @@ typedef float real; /* what this stage computes in */
 #define IDEA  "each block once for a whole group, all that follows stays on chip: count bytes"
 
 enum { CMP, SLC, WIN, BRANCHES }; /* the branches, in the order of the gate */
-/* RAW: k_cmp and v_cmp as blocks too, for plain causal attention */
+/* RAW: k_cmp and v_cmp, which the compressors read; also for plain causal attention */
 enum { RAW = (int)BRANCHES, LAYOUTS = RAW + 1 };
 enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
@@ -38,17 +38,17 @@ typedef struct dims {
     int G, GT, Hq, Hkv;  /* heads of a group, its tiles of 16, query and kv heads */
     int l, d, lb, n;     /* compression block and stride, l', n */
     int init, local, w;  /* forced blocks, window */
-    int hidden, hp;      /* phi_hidden, and the same rounded up to TILE_COLS */
+    int hidden;          /* phi_hidden */
     float scale, scale2; /* of scores; the same for base 2: scale log2(e) */
 } dims;
 
 /* Where one branch's keys and values lie. Head h's block j of a sequence is at
  *     kt + (h * stride + first + j) * dk8 * BLOCK     keys,   transposed: [dk8,BLOCK]
  *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
- * Backward needs them the other way round too: k [BLOCK,dkp] and vt [dv8,BLOCK]. All padding, and
- * the keys past a sequence's end, are zero. */
+ * Backward needs them the other way round too: k [BLOCK,dkp] and vt [dv8,BLOCK]. The compressors
+ * read natural keys and values. All padding, and the keys past a sequence's end, are zero. */
 typedef struct kv_blocks {
-    real *kt, *v, *k, *vt; /* k and vt are NULL unless backward is wanted */
+    real *kt, *v, *k, *vt; /* NULL where nothing reads them */
     real *dk, *dv;         /* gradients, [BLOCK,dkp] and [BLOCK,dvp], natural */
     int64_t stride;        /* blocks of one head */
 } kv_blocks;
@@ -73,11 +73,23 @@ typedef struct row_stats {
     float row_max, inv_sum;
 } row_stats;
 
-/* Source and destination of one compressed token. */
-typedef struct cmp_coord {
-    int64_t token; /* the first of its l tokens in `raw`; -1: none to compress */
-    int64_t key;   /* its key's index among the keys of one head's blocks */
-} cmp_coord;
+/* Compressed tokens: what each is made of, and where it goes. Indices among the keys of one head's
+ * blocks: first block * BLOCK + position. */
+typedef struct cmp_tokens {
+    int64_t *first; /* [count] the first of its l tokens, in RAW */
+    int64_t *key;   /* [count] its own index, in CMP */
+    int64_t count;
+} cmp_tokens;
+
+/* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
+ * token i of the batch, head h. */
+typedef struct compressor_scratch {
+    int64_t batch;  /* compressed tokens of one batch */
+    real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their gradients */
+    real *z;        /* [batch*Hkv][l*D] vec(x + pe), then its gradient */
+    real *a, *du;   /* mlp: silu(u) and du, [batch*Hkv][hidden]; gated: a and du, [batch*Hkv][l] */
+    real *partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
+} compressor_scratch;
 
 /* Arguments of one launch over query rows; all pointers are to device memory. The tile g16 of the
  * heads of (row r, kv head h) has the number (r*Hkv + h)*GT + g16. */
@@ -142,19 +154,18 @@ typedef struct stage {
     /* inputs; row tiles as in attend_args, natural ones (_n) only for backward */
     tile_of_rows *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
-    sequence *seqs, *host_seqs;              /* [B] */
-    int32_t *row_t, *row_seq;                /* [R] position in its sequence; its sequence */
-    int32_t *host_rows;                      /* [R] */
-    cmp_coord *cmp_coords, *host_cmp_coords; /* [N] one for each compressed token */
-    real *q_t, *q_n;                         /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][wp] */
-    real *dout_t, *dout_n;                   /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][wp] */
-    real *gate;                              /* [R,Hq,3] */
-    real *raw[PAIR];          /* [T,Hkv,dk] [T,Hkv,dv]: k_cmp and v_cmp, the input of phi */
-    kv_blocks in[LAYOUTS];    /* keys and values of each branch */
-    real *phi[PAIR][WEIGHTS]; /* the compressors' weights; NULL if phi has none of that name */
-    real *w1t[PAIR];          /* [l*D][hp] W1 transposed; columns past hidden are zero */
-    real *w2t[PAIR];          /* [hidden up to DIM_ALIGN][Dp] W2 transposed, Dp = dkp or dvp */
-    real *z[PAIR]; /* [N,Hkv][hp] mlp: hidden units before silu, from the last compress */
+    sequence *seqs, *host_seqs; /* [B] */
+    int32_t *row_t, *row_seq;   /* [R] position in its sequence; its sequence */
+    int32_t *host_rows;         /* [2,R] */
+    int64_t *key, *host_key;    /* [T] each token's index in SLC, WIN and RAW */
+    cmp_tokens cmp, host_cmp;   /* [N] the compressed tokens */
+    real *q_t, *q_n;            /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][wp] */
+    real *dout_t, *dout_n;      /* [R,Hkv,GT][dv8][16]  [R,Hkv,GT][16][wp] */
+    real *gate;                 /* [R,Hq,3] */
+    kv_blocks in[LAYOUTS];      /* keys and values of each branch */
+    real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL if phi has none of that name */
+    real *u[PAIR]; /* [N,Hkv][hidden] mlp: hidden units before silu, from the last compress */
+    compressor_scratch phi_scratch;
 
     /* results */
     real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
@@ -164,14 +175,12 @@ typedef struct stage {
     real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
-    real *draw[PAIR]; /* [T,Hkv,dk] [T,Hkv,dv]: gradients of k_cmp and v_cmp */
     real *dphi[PAIR][WEIGHTS];
     void *scratch; /* private to backward.cu */
 
-    kv_blocks cache[BRANCHES]; /* decode: the same layout, max_seqs slots of max_seq_len tokens */
-    real *cache_raw[PAIR];     /* [max_seqs,max_seq_len,Hkv,dk or dv] */
-    int64_t cache_first[BRANCHES]; /* blocks of one slot */
-    void *decoder;                 /* private to decode.cu */
+    kv_blocks cache[LAYOUTS]; /* decode: the same layout, max_seqs slots of max_seq_len tokens */
+    int64_t cache_first[LAYOUTS]; /* blocks of one slot */
+    void *decoder;                /* private to decode.cu */
 } stage;
 
 /* Return the first error to the caller. */
@@ -200,15 +209,18 @@ int64_t width(const stage *st, int pair);
 /* Zeroed device memory, during open only; NULL if there is none left, which open reports. poison()
  * fills the buffers of these kinds with NaN if NSA_DEBUG_MEMORY is set. */
 void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
+real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count);
+void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t count);
 nsa_status poison(stage *st, unsigned kinds);
 /* record_phase(st, -1) starts the timing of a call; record_phase(st, phase) assigns the work queued
  * since the last call to `phase`. */
 nsa_status record_phase(stage *st, int phase);
 attend_args make_attend_args(const stage *st);
 
-/* compress.cu */
-nsa_status compress(stage *st, const real *const raw[PAIR], const kv_blocks *to,
-                    const cmp_coord *cmp_coords, int64_t count);
+/* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
+nsa_status open_compress(stage *st);
+nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens);
+nsa_status compress_pack(stage *st);
 
 /* read.cu */
 nsa_status read(void *self, nsa_id id, void *dst);
@@ -234,5 +246,6 @@ nsa_status decode(void *self);
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
 nsa_status make_grad_tiles(stage *st); /* backward's tiles of rows, of the last load */
+nsa_status compress_pack_backward(stage *st);
 
 #endif
