@@ -82,6 +82,7 @@ nsa_status judge_causality(const subject *s, const test_case *c);   /**< no look
 nsa_status judge_packing(const subject *s, const test_case *c);     /**< sequences on their own */
 nsa_status judge_nan(const subject *s, const test_case *c);        /**< NaN stays where it may be */
 nsa_status judge_nan_order(const subject *s, const test_case *c);  /**< NaN ranks last */
+nsa_status judge_equal(const subject *s, const test_case *c);      /**< equal compressed tokens */
 nsa_status judge_repeat(const subject *s, const test_case *c);     /**< bitwise repeatable */
 nsa_status judge_threads(const subject *s, const test_case *c);    /**< any number of threads */
 nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no allocation in a call */

@@ -70,6 +70,12 @@ static int countable(const subject *s, const test_case *c) {
            c->cfg.phi == NSA_PHI_MEAN && c->cfg.seq_len >= c->cfg.cmp_block && c->cfg.seq_len < 140;
 }
 
+/* Finite compressed tokens, and enough tokens for several. */
+static int has_several_compressed(const subject *s, const test_case *c) {
+    return unforced(s, c) && !c->vector[0] && c->data == DATA_NORMAL && c->cfg.seq_len <= 200 &&
+           case_length(c, 0) >= c->cfg.cmp_block && case_max_len(c) >= 2 * c->cfg.cmp_block;
+}
+
 static int is_bad_input_case(const subject *s, const test_case *c) {
     (void)s;
     return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c);
@@ -117,6 +123,8 @@ const property properties[] = {
      judge_nan, NULL},
     {"nan_order", "NaN importance ranks below every number, then by index", PART(SELECT), SAMPLED,
      one_sequence, judge_nan_order, NULL},
+    {"equal", "equal tokens are compressed to equal bits, in any load and in a decode step",
+     PART(COMPRESS), SAMPLED, has_several_compressed, judge_equal, NULL},
     {"repeat", "the same call gives the same bits, whatever ran before", PART(REPEAT), SAMPLED,
      all_rows, judge_repeat, NULL},
     {"threads", "1, 2, 3 and 7 threads give the same rows, and each the same gradients twice",
