@@ -138,3 +138,7 @@ double relative_rms_float(const float *x, const float *reference, int64_t n) {
     }
     return sqrt(difference / all);
 }
+
+double larger(double a, double b) {
+    return a != a || a >= b ? a : b;
+}

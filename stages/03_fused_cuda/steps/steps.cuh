@@ -57,5 +57,7 @@ float *natural_blocks(const float *x, int64_t T);
 /* rms(x - reference) / rms(reference); NaN if either holds one */
 double relative_rms(const float *x, const double *reference, int64_t n);
 double relative_rms_float(const float *x, const float *reference, int64_t n);
+/* the larger of two errors; NaN if one is NaN */
+double larger(double a, double b);
 
 #endif

@@ -111,8 +111,8 @@ static double error(const void *first) {
             accumulate_gated(SLC, t, g, p, reference + g * D);
             accumulate_gated(WIN, t, g, p, reference + g * D);
         }
-        const double e = relative_rms((const float *)first + row_of(t, 0) * D, reference, G * D);
-        worst = e <= worst ? worst : e; /* NaN too, and it stays */
+        worst =
+            larger(worst, relative_rms((const float *)first + row_of(t, 0) * D, reference, G * D));
     }
     return worst;
 }

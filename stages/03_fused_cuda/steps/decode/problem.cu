@@ -133,8 +133,7 @@ static double error(const void *first) {
         double reference[D] = {0};
         accumulate_gated(SLC, row / G, row % G, reference);
         accumulate_gated(WIN, row / G, row % G, reference);
-        const double e = relative_rms((const float *)first + (int64_t)row * D, reference, D);
-        worst = e <= worst ? worst : e; /* NaN too, and it stays */
+        worst = larger(worst, relative_rms((const float *)first + (int64_t)row * D, reference, D));
     }
     return worst;
 }

@@ -115,7 +115,7 @@ static double difference(const void *out, const void *first) {
         if (!legal(a, t))
             return INFINITY;
         if (visible_cmp(&pb, t) > 0)
-            worst = fmax(worst, fabs(best - selected_importance(a, t)) / best);
+            worst = larger(worst, fabs(best - selected_importance(a, t)) / best);
     }
     return worst;
 }
@@ -152,10 +152,9 @@ static double error(const void *first) {
     for (int i = 0; i < 12; i++) {
         const int t = (int)((int64_t)(pb.T - 1) * i / 11);
         importance_float64(t, imp);
-        const double e = visible_cmp(&pb, t) ? relative_rms(importance + (int64_t)t * pb.J, imp,
-                                                            own_block_of(&pb, t) + 1)
-                                             : 0;
-        worst = e <= worst ? worst : e; /* NaN too, and it stays */
+        if (visible_cmp(&pb, t) > 0)
+            worst = larger(
+                worst, relative_rms(importance + (int64_t)t * pb.J, imp, own_block_of(&pb, t) + 1));
     }
     return worst;
 }
