@@ -1,151 +1,108 @@
 /** @file
- *  @brief Check each step against step 0, and step 0 against float64; time those that agree, and
- *  print a table, with the number of bytes that each step moves. */
+ *  @brief Runs the chains: checks each step against step 0, and step 0 against a reference; times
+ *  those that agree if there is a GPU, and prints a table a chain.
+ *
+ *      build/steps/03_fused_cuda [T] [CHAIN]...     T tokens, the chain's own number if not given
+ */
 #include "steps.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS = 11, STEPS = 5, CELLS = 9, MAX_TOKENS = 1 << 20 };
-
-static const double TOLERANCE = 1e-5; /* 1024 float32 terms in another order: about 1e-6 */
+enum { RUNS = 11, MAX_STEPS = 12, MAX_TOKENS = 1 << 20 };
 
 #ifdef NSA_SIMT
 static const bool TIMED = false; /* its times say nothing about a GPU */
-static const int DEFAULT_T = 201;
+static const int SIMULATOR_T = 201;
 #else
 static const bool TIMED = true;
-static const int DEFAULT_T = 16384;
+static const int SIMULATOR_T = 0; /* each chain has its own */
 #endif
 
-/* How often a key or a block is sent to a multiprocessor: for each row that sees it, or once for
- * the rows that share it. */
-enum { KEY_PER_ROW, KEY_PER_WARP, BLOCK_PER_ROW, BLOCK_PER_QUERY, BLOCK_PER_FOUR };
+/* steps.mk lists the folders found, and each step's file with how many of its lines are not the
+ * step before's. */
+#define CHAIN(name) extern const chain chain_##name;
+#define MOVE(chain, step, changed)
+#include "03_moves.h"
+#undef CHAIN
+#undef MOVE
 
-static const struct {
-    const char *name, *change;
-    nsa_status (*run)(const problem *pb);
-    int slc, win; /* one of the above */
-    bool fused;   /* no outputs between launches */
-} steps[STEPS] = {
-    {"0_thread_row", "a thread a row", step_0_thread_row, KEY_PER_ROW, KEY_PER_WARP, false},
-    {"1_shared_block", "a CUDA block a row, K/V block shared", step_1_shared_block, BLOCK_PER_ROW,
-     BLOCK_PER_ROW, false},
-    {"2_group", "a K/V block to all 16 heads", step_2_group, BLOCK_PER_QUERY, BLOCK_PER_QUERY,
-     false},
-    {"3_neighbours", "a window's block to 4 queries", step_3_neighbours, BLOCK_PER_QUERY,
-     BLOCK_PER_FOUR, false},
-    {"4_fused", "both branches and gate in one launch", step_4_fused, BLOCK_PER_QUERY,
-     BLOCK_PER_FOUR, true},
+#define CHAIN(name) &chain_##name,
+#define MOVE(chain, step, changed)
+static const chain *const chains[] = {
+#include "03_moves.h"
 };
+#undef CHAIN
+#undef MOVE
 
-/* The result of a step. */
-typedef struct result {
-    double rms_diff; /* from step 0, relative to the rms; step 0's is from float64 */
-    double ms;       /* median; 0 if not timed */
-    char error[512]; /* empty unless a call failed */
-} result;
+#define CHAIN(name)
+#define MOVE(chain, step, changed) {chain, step, changed},
+static const struct {
+    const char *chain, *step;
+    int changed;
+} moves[] = {
+#include "03_moves.h"
+};
+enum { N_CHAINS = sizeof chains / sizeof *chains, N_MOVES = sizeof moves / sizeof *moves };
 
-static bool passed(const result *r) {
-    return !*r->error && r->rms_diff <= TOLERANCE; /* false for NaN */
-}
+/* The outcome of one step. */
+typedef struct outcome {
+    double difference; /* from step 0; step 0's is from the reference */
+    double ms;         /* median; 0 if not timed */
+    char error[512];   /* empty unless a call failed */
+} outcome;
 
-/* ---------------------------------------------------------------- bytes */
-
-/* Bytes of keys and values that one branch sends to multiprocessors. Lanes of a warp that read the
- * same address at the same time make one request. */
-static double kv_bytes(const counts *n, int branch, int reuse) {
-    const double key = 2 * D * sizeof(float); /* and its value */
-    const double blocks = reuse == BLOCK_PER_FOUR ? n->shared : n->blocks[branch];
-    if (reuse == KEY_PER_ROW || reuse == KEY_PER_WARP)
-        return key * G * (reuse == KEY_PER_ROW ? n->keys[branch] : n->warp_keys);
-    return key * BLOCK * (reuse == BLOCK_PER_ROW ? G : 1) * blocks;
-}
-
-/* All bytes between second-level cache and multiprocessors. Let X be the bytes of q, the same as of
- * an output. Two launches read q and write o each, a third reads both and writes out: 7 X. Fused: q
- * read; out written, read and written: 4 X. Lists and gates are below 1%. */
-static double bytes_to_cores(const problem *pb, const counts *n, int step) {
-    const double X = (double)pb->T * G * D * sizeof(float);
-    return kv_bytes(n, SLC, steps[step].slc) + kv_bytes(n, WIN, steps[step].win) +
-           (steps[step].fused ? 4 : 7) * X;
-}
-
-/* The same for device memory, if the second-level cache keeps keys and values during a launch, and
- * nothing from one launch to the next: what a fused launch reads back it has just written. */
-static double bytes_of_memory(const problem *pb, int step) {
-    const double X = (double)pb->T * G * D * sizeof(float);
-    return 4.0 * (double)pb->T * D * sizeof(float) + (steps[step].fused ? 2 : 7) * X;
-}
-
-/* Useful work: 4 D flops (a multiply and an add each for q.k and p v) a head and visible key. */
-static double useful_flops(const counts *n) {
-    return 4.0 * D * G * (n->keys[SLC] + n->keys[WIN]);
+static bool passed(const chain *ch, const outcome *x) {
+    return !*x->error && x->difference <= ch->tolerance; /* false for NaN */
 }
 
 /* -------------------------------------------------------- check and measure */
 
-/* Fill all that a step may write with NaN. On a GPU this also leaves little else in the caches. */
-static nsa_status poison(const problem *pb) {
-    const size_t bytes = (size_t)pb->T * G * D * sizeof(float);
-    NSA_CUDA(cudaMemsetAsync(pb->o[SLC], 0xff, bytes, 0));
-    NSA_CUDA(cudaMemsetAsync(pb->o[WIN], 0xff, bytes, 0));
-    NSA_CUDA(cudaMemsetAsync(pb->out, 0xff, bytes, 0));
-    return NSA_OK;
-}
-
-/* Run a step once, and copy its outputs to the host. */
-static nsa_status run(const problem *pb, int step, float *out) {
-    TRY(poison(pb));
-    TRY(steps[step].run(pb));
+/* Run a step once on poisoned memory, and copy its result to the host. */
+static nsa_status run_checked(const chain *ch, int step, void *out) {
+    int64_t bytes;
+    const void *result = ch->result(&bytes);
+    TRY(poison());
+    TRY(ch->run(step));
     NSA_CUDA(cudaDeviceSynchronize());
-    NSA_CUDA(
-        cudaMemcpy(out, pb->out, (size_t)pb->T * G * D * sizeof(float), cudaMemcpyDeviceToHost));
+    NSA_CUDA(cudaMemcpy(out, result, (size_t)bytes, cudaMemcpyDeviceToHost));
     return NSA_OK;
 }
 
 /* Run a step once between two events. */
-static nsa_status run_timed(const problem *pb, int step, const cudaEvent_t *event, double *ms) {
-    float passed_ms = 0;
-    TRY(poison(pb));
+static nsa_status run_timed(const chain *ch, int step, const cudaEvent_t *event, double *ms) {
+    float elapsed = 0;
+    TRY(poison());
     NSA_CUDA(cudaEventRecord(event[0], 0));
-    TRY(steps[step].run(pb));
+    TRY(ch->run(step));
     NSA_CUDA(cudaEventRecord(event[1], 0));
     NSA_CUDA(cudaEventSynchronize(event[1]));
-    NSA_CUDA(cudaEventElapsedTime(&passed_ms, event[0], event[1]));
-    *ms = (double)passed_ms;
+    NSA_CUDA(cudaEventElapsedTime(&elapsed, event[0], event[1]));
+    *ms = (double)elapsed;
     return NSA_OK;
 }
 
-/* rms(x - reference) / rms(reference), in float64. NaN where either holds one. */
-static double difference(const float *x, const float *reference, int64_t n) {
-    double rms_diff = 0, all = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double d = (double)x[i] - (double)reference[i];
-        rms_diff += d * d;
-        all += (double)reference[i] * (double)reference[i];
-    }
-    return sqrt(rms_diff / all);
-}
-
-static void record_error(result *r, nsa_status status) {
+static void record_error(outcome *x, nsa_status status) {
     if (status)
-        snprintf(r->error, sizeof r->error, "%s", nsa_last_error());
+        snprintf(x->error, sizeof x->error, "%s", nsa_last_error());
 }
 
-/* Check: run each step once. It is also the warm-up. */
-static void check(const problem *pb, const host *h, result *results) {
-    const int64_t n = (int64_t)pb->T * G * D;
-    float *out = (float *)allocate(n, sizeof *out), *first = (float *)allocate(n, sizeof *first);
-    for (int step = 0; step < STEPS; step++) {
-        result *r = &results[step];
-        record_error(r, run(pb, step, step ? out : first));
-        if (!*r->error)
-            r->rms_diff = step ? difference(out, first, n) : rms_diff_float64(pb, h, first);
+/* Each step once: this is the check, and the warm-up. */
+static void check(const chain *ch, outcome *found) {
+    int64_t bytes;
+    ch->result(&bytes);
+    void *out = allocate(bytes, 1), *first = allocate(bytes, 1);
+    for (int step = 0; step < ch->n_steps; step++) {
+        record_error(&found[step], run_checked(ch, step, step ? out : first));
+        if (*found[step].error)
+            continue;
+        if (step == 0)
+            found[step].difference = ch->error(first);
+        /* of step 0 itself: NaN if it holds one anywhere */
+        found[step].difference =
+            larger(found[step].difference, ch->difference(step ? out : first, first));
     }
-    free(out);
-    free(first);
 }
 
 static int by_size(const void *a, const void *b) {
@@ -155,119 +112,124 @@ static int by_size(const void *a, const void *b) {
 
 /* Medians of the steps that passed. Each round runs every step once, so that what else the machine
  * does slows all of them alike. */
-static nsa_status measure(const problem *pb, result *results) {
-    double runs[STEPS][RUNS] = {};
+static nsa_status measure(const chain *ch, outcome *found) {
+    static double runs[MAX_STEPS][RUNS];
     cudaEvent_t event[2];
     NSA_CUDA(cudaEventCreate(&event[0]));
     NSA_CUDA(cudaEventCreate(&event[1]));
     for (int round = 0; round < RUNS; round++) {
-        for (int step = 0; step < STEPS; step++) {
-            if (passed(&results[step]))
-                record_error(&results[step], run_timed(pb, step, event, &runs[step][round]));
+        for (int step = 0; step < ch->n_steps; step++) {
+            runs[step][round] = 0;
+            if (passed(ch, &found[step]))
+                record_error(&found[step], run_timed(ch, step, event, &runs[step][round]));
         }
     }
-    for (int step = 0; step < STEPS; step++) {
+    for (int step = 0; step < ch->n_steps; step++) {
         qsort(runs[step], RUNS, sizeof runs[step][0], by_size);
-        results[step].ms = runs[step][RUNS / 2];
+        found[step].ms = runs[step][RUNS / 2];
     }
     return NSA_OK;
 }
 
 /* --------------------------------------------------------------------- table */
 
-typedef char cell[48];
-
-static void put(cell to, int digits, double x) {
-    snprintf(to, sizeof(cell), x > 0 ? "%.*f" : "-", digits, x);
-}
-
-/* Aligned for a terminal, or a row of Markdown. Words are aligned left, numbers right. */
-static void print_row(const cell *cells, bool markdown) {
-    static const int widths[CELLS] = {-14, -36, 8, 8, 8, 8, 8, 7, 7};
-    for (int i = 0; i < CELLS; i++)
-        printf(markdown ? "| %*s " : "%*s ", markdown ? 0 : widths[i], cells[i]);
-    printf(markdown ? "|\n" : "\n");
-}
-
-static void print_result(const problem *pb, const counts *n, const result *results, int step,
-                         bool markdown) {
-    const result *r = &results[step];
-    const double ms = r->ms;
-    cell cells[CELLS] = {};
-    snprintf(cells[0], sizeof(cell), "%s", steps[step].name);
-    snprintf(cells[1], sizeof(cell), "%s", steps[step].change);
-    snprintf(cells[2], sizeof(cell), "%.1e", r->rms_diff);
-    put(cells[3], 3, ms);
-    put(cells[4], 0, ms > 0 ? 1e-6 * useful_flops(n) / ms : 0);
-    put(cells[5], 3, 1e-9 * bytes_of_memory(pb, step));
-    put(cells[6], 3, 1e-9 * bytes_to_cores(pb, n, step));
-    put(cells[7], 2, step && ms > 0 && passed(r - 1) ? results[step - 1].ms / ms : 0);
-    put(cells[8], 2, step && ms > 0 && passed(results) ? results[0].ms / ms : 0);
-    print_row(cells, markdown);
+static void print_row(const chain *ch, const outcome *found, int step, int move) {
+    char changed[16] = "-", faster[16] = "-";
+    if (step > 0) {
+        snprintf(changed, sizeof changed, "%d", moves[move].changed);
+        if (found[step - 1].ms > 0)
+            snprintf(faster, sizeof faster, "%.2f", found[step - 1].ms / found[step].ms);
+    }
+    printf("%-15s  %-46s %6s", moves[move].step, ch->what[step], changed);
+    if (TIMED)
+        printf(" %9.3f %7s", found[step].ms, faster);
+    printf("\n");
 }
 
 /* The table; returns how many steps were refused. */
-static int print_table(const problem *pb, const counts *n, const result *results, bool markdown) {
-    const cell head[CELLS] = {"step",   "what changed", "rms diff", "ms",    "GFLOP/s",
-                              "memory", "cores",        "before",   "step 0"};
+static int print_table(const chain *ch, const outcome *found, int move) {
     int refused = 0;
-    print_row(head, markdown);
-    if (markdown)
-        printf("|---|---|---|---|---|---|---|---|---|\n");
-    for (int step = 0; step < STEPS; step++) {
-        if (passed(&results[step]))
-            print_result(pb, n, results, step, markdown);
-    }
-    printf(
-        "\nrms diff: rms from step 0, step 0's from float64. GFLOP/s: 4 D a head and visible key.\n"
-        "memory, cores: GB counted to and from device memory, and multiprocessors.\n"
-        "before, step 0: times faster than that step.\n");
-    if (!TIMED)
-        printf("Not timed: the simulator's times say nothing about a GPU.\n");
-    for (int step = 0; step < STEPS; step++) {
-        const result *r = &results[step];
-        refused += !passed(r);
-        if (*r->error)
-            printf("%s REFUSED: %s\n", steps[step].name, r->error);
-        else if (!passed(r))
-            printf("%s REFUSED: %.1e rms difference from %s, %.0e at most\n", steps[step].name,
-                   r->rms_diff, step ? "step 0" : "float64", TOLERANCE);
+    printf("%-15s  %-46s %6s%s\n", "step", "what changed", "lines",
+           TIMED ? "        ms  faster" : "");
+    for (int step = 0; step < ch->n_steps; step++, move++) {
+        if (passed(ch, &found[step])) {
+            print_row(ch, found, step, move);
+            continue;
+        }
+        refused++;
+        if (*found[step].error)
+            printf("%-15s  REFUSED: %s\n", moves[move].step, found[step].error);
+        else
+            printf("%-15s  REFUSED: %.1e from %s, %.0e at most\n", moves[move].step,
+                   found[step].difference, step ? "step 0" : "the reference", ch->tolerance);
     }
     return refused;
 }
 
-int main(int argc, char **argv) {
-    static result results[STEPS];
-    problem pb;
-    host h;
-    char *end = NULL;
-    long T = DEFAULT_T;
-    bool markdown = false, wrong = false;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--markdown") == 0)
-            markdown = true;
-        else
-            T = strtol(argv[i], &end, 10);
-        wrong |= end && (*end || T < 1 || T > MAX_TOKENS);
+/* One chain; returns how many steps were refused. */
+static int run_chain(const chain *ch, int T) {
+    static outcome found[MAX_STEPS];
+    int first = 0, files = 0, refused;
+    memset(found, 0, sizeof found);
+    while (first < N_MOVES && strcmp(moves[first].chain, ch->name) != 0)
+        first++;
+    while (first + files < N_MOVES && strcmp(moves[first + files].chain, ch->name) == 0)
+        files++;
+    if (files != ch->n_steps || files > MAX_STEPS) {
+        printf("%s: %d files of steps, %d are run, %d at most\n", ch->name, files, ch->n_steps,
+               MAX_STEPS);
+        return 1;
     }
-    if (wrong) {
-        fprintf(stderr, "usage: %s [T] [--markdown]   tokens, 1 to %d; %d if not given\n", argv[0],
-                MAX_TOKENS, DEFAULT_T);
-        return 2;
-    }
-    if (make_problem((int)T, &h, &pb)) {
+    ch->make(T);
+    check(ch, found);
+    if (TIMED && measure(ch, found)) {
         fprintf(stderr, "steps: %s\n", nsa_last_error());
-        return 2;
+        exit(2);
     }
-    const counts n = count(&pb, &h);
-    printf("%s: T=%ld G=%d D=%d n=%d w=%d", nsa_device_name(), T, G, D, pb.n, pb.w);
+    printf("\n%s, T=%d", ch->name, T);
     if (TIMED)
-        printf(", median of %d runs", RUNS);
+        printf(", median of %d runs", (int)RUNS);
     printf("\n\n");
-    check(&pb, &h, results);
-    if (TIMED && measure(&pb, results)) {
-        fprintf(stderr, "steps: %s\n", nsa_last_error());
-        return 2;
+    refused = print_table(ch, found, first);
+    release();
+    return refused;
+}
+
+/* T of an argument, 0 if it is the name of a chain, -1 if it is neither. */
+static long parse(const char *argument) {
+    char *end;
+    const long T = strtol(argument, &end, 10);
+    for (int i = 0; i < N_CHAINS; i++) {
+        if (strcmp(argument, chains[i]->name) == 0)
+            return 0;
     }
-    return print_table(&pb, &n, results, markdown) ? 1 : 0;
+    return *end || T < 1 || T > MAX_TOKENS ? -1 : T;
+}
+
+int main(int argc, char **argv) {
+    int T = 0, refused = 0, named = 0;
+    for (int i = 1; i < argc; i++) {
+        const long number = parse(argv[i]);
+        if (number < 0) {
+            fprintf(stderr, "usage: %s [T] [CHAIN]...   T tokens, 1 to %d; CHAIN one of", argv[0],
+                    (int)MAX_TOKENS);
+            for (int j = 0; j < N_CHAINS; j++)
+                fprintf(stderr, " %s", chains[j]->name);
+            fprintf(stderr, "\n");
+            return 2;
+        }
+        named += number == 0;
+        T = number ? (int)number : T;
+    }
+    printf("%s; inputs from the seed \"%s\"\n", nsa_device_name(), SEED);
+    printf("lines: changed from the step before.%s\n",
+           TIMED ? " faster: times the step before." : " The simulator times nothing.");
+    for (int j = 0; j < N_CHAINS; j++) {
+        bool wanted = !named;
+        for (int i = 1; i < argc; i++)
+            wanted |= strcmp(argv[i], chains[j]->name) == 0;
+        if (wanted)
+            refused += run_chain(chains[j], T ? T : TIMED ? chains[j]->gpu_T : SIMULATOR_T);
+    }
+    return refused ? 1 : 0;
 }

@@ -1,50 +1,28 @@
 /** @file
- *  @brief Step 0: a thread is a row, and reads its keys and values from global memory itself. */
-#include "../steps.cuh"
+ *  @brief Step 0, a thread a row: stage 02's sums. The loops over queries and heads are the grid; a
+ *  thread goes through its row's keys alone, one after another. */
+#include "problem.cuh"
 
-enum { KEY_CHUNK = 8 }; /* keys at a time: 32 bytes of a row of K^T, one sector */
+/* What a row carries from key to key. */
+typedef struct row_state {
+    float o[D], row_max, row_sum;
+} row_state;
 
-/* Eight keys of a block, the first at `kt` [D][BLOCK] and `v` [BLOCK][D], of which lo..hi-1 are
- * visible. Online softmax (Milakov and Gimelshein 2018): if m and m' are the row maximum before and
- * after these keys, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. */
-static __device__ __forceinline__ void attend_keys(const float *q, const float *kt, const float *v,
-                                                   int lo, int hi, float scale2, float *o,
-                                                   float *row_max, float *row_sum) {
-    float s[KEY_CHUNK] = {0}, new_max = *row_max;
-#pragma unroll
-    for (int c = 0; c < D; c++) {
-        const float4 a = load4(kt + c * BLOCK), b = load4(kt + c * BLOCK + 4);
-        const float k[KEY_CHUNK] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < KEY_CHUNK; j++)
-            s[j] += q[c] * k[j];
-    }
-#pragma unroll
-    for (int j = 0; j < KEY_CHUNK; j++) {
-        s[j] = j >= lo && j < hi ? s[j] : -INFINITY;
-        new_max = fmaxf(new_max, s[j]);
-    }
-    const float rescale = exp2f(scale2 * (*row_max - new_max));
-    *row_max = new_max;
-    *row_sum *= rescale;
+/* Online softmax (Milakov and Gimelshein 2018), one key. If m and m' are the row maximum before and
+ * after it, o = o 2^(m-m') + 2^(s-m') v, and the same for the sum. */
+static __device__ __forceinline__ void softmax_step(row_state *x, const float *q, const float *kt,
+                                                    const float *v, float scale2) {
+    float s = 0;
 #pragma unroll
     for (int c = 0; c < D; c++)
-        o[c] *= rescale;
+        s += q[c] * kt[c * BLOCK];
+    const float new_max = fmaxf(x->row_max, s);
+    const float rescale = exp2f(scale2 * (x->row_max - new_max)), p = exp2f(scale2 * (s - new_max));
+    x->row_max = new_max;
+    x->row_sum = x->row_sum * rescale + p;
 #pragma unroll
-    for (int j = 0; j < KEY_CHUNK; j++) {
-        const float p = exp2f(scale2 * (s[j] - new_max));
-        *row_sum += p;
-        if (j < lo || j >= hi)
-            continue; /* left out, not multiplied by zero: 0 * NaN is NaN */
-#pragma unroll
-        for (int c = 0; c < D; c += 4) {
-            const float4 x = load4(v + j * D + c);
-            o[c] += p * x.x;
-            o[c + 1] += p * x.y;
-            o[c + 2] += p * x.z;
-            o[c + 3] += p * x.w;
-        }
-    }
+    for (int c = 0; c < D; c++)
+        x->o[c] = x->o[c] * rescale + p * v[c];
 }
 
 /* One branch. Grid: a CUDA block for each 64 neighbouring queries (x) and head (y). Block: 64
@@ -56,23 +34,21 @@ template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_ker
     if (t >= pb.T)
         return;
     const int64_t row = row_of(t, (int)blockIdx.y) * D;
-    float q[D], o[D], row_max = -INFINITY, row_sum = 0;
+    row_state x = {{0}, -INFINITY, 0};
+    float q[D];
 #pragma unroll
-    for (int c = 0; c < D; c++) {
+    for (int c = 0; c < D; c++)
         q[c] = pb.q[row + c];
-        o[c] = 0;
-    }
     span sp;
-    for (int i = 0; (sp = span_of(&pb, BRANCH, t, i)).hi; i++) {
+    for (int at = 0; (sp = span_of(&pb, BRANCH, t, at)).hi; at++) {
         const float *kt = keys_of(&pb, BRANCH, sp.block), *v = values_of(&pb, BRANCH, sp.block);
 #pragma unroll 1
-        for (int j = sp.lo / KEY_CHUNK * KEY_CHUNK; j < sp.hi; j += KEY_CHUNK)
-            attend_keys(q, kt + j, v + j * D, sp.lo - j, sp.hi - j, pb.scale2, o, &row_max,
-                        &row_sum);
+        for (int j = sp.lo; j < sp.hi; j++)
+            softmax_step(&x, q, kt + j, v + j * D, pb.scale2);
     }
 #pragma unroll
     for (int c = 0; c < D; c++)
-        pb.o[BRANCH][row + c] = o[c] / row_sum;
+        pb.o[BRANCH][row + c] = x.o[c] / x.row_sum;
 }
 
 /* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
@@ -85,7 +61,7 @@ static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
            gate[SLC] * a.z + gate[WIN] * b.z, gate[SLC] * a.w + gate[WIN] * b.w);
 }
 
-nsa_status step_0_thread_row(const problem *pb) {
+nsa_status attend_0_thread_row(const problem *pb) {
     const dim3 grid((unsigned)((pb->T + BLOCK - 1) / BLOCK), G);
     NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(BLOCK), 0, 0, *pb);
     NSA_LAUNCHED("selected");

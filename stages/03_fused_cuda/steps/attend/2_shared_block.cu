@@ -1,7 +1,18 @@
 /** @file
- *  @brief Step 1: a CUDA block is a row. It loads each block of keys, then of values, into shared
- *  memory as whole lines; a thread owns a key there, then a column. */
-#include "../steps.cuh"
+ *  @brief Step 2, a shared block: each block of keys, then of values, goes through shared memory,
+ * 16 bytes a thread and load. Nobody else uses it yet: that is step 3. */
+#include "problem.cuh"
+
+/* What a row carries from block to block: column i of o, and key i's part of the sum. */
+typedef struct row_state {
+    float o, row_max, row_sum;
+} row_state;
+
+/* Shared memory of a CUDA block, 16.5 KiB: a block of keys or values, the row's q, p of a block, a
+ * maximum a warp. */
+typedef struct smem {
+    float block[BLOCK * D], q[D], p[BLOCK], max[2];
+} smem;
 
 /* The largest x of both warps, in every thread. s_max [2] may be reused after another barrier. */
 static __device__ __forceinline__ float block_max(float x, float *s_max) {
@@ -14,50 +25,47 @@ static __device__ __forceinline__ float block_max(float x, float *s_max) {
     return fmaxf(s_max[0], s_max[1]);
 }
 
-/* One span of a row: online softmax as in step 0, over a whole block of keys. Thread i has key i's
- * part of the sum, and column i of o. */
-static __device__ __forceinline__ void softmax_step(const problem *pb, int branch, span sp,
-                                                    float *s_block, const float *s_q, float *s_p,
-                                                    float *s_max, float *o, float *row_max,
-                                                    float *row_sum) {
+/* One span of a row: online softmax as in step 0, over a whole block of keys. */
+static __device__ __forceinline__ void softmax_step(row_state *x, smem *s_mem, const problem *pb,
+                                                    int branch, span sp) {
     const int i = (int)threadIdx.x;
     float s = 0;
-    load_shared(s_block, keys_of(pb, branch, sp.block), D * BLOCK);
+    load_shared(s_mem->block, keys_of(pb, branch, sp.block), D * BLOCK);
 #pragma unroll 16
     for (int c = 0; c < D; c++)
-        s += s_q[c] * s_block[c * BLOCK + i];
+        s += s_mem->q[c] * s_mem->block[c * BLOCK + i];
     s = i >= sp.lo && i < sp.hi ? s : -INFINITY;
-    const float new_max = fmaxf(*row_max, block_max(s, s_max));
-    const float rescale = exp2f(pb->scale2 * (*row_max - new_max)),
+    const float new_max = fmaxf(x->row_max, block_max(s, s_mem->max));
+    const float rescale = exp2f(pb->scale2 * (x->row_max - new_max)),
                 p = exp2f(pb->scale2 * (s - new_max));
-    *row_max = new_max;
-    *row_sum = *row_sum * rescale + p;
-    *o *= rescale;
-    s_p[i] = p;
-    load_shared(s_block, values_of(pb, branch, sp.block), BLOCK * D);
+    x->row_max = new_max;
+    x->row_sum = x->row_sum * rescale + p;
+    x->o *= rescale;
+    s_mem->p[i] = p;
+    load_shared(s_mem->block, values_of(pb, branch, sp.block), BLOCK * D);
 #pragma unroll 16
     for (int j = sp.lo; j < sp.hi; j++) /* the others are left out: 0 * NaN is NaN */
-        *o += s_p[j] * s_block[j * D + i];
+        x->o += s_mem->p[j] * s_mem->block[j * D + i];
 }
 
 /* One branch. Grid: a CUDA block for each row, heads innermost. Block: 64 threads; thread i owns
- * key i of each block, column i of q and o. Shared: 16.5 KiB, a block of keys or values and the
- * row's q and p. */
+ * key i of each block, column i of q and o. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
-    __shared__ __align__(16) float s_block[BLOCK * D], s_q[D], s_p[BLOCK], s_max[2];
+    __shared__ __align__(16) smem s_mem;
     const int t = (int)blockIdx.x / G, i = (int)threadIdx.x;
     const int64_t row = row_of(t, (int)blockIdx.x % G) * D;
-    float o = 0, row_max = -INFINITY, row_sum = 0, total = 0;
-    s_q[i] = pb.q[row + i];
+    row_state x = {0, -INFINITY, 0};
+    float row_sum = 0;
+    s_mem.q[i] = pb.q[row + i];
     span sp;
     for (int at = 0; (sp = span_of(&pb, BRANCH, t, at)).hi; at++)
-        softmax_step(&pb, BRANCH, sp, s_block, s_q, s_p, s_max, &o, &row_max, &row_sum);
+        softmax_step(&x, &s_mem, &pb, BRANCH, sp);
     __syncthreads();
-    s_p[i] = row_sum;
+    s_mem.p[i] = x.row_sum;
     __syncthreads();
     for (int j = 0; j < BLOCK; j++)
-        total += s_p[j];
-    pb.o[BRANCH][row + i] = o / total;
+        row_sum += s_mem.p[j];
+    pb.o[BRANCH][row + i] = x.o / row_sum;
 }
 
 /* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.
@@ -70,7 +78,7 @@ static __global__ void __launch_bounds__(G *D / 4) combine_kernel(problem pb) {
            gate[SLC] * a.z + gate[WIN] * b.z, gate[SLC] * a.w + gate[WIN] * b.w);
 }
 
-nsa_status step_1_shared_block(const problem *pb) {
+nsa_status attend_2_shared_block(const problem *pb) {
     const dim3 grid((unsigned)pb->T * G);
     NSA_LAUNCH(attend_kernel<SLC>, grid, dim3(BLOCK), 0, 0, *pb);
     NSA_LAUNCHED("selected");
