@@ -318,8 +318,7 @@ typedef struct nsa_stage {
     nsa_status (*backward)(void *self); /**< after forward, load_dout; gradients start from zero */
     nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills slot batch->slot[b] */
     nsa_status (*decode)(void *self);   /**< append the step's tokens and compute their rows */
-    /** Plain causal attention over pair 0 cmp, 1 slc or 2 win; optional, NULL if the stage has
-     * none. */
+    /** Plain causal attention over pair 0 cmp, 1 slc or 2 win. Optional. */
     nsa_status (*causal)(void *self, int pair);
     /** Copy a result, in the result type of `arith`, contiguous, to `dst`. */
     nsa_status (*read)(void *self, nsa_id id, void *dst);
@@ -328,6 +327,7 @@ typedef struct nsa_stage {
     /** List the phases of the last call and their times; returns how many. Optional. */
     int (*phases)(void *self, nsa_phase *list, int capacity);
     const char *(*device)(void); /**< where it runs, "simulator" or the GPU; NULL for the CPU */
+    size_t (*free_memory)(void); /**< free bytes there, of a stage that has `device` */
 } nsa_stage;
 
 /** The one symbol a stage's shared object exports. @return the stage's table, never NULL. */

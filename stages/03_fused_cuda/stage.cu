@@ -288,8 +288,9 @@ static int phases(void *self, nsa_phase *list, int capacity) {
 
 extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
     static const nsa_stage table = {
-        NSA_ABI,  ARITH,   IDEA,   available, open, load,  load_dout, load_step,       forward,
-        backward, prefill, decode, causal,    read, close, phases,    nsa_device_name,
+        NSA_ABI,         ARITH,           IDEA,    available, open,   load, load_dout, load_step,
+        forward,         backward,        prefill, decode,    causal, read, close,     phases,
+        nsa_device_name, nsa_free_memory,
     };
     return &table;
 }

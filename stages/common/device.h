@@ -86,6 +86,12 @@ template <class kernel> static inline nsa_status nsa_allow_shared(kernel *kernel
     return NSA_OK;
 }
 
+/** For nsa_stage.free_memory: @return free bytes of the device in use; 0 if it cannot be asked. */
+static inline size_t nsa_free_memory(void) {
+    size_t available = 0, total = 0;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? available : 0;
+}
+
 /** For nsa_stage.device: @return where the stage runs, "simulator" or the name of the GPU in
  * use. */
 static inline const char *nsa_device_name(void) {
