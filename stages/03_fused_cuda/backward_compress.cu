@@ -119,9 +119,9 @@ static nsa_status phi_mlp_backward(stage *st, int pair, const key_spans *x, cons
     const int64_t M = x->count * x->in.Hkv, D = x->in.D, H = st->c.hidden, lD = x->l * D;
     TRY(gather(st, x, s->z));
     TRY(matmul(st, {M, H, D}, rows_of(s->y, D), rows_of(phi[W2], H), rows_of(s->du, H)));
-    TRY(silu(st, u, M * H, s->a, s->du));
+    TRY(silu(st, u, M * H, s->h, s->du));
     TRY(column_sums(st, s->y, M, D, dphi[B2]));
-    TRY(matmul_add(st, {D, H, M}, columns_of(s->y, D), rows_of(s->a, H), rows_of(dphi[W2], H)));
+    TRY(matmul_add(st, {D, H, M}, columns_of(s->y, D), rows_of(s->h, H), rows_of(dphi[W2], H)));
     TRY(column_sums(st, s->du, M, H, dphi[B1]));
     TRY(matmul_add(st, {H, lD, M}, columns_of(s->du, H), rows_of(s->z, lD), rows_of(dphi[W1], lD)));
     TRY(matmul(st, {M, lD, H}, rows_of(s->du, H), rows_of(phi[W1], lD), rows_of(s->z, lD)));

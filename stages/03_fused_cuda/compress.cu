@@ -90,8 +90,8 @@ static nsa_status phi_mlp(stage *st, int pair, key_spans x, const int64_t *key, 
         const int64_t M = x.count * to.Hkv;
         real *u = st->u[pair] + i * to.Hkv * H;
         TRY(mlp_hidden(st, pair, &x, u));
-        TRY(silu(st, u, M * H, s->a, NULL));
-        TRY(matmul_plus(st, {M, D, H}, rows_of(s->a, H), columns_of(phi[W2], H), rows_of(s->y, D),
+        TRY(silu(st, u, M * H, s->h, NULL));
+        TRY(matmul_plus(st, {M, D, H}, rows_of(s->h, H), columns_of(phi[W2], H), rows_of(s->y, D),
                         repeat_row(phi[B2])));
         TRY(pack_keys(st, s->y, key, x.count, to));
     }
@@ -140,8 +140,8 @@ nsa_status open_compress(stage *st) {
     s->batch = s->batch < N ? s->batch : N;
     const int64_t M = mlp || backward ? s->batch * c->kv_heads : 0;
     s->y = alloc_reals(st, NSA_MEM_SCRATCH, M * D);
-    s->z = alloc_reals(st, NSA_MEM_SCRATCH, M * lD);
-    s->a = alloc_reals(st, NSA_MEM_SCRATCH, M * units);
+    s->z = alloc_reals(st, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
+    s->h = alloc_reals(st, NSA_MEM_SCRATCH, mlp ? M * units : 0);
     s->du = alloc_reals(st, NSA_MEM_SCRATCH, backward ? M * units : 0);
     s->partials = alloc_reals(st, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
     for (int pair = 0; pair < PAIR && mlp; pair++)

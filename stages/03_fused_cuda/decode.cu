@@ -1,6 +1,6 @@
 /** @file
  *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. open() fixes the
- *  grids of all launches; what changes from step to step lies in device memory. */
+ *  grids of attention's launches; what changes from step to step lies in device memory. */
 #include "decode.cuh"
 #include "load.cuh"
 
@@ -32,6 +32,16 @@ static void open_caches(stage *st) {
         else
             in->kt = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dk8);
     }
+}
+
+/* What load_step() lists of a step's rows. */
+static void open_coords(stage *st, decoder *dec) {
+    const int64_t rows = st->cfg.max_seqs;
+    nsa_pool *pool = st->plan->pool;
+    open_cmp_tokens(st, &dec->cmp, &dec->host_cmp, rows);
+    dec->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
+    dec->host_key = (int64_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
+    dec->host_ints = (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * rows, sizeof(int32_t));
 }
 
 nsa_status open_decode(stage *st) {
@@ -66,12 +76,7 @@ nsa_status open_decode(stage *st) {
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    open_cmp_tokens(st, &dec->cmp, &dec->host_cmp, c->max_seqs);
-    dec->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(int64_t));
-    dec->host_key =
-        (int64_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, c->max_seqs, sizeof(int64_t));
-    dec->host_ints =
-        (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * c->max_seqs, sizeof(int32_t));
+    open_coords(st, dec);
     st->decoder = dec;
     return st->failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
 }

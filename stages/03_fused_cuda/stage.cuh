@@ -86,8 +86,9 @@ typedef struct cmp_tokens {
 typedef struct compressor_scratch {
     int64_t batch;  /* compressed tokens of one batch */
     real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their gradients */
-    real *z;        /* [batch*Hkv][l*D] vec(x + pe), then its gradient */
-    real *a, *du;   /* mlp: silu(u) and du, [batch*Hkv][hidden]; gated: a and du, [batch*Hkv][l] */
+    real *z;        /* [batch*Hkv][l*D] mlp: vec(x + pe); gated and mlp: its gradient, dz */
+    real *h;        /* [batch*Hkv][hidden] mlp: silu(u) */
+    real *du;       /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
     real *partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
 } compressor_scratch;
 
