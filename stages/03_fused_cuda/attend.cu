@@ -228,21 +228,6 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
 
 /* ---------------------------------------------------------------- launches */
 
-static smem_layout layout_of(const dims *c, int warps, int ring) {
-    smem_layout layout;
-    /* 4 KiB a warp: each makes four loads; at least four rows of values */
-    layout.chunk = warps * 1024 > LANE_COLS * c->dvp ? warps * 1024 : LANE_COLS * c->dvp;
-    layout.q = c->dk8 * TILE_ROWS;
-    layout.dout = 0;
-    layout.ring = ring;
-    layout.warp = layout.q + BLOCK * TILE_ROWS + ring + (ring ? c->GT * TILE_ROWS * 2 : 0);
-    return layout;
-}
-
-static size_t smem_bytes(smem_layout layout, int warps) {
-    return (size_t)(layout.chunk + warps * layout.warp) * sizeof(float);
-}
-
 template <int N_TILES> static nsa_status allow_shared(void) {
     TRY(nsa_allow_shared(attend_cmp_kernel<N_TILES>));
     TRY(nsa_allow_shared(attend_slc_win_kernel<N_TILES>));
@@ -252,14 +237,14 @@ template <int N_TILES> static nsa_status allow_shared(void) {
 /* Rows of a CUDA block: as many as registers and shared memory allow. */
 nsa_status open_attend(stage *st) {
     st->warps = QUERY_TILE_OF(st->c.dvp / TILE_COLS);
-    while (st->warps > 1 &&
-           smem_bytes(layout_of(&st->c, st->warps, ring_size(&st->c)), st->warps) > st->max_shared)
+    while (st->warps > 1 && smem_bytes(layout_of(&st->c, st->warps, 0, ring_size(&st->c)),
+                                       st->warps) > st->max_shared)
         st->warps--;
     return BY_WIDTH(st->c.dvp, allow_shared);
 }
 
 template <int N_TILES> static nsa_status launch_cmp(stage *st, const attend_args *a) {
-    const smem_layout layout = layout_of(&a->c, st->warps, ring_size(&a->c));
+    const smem_layout layout = layout_of(&a->c, st->warps, 0, ring_size(&a->c));
     NSA_LAUNCH(attend_cmp_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv), st->warps * WARP_SIZE,
                smem_bytes(layout, st->warps), st->stream, *a, layout);
     NSA_LAUNCHED("attend_cmp");
@@ -267,7 +252,7 @@ template <int N_TILES> static nsa_status launch_cmp(stage *st, const attend_args
 }
 
 template <int N_TILES> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
-    const smem_layout layout = layout_of(&a->c, st->warps, 0);
+    const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
     NSA_LAUNCH(attend_slc_win_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
                st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout);
     NSA_LAUNCHED("attend_slc_win");
@@ -276,7 +261,7 @@ template <int N_TILES> static nsa_status launch_slc_win(stage *st, const attend_
 
 template <int N_TILES>
 static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
-    const smem_layout layout = layout_of(&a->c, st->warps, 0);
+    const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
     NSA_LAUNCH(attend_causal_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
                st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout, branch,
                out);

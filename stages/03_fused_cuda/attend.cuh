@@ -18,6 +18,24 @@ typedef struct smem_layout {
     int chunk, q, dout, ring, warp; /* warp: all floats of one warp */
 } smem_layout;
 
+/* `dout`: rows of dO^T, 0 in forward; `ring`: floats of the ring buffer, 0 where nothing is
+ * selected. The chunk has 4 KiB a warp, so each makes four loads, and at least four rows of values.
+ */
+static inline smem_layout layout_of(const dims *c, int warps, int dout, int ring) {
+    smem_layout layout;
+    layout.chunk = warps * 1024 > LANE_COLS * c->wp ? warps * 1024 : LANE_COLS * c->wp;
+    layout.q = c->dk8 * TILE_ROWS;
+    layout.dout = dout * TILE_ROWS;
+    layout.ring = ring;
+    layout.warp =
+        layout.q + layout.dout + BLOCK * TILE_ROWS + ring + (ring ? c->GT * TILE_ROWS * 2 : 0);
+    return layout;
+}
+
+static inline size_t smem_bytes(smem_layout layout, int warps) {
+    return (size_t)(layout.chunk + warps * layout.warp) * sizeof(float);
+}
+
 /* The same as one warp sees it. */
 typedef struct smem {
     float *chunk, *q, *dout, *p, *ring;

@@ -132,21 +132,6 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
 
 /* ---------------------------------------------------------------- launches */
 
-static smem_layout layout_of(const dims *c, int warps) {
-    smem_layout layout;
-    const int width = c->dkp > c->dvp ? c->dkp : c->dvp;
-    layout.chunk = warps * 1024 > LANE_COLS * width ? warps * 1024 : LANE_COLS * width;
-    layout.q = c->dk8 * TILE_ROWS;
-    layout.dout = c->dv8 * TILE_ROWS;
-    layout.ring = 0;
-    layout.warp = layout.q + layout.dout + BLOCK * TILE_ROWS;
-    return layout;
-}
-
-static size_t smem_bytes(smem_layout layout, int warps) {
-    return (size_t)(layout.chunk + warps * layout.warp) * sizeof(float);
-}
-
 template <int N_TILES> static nsa_status allow_shared(void) {
     return nsa_allow_shared(dq_kernel<N_TILES>);
 }
@@ -156,7 +141,7 @@ nsa_status open_queries(stage *st, scratch *s) {
     const int64_t rows = st->plan->setup.max_rows + st->cfg.max_seqs;
     s->dq_warps = DQ_WARPS;
     while (s->dq_warps > 1 &&
-           smem_bytes(layout_of(&st->c, s->dq_warps), s->dq_warps) > st->max_shared)
+           smem_bytes(layout_of(&st->c, s->dq_warps, st->c.dv8, 0), s->dq_warps) > st->max_shared)
         s->dq_warps--;
     s->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
     s->terms = (row_terms *)device_alloc(
@@ -176,7 +161,7 @@ nsa_status gate_backward(stage *st, const grad_args *args) {
 template <int N_TILES> static nsa_status launch_dq(stage *st, const grad_args *args) {
     const dims *c = &args->f.c;
     const int warps = ((const scratch *)st->scratch)->dq_warps;
-    const smem_layout layout = layout_of(c, warps);
+    const smem_layout layout = layout_of(c, warps, c->dv8, 0);
     NSA_LAUNCH(dq_kernel<N_TILES>, (unsigned)(args->f.n_tiles * c->Hkv * c->GT), warps * WARP_SIZE,
                smem_bytes(layout, warps), st->stream, *args, layout);
     NSA_LAUNCHED("dq");
