@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 0, atomics: stage 02's five products, a warp a query. Many queries see one block at
- * the same time, so each adds its share of dk and dv by atomics: in another order in every run. */
+ *  the same time, so each adds its share of dk and dv by atomics: in another order in every run. */
 #include "problem.cuh"
 
 /* Row tiles q and dout [G,D] of row t as Q^T and dO^T [D][G], one behind the other. */

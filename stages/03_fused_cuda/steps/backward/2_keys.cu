@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 2, by keys: a CUDA block has a block of keys, and goes through the rows that
- * selected it, four at a time. dk and dv stay in registers; no atomics, and the same order in every
- * run. */
+ *  selected it, four at a time. dk and dv stay in registers; no atomics, and the same order in
+ *  every run. */
 #include "problem.cuh"
 
 enum { TILES = 4 }; /* row tiles at a time, a warp each; each warp sums 16 of the keys */
