@@ -143,11 +143,11 @@ test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages:
 	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
 	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
 
-# A step is read at once, a move as one diff. A stage's steps.mk may set MOVE_LINES_NN_name.
+# A step is read at once, a move as one diff.
 STEP_LINES := 150
 MOVE_LINES := 100
 step-sizes: ## the steps of all stages: lines of a step, changed lines of a move
-	@set -e; $(foreach s,$(STEPPED),sh tests/step_sizes.sh $(s) $(STEP_LINES) $(or $(MOVE_LINES_$(s)),$(MOVE_LINES));)
+	@set -e; $(foreach s,$(STEPPED),sh tests/step_sizes.sh $(s) $(STEP_LINES) $(MOVE_LINES);)
 
 # How much of a stage stands already in the one before it.
 similar:

@@ -1,13 +1,12 @@
 /** @file
  *  @brief What main.cu and the chains share. A chain goes from what stage 02 does, with the
- * simplest grid, to what stage 03 does in small steps, for one part of the operator: a folder, and
- * in it numbered files.
+ *  simplest grid, to what stage 03 does in small steps, for one part of the operator: a folder,
+ *  and in it numbered files.
  *
- *  Read a chain's problem.cuh, then its steps in order: `make diff A=03/attend/0 B=03/attend/1`,
- * and so on. Each step is complete for its part and changes one thing. Products, reductions and the
- *  online softmax of a warp's tile are the stage's own (tile.cuh, attend.cuh): no step changes
- * them.
- */
+ *  Read a chain's problem.cuh, then its steps in order: `make diff A=03/attend/0
+ *  B=03/attend/1`, and so on. Each step is complete for its part and changes one thing.
+ *  Products, reductions and the online softmax of a warp's tile are the stage's own (tile.cuh,
+ *  attend.cuh): no step changes them. */
 #ifndef STEPS_CUH
 #define STEPS_CUH
 

@@ -5,7 +5,8 @@ STEPS_03 := stages/03_fused_cuda/steps
 # A chain is a folder that holds numbered steps; main.cu runs all that are found.
 MOVES_03 := $(sort $(wildcard $(STEPS_03)/*/[0-9]*_*.cu))
 STEPS_03_MAIN := $(BUILD)/obj/$(CUDA)/$(STEPS_03)/main.o
-STEPS_03_OBJECTS := $(patsubst %.cu,$(BUILD)/obj/$(CUDA)/%.o,$(wildcard $(STEPS_03)/*.cu $(STEPS_03)/*/*.cu))
+STEPS_03_OBJECTS := $(patsubst %.cu,$(BUILD)/obj/$(CUDA)/%.o,$(wildcard \
+                        $(STEPS_03)/*.cu $(STEPS_03)/*/*.cu))
 
 # CHAIN(attend), for each chain; MOVE("attend", "1_lists", lines changed from the step before), for
 # each step

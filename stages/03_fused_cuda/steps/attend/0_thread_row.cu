@@ -28,7 +28,7 @@ static __device__ __forceinline__ void softmax_step(row_state *x, const float *q
 /* One branch. Grid: a CUDA block for each 64 neighbouring queries (x) and head (y). Block: 64
  * threads; thread i owns query 64 blockIdx.x + i: q and o in its registers, nothing shared. In the
  * window the lanes of a warp happen to read the same keys at the same time; selected blocks differ
- * from lane to lane, so that one load asks for 32 lines. */
+ * from lane to lane, so that one load asks for 32 lines, of each for 4 bytes. */
 template <int BRANCH> static __global__ void __launch_bounds__(BLOCK) attend_kernel(problem pb) {
     const int t = (int)(blockIdx.x * BLOCK + threadIdx.x);
     if (t >= pb.T)

@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 2, a shared block: each block of keys, then of values, goes through shared memory,
- * 16 bytes a thread and load. Nobody else uses it yet: that is step 3. */
+ *  16 bytes a thread and load. Nobody else uses it yet: that is step 3. */
 #include "problem.cuh"
 
 /* What a row carries from block to block: column i of o, and key i's part of the sum. */

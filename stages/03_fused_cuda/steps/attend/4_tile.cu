@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 4, a warp's tile: a lane owns 8 heads and 4 keys, then 4 columns (tile.cuh). A
- * number read is used 4 or 8 times in registers, so that K and V need no shared memory. */
+ *  number read is used 4 or 8 times in registers, so that K and V need no shared memory. */
 #include "problem.cuh"
 
 /* Shared memory of a warp, 8 KiB: Q^T, P^T. */

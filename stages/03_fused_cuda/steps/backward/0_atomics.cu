@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 0, atomics: stage 02's five products, a warp a query. Many queries see one block at
- * the same time, so each adds its share of dk and dv by atomics: in another order in every run. */
+ *  the same time, so each adds its share of dk and dv by atomics: in another order in every run. */
 #include "problem.cuh"
 
 /* Row tiles q and dout [G,D] of row t as Q^T and dO^T [D][G], one behind the other. */
@@ -12,8 +12,7 @@ static __device__ __forceinline__ void load_rows(float *s_q, const problem *pb, 
     __syncwarp();
 }
 
-/* From S to gate P, and from dP to dS, in place; 0 where a key is not visible, whatever is there.
- */
+/* From S to gate P, and from dP to dS, in place; 0 where a key is not visible. */
 static __device__ __forceinline__ void softmax_backward(acc_16x64 *s, acc_16x64 *dp,
                                                         const problem *pb, int t, uint64_t mask) {
     const unsigned visible = (unsigned)(mask >> lane_col());

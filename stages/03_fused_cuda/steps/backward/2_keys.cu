@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 2, by keys: a CUDA block has a block of keys, and goes through the rows that
- * selected it, four at a time. dk and dv stay in registers; no atomics, and the same order in every
- * run. */
+ *  selected it, four at a time. dk and dv stay in registers; no atomics, and the same order in
+ *  every run. */
 #include "problem.cuh"
 
 enum { TILES = 4 }; /* row tiles at a time, a warp each; each warp sums 16 of the keys */
@@ -15,8 +15,7 @@ static __device__ __forceinline__ void load_rows(float *s_q, const problem *pb, 
     __syncwarp();
 }
 
-/* From S to gate P, and from dP to dS, in place; 0 where a key is not visible, whatever is there.
- */
+/* From S to gate P, and from dP to dS, in place; 0 where a key is not visible. */
 static __device__ __forceinline__ void softmax_backward(acc_16x64 *s, acc_16x64 *dp,
                                                         const problem *pb, int t, uint64_t mask) {
     const unsigned visible = (unsigned)(mask >> lane_col());

@@ -1,6 +1,6 @@
 /** @file
  *  @brief The chain `backward`: makes its problem, with what forward saves and the inverse list,
- * runs its steps, and computes gradients in float64. */
+ *  runs its steps, and computes gradients in float64. */
 #include "problem.cuh"
 
 #include "harness/random.h"

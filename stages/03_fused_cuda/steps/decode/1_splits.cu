@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 1, splits (split-KV, as in FlashDecoding): a slot's blocks are dealt out to many
- * CUDA blocks. Each stores its outputs, a row maximum and a row sum, and a second kernel combines
- * them in their order. */
+ *  CUDA blocks. Each stores its outputs, a row maximum and a row sum, and a second kernel combines
+ *  them in their order. */
 #include "problem.cuh"
 
 enum { SPLITS = 4 }; /* CUDA blocks of a slot and branch */

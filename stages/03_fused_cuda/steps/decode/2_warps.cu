@@ -40,8 +40,8 @@ static __device__ __forceinline__ void attend_split(softmax_state<1> *x, const p
     }
 }
 
-/* Combine the warps' outputs in s_o [G,D], one warp after the other, and store the split: g_o [G,D]
- * as it is, row maxima and sums [G]. s_stats [SPLIT_WARPS,G]. */
+/* Combine the warps' outputs in s_o [G,D], which may be Q^T's place, one after the other, and
+ * store: g_o [G,D] as it is, row maxima and sums [G]. s_stats [SPLIT_WARPS,G]. */
 static __device__ __forceinline__ void write_split(const softmax_state<1> *x, float scale2,
                                                    float *s_o, partial_stats *s_stats, float *g_o,
                                                    partial_stats *g_stats) {
@@ -91,7 +91,6 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE) decode_splits_k
     softmax_state<1> x;
     load_query(s_q, pb.q + (int64_t)slot * G * D);
     attend_split(&x, &pb, slot, branch, split, s_q);
-    __syncthreads(); /* Q^T is no longer in use: outputs take its place */
     write_split(&x, pb.scale2, s_q, s_stats, pb.split_o + part * G * D, pb.split_stats + part * G);
 }
 

@@ -9,7 +9,7 @@
  *      out_g = g_slc o_slc + g_win o_win,   o = sum_s p_s v_s,   p = softmax_s(scale q_g.k_s)
  *
  *  A run is TOKENS decode steps, one after another. Each reads other blocks of the caches, which
- * are larger than the second-level cache: blocks come from device memory. */
+ *  are larger than the second-level cache: blocks come from device memory. */
 #ifndef DECODE_PROBLEM_CUH
 #define DECODE_PROBLEM_CUH
 

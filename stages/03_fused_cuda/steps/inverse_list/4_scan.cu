@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 4, scan: the prefix sums over the blocks by one CUDA block. A thread adds up a run
- * of blocks, then the runs before its own. */
+ *  of blocks, then the runs before its own. */
 #include "problem.cuh"
 
 enum { THREADS = 64, SCAN_THREADS = 1024 };

@@ -29,12 +29,12 @@ static int64_t result_ints(void) {
     return pb.blocks + 1 + (int64_t)pb.T * pb.n;
 }
 
-/* A short problem selects fewer blocks, so that some are left out. */
+/* A short problem selects fewer blocks, so that some rows leave some out. */
 static void make(int T) {
     uint64_t random = random_seed(SEED);
     pb = {};
     pb.T = T;
-    pb.n = max(1, min(16, T / 100));
+    pb.n = max(1, min(16, T / BLOCK));
     pb.blocks = (T + BLOCK - 1) / BLOCK;
     pb.chunk = max((int)MIN_CHUNK, (T + MAX_CHUNKS - 1) / MAX_CHUNKS);
     pb.chunks = (T + pb.chunk - 1) / pb.chunk;

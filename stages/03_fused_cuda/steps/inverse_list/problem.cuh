@@ -1,9 +1,11 @@
 /** @file
- *  @brief The chain `inverse_list`: its problem, the lists that the backward needs for dk and dv.
+ *  @brief The chain `inverse_list`: its problem, the lists that the backward needs for dk and
+ *  dv.
  *
- *  The query row at position t has selected the blocks idx[t] of 64 keys. Wanted is the inverse:
- * for each block the rows that selected it, ascending, so that what is added up row after row is
- * added in one order in every run. The lists lie one after the other; start says where each begins.
+ *  The query row at position t has selected the blocks idx[t] of 64 keys. Wanted is the
+ *  inverse: for each block the rows that selected it, ascending, so that what is added up row
+ *  after row is added in one order in every run. The lists lie one after the other; start says
+ *  where each begins.
  *
  *  Stage 02 needs no such list: a thread there owns tiles of rows, and dk and dv of its own. */
 #ifndef INVERSE_LIST_PROBLEM_CUH

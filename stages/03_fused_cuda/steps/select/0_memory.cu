@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 0, in memory: stage 02's loops, each a kernel. Scores, probabilities and importance
- * go through device memory; a thread selects for a query. */
+ *  go through device memory; a thread selects for a query. */
 #include "problem.cuh"
 
 enum { THREADS = 64 };

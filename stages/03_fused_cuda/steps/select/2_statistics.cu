@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 2, statistics: a warp has a query and its 16 heads, a tile a block of keys. It finds
- * the rows' maxima and sums while it stores the scores, so that these are read once. */
+ *  the rows' maxima and sums while it stores the scores, so that these are read once. */
 #include "problem.cuh"
 
 enum { THREADS = 64 };

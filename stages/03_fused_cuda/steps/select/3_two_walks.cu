@@ -1,7 +1,7 @@
 /** @file
  *  @brief Step 3, two walks: scores are not stored but computed again in a second walk, when the
- * rows' maxima and sums are known. Heads are summed on the chip: a sixteenth of the bytes goes to
- * memory. */
+ *  rows' maxima and sums are known. Heads are summed on the chip: a sixteenth of the bytes goes to
+ *  memory. */
 #include "problem.cuh"
 
 enum { THREADS = 64 };

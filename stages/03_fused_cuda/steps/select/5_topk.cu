@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 5, top-k: a list of the best blocks, an entry a lane, is kept while keys stream
- * past, in one launch. The stage keeps four entries a lane, unsorted. */
+ *  past, in one launch. The stage keeps four entries a lane, unsorted. */
 #include "problem.cuh"
 
 /* The query's G rows of q [G,D], as Q^T [D][G]. */

@@ -3,7 +3,7 @@
  *
  *  The query at position t has G heads, which attend the compressed keys i < visible_cmp(t). Their
  *  probabilities, summed over the heads, give each block of l' = 4 d tokens its importance, with l
- * = 2 d (Eq. 8-10):
+ *  = 2 d (Eq. 8-10):
  *
  *      p_g = softmax_i(scale q_tg.k_i),   importance_j = sum_i w_ij sum_g p_gi
  *
