@@ -12,7 +12,7 @@
 
 /* Q^T of the warp's row, tile g16 of its heads, into m->q. */
 static __device__ __forceinline__ void load_query(const attend_args *a, const tile_coord *coord,
-                                                  int g16, const smem *m) {
+                                                  int g16, const warp_smem *m) {
     load_tile(m->q, a->q_t + head_tile(&a->c, coord, g16) * a->c.dk8 * TILE_ROWS,
               a->c.dk8 * TILE_ROWS);
 }
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void accumulate_gated(const attend_args *a,
  * too. Partial sums wait in `out`, which nobody has written yet. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_visible(const attend_args *a, const tile_coord *coord,
-                                                      const smem *m, int g16) {
+                                                      const warp_smem *m, int g16) {
     const dims *c = &a->c;
     const bool live = coord->t >= 0;
     const int n_visible = live ? visible_cmp(c, coord->t) : 0;
@@ -85,7 +85,7 @@ static __device__ __forceinline__ void attend_visible(const attend_args *a, cons
         }
         attend_shared_block(
             &x, c, m, block_of(a, coord, CMP, b),
-            visible_mask{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
+            key_masks{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
     }
     if (n_last > FLUSH_EVERY * BLOCK)
         add_partial(&x, c, g_o, heads, s_stats);
@@ -106,7 +106,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_cmp_kernel(attend_args a, smem_layout layout) {
     NSA_DYNAMIC_SHARED(float, s_base);
     const dims *c = &a.c;
-    const smem m = smem_of(layout, s_base);
+    const warp_smem m = smem_of(layout, s_base);
     const tile_coord coord =
         tile_coord_of(&a, a.n_tiles - 1 - blockIdx.x / c->Hkv, (int)(blockIdx.x % c->Hkv));
     const bool live = coord.t >= 0;
@@ -155,13 +155,13 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
 template <int N_TILES>
 static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
                                                      const attend_args *a, const tile_coord *coord,
-                                                     const smem *m, int branch) {
+                                                     const warp_smem *m, int branch) {
     const int lo = first_win(&a->c, coord->t), last = last_position(a, coord);
     softmax_init(x);
     for (int b = 0; (b = next_win_block(a, coord, b)) != INT32_MAX; b++)
         attend_shared_block(x, &a->c, m, block_of(a, coord, branch, b),
-                            visible_mask{range_mask(lo - b * BLOCK, coord->t + 1 - b * BLOCK),
-                                         range_mask(0, last + 1 - b * BLOCK)});
+                            key_masks{range_mask(lo - b * BLOCK, coord->t + 1 - b * BLOCK),
+                                      range_mask(0, last + 1 - b * BLOCK)});
     softmax_finalize(x);
 }
 
@@ -175,7 +175,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_slc_win_kernel(attend_args a, smem_layout layout) {
     NSA_DYNAMIC_SHARED(float, s_base);
     const dims *c = &a.c;
-    const smem m = smem_of(layout, s_base);
+    const warp_smem m = smem_of(layout, s_base);
     const int64_t unit = blockIdx.x / c->GT; /* the grid replaces stage 02's loop over units */
     const int g16 = (int)(blockIdx.x % c->GT);
     const tile_coord coord = tile_coord_of(&a, unit % a.n_tiles, (int)(unit / a.n_tiles));
@@ -204,7 +204,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_causal_kernel(attend_args a, smem_layout layout, int branch, real *g_out) {
     NSA_DYNAMIC_SHARED(float, s_base);
     const dims *c = &a.c;
-    const smem m = smem_of(layout, s_base);
+    const warp_smem m = smem_of(layout, s_base);
     const int64_t unit = blockIdx.x / c->GT;
     const int g16 = (int)(blockIdx.x % c->GT);
     const tile_coord coord =

@@ -5,10 +5,7 @@
 #ifndef ATTEND_CUH
 #define ATTEND_CUH
 
-#include "stage.cuh"
-
-static const uint64_t ALL_KEYS = ~(uint64_t)0; /* the mask of all 64 keys of a block */
-#define ALL_LANES 0xffffffffu
+#include "visible.cuh"
 
 /* Sizes of a CUDA block's dynamic shared memory, in floats. First the part that all warps share: a
  * chunk of a block of keys or values. Then the warps' own parts, one after another: Q^T [dk8][16],
@@ -37,22 +34,14 @@ static inline size_t smem_bytes(smem_layout layout, int warps) {
 }
 
 /* The same as one warp sees it. */
-typedef struct smem {
+typedef struct warp_smem {
     float *chunk, *q, *dout, *p, *ring;
     row_stats *stats;
     int chunk_floats, ring_floats;
-} smem;
+} warp_smem;
 
-static __device__ __forceinline__ int lane_id(void) {
-    return (int)threadIdx.x % WARP_SIZE;
-}
-
-static __device__ __forceinline__ int warp_id(void) {
-    return (int)threadIdx.x / WARP_SIZE;
-}
-
-static __device__ __forceinline__ smem smem_of(smem_layout layout, float *base) {
-    smem m;
+static __device__ __forceinline__ warp_smem smem_of(smem_layout layout, float *base) {
+    warp_smem m;
     m.chunk = base;
     m.q = base + layout.chunk + warp_id() * layout.warp;
     m.dout = m.q + layout.q;
@@ -64,127 +53,12 @@ static __device__ __forceinline__ smem smem_of(smem_layout layout, float *base) 
     return m;
 }
 
-/* Bits lo..hi-1 of a block's mask; lo and hi may lie outside of 0..64. */
-static __device__ __forceinline__ uint64_t range_mask(int lo, int hi) {
-    lo = max(lo, 0);
-    hi = min(hi, BLOCK);
-    return hi <= lo ? 0 : (ALL_KEYS >> (BLOCK - (hi - lo))) << lo;
-}
-
 /* The warp's own copy of a row tile Q^T [dk8][16], the A of its first products. */
 static __device__ __forceinline__ void load_tile(float *s_q, const float *g_q, int floats) {
     __syncwarp();
     for (int i = 4 * lane_id(); i < floats; i += 4 * WARP_SIZE)
         *(float4 *)(s_q + i) = load4(g_q + i);
     __syncwarp();
-}
-
-/* ------------------------------------------------- the rows of a CUDA block */
-
-/* The row and kv head of a warp. */
-typedef struct tile_coord {
-    int head;                 /* kv head */
-    int64_t row;              /* result row */
-    int t;                    /* its position, -1 if the warp has no row */
-    const tile_of_rows *rows; /* the CUDA block's rows */
-    const sequence *sq;
-} tile_coord;
-
-static __device__ __forceinline__ tile_coord tile_coord_of(const attend_args *a, int64_t tile,
-                                                           int head) {
-    tile_coord coord;
-    coord.head = head;
-    coord.rows = &a->tiles[tile];
-    coord.sq = &a->seqs[coord.rows->sequence];
-    coord.row = coord.rows->first + warp_id();
-    coord.t = warp_id() < coord.rows->count ? a->row_t[coord.row] : -1;
-    return coord;
-}
-
-/* Position of the CUDA block's last row, which sees the most keys. */
-static __device__ __forceinline__ int last_position(const attend_args *a, const tile_coord *coord) {
-    return a->row_t[coord->rows->first + coord->rows->count - 1];
-}
-
-/* Number of the warp's tile of heads g16, among all of [R,Hkv,GT]. */
-static __device__ __forceinline__ int64_t head_tile(const dims *c, const tile_coord *coord,
-                                                    int g16) {
-    return (coord->row * c->Hkv + coord->head) * c->GT + g16;
-}
-
-/* One block of keys and values in each layout; k and vt are NULL without backward. */
-typedef struct block_ptrs {
-    const real *kt, *v, *k, *vt;
-} block_ptrs;
-
-static __device__ __forceinline__ block_ptrs block_at(const kv_blocks *in, const dims *c,
-                                                      int64_t block) {
-    block_ptrs at;
-    at.kt = in->kt + block * c->dk8 * BLOCK;
-    at.v = in->v + block * BLOCK * c->dvp;
-    at.k = in->k ? in->k + block * BLOCK * c->dkp : NULL;
-    at.vt = in->vt ? in->vt + block * c->dv8 * BLOCK : NULL;
-    return at;
-}
-
-/* Block `block` of the warp's sequence and head. */
-static __device__ __forceinline__ block_ptrs block_of(const attend_args *a, const tile_coord *coord,
-                                                      int branch, int block) {
-    const kv_blocks *in = &a->in[branch];
-    return block_at(in, &a->c, coord->head * in->stride + coord->sq->first[branch] + block);
-}
-
-/* Number of compressed tokens that position t sees: those with i d + l - 1 <= t (Eq. 8). */
-static __device__ __forceinline__ int visible_cmp(const dims *c, int t) {
-    return t + 1 < c->l ? 0 : (t + 1 - c->l) / c->d + 1;
-}
-
-/* The first token of position t's window: t - w < s <= t. */
-static __device__ __forceinline__ int first_win(const dims *c, int t) {
-    return max(t - c->w + 1, 0);
-}
-
-/* The next memory block from `block` on that some row of the CUDA block has in its window;
- * INT32_MAX when there is none. Rows may lie far apart if the caller listed them. */
-static __device__ __forceinline__ int next_win_block(const attend_args *a, const tile_coord *coord,
-                                                     int block) {
-    int next = INT32_MAX;
-    for (int i = 0; i < coord->rows->count; i++) {
-        const int t = a->row_t[coord->rows->first + i];
-        if (t / BLOCK >= block)
-            next = min(next, max(first_win(&a->c, t) / BLOCK, block));
-    }
-    return next;
-}
-
-/* Position in one row's list of selected blocks. */
-typedef struct block_iter {
-    int entry;      /* index into the list */
-    int next_token; /* tokens before this are done */
-} block_iter;
-
-/* The next memory block that the list idx [n] (ascending, -1 last) touches, and the mask of its
- * tokens up to t. The selection block size l' may be any; memory blocks are always 64 keys. Several
- * selected blocks in one memory block are returned together. False when there is no more. */
-static __device__ __forceinline__ bool next_block(block_iter *iter, const int32_t *idx,
-                                                  const dims *c, int t, int *block,
-                                                  uint64_t *mask) {
-    if (iter->entry >= c->n || idx[iter->entry] < 0)
-        return false;
-    const int memory_block = max(idx[iter->entry] * c->lb, iter->next_token) / BLOCK;
-    *block = memory_block;
-    *mask = 0;
-    iter->next_token = (memory_block + 1) * BLOCK;
-    while (iter->entry < c->n && idx[iter->entry] >= 0) {
-        const int first = idx[iter->entry] * c->lb, end = min(first + c->lb, t + 1);
-        if (first >= iter->next_token)
-            break;
-        *mask |= range_mask(first - memory_block * BLOCK, end - memory_block * BLOCK);
-        if (end > iter->next_token)
-            break; /* it goes on in the next memory block */
-        iter->entry++;
-    }
-    return true;
 }
 
 /* ------------------------------------------------------------ online softmax */
@@ -342,8 +216,9 @@ static __device__ __forceinline__ void load_shared(float *s_chunk, const float *
 /* S [16,64] += A B, both in shared memory or on their way there: A^T = s_a [K][16] of this warp
  * (Q^T or dO^T), B = g_b [K][64] in global memory (K^T or V^T of a block), which goes through the
  * chunk. Every warp loads; warps with `compute` multiply. */
-static __device__ __forceinline__ void shared_scores(acc_16x64 *s, const smem *m, const float *s_a,
-                                                     const float *g_b, int K, bool compute) {
+static __device__ __forceinline__ void shared_scores(acc_16x64 *s, const warp_smem *m,
+                                                     const float *s_a, const float *g_b, int K,
+                                                     bool compute) {
     const int rows = m->chunk_floats / BLOCK;
     for (int k = 0; k < K; k += rows) {
         const int count = min(rows, K - k);
@@ -355,15 +230,15 @@ static __device__ __forceinline__ void shared_scores(acc_16x64 *s, const smem *m
 }
 
 /* The keys of a block that are visible. */
-typedef struct visible_mask {
+typedef struct key_masks {
     uint64_t row, any; /* to this warp's row; to some row of the CUDA block, equal in all warps */
-} visible_mask;
+} key_masks;
 
 /* C [16, 64 N_TILES] += P B, P^T as stored in m->p, B = g_b [64][ldb] in global memory: values, or
  * in backward keys. It goes through the chunk too. */
 template <int N_TILES>
-static __device__ __forceinline__ void shared_matmul(acc_16x64 *acc, const smem *m,
-                                                     const float *g_b, int ldb, visible_mask mask) {
+static __device__ __forceinline__ void shared_matmul(acc_16x64 *acc, const warp_smem *m,
+                                                     const float *g_b, int ldb, key_masks mask) {
     const int rows = m->chunk_floats / ldb & ~(LANE_COLS - 1);
     for (int k = 0; k < BLOCK; k += rows) {
         const int count = min(rows, BLOCK - k);
@@ -377,8 +252,8 @@ static __device__ __forceinline__ void shared_matmul(acc_16x64 *acc, const smem 
 /* Attention over one block that all warps share. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_shared_block(softmax_state<N_TILES> *x, const dims *c,
-                                                           const smem *m, block_ptrs at,
-                                                           visible_mask mask) {
+                                                           const warp_smem *m, block_ptrs at,
+                                                           key_masks mask) {
     {
         acc_16x64 s;
         zero_acc_16x64(&s);
@@ -393,7 +268,7 @@ static __device__ __forceinline__ void attend_shared_block(softmax_state<N_TILES
  * to need it. g_scores [16,64], if not NULL, gets the scores. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_global_block(softmax_state<N_TILES> *x, const dims *c,
-                                                           const smem *m, block_ptrs at,
+                                                           const warp_smem *m, block_ptrs at,
                                                            uint64_t mask, float *g_scores) {
     {
         acc_16x64 s;

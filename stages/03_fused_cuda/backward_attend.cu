@@ -37,8 +37,9 @@ static __global__ void __launch_bounds__(8 * WARP_SIZE) gate_backward_kernel(gra
  *     S [16,64] = Q K^T    dP [16,64] = dO V^T    dQ [16,dk] += dS K */
 template <int N_TILES>
 static __device__ __forceinline__ void backward_shared_block(acc_16x64 *dq, const dims *c,
-                                                             const smem *m, const row_terms *terms,
-                                                             block_ptrs at, visible_mask mask) {
+                                                             const warp_smem *m,
+                                                             const row_terms *terms, block_ptrs at,
+                                                             key_masks mask) {
     {
         acc_16x64 s, dp;
         zero_acc_16x64(&s);
@@ -58,8 +59,9 @@ static __device__ __forceinline__ void backward_shared_block(acc_16x64 *dq, cons
 /* The same over one block of one warp, read straight from global memory. */
 template <int N_TILES>
 static __device__ __forceinline__ void backward_global_block(acc_16x64 *dq, const dims *c,
-                                                             const smem *m, const row_terms *terms,
-                                                             block_ptrs at, uint64_t mask) {
+                                                             const warp_smem *m,
+                                                             const row_terms *terms, block_ptrs at,
+                                                             uint64_t mask) {
     {
         acc_16x64 s, dp;
         zero_acc_16x64(&s);
@@ -83,7 +85,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     dq_kernel(grad_args a, smem_layout layout) {
     NSA_DYNAMIC_SHARED(float, s_base);
     const dims *c = &a.f.c;
-    const smem m = smem_of(layout, s_base);
+    const warp_smem m = smem_of(layout, s_base);
     const int g16 = (int)(blockIdx.x % c->GT);
     const int64_t unit = blockIdx.x / c->GT;
     const tile_coord coord =
@@ -103,12 +105,12 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     for (int b = 0; b * BLOCK < n_last; b++)
         backward_shared_block<N_TILES>(
             dq, c, &m, terms + CMP * a.row_tiles * TILE_ROWS, block_of(&a.f, &coord, CMP, b),
-            visible_mask{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
+            key_masks{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
     for (int b = 0; (b = next_win_block(&a.f, &coord, b)) != INT32_MAX; b++)
         backward_shared_block<N_TILES>(
             dq, c, &m, terms + WIN * a.row_tiles * TILE_ROWS, block_of(&a.f, &coord, WIN, b),
-            visible_mask{range_mask(first_win(c, t) - b * BLOCK, t + 1 - b * BLOCK),
-                         range_mask(0, last + 1 - b * BLOCK)});
+            key_masks{range_mask(first_win(c, t) - b * BLOCK, t + 1 - b * BLOCK),
+                      range_mask(0, last + 1 - b * BLOCK)});
     if (t < 0)
         return;
     const int32_t *g_idx = a.f.block_idx + (coord.row * c->Hkv + coord.head) * c->n;

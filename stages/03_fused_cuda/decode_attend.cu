@@ -28,8 +28,8 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
 /* This warp's share of a split: every block_step-th block of a branch, from the warp's own on. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, const decode_args *a,
-                                                    const decode_unit *u, const smem *m, int branch,
-                                                    int split) {
+                                                    const decode_unit *u, const warp_smem *m,
+                                                    int branch, int split) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[branch];
     const int first_block = split * SPLIT_WARPS + warp_id();
@@ -106,7 +106,7 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
     decode_splits_kernel(decode_args a, int from, int count) {
     NSA_DYNAMIC_SHARED(float, s_q);
     const dims *c = &a.c;
-    smem m;
+    warp_smem m;
     m.q = s_q;
     m.p = s_q + c->dk8 * TILE_ROWS + warp_id() * BLOCK * TILE_ROWS;
     partial_stats *s_stats =

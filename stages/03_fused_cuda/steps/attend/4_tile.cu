@@ -22,10 +22,9 @@ static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, smem *s
     const uint64_t mask = range_mask(sp.lo, sp.hi);
     acc_16x64 s;
     zero_acc_16x64(&s);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(&s, s_mem->q + lane_row(), G, g_kt + lane_col(), BLOCK,
-                                          D);
+    warp_matmul<1>(&s, s_mem->q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
     online_softmax_update(x, &s, mask, pb->scale2, s_mem->p);
-    matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, mask, 0, BLOCK / LANE_COLS);
+    matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
 /* Store a finished tile: o [G,D]. */

@@ -23,10 +23,9 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, 
     const uint64_t mask = range_mask(sp.lo, sp.hi);
     acc_16x64 s;
     zero_acc_16x64(&s);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(&s, s_mem->q + lane_row(), G, g_kt + lane_col(), BLOCK,
-                                          D);
+    warp_matmul<1>(&s, s_mem->q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
     online_softmax_update(x, &s, mask, pb->scale2, s_mem->p);
-    matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, mask, 0, BLOCK / LANE_COLS);
+    matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
 /* The same with a block of the window that all four warps share: S and O from shared memory. The
@@ -44,7 +43,7 @@ static __device__ __forceinline__ void attend_shared_block(softmax_state<1> *x, 
     }
     load_shared(s_block, values_of(pb, WIN, sp.block), BLOCK * D);
     if (mask)
-        matmul_masked<1>(x->o, s_mem->p, s_block + lane_col(), D, mask, 0, BLOCK / LANE_COLS);
+        matmul_masked<1>(x->o, s_mem->p, s_block + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
 /* The window of the CUDA block's queries t0..t0+3: all blocks that one of them sees. */

@@ -37,8 +37,8 @@ static __device__ __forceinline__ void compute_p_ds(acc_16x64 *p, acc_16x64 *ds,
     const int64_t at = (int64_t)block * D * BLOCK + lane_col();
     zero_acc_16x64(p);
     zero_acc_16x64(ds);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(p, s_q + lane_row(), G, pb->kt + at, BLOCK, D);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(ds, s_q + D * G + lane_row(), G, pb->vt + at, BLOCK, D);
+    warp_matmul<1>(p, s_q + lane_row(), G, pb->kt + at, BLOCK, D);
+    warp_matmul<1>(ds, s_q + D * G + lane_row(), G, pb->vt + at, BLOCK, D);
     softmax_backward(p, ds, pb, t, visible_mask(t, block));
 }
 
@@ -66,8 +66,8 @@ static __global__ void __launch_bounds__(WARP_SIZE) dq_kernel(problem pb) {
         __syncwarp(); /* all lanes have used the last block's */
         store_transposed(s_ds, &ds);
         __syncwarp();
-        matmul_masked<1>(&dq, s_ds, pb.k + at + lane_col(), D, visible_mask(t, block), 0,
-                         BLOCK / LANE_COLS);
+        matmul_masked<1>(&dq, s_ds, pb.k + at + lane_col(), D,
+                         key_run{0, BLOCK, visible_mask(t, block)});
     }
     store_rows(pb.dq + row, &dq);
 }

@@ -22,9 +22,9 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, 
     float *s_p = s_q + (D + warp_id() * BLOCK) * G;
     acc_16x64 s;
     zero_acc_16x64(&s);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(&s, s_q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
+    warp_matmul<1>(&s, s_q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
     online_softmax_update(x, &s, mask, scale2, s_p);
-    matmul_masked<1>(x->o, s_p, g_v + lane_col(), D, mask, 0, BLOCK / LANE_COLS);
+    matmul_masked<1>(x->o, s_p, g_v + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
 /* This warp's share of a split of a slot's branch: every 16th span. */

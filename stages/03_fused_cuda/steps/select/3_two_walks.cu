@@ -18,7 +18,7 @@ static __device__ __forceinline__ void score(acc_16x64 *s, const problem *pb, co
                                              int b) {
     const float *g_kt = pb->kt + (int64_t)b * D * BLOCK;
     zero_acc_16x64(s);
-    warp_matmul<1, PREFETCH_DEPTH_GLOBAL>(s, s_q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
+    warp_matmul<1>(s, s_q + lane_row(), G, g_kt + lane_col(), BLOCK, D);
 }
 
 /* Maxima and sums of this lane's 8 rows with one more block: an online softmax without outputs.
