@@ -14,9 +14,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # The order in which a stage is read (docs/reading.md). Files that are not named come after these.
-order='README.md stage.h tile.h tile.c compress.h compress.c select.h select.c attend.h attend.c
-    forward.h forward.c decode.h decode.c decode_attend.c backward.h backward.c backward_attend.c
-    backward_range.c backward_keys.c backward_visits.c backward_compress.c
+order='README.md stage.h tile.h tile.c matmul.c compress.h compress.c visible.h select.h select.c
+    attend.h attend.c forward.h forward.c decode.h decode.c decode_attend.c backward.h backward.c
+    backward_attend.c backward_inverse.c backward_keys.c backward_compress.c
     stage.c load.h load.c read.h read.c stage.mk'
 readme='' counts=0
 tab=$(printf '\t')

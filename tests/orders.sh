@@ -46,7 +46,7 @@ backward:T=40,Hq=2,Hkv=1,dk=256,dv=256
 backward:T=60,l=1,d=1,l2=1,n=6
 backward:seqs=15+0+115+70,phi=mlp,hidden=6
 backward:seqs=7+8+9+17+64+65
-backward:T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1,rows=1080
+backward:T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1000,rows=1080
 repeat:T=100,phi=gated
 END
 }

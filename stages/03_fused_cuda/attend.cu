@@ -99,7 +99,7 @@ static __device__ __forceinline__ void attend_visible(const attend_args *a, cons
 /* Compressed attention, importance and selection (Eq. 8-11), in two passes over the keys: the first
  * finds each row's maximum and sum, the second computes the probabilities themselves. Grid: a CUDA
  * block for each kv head and tile of rows, the last rows first, because they see the most. Block: a
- * warp for each query row of the tile, with all G heads. Shared: smem_layout, 205 KiB at
+ * warp for each query row of the tile, with all G heads. Shared: smem_layout, 200 KiB at
  * 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
@@ -116,7 +116,7 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
             load_query(&a, &coord, g16, &m);
         attend_visible<N_TILES>(&a, &coord, &m, g16);
     }
-    __syncwarp();
+    __syncwarp(); /* the statistics are in shared memory */
     if (!a.importance && a.forced)
         return;
     /* If all blocks fit into the list, their order does not matter. */
@@ -169,6 +169,7 @@ static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
  * block's rows share window blocks; each warp reads its selected blocks alone. Grid: a CUDA block
  * for each kv head, tile of rows and tile of heads, kv head outermost, so that one head's keys and
  * values stay in the second-level cache. Block: a warp for each query row, with 16 of its heads.
+ * The window comes first, for its barriers need all warps: those without a row leave after it.
  * Shared: smem_layout without ring buffers, 192 KiB at 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)

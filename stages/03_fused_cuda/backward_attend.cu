@@ -79,7 +79,7 @@ static __device__ __forceinline__ void backward_global_block(acc_16x64 *dq, cons
 /* dq of one tile of heads of each row. The blocks, and who loads them, are forward's: compressed
  * and window blocks are shared, selected ones are each warp's own. Grid: a CUDA block for each kv
  * head, tile of heads and tile of rows, the last rows first. Block: a warp for each query row.
- * Shared: smem_layout, 216 KiB at 128/128. */
+ * Shared: smem_layout, 192 KiB at 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     dq_kernel(grad_args a, smem_layout layout) {

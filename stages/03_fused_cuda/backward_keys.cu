@@ -50,15 +50,18 @@ static __device__ __forceinline__ void recompute_p(const grad_args *a, const inv
     }
 }
 
-/* One work unit: up to unit_rows rows that see one block of keys, `step` row tiles at a time:
+/* One work unit: up to unit_rows rows that see one block of keys, `step` row tiles at a time. First
+ * each warp makes P and dS of a row tile of its own, in shared memory; then all warps add them up:
  *
- *     warp w < step    S = Q K^T and dP = dO V^T of row tile w    -> P, dS [16][64] to shared
- * memory warp 0..3        dV [16 keys each, dv] += P^T dO            \\  over the rows of all tiles
- *     warp 4..7        dK [16 keys each, dk] += dS^T Q            /
+ *     warp w < step   S = Q K^T,  dP = dO V^T of row tile w  ->  P, dS [16][64]
+ *     barrier
+ *     warp 0..3       dV [16 keys each, dv] += P^T dO    over the rows of all tiles
+ *     warp 4..7       dK [16 keys each, dk] += dS^T Q    the same
+ *     barrier
  *
  * dK and dV stay in registers to the end. Grid (blocks of keys, units of one block at most).
- * Shared: of each row tile Q^T or dO^T, P and dS; 128 KiB at 128/128. N_TILES: of the wider of dk
- * and dv. */
+ * Shared: of each row tile Q^T, dO^T, P and dS; 192 KiB at 128/128. N_TILES: of the wider of dk and
+ * dv. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
     dkv_kernel(grad_args a, inverse_list inv, int step) {

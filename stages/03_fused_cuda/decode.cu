@@ -55,7 +55,8 @@ nsa_status open_decode(stage *st) {
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    /* One memory block a warp if there are few, two if there are many. */
+    /* A warp gets two memory blocks of compressed keys, the most there are, and one of the others.
+     */
     a->splits[CMP] = splits_for(st->cache_first[CMP], 2 * SPLIT_WARPS);
     a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
     a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
@@ -67,7 +68,7 @@ nsa_status open_decode(stage *st) {
         a->out_x[x] = st->plan->setup.flags & NSA_WANT_BRANCHES ? st->out_x[x] : NULL;
     }
     a->t = st->row_t;
-    a->slot = st->row_seq;
+    a->slot = st->row_seq; /* in a step, a row's sequence is its slot */
     a->q_t = st->q_t;
     a->gate = st->gate;
     a->scores = (real *)device_alloc(st, NSA_MEM_SCRATCH,
@@ -166,7 +167,7 @@ nsa_status decode(void *self) {
     TRY(record_phase(st, -1));
     TRY(compress(st, st->cache, &dec->cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
-    TRY(decode_splits(st, a, 0, first_slc));
+    TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
                                  (size_t)(st->rows * a->c.Hkv * a->c.n) * sizeof(int32_t),

@@ -8,7 +8,8 @@
 #include "attend.cuh"
 
 /* The ring buffer holds the columns of one block, and those before them that an unfinished
- * selection block still needs. */
+ * selection block still needs: its own l'/d and l/d that reach into it. A power of two, so that a
+ * column's place is its low bits. */
 static inline int ring_size(const dims *c) {
     int size = BLOCK;
     while (size < BLOCK + (c->lb + c->l) / c->d)

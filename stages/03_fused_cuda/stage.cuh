@@ -85,7 +85,7 @@ typedef struct cmp_tokens {
  * token i of the batch, head h. */
 typedef struct compressor_scratch {
     int64_t batch;  /* compressed tokens of one batch */
-    real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their gradients */
+    real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
     real *z;        /* [batch*Hkv][l*D] mlp: vec(x + pe); gated and mlp: its gradient, dz */
     real *h;        /* [batch*Hkv][hidden] mlp: silu(u) */
     real *du;       /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
@@ -177,7 +177,7 @@ typedef struct stage {
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
     real *dphi[PAIR][WEIGHTS];
-    void *scratch; /* private to backward.cu */
+    void *scratch; /* backward.cuh: what its attention kernels need */
 
     kv_blocks cache[LAYOUTS]; /* decode: the same layout, max_seqs slots of max_seq_len tokens */
     int64_t cache_first[LAYOUTS]; /* blocks of one slot */
@@ -216,7 +216,6 @@ nsa_status poison(stage *st, unsigned kinds);
 /* record_phase(st, -1) starts the timing of a call; record_phase(st, phase) assigns the work queued
  * since the last call to `phase`. */
 nsa_status record_phase(stage *st, int phase);
-attend_args make_attend_args(const stage *st);
 
 /* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
 nsa_status open_compress(stage *st);
@@ -226,8 +225,7 @@ nsa_status compress_pack(stage *st);
 /* read.cu */
 nsa_status read(void *self, nsa_id id, void *dst);
 
-/* load.cu: tiles of up to `rows` neighbouring rows each, from the batch, to `tiles` on the device
- */
+/* load.cu: the batch's rows in tiles of up to `rows` neighbours, to `tiles` on the device */
 nsa_status make_tiles(stage *st, int rows, tile_of_rows *tiles, int64_t *n_tiles);
 
 /* attend.cu */
@@ -237,6 +235,7 @@ nsa_status attend_slc_win(stage *st, const attend_args *args);
 nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* forward.cu, decode.cu, backward.cu */
+attend_args make_attend_args(const stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status open_decode(stage *st);
@@ -247,6 +246,8 @@ nsa_status decode(void *self);
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
 nsa_status make_grad_tiles(stage *st); /* backward's tiles of rows, of the last load */
+
+/* backward_compress.cu */
 nsa_status compress_pack_backward(stage *st);
 
 #endif

@@ -73,10 +73,10 @@ static __device__ __forceinline__ void outer_product(acc_16x64 *acc, float4 lo, 
     }
 }
 
-/* C += A B with M = 16, N = 64 N_TILES, any K: `acc` holds C, a tile for each 64 columns. A is
- * given transposed, [K][16]; `a` is the lane's address in row k = 0 of A^T (base + lane_row()), `b`
- * in row 0 of B (base + lane_col()); lda and ldb are the floats from one row to the next.
- * PREFETCH_DEPTH rows of B are loaded ahead, and K is a multiple of it. */
+/* C += A B with M = 16, N = 64 N_TILES and K a multiple of PREFETCH_DEPTH: `acc` holds C, a tile
+ * for each 64 columns. A is given transposed, [K][16]; `a` is the lane's address in row k = 0 of
+ * A^T (base + lane_row()), `b` in row 0 of B (base + lane_col()); lda and ldb are the floats from
+ * one row to the next. Rows of B are loaded PREFETCH_DEPTH ahead, or half as far for wide tiles. */
 template <int N_TILES>
 static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *a, int lda,
                                                    const float *b, int ldb, int K) {

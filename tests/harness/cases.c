@@ -26,7 +26,7 @@ const listed_case cases[] = {
     {"T=130,phi=gated,n=5", 0},
     {"T=161,phi=mlp,hidden=16", 0},
     /* one block selected by more queries than one partial sum takes: 1024 in stage 03 */
-    {"T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1,rows=1080", PATH},
+    {"T=1100,Hq=1,Hkv=1,dk=2,dv=2,l=16,d=16,l2=16,n=1,init=0,local=1,w=1000,rows=1080", PATH},
     /* groups */
     {"T=90,Hq=2,Hkv=2", 0},
     {"T=90,Hq=6,Hkv=3,phi=gated", 0},
