@@ -94,7 +94,9 @@ static double at(const nsa_tensors *in, nsa_id id, int64_t i) {
 static void move_slots(liar *s) {
     static const int32_t in_order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const int64_t slots = s->plan->cfg.max_seqs;
-    if (tells("prefill_slots_ignored") && s->moved.slot)
+    if (!s->moved.slot)
+        return;
+    if (tells("prefill_slots_ignored"))
         s->moved.slot = in_order;
     if (!tells("many_slots_misfilled") || slots <= MANY || s->moved.slot[0] != slots - 1)
         return;

@@ -150,7 +150,8 @@ refuse "a device that there is not" 'abacus' bench --device abacus
 refuse "threads of nothing" '--threads "0"' bench --threads 0
 refuse "too few runs for quartiles" '--runs "2" is not a whole number in 3..60' bench --runs 2
 refuse "more runs than the maximum" '--runs "61"' bench --runs 61
-refuse "a pack of too many sequences" '--batch 17: forward and backward pack up to 16' bench --batch 17
+refuse "a pack of too many sequences" '--batch 17: forward and backward pack up to 16' \
+    bench --batch 17
 refuse "too many slots" '--batch "65" is not a whole number in 1..64' bench --pass decode --batch 65
 refuse "--one-thread with one thread" "--one-thread" bench --one-thread --threads 1
 refuse "a run file that is not there" 'no_run.json' bench --table "$work/no_run.json"
