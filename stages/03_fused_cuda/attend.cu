@@ -2,7 +2,6 @@
  *  @brief The three branches and their gate in two kernels: the compressed branch with importance
  *  and selection; then window, selected blocks and the gated sum. Each warp has one query row of a
  *  group. */
-#include "attend.cuh"
 #include "select.cuh"
 
 /* Maximum of queries of a CUDA block, one warp each: one CUDA block fills a multiprocessor's

@@ -3,7 +3,6 @@
  *  compressed keys are kept, because selection needs the probabilities, which need the sum over all
  *  splits. */
 #include "decode.cuh"
-#include "attend.cuh"
 
 /* The unit of a CUDA block. */
 typedef struct decode_unit {
