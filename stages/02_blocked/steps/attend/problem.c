@@ -77,7 +77,7 @@ static double error(void) {
         for (int64_t g = 0; g < G; g++)
             attend_float64(t, g, rows + g * D);
         const double e = relative_rms(pb.out + t * G * D, rows, G * D);
-        worst = e <= worst ? worst : e; /* NaN too, and it stays */
+        worst = worst != worst || e <= worst ? worst : e; /* a NaN of either, and it stays */
     }
     return worst;
 }

@@ -105,7 +105,7 @@ static double error(void) {
         double o[D];
         attend_float64(&one, row / G % SLOTS, row % G, o);
         const double e = relative_rms(pb.out + row * D, o, D);
-        worst = e <= worst ? worst : e; /* NaN too, and it stays */
+        worst = worst != worst || e <= worst ? worst : e; /* a NaN of either, and it stays */
     }
     return worst;
 }
