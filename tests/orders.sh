@@ -2,17 +2,20 @@
 # The CUDA stages on the simulator, in each of its orders of threads: `make test-orders`. A few
 # small cases launch every kernel of every stage. This is checked: the simulator lists the kernels
 # it launched, and a __global__ function of the stage's sources that is not listed is a failure.
+# Then every result of some of tests/vectors must have the same bits in all orders: sums in an order
+# that depends on which thread comes first pass any tolerance.
 #
 #   sh tests/orders.sh                   the cases below
 #   sh tests/orders.sh PROPERTY:CASE...  others; `PROPERTY:CASE` as nsa check takes them
 #
 # Environment: BUILD, where build/nsa is, made with CUDA=sim; JOBS (2); ORDERS, as NSA_SIMT_ORDER
-# takes them; STAGES (all that have .cu files). Each trial's output stays in build/orders.
+# takes them; VECTORS; STAGES (all that have .cu files). Each trial's output stays in build/orders.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 BUILD=${BUILD:-build} JOBS=${JOBS:-2} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 NSA_VECTORS=${NSA_VECTORS:-tests/vectors}
 ORDERS=${ORDERS:-forward reverse random:1}
+VECTORS=${VECTORS:-packed gated_small paper_ratio planted_ties}
 work=$BUILD/orders
 export BUILD OMP_WAIT_POLICY NSA_VECTORS work
 
@@ -88,6 +91,27 @@ for stage in $STAGES; do
 done | xargs -P "$JOBS" -I{} sh tests/orders.sh --one {} >"$work/lines"
 grep -v '^ok' "$work/lines"
 
+# one result of the vectors: run it in every order and print a line
+bits() {
+    for order in $ORDERS; do
+        out=$work/$1.$2.out
+        [ "$order" = "${ORDERS%% *}" ] || out=$work/$1.$2.other
+        rm -rf "$out"
+        if ! NSA_SIMT_ORDER=$order "$BUILD/nsa" run --stage "$1" --input "$NSA_VECTORS/$2" \
+            --output "$out" >"$work/$1.$2.log" 2>&1; then
+            echo "FAIL $order $1 cannot run $2"
+            return
+        fi
+        if [ "$out" = "$work/$1.$2.other" ] &&
+            ! diff -r "$work/$1.$2.out" "$out" >"$work/$1.$2.log"; then
+            echo "FAIL $order $1 $2 has other bits than in order ${ORDERS%% *}: $(
+                sed 's/.*\///; s/ .*//; q' "$work/$1.$2.log")"
+            return
+        fi
+    done
+    echo "ok   $1 $2 has the same bits in all orders"
+}
+
 # Check that no kernel was left out and, in case a program died silently, no trial.
 count() {
     wc -l <"$1" | tr -d ' '
@@ -109,6 +133,14 @@ for stage in $STAGES; do
         fi
         words="$words, $order $(grep -c "^ok   $order $stage " "$work/lines") of $(
             count "$work/trials")"
+    done
+done
+for stage in $STAGES; do
+    for vector in $VECTORS; do
+        all=$((all + 1))
+        line=$(bits "$stage" "$vector")
+        case $line in ok*) passed=$((passed + 1)) ;; esac
+        echo "$line"
     done
 done
 echo "orders: ${words#, }"

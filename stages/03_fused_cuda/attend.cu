@@ -38,7 +38,7 @@ static __device__ __forceinline__ void accumulate_gated(const attend_args *a,
                                                         int branch) {
     const dims *c = &a->c;
     const int heads = c->G - g16 * TILE_ROWS;
-    const int64_t head = coord->row * c->Hq + coord->head * c->G + g16 * TILE_ROWS;
+    const int64_t head = coord->row * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
     if (a->stats)
         store_stats(x, a->stats + head * BRANCHES + branch, BRANCHES, heads);
 #pragma unroll
@@ -65,28 +65,29 @@ static __device__ __forceinline__ void accumulate_gated(const attend_args *a,
 /* Compressed attention of one tile of heads over all visible blocks; its statistics go to m->stats
  * too. Partial sums wait in `out`, which nobody has written yet. */
 template <int N_TILES>
-static __device__ __forceinline__ void attend_visible(const attend_args *a, const tile_coord *coord,
-                                                      const warp_smem *m, int g16) {
+static __device__ __forceinline__ void attend_cmp_tile(const attend_args *a,
+                                                       const tile_coord *coord, const warp_smem *m,
+                                                       int g16) {
     const dims *c = &a->c;
     const bool live = coord->t >= 0;
-    const int n_visible = live ? visible_cmp(c, coord->t) : 0;
-    const int n_last = visible_cmp(c, last_position(a, coord));
+    const int n_visible = live ? cmp_visible(c, coord->t) : 0;
+    const int n_last = cmp_visible(c, last_position(a, coord));
     const int heads = live ? c->G - g16 * TILE_ROWS : 0;
-    real *g_o = a->out + (coord->row * c->Hq + coord->head * c->G + g16 * TILE_ROWS) * c->dvp;
+    real *g_o = a->out + (coord->row * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS) * c->dvp;
     row_stats *s_stats = m->stats + g16 * TILE_ROWS;
     softmax_state<N_TILES> x;
     softmax_init(&x);
     for (int b = 0; b * BLOCK < n_last; b++) {
-        if (b > 0 && b % FLUSH_EVERY == 0) {
-            if (b > FLUSH_EVERY)
+        if (b > 0 && b % PARTIAL_BLOCKS == 0) {
+            if (b > PARTIAL_BLOCKS)
                 add_partial(&x, c, g_o, heads, s_stats);
             flush_partial(&x, c, g_o, heads, s_stats);
         }
         attend_shared_block(
-            &x, c, m, block_of(a, coord, CMP, b),
+            &x, c, m, block_ptrs_of(a, coord, CMP, b),
             key_masks{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
     }
-    if (n_last > FLUSH_EVERY * BLOCK)
+    if (n_last > PARTIAL_BLOCKS * BLOCK)
         add_partial(&x, c, g_o, heads, s_stats);
     softmax_finalize(&x);
     if (!live)
@@ -95,11 +96,43 @@ static __device__ __forceinline__ void attend_visible(const attend_args *a, cons
     accumulate_gated(a, &x, coord, g16, CMP);
 }
 
-/* Compressed attention, importance and selection (Eq. 8-11), in two passes over the keys: the first
- * finds each row's maximum and sum, the second computes the probabilities themselves. Grid: a CUDA
- * block for each kv head and tile of rows, the last rows first, because they see the most. Block: a
- * warp for each query row of the tile, with all G heads. Shared: smem_layout, 200 KiB at
- * 128/128. */
+/* Importance and selection for the warp's row (Eq. 9-11), in a second pass over the compressed
+ * keys: only now that each row's maximum and sum are known can the probabilities themselves be
+ * computed. All warps take part, for the barriers of shared_scores(). */
+static __device__ __forceinline__ void select_row(const attend_args *a, const tile_coord *coord,
+                                                  const warp_smem *m) {
+    const dims *c = &a->c;
+    const bool live = coord->t >= 0;
+    const int n_last = cmp_visible(c, last_position(a, coord));
+    const int64_t group = coord->row * c->Hkv + coord->kvh;
+    selection sel;
+    selection_init(&sel, c, coord->t, m->ring, m->ring_floats);
+    sel.g_imp = a->importance && live ? a->importance + group * a->J : NULL;
+    for (int b = 0; b * BLOCK < n_last; b++) {
+        for (int g16 = 0; g16 < c->GT; g16++) {
+            acc_16x64 s;
+            zero_acc_16x64(&s);
+            if (live && c->GT > 1)
+                load_query(a, coord, g16, m);
+            shared_scores(&s, m, m->q, block_ptrs_of(a, coord, CMP, b).kt, c->dk8, live);
+            if (live)
+                add_to_ring(&sel, &s, m->stats, g16, b * BLOCK);
+        }
+        if (live)
+            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / (c->lb / c->d)));
+    }
+    if (!live)
+        return;
+    add_importance(&sel, sel.own_block + 1);
+    for (int64_t j = sel.own_block + 1 + lane_id(); sel.g_imp && j < a->J; j += WARP_SIZE)
+        sel.g_imp[j] = 0; /* blocks after the query's own */
+    if (!a->forced)
+        topk_emit(&sel.best, c, sel.own_block, (int *)m->p, a->block_idx + group * c->n);
+}
+
+/* Compressed attention, then importance and selection (Eq. 8-11). Grid: a CUDA block for each kv
+ * head and tile of rows, the last rows first, because they see the most. Block: a warp for each
+ * query row of the tile, with all G heads. Shared: smem_layout, 200 KiB at 128/128. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     attend_cmp_kernel(attend_args a, smem_layout layout) {
@@ -108,44 +141,14 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     const warp_smem m = smem_of(layout, s_base);
     const tile_coord coord =
         tile_coord_of(&a, a.n_tiles - 1 - blockIdx.x / c->Hkv, (int)(blockIdx.x % c->Hkv));
-    const bool live = coord.t >= 0;
-    const int last = last_position(&a, &coord), n_last = visible_cmp(c, last);
     for (int g16 = 0; g16 < c->GT; g16++) {
-        if (live)
+        if (coord.t >= 0)
             load_query(&a, &coord, g16, &m);
-        attend_visible<N_TILES>(&a, &coord, &m, g16);
+        attend_cmp_tile<N_TILES>(&a, &coord, &m, g16);
     }
     __syncwarp(); /* the statistics are in shared memory */
-    if (!a.importance && a.forced)
-        return;
-    /* If all blocks fit into the list, their order does not matter. */
-    const bool need_ranking = a.importance || last / c->lb + 1 > c->n;
-    const int64_t group = coord.row * c->Hkv + coord.head;
-    selection sel;
-    selection_init(&sel, c, live ? coord.t : -1, m.ring, m.ring_floats);
-    sel.g_imp = a.importance && live ? a.importance + group * a.J : NULL;
-    for (int b = 0; need_ranking && b * BLOCK < n_last; b++) {
-        for (int g16 = 0; g16 < c->GT; g16++) {
-            acc_16x64 s;
-            zero_acc_16x64(&s);
-            if (live && c->GT > 1)
-                load_query(&a, &coord, g16, &m);
-            shared_scores(&s, &m, m.q, block_of(&a, &coord, CMP, b).kt, c->dk8, live);
-            if (live)
-                add_to_ring(&sel, &s, m.stats, g16, b * BLOCK);
-        }
-        if (live)
-            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / (c->lb / c->d)));
-    }
-    if (!live)
-        return;
-    if (!need_ranking)
-        sel.n_visible = 0;
-    add_importance(&sel, sel.own_block + 1);
-    for (int64_t j = sel.own_block + 1 + lane_id(); sel.g_imp && j < a.J; j += WARP_SIZE)
-        sel.g_imp[j] = 0; /* blocks after the query's own */
-    if (!a.forced)
-        topk_emit(&sel.best, c, sel.own_block, (int *)m.p, a.block_idx + group * c->n);
+    if (a.importance || !a.forced)
+        select_row(&a, &coord, &m);
 }
 
 /* ------------------------------------------- window, selected blocks, gate */
@@ -158,7 +161,7 @@ static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
     const int lo = first_win(&a->c, coord->t), last = last_position(a, coord);
     softmax_init(x);
     for (int b = 0; (b = next_win_block(a, coord, b)) != INT32_MAX; b++)
-        attend_shared_block(x, &a->c, m, block_of(a, coord, branch, b),
+        attend_shared_block(x, &a->c, m, block_ptrs_of(a, coord, branch, b),
                             key_masks{range_mask(lo - b * BLOCK, coord->t + 1 - b * BLOCK),
                                       range_mask(0, last + 1 - b * BLOCK)});
     softmax_finalize(x);
@@ -186,13 +189,13 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     if (coord.t < 0)
         return;
     accumulate_gated(&a, &x, &coord, g16, WIN);
-    const int32_t *g_idx = a.block_idx + (coord.row * c->Hkv + coord.head) * c->n;
+    const int32_t *g_idx = a.block_idx + (coord.row * c->Hkv + coord.kvh) * c->n;
     block_iter iter = {0, 0};
     uint64_t mask;
     int block;
     softmax_init(&x);
     while (next_block(&iter, g_idx, c, coord.t, &block, &mask))
-        attend_global_block(&x, c, &m, block_of(&a, &coord, SLC, block), mask, (float *)NULL);
+        attend_global_block(&x, c, &m, block_ptrs_of(&a, &coord, SLC, block), mask, (float *)NULL);
     softmax_finalize(&x);
     accumulate_gated(&a, &x, &coord, g16, SLC);
 }
@@ -213,17 +216,11 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     if (coord.t >= 0)
         load_query(&a, &coord, g16, &m);
     attend_window(&x, &a, &coord, &m, branch);
+    const int g = g16 * TILE_ROWS + lane_row();
+    g_out += (coord.row * c->Hq + coord.kvh * c->G + g) * c->dvp + lane_col();
 #pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const int g = g16 * TILE_ROWS + lane_row() + i;
-        float *to = g_out + (coord.row * c->Hq + coord.head * c->G + g) * c->dvp + lane_col();
-#pragma unroll
-        for (int n = 0; n < N_TILES; n++) {
-            const float *o = x.o[n].x[i];
-            if (coord.t >= 0 && g < c->G)
-                store4(to + n * TILE_COLS, o[0], o[1], o[2], o[3]);
-        }
-    }
+    for (int n = 0; n < N_TILES; n++)
+        store_acc(g_out + n * TILE_COLS, c->dvp, &x.o[n], coord.t >= 0 ? c->G - g : 0);
 }
 
 /* ---------------------------------------------------------------- launches */

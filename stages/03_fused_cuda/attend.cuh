@@ -72,59 +72,63 @@ template <int N_TILES> struct softmax_state {
 };
 
 template <int N_TILES>
-static __device__ __forceinline__ void softmax_init(softmax_state<N_TILES> *a) {
+static __device__ __forceinline__ void softmax_init(softmax_state<N_TILES> *x) {
 #pragma unroll
-    for (int s = 0; s < N_TILES; s++)
-        zero_acc_16x64(&a->o[s]);
+    for (int n = 0; n < N_TILES; n++)
+        zero_acc_16x64(&x->o[n]);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        a->row_max[i] = -INFINITY;
-        a->row_sum[i] = 0;
+        x->row_max[i] = -INFINITY;
+        x->row_sum[i] = 0;
+    }
+}
+
+/* Keys outside of `mask` get the score -inf. */
+static __device__ __forceinline__ void mask_scores(acc_16x64 *s, uint64_t mask) {
+    const unsigned lane_mask = (unsigned)(mask >> lane_col());
+#pragma unroll
+    for (int j = 0; j < LANE_COLS; j++) {
+#pragma unroll
+        for (int i = 0; i < LANE_ROWS; i++)
+            s->x[i][j] = lane_mask >> j & 1 ? s->x[i][j] : -INFINITY;
     }
 }
 
 /* Online softmax (Milakov and Gimelshein 2018), one block. If m and m' are the row maximum before
  * and after the block, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Here the
- * scores become 2^(s-m'), stored as P^T; matmul_masked() does the rest. Keys outside of `mask` get
- * -inf. The maximum is subtracted first, and the difference is scaled by scale2: one rounding, so
- * large scores lose no digits, and no multiply-add that a compiler may contract or not. */
+ * scores become 2^(s-m'), stored as P^T; matmul_masked() does the rest. The maximum is subtracted
+ * first, and the difference is scaled by scale2: one rounding, so large scores lose no digits, and
+ * no multiply-add that a compiler may contract or not. */
 template <int N_TILES>
-static __device__ __forceinline__ void online_softmax_update(softmax_state<N_TILES> *a,
+static __device__ __forceinline__ void online_softmax_update(softmax_state<N_TILES> *x,
                                                              acc_16x64 *s, uint64_t mask,
                                                              float scale2, float *s_p) {
     float rescale[LANE_ROWS];
     bool max_grew = false;
-    if (mask != ALL_KEYS) {
-        const unsigned lane_mask = (unsigned)(mask >> lane_col());
-#pragma unroll
-        for (int j = 0; j < LANE_COLS; j++) {
-#pragma unroll
-            for (int i = 0; i < LANE_ROWS; i++)
-                s->x[i][j] = lane_mask >> j & 1 ? s->x[i][j] : -INFINITY;
-        }
-    }
+    if (mask != ALL_KEYS)
+        mask_scores(s, mask);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         float *row = s->x[i];
         const float block_max = row_reduce_max(fmaxf(fmaxf(row[0], row[1]), fmaxf(row[2], row[3])));
-        const float new_max = fmaxf(a->row_max[i], block_max);
+        const float new_max = fmaxf(x->row_max[i], block_max);
         const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
-        rescale[i] = exp2f(scale2 * (a->row_max[i] - base));
-        max_grew |= new_max != a->row_max[i];
-        a->row_max[i] = new_max;
+        rescale[i] = exp2f(scale2 * (x->row_max[i] - base));
+        max_grew |= new_max != x->row_max[i];
+        x->row_max[i] = new_max;
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++)
             row[j] = exp2f(scale2 * (row[j] - base));
-        a->row_sum[i] = a->row_sum[i] * rescale[i] + ((row[0] + row[1]) + (row[2] + row[3]));
+        x->row_sum[i] = x->row_sum[i] * rescale[i] + ((row[0] + row[1]) + (row[2] + row[3]));
     }
     if (__any_sync(ALL_LANES, max_grew)) { /* rare after the first few blocks */
 #pragma unroll
-        for (int n_tile = 0; n_tile < N_TILES; n_tile++) {
+        for (int n = 0; n < N_TILES; n++) {
 #pragma unroll
             for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
                 for (int j = 0; j < LANE_COLS; j++)
-                    a->o[n_tile].x[i][j] *= rescale[i];
+                    x->o[n].x[i][j] *= rescale[i];
             }
         }
     }
@@ -135,69 +139,65 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<N_TIL
 
 /* Divide by the sums. row_sum becomes 1 / sum: p = 2^(scale2 (s - row_max)) row_sum. */
 template <int N_TILES>
-static __device__ __forceinline__ void softmax_finalize(softmax_state<N_TILES> *a) {
+static __device__ __forceinline__ void softmax_finalize(softmax_state<N_TILES> *x) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float total = row_reduce_sum(a->row_sum[i]);
-        a->row_sum[i] = total != 0 ? 1 / total : 0; /* no visible key: o = 0 */
-        a->row_max[i] = a->row_max[i] == -INFINITY ? 0 : a->row_max[i];
+        const float total = row_reduce_sum(x->row_sum[i]);
+        x->row_sum[i] = total != 0 ? 1 / total : 0; /* no visible key: o = 0 */
+        x->row_max[i] = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
 #pragma unroll
-        for (int n_tile = 0; n_tile < N_TILES; n_tile++) {
+        for (int n = 0; n < N_TILES; n++) {
 #pragma unroll
             for (int j = 0; j < LANE_COLS; j++)
-                a->o[n_tile].x[i][j] *= a->row_sum[i];
+                x->o[n].x[i][j] *= x->row_sum[i];
         }
     }
 }
 
 /* Two-level summation. A float32 sum over all compressed keys of a long text rounds once a key, at
- * the size of the whole sum. So every FLUSH_EVERY blocks the outputs are stored in g_o (the rows of
- * the tile's `heads` heads, dvp floats apart) and the registers restart from zero: far fewer
+ * the size of the whole sum. So every PARTIAL_BLOCKS blocks the outputs are stored in g_o (the rows
+ * of the tile's `heads` heads, dvp floats apart) and the registers restart from zero: far fewer
  * roundings at full size. Gradients need these digits: the dS of a row add up to zero only if o is
  * exact, and the rest does not shrink as the number of keys grows, but the gradients do. */
-enum { FLUSH_EVERY = 32 };
+enum { PARTIAL_BLOCKS = 2048 / BLOCK };
 
 /* Add the stored partial outputs, rescaled from their row maximum (s_stats [16]) to the current
  * one. */
 template <int N_TILES>
-static __device__ __forceinline__ void add_partial(softmax_state<N_TILES> *a, const dims *c,
+static __device__ __forceinline__ void add_partial(softmax_state<N_TILES> *x, const dims *c,
                                                    const float *g_o, int heads,
                                                    const row_stats *s_stats) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float base = a->row_max[i] == -INFINITY ? 0 : a->row_max[i];
+        const float base = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
         const float rescale = exp2f(c->scale2 * (s_stats[lane_row() + i].row_max - base));
 #pragma unroll
-        for (int s = 0; s < N_TILES && lane_row() + i < heads; s++) {
-            const float4 o = load4(g_o + (lane_row() + i) * c->dvp + s * TILE_COLS + lane_col());
-            a->o[s].x[i][0] += rescale * o.x;
-            a->o[s].x[i][1] += rescale * o.y;
-            a->o[s].x[i][2] += rescale * o.z;
-            a->o[s].x[i][3] += rescale * o.w;
+        for (int n = 0; n < N_TILES && lane_row() + i < heads; n++) {
+            const float4 o = load4(g_o + (lane_row() + i) * c->dvp + n * TILE_COLS + lane_col());
+            x->o[n].x[i][0] += rescale * o.x;
+            x->o[n].x[i][1] += rescale * o.y;
+            x->o[n].x[i][2] += rescale * o.z;
+            x->o[n].x[i][3] += rescale * o.w;
         }
     }
     __syncwarp();
 }
 
 template <int N_TILES>
-static __device__ __forceinline__ void flush_partial(softmax_state<N_TILES> *a, const dims *c,
+static __device__ __forceinline__ void flush_partial(softmax_state<N_TILES> *x, const dims *c,
                                                      float *g_o, int heads, row_stats *s_stats) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         if (lane_id() < 2)
-            s_stats[lane_row() + i].row_max = a->row_max[i];
-#pragma unroll
-        for (int s = 0; s < N_TILES; s++) {
-            const float *o = a->o[s].x[i];
-            if (lane_row() + i < heads)
-                store4(g_o + (lane_row() + i) * c->dvp + s * TILE_COLS + lane_col(), o[0], o[1],
-                       o[2], o[3]);
-        }
+            s_stats[lane_row() + i].row_max = x->row_max[i];
     }
 #pragma unroll
-    for (int s = 0; s < N_TILES; s++)
-        zero_acc_16x64(&a->o[s]);
+    for (int n = 0; n < N_TILES; n++) {
+        store_acc(g_o + lane_row() * c->dvp + n * TILE_COLS + lane_col(), c->dvp, &x->o[n],
+                  heads - lane_row());
+        zero_acc_16x64(&x->o[n]);
+    }
 }
 
 /* ------------------------------------------------------- one block of keys */
@@ -274,12 +274,8 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<N_TILES
         acc_16x64 s;
         zero_acc_16x64(&s);
         warp_matmul<1>(&s, m->q + lane_row(), TILE_ROWS, at.kt + lane_col(), BLOCK, c->dk8);
-        if (g_scores) {
-#pragma unroll
-            for (int i = 0; i < LANE_ROWS; i++)
-                store4(g_scores + (lane_row() + i) * BLOCK + lane_col(), s.x[i][0], s.x[i][1],
-                       s.x[i][2], s.x[i][3]);
-        }
+        if (g_scores)
+            store_acc(g_scores + lane_row() * BLOCK + lane_col(), BLOCK, &s, LANE_ROWS);
         online_softmax_update(x, &s, mask, c->scale2, m->p);
     }
     matmul_masked<N_TILES>(x->o, m->p, at.v + lane_col(), c->dvp, key_run{0, BLOCK, mask});

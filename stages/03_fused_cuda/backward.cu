@@ -30,8 +30,8 @@ static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int x = st->batch.R ? RAW : 0; x < LAYOUTS; x++) {
         const int64_t keys = c->kv_heads * st->in[x].stride * BLOCK;
-        TRY(zero(st, st->in[x].dk, keys * st->c.dkp));
-        TRY(zero(st, st->in[x].dv, keys * st->c.dvp));
+        TRY(zero(st, st->in[x].gradient[KEYS], keys * st->c.dkp));
+        TRY(zero(st, st->in[x].gradient[VALUES], keys * st->c.dvp));
     }
     for (int pair = 0; pair < PAIR; pair++) {
         for (int w = 0; w < WEIGHTS; w++) {
@@ -65,7 +65,7 @@ static grad_args gradients_of(const stage *st) {
 nsa_status backward(void *self) {
     stage *st = (stage *)self;
     const grad_args args = gradients_of(st);
-    TRY(record_phase(st, -1));
+    TRY(start_phases(st));
     TRY(zero_gradients(st));
     if (args.R) {
         TRY(gate_backward(st, &args));

@@ -52,7 +52,7 @@ typedef struct inverse_list {
 /* What the attention kernels of backward need beyond the stage's own fields; in host memory. */
 typedef struct scratch {
     int dq_warps, dkv_tiles; /* query rows of a CUDA block for dq; row tiles in a step of dkv */
-    tile_of_rows *tiles;     /* of up to dq_warps rows */
+    row_range *tiles;        /* of up to dq_warps rows */
     int64_t n_tiles;
     row_terms *terms;
     inverse_list inverse; /* buffers that each branch uses in turn */

@@ -3,11 +3,13 @@
  *  through the same attention by keys. */
 #include "backward.cuh"
 
+enum { GATE_WARPS = 8 }; /* of a CUDA block of gate_backward_kernel */
+
 /* dgate = <dO,o> of each branch, and the terms that the other kernels need of a row. Grid: row
- * tiles / 8. Block: 8 warps, one row tile each, whose lanes share a head's columns. */
-static __global__ void __launch_bounds__(8 * WARP_SIZE) gate_backward_kernel(grad_args a) {
+ * tiles / GATE_WARPS. A warp has one row tile; its lanes share a head's columns. */
+static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_kernel(grad_args a) {
     const dims *c = &a.f.c;
-    const int64_t tile = (int64_t)blockIdx.x * 8 + warp_id();
+    const int64_t tile = (int64_t)blockIdx.x * GATE_WARPS + warp_id();
     const int g0 = (int)(tile % c->GT) * TILE_ROWS;
     if (tile >= a.row_tiles)
         return;
@@ -22,8 +24,7 @@ static __global__ void __launch_bounds__(8 * WARP_SIZE) gate_backward_kernel(gra
             float sum = 0;
             for (int col = lane_id(); col < c->dv; col += WARP_SIZE)
                 sum += dout[col] * o[col];
-            for (int lane = 1; lane < WARP_SIZE; lane *= 2)
-                sum += __shfl_xor_sync(ALL_LANES, sum, lane);
+            sum = warp_reduce_sum(sum);
             term = row_terms{stats.row_max, stats.inv_sum, a.f.gate[head * BRANCHES + branch], sum};
             if (lane_id() == 0)
                 a.dgate[head * BRANCHES + branch] = sum;
@@ -91,7 +92,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     const tile_coord coord =
         tile_coord_of(&a.f, a.f.n_tiles - 1 - unit / c->Hkv, (int)(unit % c->Hkv));
     const int t = coord.t, last = last_position(&a.f, &coord);
-    const int n_visible = t < 0 ? 0 : visible_cmp(c, t), n_last = visible_cmp(c, last);
+    const int n_visible = t < 0 ? 0 : cmp_visible(c, t), n_last = cmp_visible(c, last);
     const int64_t tile = head_tile(c, &coord, g16);
     const row_terms *terms = a.terms + tile * TILE_ROWS;
     acc_16x64 dq[N_TILES];
@@ -104,32 +105,27 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     }
     for (int b = 0; b * BLOCK < n_last; b++)
         backward_shared_block<N_TILES>(
-            dq, c, &m, terms + CMP * a.row_tiles * TILE_ROWS, block_of(&a.f, &coord, CMP, b),
+            dq, c, &m, terms + CMP * a.row_tiles * TILE_ROWS, block_ptrs_of(&a.f, &coord, CMP, b),
             key_masks{range_mask(0, n_visible - b * BLOCK), range_mask(0, n_last - b * BLOCK)});
     for (int b = 0; (b = next_win_block(&a.f, &coord, b)) != INT32_MAX; b++)
         backward_shared_block<N_TILES>(
-            dq, c, &m, terms + WIN * a.row_tiles * TILE_ROWS, block_of(&a.f, &coord, WIN, b),
+            dq, c, &m, terms + WIN * a.row_tiles * TILE_ROWS, block_ptrs_of(&a.f, &coord, WIN, b),
             key_masks{range_mask(first_win(c, t) - b * BLOCK, t + 1 - b * BLOCK),
                       range_mask(0, last + 1 - b * BLOCK)});
     if (t < 0)
         return;
-    const int32_t *g_idx = a.f.block_idx + (coord.row * c->Hkv + coord.head) * c->n;
+    const int32_t *g_idx = a.f.block_idx + (coord.row * c->Hkv + coord.kvh) * c->n;
     block_iter iter = {0, 0};
     uint64_t mask;
     int b;
     while (next_block(&iter, g_idx, c, t, &b, &mask))
         backward_global_block<N_TILES>(dq, c, &m, terms + SLC * a.row_tiles * TILE_ROWS,
-                                       block_of(&a.f, &coord, SLC, b), mask);
+                                       block_ptrs_of(&a.f, &coord, SLC, b), mask);
+    const int g = g16 * TILE_ROWS + lane_row();
+    real *g_dq = a.dq + (coord.row * c->Hq + coord.kvh * c->G + g) * c->dkp + lane_col();
 #pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const int g = g16 * TILE_ROWS + lane_row() + i;
-        real *to = a.dq + (coord.row * c->Hq + coord.head * c->G + g) * c->dkp + lane_col();
-#pragma unroll
-        for (int n = 0; n < N_TILES && g < c->G; n++) {
-            const float *x = dq[n].x[i];
-            store4(to + n * TILE_COLS, x[0], x[1], x[2], x[3]);
-        }
-    }
+    for (int n = 0; n < N_TILES; n++)
+        store_acc(g_dq + n * TILE_COLS, c->dkp, &dq[n], c->G - g);
 }
 
 /* ---------------------------------------------------------------- launches */
@@ -145,7 +141,7 @@ nsa_status open_queries(stage *st, scratch *s) {
     while (s->dq_warps > 1 &&
            smem_bytes(layout_of(&st->c, s->dq_warps, st->c.dv8, 0), s->dq_warps) > st->max_shared)
         s->dq_warps--;
-    s->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
+    s->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
     s->terms = (row_terms *)device_alloc(
         st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
         sizeof *s->terms);
@@ -154,8 +150,9 @@ nsa_status open_queries(stage *st, scratch *s) {
 
 /* dgate and the terms of all rows. */
 nsa_status gate_backward(stage *st, const grad_args *args) {
-    NSA_LAUNCH(gate_backward_kernel, (unsigned)((args->row_tiles + 7) / 8), 8 * WARP_SIZE, 0,
-               st->stream, *args);
+    const int64_t blocks = (args->row_tiles + GATE_WARPS - 1) / GATE_WARPS;
+    NSA_LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st->stream,
+               *args);
     NSA_LAUNCHED("gate_backward");
     return NSA_OK;
 }

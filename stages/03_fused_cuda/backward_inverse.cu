@@ -15,7 +15,7 @@ static __device__ int64_t sequence_of(const grad_args *a, int branch, int64_t bl
     int64_t lo = 0, hi = a->B - 1;
     while (lo < hi) {
         const int64_t middle = (lo + hi + 1) / 2;
-        if (a->f.seqs[middle].first[branch] <= block)
+        if (a->f.seqs[middle].first_block[branch] <= block)
             lo = middle;
         else
             hi = middle - 1;
@@ -41,7 +41,7 @@ static __device__ void find_rows(const grad_args *a, const inverse_list *inv, in
     const dims *c = &a->f.c;
     const int64_t b = sequence_of(a, inv->branch, block % inv->stride);
     const sequence *sq = &a->f.seqs[b];
-    const int64_t key = (block % inv->stride - sq->first[inv->branch]) * BLOCK;
+    const int64_t key = (block % inv->stride - sq->first_block[inv->branch]) * BLOCK;
     int64_t from = 0, to = 0; /* of positions */
     if (inv->branch == CMP && key < sq->n_cmp) {
         from = key * c->d + c->l - 1;
@@ -77,7 +77,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, in
     int32_t *chunk_counts = inv.chunk_counts + (h * inv.chunks + blockIdx.x) * inv.stride;
     for (int64_t r = from; r < to; r++) {
         const int32_t *idx = a.f.block_idx + (r * c->Hkv + h) * c->n;
-        const int64_t first = a.f.seqs[a.row_seq[r]].first[SLC];
+        const int64_t first = a.f.seqs[a.row_seq[r]].first_block[SLC];
         const int t = a.f.row_t[r];
         for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE) {
             int block = idx[i] * c->lb / BLOCK;

@@ -8,12 +8,12 @@ static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *
                                         int64_t r) {
     const dims *c = &a->f.c;
     const int t = a->f.row_t[r];
-    const int64_t first = a->f.seqs[a->row_seq[r]].first[inv->branch];
+    const int64_t first = a->f.seqs[a->row_seq[r]].first_block[inv->branch];
     const int b = (int)(block % inv->stride - first), key = b * BLOCK;
     const int32_t *idx = a->f.block_idx + (r * c->Hkv + block / inv->stride) * c->n;
     uint64_t mask = 0;
     if (inv->branch == CMP)
-        return range_mask(0, visible_cmp(c, t) - key);
+        return range_mask(0, cmp_visible(c, t) - key);
     if (inv->branch == WIN)
         return range_mask(first_win(c, t) - key, t + 1 - key);
     for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE)
@@ -42,12 +42,8 @@ static __device__ __forceinline__ void recompute_p(const grad_args *a, const inv
     warp_matmul<1>(&s, s_q + lane_row(), TILE_ROWS, at.kt + lane_col(), BLOCK, c->dk8);
     warp_matmul<1>(&dp, s_dout + lane_row(), TILE_ROWS, at.vt + lane_col(), BLOCK, c->dv8);
     softmax_backward(c, &s, &dp, terms, mask);
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        const int at_row = (lane_row() + i) * BLOCK + lane_col();
-        store4(s_p + at_row, s.x[i][0], s.x[i][1], s.x[i][2], s.x[i][3]);
-        store4(s_ds + at_row, dp.x[i][0], dp.x[i][1], dp.x[i][2], dp.x[i][3]);
-    }
+    store_acc(s_p + lane_row() * BLOCK + lane_col(), BLOCK, &s, LANE_ROWS);
+    store_acc(s_ds + lane_row() * BLOCK + lane_col(), BLOCK, &dp, LANE_ROWS);
 }
 
 /* One work unit: up to unit_rows rows that see one block of keys, `step` row tiles at a time. First
@@ -103,36 +99,34 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
     const int64_t unit = inv.first_unit[block] + blockIdx.y;
     real *to = inv.partial + ((unit * 2 + !values) * BLOCK + key + lane_row()) * c->wp + lane_col();
 #pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-#pragma unroll
-        for (int n = 0; n < N_TILES; n++) {
-            const float *x = acc[n].x[i];
-            store4(to + i * c->wp + n * TILE_COLS, x[0], x[1], x[2], x[3]);
-        }
-    }
+    for (int n = 0; n < N_TILES; n++)
+        store_acc(to + n * TILE_COLS, c->wp, &acc[n], LANE_ROWS);
 }
 
-/* dv and dk of a block: the sum over its units, in their order. Grid (blocks), 256 threads. */
-static __global__ void __launch_bounds__(256) reduce_partials(grad_args a, inverse_list inv) {
+enum { REDUCE_THREADS = 256 }; /* of a CUDA block of reduce_partials */
+
+/* dv and dk of a block: the sum over its units, in their order. Grid: blocks of keys. */
+static __global__ void __launch_bounds__(REDUCE_THREADS)
+    reduce_partials(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, size = 2 * BLOCK * c->wp;
     const int64_t first = inv.first_unit[block], units = units_of(&inv, inv.count[block]);
     const kv_blocks *in = &a.f.in[inv.branch];
-    for (int i = (int)threadIdx.x; i < size; i += 256) {
+    for (int i = (int)threadIdx.x; i < size; i += REDUCE_THREADS) {
         const int row = i / c->wp, col = i % c->wp;
         float total = 0;
         for (int64_t unit = first; unit < first + units; unit++)
             total += inv.partial[unit * size + i];
         if (row < BLOCK && col < c->dvp)
-            in->dv[(block * BLOCK + row) * c->dvp + col] = total;
+            in->gradient[VALUES][(block * BLOCK + row) * c->dvp + col] = total;
         if (row >= BLOCK && col < c->dkp)
-            in->dk[(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
+            in->gradient[KEYS][(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
     }
 }
 
 /* ---------------------------------------------------------------- launches */
 
-static size_t smem_bytes(const dims *c, int step) {
+static size_t dkv_bytes(const dims *c, int step) {
     return (size_t)(step * TILE_ROWS * (2 * BLOCK + c->dk8 + c->dv8)) * sizeof(float);
 }
 
@@ -144,9 +138,9 @@ template <int N_TILES>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
     const int step = ((const scratch *)st->scratch)->dkv_tiles;
     NSA_LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
-               DKV_WARPS * WARP_SIZE, smem_bytes(&args->f.c, step), st->stream, *args, *inv, step);
+               DKV_WARPS * WARP_SIZE, dkv_bytes(&args->f.c, step), st->stream, *args, *inv, step);
     NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, 256, 0, st->stream, *args, *inv);
+    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");
     return NSA_OK;
 }
@@ -154,7 +148,7 @@ static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_lis
 /* Row tiles in a step: as many as shared memory holds, one for each warp at most. */
 nsa_status open_keys(stage *st, scratch *s) {
     s->dkv_tiles = DKV_WARPS;
-    while (s->dkv_tiles > 1 && smem_bytes(&st->c, s->dkv_tiles) + 256 > st->max_shared)
+    while (s->dkv_tiles > 1 && dkv_bytes(&st->c, s->dkv_tiles) + 256 > st->max_shared)
         s->dkv_tiles--;
     return BY_WIDTH(st->c.wp, allow_shared);
 }

@@ -63,13 +63,6 @@ static __device__ __forceinline__ const real *span_rows(const key_spans *x, int6
     return natural_row(&x->in, m % x->in.Hkv, x->first[m / x->in.Hkv]);
 }
 
-static __device__ __forceinline__ float warp_reduce_sum(float x) {
-#pragma unroll
-    for (int lane = 1; lane < WARP_SIZE; lane *= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, lane);
-    return x;
-}
-
 /* s_a [l] = softmax_r(w . (x_r + pe_r) + b_r) of span m: the weights depend on the content. Called
  * by one warp. */
 static __device__ __forceinline__ void gated_weights(const key_spans *x, int64_t m, const real *w,

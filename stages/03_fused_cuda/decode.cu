@@ -23,14 +23,14 @@ static void open_caches(stage *st) {
     for (int x = 0; x < LAYOUTS; x++) {
         const int64_t keys = x == CMP ? nsa_cmp_tokens(c, c->max_seq_len) : c->max_seq_len;
         kv_blocks *in = &st->cache[x];
-        st->cache_first[x] = (keys + BLOCK - 1) / BLOCK;
-        in->stride = c->max_seqs * st->cache_first[x];
+        st->slot_blocks[x] = (keys + BLOCK - 1) / BLOCK;
+        in->stride = c->max_seqs * st->slot_blocks[x];
         const int64_t all = c->kv_heads * in->stride * BLOCK;
-        in->v = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dvp);
+        in->natural[VALUES] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dvp);
         if (x == RAW) /* only compressed */
-            in->k = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dkp);
+            in->natural[KEYS] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dkp);
         else
-            in->kt = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dk8);
+            in->transposed[KEYS] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dk8);
     }
 }
 
@@ -57,22 +57,22 @@ nsa_status open_decode(stage *st) {
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
     /* A warp gets two memory blocks of compressed keys, the most there are, and one of the others.
      */
-    a->splits[CMP] = splits_for(st->cache_first[CMP], 2 * SPLIT_WARPS);
+    a->splits[CMP] = splits_for(st->slot_blocks[CMP], 2 * SPLIT_WARPS);
     a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
     a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
     const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
     const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
         a->in[x] = st->cache[x];
-        a->first[x] = st->cache_first[x];
+        a->slot_blocks[x] = st->slot_blocks[x];
         a->out_x[x] = st->plan->setup.flags & NSA_WANT_BRANCHES ? st->out_x[x] : NULL;
     }
     a->t = st->row_t;
     a->slot = st->row_seq; /* in a step, a row's sequence is its slot */
     a->q_t = st->q_t;
     a->gate = st->gate;
-    a->scores = (real *)device_alloc(st, NSA_MEM_SCRATCH,
-                                     a->units * a->first[CMP] * TILE_ROWS * BLOCK, sizeof(real));
+    a->scores = (real *)device_alloc(
+        st, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK, sizeof(real));
     a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
@@ -86,8 +86,8 @@ nsa_status open_decode(stage *st) {
  * read. */
 static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
-    const real *const src[] = {pack->kt, pack->k, pack->v};
-    real *const dst[] = {cache->kt, cache->k, cache->v};
+    const real *const src[] = {pack->transposed[KEYS], pack->natural[KEYS], pack->natural[VALUES]};
+    real *const dst[] = {cache->transposed[KEYS], cache->natural[KEYS], cache->natural[VALUES]};
     const int widths[] = {st->c.dk8, st->c.dkp, st->c.dvp};
     for (int i = 0; i < 3; i++) {
         const int64_t block = (int64_t)widths[i] * BLOCK;
@@ -107,7 +107,7 @@ nsa_status prefill(void *self) {
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         for (int x = 0; x < LAYOUTS; x++)
-            TRY(copy_blocks(st, x, st->batch.slot[b] * st->cache_first[x], sq->first[x],
+            TRY(copy_blocks(st, x, st->batch.slot[b] * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
     }
     NSA_CUDA(cudaStreamSynchronize(st->stream));
@@ -126,12 +126,12 @@ static nsa_status load_coords(stage *st, const nsa_step *step) {
         const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
         t[a] = (int32_t)(len - 1);
         slot[a] = a < step->A ? step->slot[a] : 0;
-        const int64_t first = slot[a] * st->cache_first[RAW] * BLOCK;
+        const int64_t first = slot[a] * st->slot_blocks[RAW] * BLOCK;
         dec->host_key[a] = first + len - 1;
         if (begin < 0 || begin % c->cmp_stride)
             continue;
         cmp->first[cmp->count] = first + begin;
-        cmp->key[cmp->count++] = slot[a] * st->cache_first[CMP] * BLOCK + begin / c->cmp_stride;
+        cmp->key[cmp->count++] = slot[a] * st->slot_blocks[CMP] * BLOCK + begin / c->cmp_stride;
     }
     const size_t rows = (size_t)c->max_seqs;
     TRY(copy_to_device(st, st->row_t, t, rows * sizeof *t));
@@ -164,7 +164,7 @@ nsa_status decode(void *self) {
     const int first_slc = a->splits[CMP] + a->splits[WIN];
     st->rows = st->step.A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
-    TRY(record_phase(st, -1));
+    TRY(start_phases(st));
     TRY(compress(st, st->cache, &dec->cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */

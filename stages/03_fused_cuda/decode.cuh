@@ -28,14 +28,14 @@ typedef struct decode_args {
     const real *q_t;     /* [units][dk8][16] */
     const real *gate;    /* [max_seqs,Hq,3] */
     kv_blocks in[BRANCHES];
-    int64_t first[BRANCHES]; /* blocks of one slot */
-    int splits[BRANCHES];    /* CUDA blocks of a unit */
-    real *scores;            /* [units, blocks of a slot][16][64] of the compressed keys */
+    int64_t slot_blocks[BRANCHES]; /* blocks of one slot, for one head */
+    int splits[BRANCHES];          /* CUDA blocks of a unit */
+    real *scores;                  /* [units, blocks of a slot][16][64] of the compressed keys */
     real *split_o; /* [units, splits of all branches][16][dvp], not divided by the row sum */
     partial_stats *split_stats;  /* [units, splits of all branches][16] */
     int32_t *block_idx;          /* [max_seqs,Hkv,n] */
     real *out, *out_x[BRANCHES]; /* [max_seqs,Hq,dvp] */
-    int forced;
+    bool forced;                 /* block_idx is given: do not select */
 } decode_args;
 
 static __device__ __forceinline__ int all_splits(const decode_args *a) {

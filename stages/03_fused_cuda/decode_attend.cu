@@ -6,7 +6,7 @@
 
 /* The unit of a CUDA block. */
 typedef struct decode_unit {
-    int unit, row, head, g16; /* row of the step, kv head, tile of heads */
+    int unit, row, kvh, g16; /* row of the step, kv head, tile of heads */
     int64_t slot;
     int t;
 } decode_unit;
@@ -15,7 +15,7 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
     decode_unit u;
     u.unit = unit;
     u.g16 = unit % a->c.GT;
-    u.head = unit / a->c.GT % a->c.Hkv;
+    u.kvh = unit / a->c.GT % a->c.Hkv;
     u.row = unit / a->c.GT / a->c.Hkv;
     u.t = a->t[u.row];
     u.slot = a->slot[u.row];
@@ -33,12 +33,12 @@ static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, c
     const kv_blocks *in = &a->in[branch];
     const int first_block = split * SPLIT_WARPS + warp_id();
     const int block_step = a->splits[branch] * SPLIT_WARPS;
-    const int64_t first = u->head * in->stride + u->slot * a->first[branch];
-    const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->head) * c->n;
-    const int end = branch == CMP ? visible_cmp(c, u->t) : u->t + 1;
+    const int64_t first = u->kvh * in->stride + u->slot * a->slot_blocks[branch];
+    const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->kvh) * c->n;
+    const int end = branch == CMP ? cmp_visible(c, u->t) : u->t + 1;
     const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
-        branch == CMP ? a->scores + u->unit * a->first[CMP] * TILE_ROWS * BLOCK : NULL;
+        branch == CMP ? a->scores + u->unit * a->slot_blocks[CMP] * TILE_ROWS * BLOCK : NULL;
     block_iter iter = {0, 0};
     uint64_t mask;
     int b = lo / BLOCK + first_block;
@@ -52,13 +52,12 @@ static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, c
     }
 }
 
-/* Combine the warps' outputs and store them as one split. s_o [16][dvp], s_stats [warps][16]. */
+/* From each warp's row maxima and sums to the split's, g_stats [16]; to `rescale`, what this warp's
+ * outputs are multiplied by before they are added. s_stats [SPLIT_WARPS][16] is scratch. */
 template <int N_TILES>
-static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> *x, const dims *c,
-                                                   float *s_o, partial_stats *s_stats, real *g_o,
-                                                   partial_stats *g_stats) {
-    const int warps = (int)blockDim.x / WARP_SIZE, dvp = c->dvp;
-    float factor[LANE_ROWS];
+static __device__ __forceinline__ void combine_warps(const softmax_state<N_TILES> *x, float scale2,
+                                                     partial_stats *s_stats, partial_stats *g_stats,
+                                                     float *rescale) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         const float total = row_reduce_sum(x->row_sum[i]);
@@ -69,31 +68,38 @@ static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> 
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         float row_max = -INFINITY, row_sum = 0;
-        for (int w = 0; w < warps; w++)
+        for (int w = 0; w < SPLIT_WARPS; w++)
             row_max = fmaxf(row_max, s_stats[w * TILE_ROWS + lane_row() + i].row_max);
         row_max = row_max == -INFINITY ? 0 : row_max;
-        for (int w = 0; w < warps; w++) {
+        for (int w = 0; w < SPLIT_WARPS; w++) {
             const partial_stats r = s_stats[w * TILE_ROWS + lane_row() + i];
-            row_sum += r.row_sum * exp2f(c->scale2 * (r.row_max - row_max));
+            row_sum += r.row_sum * exp2f(scale2 * (r.row_max - row_max));
         }
-        factor[i] = exp2f(c->scale2 * (x->row_max[i] - row_max));
+        rescale[i] = exp2f(scale2 * (x->row_max[i] - row_max));
         if (threadIdx.x < 2)
             g_stats[lane_row() + i] = partial_stats{row_max, row_sum};
     }
-    for (int w = 0; w < warps; w++) { /* one warp after the other: a fixed order of addition */
+}
+
+/* Add up the warps' outputs in s_o [16][dvp] and store them as the split's, g_o [16][dvp]. */
+template <int N_TILES>
+static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> *x, int dvp,
+                                                   const float *rescale, float *s_o, real *g_o) {
+    for (int w = 0; w < SPLIT_WARPS;
+         w++) { /* one warp after the other: a fixed order of addition */
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
-            for (int s = 0; s < N_TILES && w == warp_id(); s++) {
-                float *at = s_o + (lane_row() + i) * dvp + s * TILE_COLS + lane_col();
+            for (int n = 0; n < N_TILES && w == warp_id(); n++) {
+                float *at = s_o + (lane_row() + i) * dvp + n * TILE_COLS + lane_col();
                 const float4 old = w ? load4(at) : make_float4(0, 0, 0, 0);
-                const float *o = x->o[s].x[i], f = factor[i];
+                const float *o = x->o[n].x[i], f = rescale[i];
                 store4(at, old.x + o[0] * f, old.y + o[1] * f, old.z + o[2] * f, old.w + o[3] * f);
             }
         }
         __syncthreads();
     }
-    for (int i = 4 * (int)threadIdx.x; i < TILE_ROWS * dvp; i += 4 * (int)blockDim.x)
+    for (int i = 4 * (int)threadIdx.x; i < TILE_ROWS * dvp; i += 4 * SPLIT_WARPS * WARP_SIZE)
         *(float4 *)(g_o + i) = load4(s_o + i);
 }
 
@@ -116,7 +122,8 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
     const int branch = split >= first_split(&a, SLC)   ? SLC
                        : split >= first_split(&a, WIN) ? WIN
                                                        : CMP;
-    const int64_t slot = (int64_t)u.unit * all_splits(&a) + split;
+    const int64_t at = (int64_t)u.unit * all_splits(&a) + split; /* of all splits */
+    float rescale[LANE_ROWS];
     softmax_state<N_TILES> x;
     if (u.t < 0)
         return;
@@ -125,23 +132,25 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
     __syncthreads();
     softmax_init(&x);
     attend_split(&x, &a, &u, &m, branch, split - first_split(&a, branch));
-    write_split<N_TILES>(&x, c, s_o, s_stats, a.split_o + slot * TILE_ROWS * c->dvp,
-                         a.split_stats + slot * TILE_ROWS);
+    combine_warps(&x, c->scale2, s_stats, a.split_stats + at * TILE_ROWS, rescale);
+    write_split(&x, c->dvp, rescale, s_o, a.split_o + at * TILE_ROWS * c->dvp);
 }
 
 /* ------------------------------------------------------------------ combine */
 
+enum { COMBINE_THREADS = 128 }; /* of a CUDA block of decode_combine_kernel */
+
 /* Combine one unit's splits to branch outputs, and these by their gates to out (Eq. 5). Grid:
- * units. Block: 128 threads, each four columns of a head. */
+ * units. A thread has four columns of a head. */
 static __global__ void decode_combine_kernel(decode_args a) {
     const dims *c = &a.c;
     const decode_unit u = decode_unit_of(&a, (int)blockIdx.x);
     const int heads = min(TILE_ROWS, c->G - u.g16 * TILE_ROWS), four = c->dvp / 4;
     if (u.t < 0)
         return;
-    for (int i = (int)threadIdx.x; i < heads * four; i += (int)blockDim.x) {
+    for (int i = (int)threadIdx.x; i < heads * four; i += COMBINE_THREADS) {
         const int row = i / four, col = 4 * (i % four);
-        const int64_t head = (int64_t)u.row * c->Hq + u.head * c->G + u.g16 * TILE_ROWS + row;
+        const int64_t head = (int64_t)u.row * c->Hq + u.kvh * c->G + u.g16 * TILE_ROWS + row;
         float4 out = make_float4(0, 0, 0, 0);
         for (int x = 0; x < BRANCHES; x++) {
             const row_stats r = combine_stats(&a, u.unit, x, row);
@@ -195,7 +204,7 @@ nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
 }
 
 nsa_status decode_combine(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_combine_kernel, (unsigned)a->units, 128, 0, st->stream, *a);
+    NSA_LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st->stream, *a);
     NSA_LAUNCHED("decode_combine");
     return NSA_OK;
 }

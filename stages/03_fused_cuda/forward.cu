@@ -32,7 +32,7 @@ nsa_status forward(void *self) {
     const size_t idx_bytes = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
     st->rows = st->batch.R;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
-    TRY(record_phase(st, -1));
+    TRY(start_phases(st));
     TRY(compress_pack(st));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(attend_cmp(st, &args));
@@ -51,7 +51,7 @@ nsa_status causal(void *self, int pair) {
     attend_args args = make_attend_args(st);
     args.c.w = INT32_MAX; /* the window is all that came before */
     TRY(poison(st, NSA_MEM_SCRATCH));
-    TRY(record_phase(st, -1));
+    TRY(start_phases(st));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
     TRY(record_phase(st, PHASE_CMP));
     NSA_CUDA(cudaStreamSynchronize(st->stream));

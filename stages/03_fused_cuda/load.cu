@@ -101,14 +101,15 @@ nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
 
 key_view view_of(const stage *st, const kv_blocks *in, int pair) {
     const dims *c = &st->c;
-    return pair == KEYS ? key_view{in->kt, in->k, in->stride, c->Hkv, c->dk, c->dk8, c->dkp}
-                        : key_view{in->vt, in->v, in->stride, c->Hkv, c->dv, c->dv8, c->dvp};
+    const bool keys = pair == KEYS;
+    return {in->transposed[pair],   in->natural[pair],     in->stride, c->Hkv, keys ? c->dk : c->dv,
+            keys ? c->dk8 : c->dv8, keys ? c->dkp : c->dvp};
 }
 
 key_view gradient_view(const stage *st, int branch, int pair) {
     key_view view = view_of(st, &st->in[branch], pair);
     view.t = NULL;
-    view.n = pair == KEYS ? st->in[branch].dk : st->in[branch].dv;
+    view.n = st->in[branch].gradient[pair];
     return view;
 }
 
@@ -160,14 +161,14 @@ static void make_sequences(stage *st) {
         sq->len = batch->seq[b + 1] - sq->token;
         sq->n_cmp = batch->cmp[b + 1] - sq->cmp;
         for (int x = 0; x < LAYOUTS; x++) {
-            sq->first[x] = first[x];
+            sq->first_block[x] = first[x];
             first[x] += ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK;
         }
         for (int64_t t = 0; t < sq->len; t++)
-            st->host_key[sq->token + t] = sq->first[RAW] * BLOCK + t;
+            st->host_key[sq->token + t] = sq->first_block[RAW] * BLOCK + t;
         for (int64_t i = 0; i < sq->n_cmp; i++) {
-            st->host_cmp.first[sq->cmp + i] = sq->first[RAW] * BLOCK + i * st->cfg.cmp_stride;
-            st->host_cmp.key[sq->cmp + i] = sq->first[CMP] * BLOCK + i;
+            st->host_cmp.first[sq->cmp + i] = sq->first_block[RAW] * BLOCK + i * st->cfg.cmp_stride;
+            st->host_cmp.key[sq->cmp + i] = sq->first_block[CMP] * BLOCK + i;
         }
     }
 }
@@ -188,15 +189,15 @@ static nsa_status load_row_coords(stage *st) {
 }
 
 /* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
-nsa_status make_tiles(stage *st, int rows, tile_of_rows *tiles, int64_t *n_tiles) {
+nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles) {
     const int32_t *row_seq = st->host_rows + st->batch.R;
     int64_t n = 0;
     for (int64_t r = 0; r < st->batch.R; r++) {
-        tile_of_rows *last = n ? &st->host_tiles[n - 1] : NULL;
+        row_range *last = n ? &st->host_tiles[n - 1] : NULL;
         if (last && last->sequence == row_seq[r] && last->count < rows)
             last->count++;
         else
-            st->host_tiles[n++] = tile_of_rows{r, 1, row_seq[r]};
+            st->host_tiles[n++] = row_range{r, 1, row_seq[r]};
     }
     *n_tiles = n;
     return copy_to_device(st, tiles, st->host_tiles, (size_t)n * sizeof *tiles);

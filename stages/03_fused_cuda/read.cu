@@ -28,10 +28,11 @@ static nsa_status read_keys(stage *st, int branch, key_view from, real *dst) {
         const int64_t h = i % from.Hkv, first = branch == CMP ? sq->cmp : sq->token;
         const int64_t keys = branch == CMP ? sq->n_cmp : sq->len;
         if (keys)
-            NSA_CUDA(cudaMemcpy2DAsync(
-                dst + (first * from.Hkv + h) * from.D, (size_t)from.Hkv * size,
-                natural_row(&from, h, sq->first[branch] * BLOCK), (size_t)from.Dp * sizeof *dst,
-                size, (size_t)keys, cudaMemcpyDeviceToHost, st->stream));
+            NSA_CUDA(cudaMemcpy2DAsync(dst + (first * from.Hkv + h) * from.D,
+                                       (size_t)from.Hkv * size,
+                                       natural_row(&from, h, sq->first_block[branch] * BLOCK),
+                                       (size_t)from.Dp * sizeof *dst, size, (size_t)keys,
+                                       cudaMemcpyDeviceToHost, st->stream));
     }
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;

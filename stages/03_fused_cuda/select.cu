@@ -26,13 +26,12 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     selection sel;
     selection_init(&sel, c, t, s_ring, ring);
     sel.next = from;
-    const bool need_ranking = own_block + 1 > c->n; /* else all are selected */
     const int first = max(per_block * from - c->l / c->d + 1, 0),
               last = min(per_block * to, sel.n_visible);
-    for (int b = first / BLOCK; need_ranking && from < to && b * BLOCK < last; b++) {
+    for (int b = first / BLOCK; from < to && b * BLOCK < last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
             const int64_t unit = (int64_t)group * c->GT + g16;
-            const real *g_s = a.scores + (unit * a.first[CMP] + b) * TILE_ROWS * BLOCK;
+            const real *g_s = a.scores + (unit * a.slot_blocks[CMP] + b) * TILE_ROWS * BLOCK;
             acc_16x64 s;
 #pragma unroll
             for (int i = 0; i < LANE_ROWS; i++) {
@@ -46,8 +45,6 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
         }
         add_importance(&sel, min(to, (b + 1) * BLOCK / per_block));
     }
-    if (!need_ranking)
-        sel.n_visible = 0;
     add_importance(&sel, to);
 #pragma unroll
     for (int i = 0; i < TOPK_PER_LANE; i++)

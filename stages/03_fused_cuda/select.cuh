@@ -124,7 +124,7 @@ static __device__ __forceinline__ void selection_init(selection *sel, const dims
     sel->c = c;
     sel->s_ring = s_ring;
     sel->ring = ring;
-    sel->n_visible = t < 0 ? 0 : visible_cmp(c, t);
+    sel->n_visible = t < 0 ? 0 : cmp_visible(c, t);
     sel->own_block = t < 0 ? -1 : t / c->lb;
     sel->next = 0;
     sel->g_imp = NULL;

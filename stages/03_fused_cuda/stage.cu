@@ -99,16 +99,16 @@ static void open_blocks(stage *st, int branch, int64_t stride) {
     const nsa_memory_kind kind = branch == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT;
     kv_blocks *in = &st->in[branch];
     in->stride = stride;
-    in->v = alloc_reals(st, kind, all * st->c.dvp);
+    in->natural[VALUES] = alloc_reals(st, kind, all * st->c.dvp);
     if (attended || (flags & NSA_WANT_CAUSAL))
-        in->kt = alloc_reals(st, kind, all * st->c.dk8);
+        in->transposed[KEYS] = alloc_reals(st, kind, all * st->c.dk8);
     if (branch == CMP || branch == RAW || backward)
-        in->k = alloc_reals(st, kind, all * st->c.dkp);
+        in->natural[KEYS] = alloc_reals(st, kind, all * st->c.dkp);
     if (attended && backward)
-        in->vt = alloc_reals(st, kind, all * st->c.dv8);
+        in->transposed[VALUES] = alloc_reals(st, kind, all * st->c.dv8);
     if (backward) {
-        in->dk = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dkp);
-        in->dv = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dvp);
+        in->gradient[KEYS] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dkp);
+        in->gradient[VALUES] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dvp);
     }
 }
 
@@ -122,11 +122,11 @@ void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t co
 static void open_tables(stage *st, int64_t T, int64_t R) {
     const int64_t B = st->cfg.max_seqs, tiles = R + B;
     const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
-    st->host_tiles = (tile_of_rows *)host_alloc(st, tiles, sizeof(tile_of_rows));
+    st->host_tiles = (row_range *)host_alloc(st, tiles, sizeof(row_range));
     st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
     st->host_rows = (int32_t *)host_alloc(st, 2 * R, sizeof(int32_t));
     st->host_key = (int64_t *)host_alloc(st, T, sizeof(int64_t));
-    st->tiles = (tile_of_rows *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(tile_of_rows));
+    st->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(row_range));
     st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
     st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
     st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
@@ -259,10 +259,14 @@ static nsa_status open(const nsa_plan *plan, void **self) {
 
 /* ------------------------------------------------------------------ timing */
 
+nsa_status start_phases(stage *st) {
+    st->intervals = 0;
+    NSA_CUDA(cudaEventRecord(st->event[0], st->stream));
+    return NSA_OK;
+}
+
 nsa_status record_phase(stage *st, int phase) {
-    if (phase < 0)
-        st->intervals = 0;
-    else if (st->intervals < MAX_INTERVALS)
+    if (st->intervals < MAX_INTERVALS)
         st->interval_phase[st->intervals++] = phase;
     NSA_CUDA(cudaEventRecord(st->event[st->intervals], st->stream));
     return NSA_OK;

@@ -30,7 +30,7 @@ enum {
     MAX_BUFFERS = 160 /* device buffers of one context; more than any configuration needs */
 };
 
-/* Sizes and scales, passed to kernels by value. */
+/* The configuration as kernels take it, by value. */
 typedef struct dims {
     int dk, dv;          /* head dimensions, as configured */
     int dk8, dv8;        /* rounded up to DIM_ALIGN: rows of transposed blocks and tiles */
@@ -42,30 +42,32 @@ typedef struct dims {
     float scale, scale2; /* of scores; the same for base 2: scale log2(e) */
 } dims;
 
-/* Where one branch's keys and values lie. Head h's block j of a sequence is at
- *     kt + (h * stride + first + j) * dk8 * BLOCK     keys,   transposed: [dk8,BLOCK]
- *     v  + (h * stride + first + j) * BLOCK * dvp     values, natural:    [BLOCK,dvp]
- * Backward needs them the other way round too: k [BLOCK,dkp] and vt [dv8,BLOCK]. The compressors
- * read natural keys and values. All padding, and the keys past a sequence's end, are zero. */
+/* Where one branch's keys and values lie, [KEYS] and [VALUES]. Block j of head h in a sequence is
+ * number h * stride + first_block + j of all blocks, and D is dk or dv. In each block, as in stage
+ * 02 but for the padding,
+ *     transposed: [D8,BLOCK]     element c of key j at [c * BLOCK + j]
+ *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c]
+ * Attention reads keys transposed and values natural, its backward both the other way round too,
+ * the compressors natural ones. All padding, and the keys past a sequence's end, are zero. */
 typedef struct kv_blocks {
-    real *kt, *v, *k, *vt; /* NULL where nothing reads them */
-    real *dk, *dv;         /* gradients, [BLOCK,dkp] and [BLOCK,dvp], natural */
-    int64_t stride;        /* blocks of one head */
+    real *transposed[PAIR], *natural[PAIR]; /* NULL where nothing reads them */
+    real *gradient[PAIR];                   /* natural */
+    int64_t stride;                         /* blocks of one head */
 } kv_blocks;
 
 /* One sequence, and where it begins in each branch's blocks. */
 typedef struct sequence {
-    int64_t len;            /* tokens */
-    int64_t n_cmp;          /* compressed tokens, N */
-    int64_t token, cmp;     /* its first token in the pack, its first compressed token */
-    int64_t first[LAYOUTS]; /* its first block */
+    int64_t len;                  /* tokens */
+    int64_t n_cmp;                /* compressed tokens, N */
+    int64_t token, cmp;           /* its first token in the pack, its first compressed token */
+    int64_t first_block[LAYOUTS]; /* where it begins in each branch */
 } sequence;
 
 /* Rows first..first+count-1 of the results, all of one sequence: the rows of one CUDA block. */
-typedef struct tile_of_rows {
+typedef struct row_range {
     int64_t first;
     int32_t count, sequence;
-} tile_of_rows;
+} row_range;
 
 /* Row maximum (of q.k, before scaling) and 1/sum of one softmax:
  * p = 2^(scale2 (s - row_max)) inv_sum. */
@@ -96,7 +98,7 @@ typedef struct compressor_scratch {
  * heads of (row r, kv head h) has the number (r*Hkv + h)*GT + g16. */
 typedef struct attend_args {
     dims c;
-    const tile_of_rows *tiles; /* [n_tiles] */
+    const row_range *tiles; /* [n_tiles] */
     int64_t n_tiles;
     const sequence *seqs;  /* [B] */
     const int32_t *row_t;  /* [R] each row's position in its sequence */
@@ -109,7 +111,7 @@ typedef struct attend_args {
     int32_t *block_idx;    /* [R,Hkv,n] */
     real *importance;      /* [R,Hkv,J]; NULL if not wanted */
     int64_t J;
-    int forced; /* block_idx is given: do not select */
+    bool forced; /* block_idx is given: do not select */
 } attend_args;
 
 /* A device buffer, and how long its contents are valid. */
@@ -153,7 +155,7 @@ typedef struct stage {
     real *dev_staging;  /* [chunk] staging buffer on the device */
 
     /* inputs; row tiles as in attend_args, natural ones (_n) only for backward */
-    tile_of_rows *tiles, *host_tiles; /* device, host */
+    row_range *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
     sequence *seqs, *host_seqs; /* [B] */
     int32_t *row_t, *row_seq;   /* [R] position in its sequence; its sequence */
@@ -180,7 +182,7 @@ typedef struct stage {
     void *scratch; /* backward.cuh: what its attention kernels need */
 
     kv_blocks cache[LAYOUTS]; /* decode: the same layout, max_seqs slots of max_seq_len tokens */
-    int64_t cache_first[LAYOUTS]; /* blocks of one slot */
+    int64_t slot_blocks[LAYOUTS]; /* blocks of one slot, for one head */
     void *decoder;                /* private to decode.cu */
 } stage;
 
@@ -213,8 +215,9 @@ void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
 real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count);
 void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t count);
 nsa_status poison(stage *st, unsigned kinds);
-/* record_phase(st, -1) starts the timing of a call; record_phase(st, phase) assigns the work queued
- * since the last call to `phase`. */
+/* start_phases() starts the timing of a call; record_phase() assigns the work queued since the last
+ * of these two to `phase`. */
+nsa_status start_phases(stage *st);
 nsa_status record_phase(stage *st, int phase);
 
 /* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
@@ -226,7 +229,7 @@ nsa_status compress_pack(stage *st);
 nsa_status read(void *self, nsa_id id, void *dst);
 
 /* load.cu: the batch's rows in tiles of up to `rows` neighbours, to `tiles` on the device */
-nsa_status make_tiles(stage *st, int rows, tile_of_rows *tiles, int64_t *n_tiles);
+nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
 
 /* attend.cu */
 nsa_status open_attend(stage *st); /* sets st->warps */

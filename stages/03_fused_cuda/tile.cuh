@@ -29,13 +29,23 @@ enum {
     PREFETCH_DEPTH = 8 /* rows of B that are loaded ahead; DIM_ALIGN is a multiple of it */
 };
 
+#define ALL_LANES 0xffffffffu
+
+static __device__ __forceinline__ int lane_id(void) {
+    return (int)threadIdx.x % WARP_SIZE;
+}
+
+static __device__ __forceinline__ int warp_id(void) {
+    return (int)threadIdx.x / WARP_SIZE;
+}
+
 /* This lane's part of a tile: rows lane_row()..+7, columns lane_col()..+3. */
 static __device__ __forceinline__ int lane_row(void) {
-    return ((int)threadIdx.x & 1) * LANE_ROWS;
+    return (lane_id() & 1) * LANE_ROWS;
 }
 
 static __device__ __forceinline__ int lane_col(void) {
-    return ((int)threadIdx.x % WARP_SIZE / 2) * LANE_COLS;
+    return lane_id() / 2 * LANE_COLS;
 }
 
 /* A lane's accumulators of a 16 x 64 tile. */
@@ -106,18 +116,36 @@ static __device__ __forceinline__ void warp_matmul(acc_16x64 *acc, const float *
     }
 }
 
+/* The first `rows` of the lane's rows to memory, ldc floats apart; `c` is the lane's address in row
+ * 0 of C (base + lane_row() * ldc + lane_col()). */
+static __device__ __forceinline__ void store_acc(float *c, int64_t ldc, const acc_16x64 *acc,
+                                                 int rows) {
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        if (i < rows)
+            store4(c + i * ldc, acc->x[i][0], acc->x[i][1], acc->x[i][2], acc->x[i][3]);
+    }
+}
+
+static __device__ __forceinline__ float warp_reduce_sum(float x) {
+#pragma unroll
+    for (int lane = 1; lane < WARP_SIZE; lane *= 2)
+        x += __shfl_xor_sync(ALL_LANES, x, lane);
+    return x;
+}
+
 /* Reductions over a row: its 64 columns lie in the 16 lanes of one row group. */
 static __device__ __forceinline__ float row_reduce_sum(float x) {
 #pragma unroll
     for (int lane = 2; lane < WARP_SIZE; lane *= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, lane);
+        x += __shfl_xor_sync(ALL_LANES, x, lane);
     return x;
 }
 
 static __device__ __forceinline__ float row_reduce_max(float x) {
 #pragma unroll
     for (int lane = 2; lane < WARP_SIZE; lane *= 2)
-        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
     return x;
 }
 

@@ -7,15 +7,6 @@
 #include "stage.cuh"
 
 static const uint64_t ALL_KEYS = ~(uint64_t)0; /* the mask of all 64 keys of a block */
-#define ALL_LANES 0xffffffffu
-
-static __device__ __forceinline__ int lane_id(void) {
-    return (int)threadIdx.x % WARP_SIZE;
-}
-
-static __device__ __forceinline__ int warp_id(void) {
-    return (int)threadIdx.x / WARP_SIZE;
-}
 
 /* Bits lo..hi-1 of a block's mask; lo and hi may lie outside of 0..64. */
 static __device__ __forceinline__ uint64_t range_mask(int lo, int hi) {
@@ -28,17 +19,17 @@ static __device__ __forceinline__ uint64_t range_mask(int lo, int hi) {
 
 /* The row and kv head of a warp. */
 typedef struct tile_coord {
-    int head;                 /* kv head */
-    int64_t row;              /* result row */
-    int t;                    /* its position, -1 if the warp has no row */
-    const tile_of_rows *rows; /* the CUDA block's rows */
+    int kvh;               /* kv head */
+    int64_t row;           /* result row */
+    int t;                 /* its position, -1 if the warp has no row */
+    const row_range *rows; /* the CUDA block's rows */
     const sequence *sq;
 } tile_coord;
 
 static __device__ __forceinline__ tile_coord tile_coord_of(const attend_args *a, int64_t tile,
-                                                           int head) {
+                                                           int kvh) {
     tile_coord coord;
-    coord.head = head;
+    coord.kvh = kvh;
     coord.rows = &a->tiles[tile];
     coord.sq = &a->seqs[coord.rows->sequence];
     coord.row = coord.rows->first + warp_id();
@@ -54,10 +45,10 @@ static __device__ __forceinline__ int last_position(const attend_args *a, const 
 /* Number of the warp's tile of heads g16, among all of [R,Hkv,GT]. */
 static __device__ __forceinline__ int64_t head_tile(const dims *c, const tile_coord *coord,
                                                     int g16) {
-    return (coord->row * c->Hkv + coord->head) * c->GT + g16;
+    return (coord->row * c->Hkv + coord->kvh) * c->GT + g16;
 }
 
-/* One block of keys and values in each layout; k and vt are NULL without backward. */
+/* One block of keys and values in each layout: K^T, V, and for backward K and V^T, else NULL. */
 typedef struct block_ptrs {
     const real *kt, *v, *k, *vt;
 } block_ptrs;
@@ -65,22 +56,24 @@ typedef struct block_ptrs {
 static __device__ __forceinline__ block_ptrs block_at(const kv_blocks *in, const dims *c,
                                                       int64_t block) {
     block_ptrs at;
-    at.kt = in->kt + block * c->dk8 * BLOCK;
-    at.v = in->v + block * BLOCK * c->dvp;
-    at.k = in->k ? in->k + block * BLOCK * c->dkp : NULL;
-    at.vt = in->vt ? in->vt + block * c->dv8 * BLOCK : NULL;
+    at.kt = in->transposed[KEYS] + block * c->dk8 * BLOCK;
+    at.v = in->natural[VALUES] + block * BLOCK * c->dvp;
+    at.k = in->natural[KEYS] ? in->natural[KEYS] + block * BLOCK * c->dkp : NULL;
+    at.vt = in->transposed[VALUES] ? in->transposed[VALUES] + block * c->dv8 * BLOCK : NULL;
     return at;
 }
 
 /* Block `block` of the warp's sequence and head. */
-static __device__ __forceinline__ block_ptrs block_of(const attend_args *a, const tile_coord *coord,
-                                                      int branch, int block) {
+static __device__ __forceinline__ block_ptrs block_ptrs_of(const attend_args *a,
+                                                           const tile_coord *coord, int branch,
+                                                           int block) {
     const kv_blocks *in = &a->in[branch];
-    return block_at(in, &a->c, coord->head * in->stride + coord->sq->first[branch] + block);
+    return block_at(in, &a->c, coord->kvh * in->stride + coord->sq->first_block[branch] + block);
 }
 
-/* Number of compressed tokens that position t sees: those with i d + l - 1 <= t (Eq. 8). */
-static __device__ __forceinline__ int visible_cmp(const dims *c, int t) {
+/* Number of compressed tokens that position t sees: those with i d + l - 1 <= t (Eq. 8);
+ * nsa_cmp_visible() on the device. */
+static __device__ __forceinline__ int cmp_visible(const dims *c, int t) {
     return t + 1 < c->l ? 0 : (t + 1 - c->l) / c->d + 1;
 }
 

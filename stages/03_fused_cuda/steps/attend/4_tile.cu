@@ -16,8 +16,8 @@ static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) 
 }
 
 /* One span of a query's rows: S [16,64] = Q K^T, online softmax as in step 0, O [16,D] += P V. */
-static __device__ __forceinline__ void softmax_step(softmax_state<1> *x, smem *s_mem,
-                                                    const problem *pb, int branch, span sp) {
+static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, smem *s_mem,
+                                                           const problem *pb, int branch, span sp) {
     const float *g_kt = keys_of(pb, branch, sp.block), *g_v = values_of(pb, branch, sp.block);
     const uint64_t mask = range_mask(sp.lo, sp.hi);
     acc_16x64 s;
@@ -45,7 +45,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) attend_kernel(problem pb) {
     softmax_init(&x);
     span sp;
     for (int at = 0; (sp = span_of(&pb, BRANCH, t, at)).hi; at++)
-        softmax_step(&x, &s_mem, &pb, BRANCH, sp);
+        attend_global_block(&x, &s_mem, &pb, BRANCH, sp);
     softmax_finalize(&x);
     write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
 }

@@ -21,19 +21,20 @@ static __device__ __forceinline__ void softmax_backward(acc_16x64 *s, acc_16x64 
     const unsigned visible = (unsigned)(mask >> lane_col());
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = pb->terms[t * G + lane_row() + i];
+        const row_terms term = pb->terms[t * G + lane_row() + i];
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++) {
-            const float p = exp2f(pb->scale2 * (s->x[i][j] - term.x)) * term.y * term.z;
+            const float p =
+                exp2f(pb->scale2 * (s->x[i][j] - term.row_max)) * term.inv_sum * term.gate;
             s->x[i][j] = visible >> j & 1 ? p : 0;
-            dp->x[i][j] = visible >> j & 1 ? pb->scale * p * (dp->x[i][j] - term.w) : 0;
+            dp->x[i][j] = visible >> j & 1 ? pb->scale * p * (dp->x[i][j] - term.dgate) : 0;
         }
     }
 }
 
 /* S = Q K^T and dP = dO V^T [16,64] of row t against a block; they become gate P and dS. */
-static __device__ __forceinline__ void compute_p_ds(acc_16x64 *p, acc_16x64 *ds, const problem *pb,
-                                                    const float *s_q, int t, int block) {
+static __device__ __forceinline__ void recompute_p(acc_16x64 *p, acc_16x64 *ds, const problem *pb,
+                                                   const float *s_q, int t, int block) {
     const int64_t at = (int64_t)block * D * BLOCK + lane_col();
     zero_acc_16x64(p);
     zero_acc_16x64(ds);
@@ -44,10 +45,7 @@ static __device__ __forceinline__ void compute_p_ds(acc_16x64 *p, acc_16x64 *ds,
 
 /* Store a tile [16 rows,64]. */
 static __device__ __forceinline__ void store_rows(float *to, const acc_16x64 *x) {
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++)
-        store4(to + (lane_row() + i) * TILE_COLS + lane_col(), x->x[i][0], x->x[i][1], x->x[i][2],
-               x->x[i][3]);
+    store_acc(to + lane_row() * TILE_COLS + lane_col(), TILE_COLS, x, LANE_ROWS);
 }
 
 /* dq of one row. Grid: rows. Block: a warp. Shared: Q^T and dO^T, dS^T. */
@@ -62,7 +60,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) dq_kernel(problem pb) {
         const int block = pb.idx[t * pb.n + i];
         const int64_t at = (int64_t)block * BLOCK * D;
         acc_16x64 p, ds;
-        compute_p_ds(&p, &ds, &pb, s_q, t, block);
+        recompute_p(&p, &ds, &pb, s_q, t, block);
         __syncwarp(); /* all lanes have used the last block's */
         store_transposed(s_ds, &ds);
         __syncwarp();
@@ -87,7 +85,7 @@ static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb
             const int t = pb.list[first + warp_id()];
             acc_16x64 p, ds;
             load_rows(s_tile, &pb, t);
-            compute_p_ds(&p, &ds, &pb, s_tile, t, block);
+            recompute_p(&p, &ds, &pb, s_tile, t, block);
             __syncwarp(); /* all lanes have used Q^T and dO^T */
             store_rows(s_tile, &p);
             store_rows(s_tile + G * BLOCK, &ds);

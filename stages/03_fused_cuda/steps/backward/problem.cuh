@@ -16,6 +16,11 @@
 
 #include "../steps.cuh"
 
+/* Of one row: what forward saved, and what backward needs besides. */
+typedef struct row_terms {
+    float row_max, inv_sum, gate, dgate;
+} row_terms;
+
 /* All pointers are to device memory. */
 typedef struct backward_problem {
     int T, n, blocks;            /* rows; blocks that a row selects; ceil(T/BLOCK) */
@@ -23,19 +28,29 @@ typedef struct backward_problem {
     const float *q, *dout;       /* [T,G,D] */
     const float *kt, *vt;        /* [blocks][D,BLOCK] blocks of keys and values, transposed */
     const float *k;              /* [blocks][BLOCK,D] blocks of keys */
-    const float4 *terms;         /* [T,G] row_max, inv_sum, gate, dgate */
+    const row_terms *terms;      /* [T,G] row_max, inv_sum, gate, dgate */
     const int32_t *idx;          /* [T,n] the blocks of each row, ascending; -1 after the last */
     const int32_t *start, *list; /* [blocks+1], and each block's rows, ascending */
     float *dq;                   /* [T,G,D] */
     float *dk, *dv;              /* [blocks][BLOCK,D] */
-    int part_rows, parts;        /* rows of a part of a block's list; parts of a block, at most */
-    float *partial;              /* [blocks,parts][2][BLOCK,D] a part's sums for dk and dv */
+    int unit_rows, max_units;    /* rows of a work unit; units of one block's list, at most */
+    float *partial;              /* [blocks,max_units][2][BLOCK,D] a unit's sums for dk and dv */
 } problem;
+
+/* On the host. */
+typedef struct host_arrays {
+    float *q, *dout, *k, *v; /* [T,G,D] [T,D] */
+    row_terms *terms;        /* [T,G] only the gates */
+    int32_t *idx, *start, *list;
+} host_arrays;
 
 nsa_status backward_0_atomics(const problem *pb);
 nsa_status backward_1_dq(const problem *pb);
 nsa_status backward_2_keys(const problem *pb);
-nsa_status backward_3_parts(const problem *pb);
+nsa_status backward_3_units(const problem *pb);
+
+/* reference.cu: how far `first` [dq,dk,dv], step 0's, is from float64. */
+double backward_error(const problem *pb, const host_arrays *host, const float *first);
 
 /* The keys of `block` that row t sees, if it has selected the block. */
 static __device__ __forceinline__ uint64_t visible_mask(int t, int block) {

@@ -1,5 +1,5 @@
 /** @file
- *  @brief Step 1, splits (split-KV, as in FlashDecoding): a slot's blocks are dealt out to many
+ *  @brief Step 1, splits (split-KV, as in FlashDecoding): a slot's blocks are split over many
  *  CUDA blocks. Each stores its outputs, a row maximum and a row sum, and a second kernel combines
  *  them in their order. */
 #include "problem.cuh"

@@ -1,6 +1,6 @@
 /** @file
  *  @brief Step 2, warps: a split has four warps, which share Q^T and take blocks in turn. Their
- *  outputs are combined on the chip, so that no more parts go through memory than before. */
+ *  outputs are combined on the chip, so that no more splits go through memory than before. */
 #include "problem.cuh"
 
 enum {

@@ -15,8 +15,8 @@ static int32_t *idx, *t;
 
 static const char *const what[] = {
     "stage 02's tile of one query: a warp a slot",
-    "keys dealt out to CUDA blocks, parts combined",
-    "4 warps a part, combined in shared memory",
+    "keys split over CUDA blocks, splits combined",
+    "4 warps a split, combined in shared memory",
 };
 
 static nsa_status (*const steps[])(const problem *) = {
@@ -78,9 +78,9 @@ static void make(int T) {
         pb.kt[branch] = transposed_blocks(k[branch], (int64_t)SLOTS * pb.slot_blocks * BLOCK);
         pb.v[branch] = natural_blocks(v[branch], (int64_t)SLOTS * pb.slot_blocks * BLOCK);
     }
-    const int64_t parts = SLOTS * BRANCHES * MAX_SPLITS;
-    pb.split_o = (float *)device_output(parts * G * D, sizeof(float));
-    pb.split_stats = (partial_stats *)device_output(parts * G, sizeof(partial_stats));
+    const int64_t splits = SLOTS * BRANCHES * MAX_SPLITS;
+    pb.split_o = (float *)device_output(splits * G * D, sizeof(float));
+    pb.split_stats = (partial_stats *)device_output(splits * G, sizeof(partial_stats));
     pb.out = (float *)device_output(rows * D, sizeof(float));
 }
 

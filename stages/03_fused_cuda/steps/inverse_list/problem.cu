@@ -13,7 +13,7 @@ static problem pb;
 static int32_t *idx; /* on the host */
 
 static const char *const what[] = {
-    "a thread a block walks all rows, twice",
+    "a thread a block reads all rows, twice",
     "counted by chunks of rows at once",
     "each chunk stores its rows from its own offset",
     "a warp a chunk: a lane an entry of the row",

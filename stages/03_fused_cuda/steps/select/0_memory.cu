@@ -25,7 +25,7 @@ static __global__ void __launch_bounds__(THREADS) softmax_kernel(problem pb) {
     const int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (row >= (int64_t)pb.T * G)
         return;
-    const int n_visible = visible_cmp(&pb, (int)(row / G));
+    const int n_visible = cmp_visible(&pb, (int)(row / G));
     float *p = pb.scores + row * pb.padded, row_max = -INFINITY, row_sum = 0;
     for (int i = 0; i < n_visible; i++)
         row_max = fmaxf(row_max, p[i]);
@@ -39,7 +39,7 @@ static __global__ void __launch_bounds__(THREADS) softmax_kernel(problem pb) {
  * blocks (y). Block: a thread a block. */
 static __global__ void __launch_bounds__(THREADS) importance_kernel(problem pb) {
     const int t = (int)blockIdx.x, j = (int)(blockIdx.y * THREADS + threadIdx.x);
-    const int n_visible = visible_cmp(&pb, t);
+    const int n_visible = cmp_visible(&pb, t);
     const float *p = pb.scores + (int64_t)t * G * pb.padded;
     float importance = 0;
     if (j > own_block_of(&pb, t))

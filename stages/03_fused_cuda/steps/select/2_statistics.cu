@@ -42,7 +42,7 @@ static __device__ __forceinline__ void update_stats(row_stats *x, const acc_16x6
 /* Scores of the visible keys, and statistics. Grid: queries. Block: a warp. Shared: Q^T. */
 static __global__ void __launch_bounds__(WARP_SIZE) softmax_kernel(problem pb) {
     __shared__ __align__(16) float s_q[D * G];
-    const int t = (int)blockIdx.x, n_visible = visible_cmp(&pb, t);
+    const int t = (int)blockIdx.x, n_visible = cmp_visible(&pb, t);
     const int64_t row = (int64_t)t * G;
     row_stats x[LANE_ROWS];
     acc_16x64 s;
@@ -70,7 +70,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) softmax_kernel(problem pb) {
  * blocks (y). Block: a thread a block. */
 static __global__ void __launch_bounds__(THREADS) importance_kernel(problem pb) {
     const int t = (int)blockIdx.x, j = (int)(blockIdx.y * THREADS + threadIdx.x);
-    const int n_visible = visible_cmp(&pb, t);
+    const int n_visible = cmp_visible(&pb, t);
     const float *scores = pb.scores + (int64_t)t * G * pb.padded;
     const row_stats *x = pb.stats + (int64_t)t * G;
     float importance = 0;

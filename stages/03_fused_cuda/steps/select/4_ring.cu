@@ -61,7 +61,7 @@ static __device__ __forceinline__ void add_to_ring(float *s_ring, const acc_16x6
  * are not visible count 0. */
 static __device__ __forceinline__ void add_importance(const problem *pb, const float *s_ring, int t,
                                                       int next, int end) {
-    const int n_visible = visible_cmp(pb, t);
+    const int n_visible = cmp_visible(pb, t);
     for (; next < end; next += WARP_SIZE) {
         const int j = next + lane_id();
         float importance = 0;
@@ -75,10 +75,10 @@ static __device__ __forceinline__ void add_importance(const problem *pb, const f
     __syncwarp(); /* the oldest columns may be overwritten */
 }
 
-/* Two walks over the visible keys. Grid: queries. Block: a warp. Shared: Q^T, ring. */
+/* Two passes over the visible keys. Grid: queries. Block: a warp. Shared: Q^T, ring. */
 static __global__ void __launch_bounds__(WARP_SIZE) importance_kernel(problem pb) {
     __shared__ __align__(16) float s_q[D * G], s_ring[RING];
-    const int t = (int)blockIdx.x, n_visible = visible_cmp(&pb, t),
+    const int t = (int)blockIdx.x, n_visible = cmp_visible(&pb, t),
               own_block = own_block_of(&pb, t);
     const int64_t row = (int64_t)t * G;
     row_stats x[LANE_ROWS];

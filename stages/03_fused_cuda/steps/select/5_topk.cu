@@ -95,7 +95,7 @@ static __device__ __forceinline__ void topk_emit(sort_key best, int n, int32_t *
 static __device__ __forceinline__ void add_importance(const problem *pb, sort_key *best,
                                                       const float *s_ring, int t, int next,
                                                       int end) {
-    const int n_visible = visible_cmp(pb, t), own_block = own_block_of(pb, t);
+    const int n_visible = cmp_visible(pb, t), own_block = own_block_of(pb, t);
     for (; next < end; next += WARP_SIZE) {
         const int j = next + lane_id();
         float importance = forced(j, own_block) ? INFINITY : 0; /* before all others */
@@ -108,10 +108,10 @@ static __device__ __forceinline__ void add_importance(const problem *pb, sort_ke
     __syncwarp(); /* the oldest columns may be overwritten */
 }
 
-/* Two walks over the visible keys. Grid: queries. Block: a warp. Shared: Q^T, ring. */
+/* Two passes over the visible keys. Grid: queries. Block: a warp. Shared: Q^T, ring. */
 static __global__ void __launch_bounds__(WARP_SIZE) select_kernel(problem pb) {
     __shared__ __align__(16) float s_q[D * G], s_ring[RING];
-    const int t = (int)blockIdx.x, n_visible = visible_cmp(&pb, t),
+    const int t = (int)blockIdx.x, n_visible = cmp_visible(&pb, t),
               own_block = own_block_of(&pb, t);
     const int64_t row = (int64_t)t * G;
     row_stats x[LANE_ROWS];

@@ -1,7 +1,7 @@
 /** @file
  *  @brief The chain `select`: its problem, the selection of blocks of one KV head.
  *
- *  The query at position t has G heads, which attend the compressed keys i < visible_cmp(t). Their
+ *  The query at position t has G heads, which attend the compressed keys i < cmp_visible(t). Their
  *  probabilities, summed over the heads, give each block of l' = 4 d tokens its importance, with l
  *  = 2 d (Eq. 8-10):
  *
@@ -37,15 +37,21 @@ typedef struct select_problem {
     int32_t *idx;      /* [T,n] the selected blocks, ascending; -1 after the last */
 } problem;
 
+/* On the host. */
+typedef struct host_arrays {
+    float *q, *k;      /* [T,G,D] [padded,D] */
+    float *importance; /* [T,J] step 0's */
+} host_arrays;
+
 nsa_status select_0_memory(const problem *pb);
 nsa_status select_1_ranks(const problem *pb);
 nsa_status select_2_statistics(const problem *pb);
-nsa_status select_3_two_walks(const problem *pb);
+nsa_status select_3_two_passes(const problem *pb);
 nsa_status select_4_ring(const problem *pb);
 nsa_status select_5_topk(const problem *pb);
 
 /* Number of compressed keys that position t sees: those whose l tokens are not after it (Eq. 8). */
-static __host__ __device__ __forceinline__ int visible_cmp(const problem *pb, int t) {
+static __host__ __device__ __forceinline__ int cmp_visible(const problem *pb, int t) {
     const int l = OVERLAP * pb->stride;
     return t + 1 < l ? 0 : (t + 1 - l) / pb->stride + 1;
 }
@@ -63,5 +69,11 @@ static __host__ __device__ __forceinline__ float weight(int k) {
 static __host__ __device__ __forceinline__ bool forced(int j, int own_block) {
     return j < INIT || j > own_block - LOCAL;
 }
+
+/* reference.cu: step 0's selection `first` [T,n] against importance in float64; another step's
+ * selection against step 0's. */
+double select_error(const problem *pb, const host_arrays *host, const int32_t *first);
+double select_difference(const problem *pb, const host_arrays *host, const int32_t *out,
+                         const int32_t *first);
 
 #endif

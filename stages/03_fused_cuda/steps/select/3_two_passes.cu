@@ -1,5 +1,5 @@
 /** @file
- *  @brief Step 3, two walks: scores are not stored but computed again in a second walk, when the
+ *  @brief Step 3, two passes: scores are not stored but computed again in a second pass, when the
  *  rows' maxima and sums are known. Heads are summed on the chip: a sixteenth of the bytes goes to
  *  memory. */
 #include "problem.cuh"
@@ -57,10 +57,10 @@ static __device__ __forceinline__ void sum_heads(float *p_group, const acc_16x64
         store4(p_group + lane_col(), sum[0], sum[1], sum[2], sum[3]);
 }
 
-/* Two walks over the visible keys. Grid: queries. Block: a warp. Shared: Q^T. */
+/* Two passes over the visible keys. Grid: queries. Block: a warp. Shared: Q^T. */
 static __global__ void __launch_bounds__(WARP_SIZE) softmax_kernel(problem pb) {
     __shared__ __align__(16) float s_q[D * G];
-    const int t = (int)blockIdx.x, n_visible = visible_cmp(&pb, t);
+    const int t = (int)blockIdx.x, n_visible = cmp_visible(&pb, t);
     const int64_t row = (int64_t)t * G;
     row_stats x[LANE_ROWS];
     acc_16x64 s;
@@ -85,7 +85,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) softmax_kernel(problem pb) {
  * blocks (y). Block: a thread a block. */
 static __global__ void __launch_bounds__(THREADS) importance_kernel(problem pb) {
     const int t = (int)blockIdx.x, j = (int)(blockIdx.y * THREADS + threadIdx.x);
-    const int n_visible = visible_cmp(&pb, t);
+    const int n_visible = cmp_visible(&pb, t);
     const float *p = pb.p_group + (int64_t)t * pb.padded;
     float importance = 0;
     if (j > own_block_of(&pb, t))
@@ -126,7 +126,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) select_kernel(problem pb) {
         idx[i] = -1;
 }
 
-nsa_status select_3_two_walks(const problem *pb) {
+nsa_status select_3_two_passes(const problem *pb) {
     const unsigned T = (unsigned)pb->T, J = (unsigned)pb->J;
     NSA_LAUNCH(softmax_kernel, T, WARP_SIZE, 0, 0, *pb);
     NSA_LAUNCHED("softmax");

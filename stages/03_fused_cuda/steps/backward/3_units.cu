@@ -1,6 +1,6 @@
 /** @file
- *  @brief Step 3, parts: the first blocks are in many more lists than the last, so long lists are
- *  cut into parts, a CUDA block each. A second kernel adds the parts' sums in their order. */
+ *  @brief Step 3, work units: the first blocks are in many more lists than the last, so long lists
+ *  are cut into units, a CUDA block each. A second kernel adds the units' sums in their order. */
 #include "problem.cuh"
 
 enum { TILES = 4 }; /* row tiles at a time, a warp each; each warp sums 16 of the keys */
@@ -20,19 +20,20 @@ static __device__ __forceinline__ void softmax_backward(acc_16x64 *s, acc_16x64 
     const unsigned visible = (unsigned)(mask >> lane_col());
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        const float4 term = pb->terms[t * G + lane_row() + i];
+        const row_terms term = pb->terms[t * G + lane_row() + i];
 #pragma unroll
         for (int j = 0; j < LANE_COLS; j++) {
-            const float p = exp2f(pb->scale2 * (s->x[i][j] - term.x)) * term.y * term.z;
+            const float p =
+                exp2f(pb->scale2 * (s->x[i][j] - term.row_max)) * term.inv_sum * term.gate;
             s->x[i][j] = visible >> j & 1 ? p : 0;
-            dp->x[i][j] = visible >> j & 1 ? pb->scale * p * (dp->x[i][j] - term.w) : 0;
+            dp->x[i][j] = visible >> j & 1 ? pb->scale * p * (dp->x[i][j] - term.dgate) : 0;
         }
     }
 }
 
 /* S = Q K^T and dP = dO V^T [16,64] of row t against a block; they become gate P and dS. */
-static __device__ __forceinline__ void compute_p_ds(acc_16x64 *p, acc_16x64 *ds, const problem *pb,
-                                                    const float *s_q, int t, int block) {
+static __device__ __forceinline__ void recompute_p(acc_16x64 *p, acc_16x64 *ds, const problem *pb,
+                                                   const float *s_q, int t, int block) {
     const int64_t at = (int64_t)block * D * BLOCK + lane_col();
     zero_acc_16x64(p);
     zero_acc_16x64(ds);
@@ -43,10 +44,7 @@ static __device__ __forceinline__ void compute_p_ds(acc_16x64 *p, acc_16x64 *ds,
 
 /* Store a tile [16 rows,64]. */
 static __device__ __forceinline__ void store_rows(float *to, const acc_16x64 *x) {
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++)
-        store4(to + (lane_row() + i) * TILE_COLS + lane_col(), x->x[i][0], x->x[i][1], x->x[i][2],
-               x->x[i][3]);
+    store_acc(to + lane_row() * TILE_COLS + lane_col(), TILE_COLS, x, LANE_ROWS);
 }
 
 /* dq of one row. Grid: rows. Block: a warp. Shared: Q^T and dO^T, dS^T. */
@@ -61,7 +59,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) dq_kernel(problem pb) {
         const int block = pb.idx[t * pb.n + i];
         const int64_t at = (int64_t)block * BLOCK * D;
         acc_16x64 p, ds;
-        compute_p_ds(&p, &ds, &pb, s_q, t, block);
+        recompute_p(&p, &ds, &pb, s_q, t, block);
         __syncwarp(); /* all lanes have used the last block's */
         store_transposed(s_ds, &ds);
         __syncwarp();
@@ -71,18 +69,18 @@ static __global__ void __launch_bounds__(WARP_SIZE) dq_kernel(problem pb) {
     store_rows(pb.dq + row, &dq);
 }
 
-/* A part of dk and dv of one block of keys. Grid: parts (x), blocks (y). Block: TILES warps.
+/* One unit of dk and dv of one block of keys. Grid: units (x), blocks (y). Block: TILES warps.
  * Shared: 32 KiB, for each warp Q^T and dO^T of its row, then gate P and dS in their place. */
 static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb) {
     __shared__ __align__(16) float s_tiles[TILES][2 * D * G];
-    const int block = (int)blockIdx.y, from = pb.start[block] + (int)blockIdx.x * pb.part_rows;
-    const int to = min(from + pb.part_rows, pb.start[block + 1]);
+    const int block = (int)blockIdx.y, from = pb.start[block] + (int)blockIdx.x * pb.unit_rows;
+    const int to = min(from + pb.unit_rows, pb.start[block + 1]);
     const int keys = warp_id() * TILE_ROWS;
     float *s_tile = s_tiles[warp_id()];
-    float *g_dk = pb.partial + ((int64_t)block * pb.parts + blockIdx.x) * 2 * BLOCK * D;
+    float *g_dk = pb.partial + ((int64_t)block * pb.max_units + blockIdx.x) * 2 * BLOCK * D;
     acc_16x64 dk, dv;
     if (from >= to)
-        return; /* no such part */
+        return; /* no such unit */
     zero_acc_16x64(&dk);
     zero_acc_16x64(&dv);
     for (int first = from; first < to; first += TILES) {
@@ -90,7 +88,7 @@ static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb
             const int t = pb.list[first + warp_id()];
             acc_16x64 p, ds;
             load_rows(s_tile, &pb, t);
-            compute_p_ds(&p, &ds, &pb, s_tile, t, block);
+            recompute_p(&p, &ds, &pb, s_tile, t, block);
             __syncwarp(); /* all lanes have used Q^T and dO^T */
             store_rows(s_tile, &p);
             store_rows(s_tile + G * BLOCK, &ds);
@@ -108,15 +106,15 @@ static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb
     store_rows(g_dk + (BLOCK + keys) * D, &dv);
 }
 
-/* dk and dv of a block: sums over its parts, in their order. Grid: blocks. */
+/* dk and dv of a block: sums over its units, in their order. Grid: blocks. */
 static __global__ void __launch_bounds__(256) reduce_partials(problem pb) {
     const int block = (int)blockIdx.x, rows = pb.start[block + 1] - pb.start[block];
-    const int parts = (rows + pb.part_rows - 1) / pb.part_rows;
+    const int units = (rows + pb.unit_rows - 1) / pb.unit_rows;
     for (int i = (int)threadIdx.x; i < 2 * BLOCK * D; i += 256) {
-        const float *g_part = pb.partial + (int64_t)block * pb.parts * 2 * BLOCK * D + i;
+        const float *g_unit = pb.partial + (int64_t)block * pb.max_units * 2 * BLOCK * D + i;
         float total = 0;
-        for (int part = 0; part < parts; part++)
-            total += g_part[(int64_t)part * 2 * BLOCK * D];
+        for (int unit = 0; unit < units; unit++)
+            total += g_unit[(int64_t)unit * 2 * BLOCK * D];
         if (i < BLOCK * D)
             pb.dk[(int64_t)block * BLOCK * D + i] = total;
         else
@@ -124,11 +122,11 @@ static __global__ void __launch_bounds__(256) reduce_partials(problem pb) {
     }
 }
 
-nsa_status backward_3_parts(const problem *pb) {
+nsa_status backward_3_units(const problem *pb) {
     NSA_LAUNCH(dq_kernel, (unsigned)pb->T, WARP_SIZE, 0, 0, *pb);
     NSA_LAUNCHED("dq");
-    NSA_LAUNCH(dkv_kernel, dim3((unsigned)pb->parts, (unsigned)pb->blocks), TILES * WARP_SIZE, 0, 0,
-               *pb);
+    NSA_LAUNCH(dkv_kernel, dim3((unsigned)pb->max_units, (unsigned)pb->blocks), TILES * WARP_SIZE,
+               0, 0, *pb);
     NSA_LAUNCHED("dkv");
     NSA_LAUNCH(reduce_partials, (unsigned)pb->blocks, 256, 0, 0, *pb);
     NSA_LAUNCHED("reduce_partials");
