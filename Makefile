@@ -201,7 +201,7 @@ docs: ## build/docs/html/index.html; a public name without a comment is an error
 	else echo "docs: no $(MATHJAX): formulas stay as TeX source"; fi
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
-install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa
+install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa, and nsa.pc for pkg-config
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/nsa/stages \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa
@@ -210,5 +210,8 @@ install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa
 	install -m 644 stages/nsa.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
 	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h timer.h cpu_stage.h) \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
+	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/nsa
+	cp -R tests/vectors apps/demo/text.txt $(DESTDIR)$(PREFIX)/share/nsa
+	sed 's,@PREFIX@,$(abspath $(PREFIX)),' stages/nsa.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/nsa.pc
 
 -include tests/tests.mk tests/quality.mk apps/bench/bench.mk

@@ -19,9 +19,8 @@ typedef struct nsa_found {
     void *handle;           /**< of dlopen */
 } nsa_found;
 
-/** @return the folder of the stages: $NSA_STAGES, or `stages` beside the running program, or
- *          `../stages` or `../lib/nsa/stages` from it; "" if none exists. Lives until the next
- * call. */
+/** @return the folder of the stages: $NSA_STAGES; else, beside libnsa.so itself, `stages` as built
+ * or `nsa/stages` as installed; "" if none exists. Lives until the next call. */
 NSA_EXPORT const char *nsa_stage_dir(void);
 
 /** Load every stage of a folder, in the order of their names.

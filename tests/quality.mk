@@ -184,6 +184,9 @@ AARCH64_LIB  := $(AARCH64_ROOT)/usr/lib/$(AARCH64)
 QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB)
 AARCH64_STAGES ?= $(STAGES)
 
+test-install: all ## make install into a folder; programs and nsa there, used with no variable set
+	CC='$(CC)' MAKE='$(MAKE)' sh tests/install.sh
+
 # The flags of stage 02 and -march=native are not set here: the Makefile asks the compiler.
 test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CUDA ones simulated
 	sh tests/setup-quality.sh --aarch64

@@ -25,17 +25,17 @@ const char *nsa_stage_dir(void) {
         snprintf(dir, sizeof dir, "%s", given);
         return dir;
     }
+    /* beside the shared object that this function is in: as built, and as installed */
+    static const char *const places_to_look[] = {"stages", "nsa/stages"};
     char self[PATH_MAX];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    self[length > 0 ? length : 0] = 0;
-    char *slash = strrchr(self, '/');
-    if (slash)
-        *slash = 0;
-    static const char *const places_to_look[] = {"stages", "../stages", "../lib/nsa/stages"};
-    for (int i = 0; i < 3; i++) {
-        snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
-        if (is_folder(dir))
-            return dir;
+    Dl_info library;
+    if (dladdr((void *)places_to_look, &library) && realpath(library.dli_fname, self)) {
+        *strrchr(self, '/') = 0;
+        for (int i = 0; i < 2; i++) {
+            snprintf(dir, sizeof dir, "%s/%s", self, places_to_look[i]);
+            if (is_folder(dir))
+                return dir;
+        }
     }
     dir[0] = 0;
     return dir;

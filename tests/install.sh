@@ -1,0 +1,36 @@
+#!/bin/sh
+# `make test-install`: what `make install` leaves must be enough. It is installed into a folder of its
+# own, docs/examples/first_steps.c is compiled elsewhere with pkg-config, and both it and the installed
+# nsa run from the root folder, with no variable set.
+set -eu
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+step() {
+    echo "test-install: $1"
+}
+
+step "make install PREFIX=$work/prefix"
+${MAKE:-make} -s install PREFIX="$work/prefix"
+cp docs/examples/first_steps.c "$work"
+cd "$work"
+PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig
+export PKG_CONFIG_PATH
+step "cc first_steps.c \$(pkg-config --cflags --libs nsa)"
+# shellcheck disable=SC2046 # words
+"${CC:-cc}" -std=c11 -Wall -Wextra -Werror first_steps.c -o first_steps \
+    $(pkg-config --cflags --libs nsa) -lm
+cd /
+for stage in 00 01 02; do
+    step "first_steps $stage"
+    env -i "$work/first_steps" "$stage"
+done
+step "nsa list"
+env -i "$work/prefix/bin/nsa" list
+step "nsa check"
+env -i "$work/prefix/bin/nsa" check --quick --stage 01
+step "nsa demo"
+cd "$work"
+env -i "$work/prefix/bin/nsa" demo --time 5 >/dev/null
+[ -s "$work/nsa-demo/block_map.svg" ]
