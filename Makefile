@@ -199,6 +199,7 @@ docs: ## build/docs/html/index.html; a public name without a comment is an error
 	@if [ -d $(MATHJAX) ]; then \
 	    (cd $(MATHJAX) && tar -chf - $(MATHJAX_PARTS)) | tar -xf - -C $(BUILD)/docs/html/mathjax; \
 	else echo "docs: no $(MATHJAX): formulas stay as TeX source"; fi
+	sh docs/check_html.sh $(BUILD)/docs/html
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
 install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa
