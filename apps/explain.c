@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* What two float64 computations of the same sum may differ by, relative to its terms. */
-static const double TOLERANCE = 1e-12;
+static const double TOLERANCE = 1e-13;
 
 /* --------------------------------------------------------------------- memory */
 

@@ -92,20 +92,14 @@ function span_at(text, ticks,    rest, from) {
     return 0
 }
 
-# Doxygen sees commands even in a code span: a backslash is written twice.
-function code_span(text) {
-    gsub(/\\/, "&&", text)
-    return text
-}
-
 # One line of prose. `open` holds the backquotes of a code span that goes on in the next line.
 function prose(text,    done, n) {
     done = ""
     if (open != "") {
         n = span_at(open text, open) - length(open)
         if (n <= 0)
-            return code_span(text)
-        done = code_span(substr(text, 1, n))
+            return text
+        done = substr(text, 1, n)
         text = substr(text, n + 1)
         open = ""
     }
@@ -119,7 +113,7 @@ function prose(text,    done, n) {
                 open = substr(text, 1, RLENGTH)
                 n = length(text)
             }
-            done = done code_span(substr(text, 1, n))
+            done = done substr(text, 1, n)
         } else if (match(text, /^!\[[^]]*\]\([^)]*\)/)) { # an image stays
             n = RLENGTH
             done = done substr(text, 1, n)

@@ -50,7 +50,8 @@ def tensors():
     return {
         "q": np.tile([[1, 0], [0, 1]], (T, 1, 1)),
         "k_cmp": columns(pairs(0, 0, 0, 0, 2, 2, 0, 2, 0, 0), pairs(2, 0, 2, 2, 0, 0, 0, 0, 0, 2)),
-        "v_cmp": columns(pairs(0, 0, 0, 0, 2, 2, 0, 0, 0, 0), pairs(2, 2, 2, 2, 0, 0, 0, 0, -2, -2)),
+        "v_cmp": columns(pairs(0, 0, 0, 0, 2, 2, 0, 0, 0, 0),
+                         pairs(2, 2, 2, 2, 0, 0, 0, 0, -2, -2)),
         "k_slc": columns(at([5, 9], 2) + at([18], 1), at([0, 5, 6, 7, 9], 1)),
         "v_slc": columns(blocks(0, 1, 2, 2, -1), blocks(1, 0, 2, 2, 1)),
         "k_win": columns(np.tile([0, 0, 1, 2], 5), np.full(T, -1)),

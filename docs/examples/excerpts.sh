@@ -7,7 +7,7 @@
 # step's first line: query, compress, compressed, importance, select, selected, window, gate.
 #
 #   sh docs/examples/excerpts.sh            rewrite
-#   sh docs/examples/excerpts.sh --check    report what would change; exit status 1 if anything would
+#   sh docs/examples/excerpts.sh --check    report what would change; exit status 1 if any
 set -eu
 cd "$(dirname "$0")/../.."
 
