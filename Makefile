@@ -199,8 +199,12 @@ AWESOME ?= $(wildcard /usr/share/doxygen-awesome-css/doxygen-awesome.css)
 MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/config.js \
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
+# Pages that docs/check_pages.sh looks at.
+PAGES := $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md)
+
 docs: ## build/docs/html/index.html; a public name without a comment is an error
 	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax $(BUILD)/docs-src
+	sh docs/check_pages.sh $(PAGES)
 	sh tests/trust_tables.sh >$(BUILD)/docs-src/trust_tables.md
 	DOCS_OUT=$(BUILD)/docs DOCS_STYLE=$(AWESOME) \
 	    DOCS_DOT=$$(command -v dot >/dev/null && echo YES || echo NO) doxygen docs/Doxyfile

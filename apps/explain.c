@@ -200,12 +200,9 @@ static nsa_status compute_branch(explanation *e, int branch) {
 
 int64_t explain_weight(const nsa_config *c, int64_t j, int64_t i) {
     const int64_t per_block = c->slc_block / c->cmp_stride, overlap = c->cmp_block / c->cmp_stride;
-    int64_t weight = 0;
-    for (int64_t m = 0; m < per_block; m++) {
-        for (int64_t r = 0; r < overlap; r++)
-            weight += per_block * j + m - r == i;
-    }
-    return weight;
+    const int64_t x = i - per_block * j; /* = m - r, with 0 <= m < l'/d and 0 <= r < l/d */
+    const int64_t first = x < 0 ? -x : 0, end = per_block - x < overlap ? per_block - x : overlap;
+    return end > first ? end - first : 0; /* how many r */
 }
 
 int explain_forced(const nsa_config *c, int64_t j, int64_t b) {

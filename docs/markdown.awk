@@ -165,6 +165,7 @@ function indented(line,    indent) {
 }
 
 BEGIN {
+    "pwd -P" | getline root
     # tests/trust_tables.sh makes a page from these, which only the built pages have.
     made_from["tests/harness/suite.c"] = "trust_tables__properties"
     made_from["tests/mutants"] = "trust_tables__mutants"
@@ -174,9 +175,8 @@ BEGIN {
 
 FNR == 1 {
     here = FILENAME
-    root = ENVIRON["PWD"] "/"
-    if (index(here, root) == 1)
-        here = substr(here, length(root) + 1)
+    if (index(here, root "/") == 1) # Doxygen gives the whole path
+        here = substr(here, length(root) + 2)
     sub(/^\.\//, "", here)
     folder = here
     sub(/[^\/]*$/, "", folder)
