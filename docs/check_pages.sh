@@ -16,7 +16,7 @@ bad=0
 # complain PAGE WHAT: about lines NUMBER:TEXT on standard input, if there are any
 complain() {
     while IFS= read -r line; do
-        echo "docs: $1:${line%%:*}: $2: ${line#*:}" >&2
+        printf '%s\n' "docs: $1:${line%%:*}: $2: ${line#*:}" >&2
         bad=1
     done
 }
