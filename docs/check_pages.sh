@@ -51,7 +51,8 @@ for page in "$@"; do
     awk 'FNR == NR { prose[FNR] = $0; next }
         prose[FNR] == "" || /^\|/ { next }
         /^ *\$\$$/ { display = !display }
-        !display { text = $0; n = gsub(/[^\200-\277]/, "", text); if (n > 100) print FNR ":" $0 }' \
+        display { next }
+        { text = $0; if (gsub(/[^\200-\277]/, "", text) > 100) print FNR ":" $0 }' \
         "$work/prose" "$page" >"$work/found"
     complain "$page" "more than 100 columns" <"$work/found"
 
