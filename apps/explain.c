@@ -312,14 +312,13 @@ static nsa_status compare_outputs(const explanation *e) {
 
 static nsa_status compare_selection(const explanation *e) {
     const nsa_config *c = &e->input->cfg;
+    const int64_t overlap = c->cmp_block / c->cmp_stride; /* importances add up to at most G l/d */
     nsa_status status = NSA_OK;
     for (int64_t j = 0; j < e->J && !status; j++) {
         double sum = 0;
         for (int64_t g = 0; g < e->G; g++)
             sum += e->head_importance[g * e->J + j];
-        /* all importances together are at most G l/d */
-        const double size = (double)(e->G * c->cmp_block / c->cmp_stride);
-        status = agree(e->importance[j], sum, size, "importance", j);
+        status = agree(e->importance[j], sum, (double)(e->G * overlap), "importance", j);
     }
     for (int64_t j = 0; j <= e->own_block && !status; j++) {
         if (selected(e, j) != expected(e, j))

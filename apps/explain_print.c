@@ -29,7 +29,7 @@ static const char *show(char line[WIDE], const double *x, int64_t n) {
     snprintf(line, WIDE, "(");
     for (int64_t i = 0; i < (n > SHOWN ? BEGINS : n); i++)
         append(line, i ? ", %.6g" : "%.6g", x[i] + 0.0);
-    strcat(line, n > SHOWN ? ", ..)" : ")"); /* SHOWN numbers leave room for it */
+    append(line, n > SHOWN ? ", ..)" : ")", 0);
     return line;
 }
 
