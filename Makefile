@@ -43,7 +43,8 @@ MARCH_FLAG := $(call march,$(CC))
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 
-.PHONY: all help demo test test-all lint docs diff similar steps test-steps step-sizes format install clean
+.PHONY: all help demo test test-all lint docs diff similar steps test-steps step-sizes format install clean \
+        examples check-examples
 .DEFAULT_GOAL := all
 
 all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
@@ -149,6 +150,13 @@ MOVE_LINES := 100
 step-sizes: ## the steps of all stages: lines of a step, changed lines of a move
 	@set -e; $(foreach s,$(STEPPED),sh tests/step_sizes.sh $(s) $(STEP_LINES) $(MOVE_LINES);)
 
+# The excerpts of docs/specification.md, between its markers.
+examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ## rewrite what docs/specification.md shows of stage 00's output
+	NSA=./$(BUILD)/nsa sh docs/examples/excerpts.sh
+
+check-examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ## fail if docs/specification.md differs from what stage 00 prints
+	NSA=./$(BUILD)/nsa sh docs/examples/excerpts.sh --check
+
 # How much of a stage stands already in the one before it.
 similar:
 	@sh stages/similar.sh $(STAGES)
@@ -165,7 +173,7 @@ STEPS_FILES := $(foreach e,c h cu,$(wildcard stages/*/steps/*.$e stages/*/steps/
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
             $(wildcard tests/*.c) $(wildcard docs/examples/*.c)
 C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)
-SCRIPTS  := setup.sh .ci/run $(wildcard stages/*.sh tests/*.sh tests/*/*.sh tests/*.mk)
+SCRIPTS  := setup.sh .ci/run $(wildcard docs/*.sh docs/*.awk docs/*/*.sh stages/*.sh tests/*.sh tests/*/*.sh tests/*.mk)
 CLANG_TIDY   ?= clang-tidy
 CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
@@ -191,14 +199,19 @@ AWESOME ?= $(wildcard /usr/share/doxygen-awesome-css/doxygen-awesome.css)
 MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/config.js \
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
+# Pages that docs/check_pages.sh looks at.
+PAGES := $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md)
+
 docs: ## build/docs/html/index.html; a public name without a comment is an error
 	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax $(BUILD)/docs-src
+	sh docs/check_pages.sh $(PAGES)
 	sh tests/trust_tables.sh >$(BUILD)/docs-src/trust_tables.md
 	DOCS_OUT=$(BUILD)/docs DOCS_STYLE=$(AWESOME) \
 	    DOCS_DOT=$$(command -v dot >/dev/null && echo YES || echo NO) doxygen docs/Doxyfile
 	@if [ -d $(MATHJAX) ]; then \
 	    (cd $(MATHJAX) && tar -chf - $(MATHJAX_PARTS)) | tar -xf - -C $(BUILD)/docs/html/mathjax; \
 	else echo "docs: no $(MATHJAX): formulas stay as TeX source"; fi
+	sh docs/check_html.sh $(BUILD)/docs/html
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
 install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa, and nsa.pc for pkg-config

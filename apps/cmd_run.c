@@ -1,6 +1,8 @@
 /** @file cmd_run.c
- *  @brief `nsa run`: run one stage on a case folder, and write the results to another folder. */
+ *  @brief `nsa run`: run one stage on a case folder, and write the results to another folder, or
+ *  explain one query of it. */
 #include "commands.h"
+#include "explain.h"
 #include "io/case_folder.h"
 #include "nsa_find.h"
 #include "io/decode_case.h"
@@ -14,7 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FORWARD_ONLY = -1 /* the value of `decode` without --decode */ };
+enum {
+    FORWARD_ONLY = -1, /* the value of `decode` without --decode */
+    NOTHING = -1       /* the value of `explain` without --explain */
+};
 
 /** The command line. */
 typedef struct run_options {
@@ -23,6 +28,8 @@ typedef struct run_options {
     const char *output; /**< the results' folder */
     const char *stages; /**< folder of the stages, NULL for the default */
     int64_t decode;     /**< tokens to prefill before decoding, or FORWARD_ONLY */
+    int64_t explain;    /**< the position to explain, or NOTHING */
+    int64_t kv_head;    /**< which of its groups */
 } run_options;
 
 /** Everything that is open during a run. */
@@ -38,26 +45,52 @@ typedef struct run {
 
 /* --------------------------------------------------------------------- options */
 
-/* P of --decode P. More tokens than a sequence has means all of them. */
-static error_t parse_decode(const char *arg, const struct argp_state *state, int64_t *value) {
+/* A whole number from `arg` on; NULL if there is none, else what follows it. */
+static const char *parse_whole(const char *arg, int64_t *value) {
     char *end;
     errno = 0;
     long long number = strtoll(arg, &end, 10);
-    /* strtoll() would accept white space and a sign */
-    if (errno || end == arg || *end || arg[0] < '0' || arg[0] > '9') {
-        command_error(EXIT_USAGE, state->name, "--decode \"%s\" is not a whole number from 0", arg);
-        return EINVAL;
-    }
     *value = number;
-    return 0;
+    /* strtoll() would accept white space and a sign */
+    return errno || arg[0] < '0' || arg[0] > '9' ? NULL : end;
 }
 
-/* Three options are required. */
+/* P of --decode P. More tokens than a sequence has means all of them. */
+static error_t parse_decode(const char *arg, const struct argp_state *state, int64_t *value) {
+    const char *rest = parse_whole(arg, value);
+    if (rest && !*rest)
+        return 0;
+    command_error(EXIT_USAGE, state->name, "--decode \"%s\" is not a whole number from 0", arg);
+    return EINVAL;
+}
+
+/* T or T,HEAD of --explain. */
+static error_t parse_explain(const char *arg, const struct argp_state *state,
+                             run_options *options) {
+    const char *rest = parse_whole(arg, &options->explain);
+    options->kv_head = 0;
+    if (rest && *rest == ',')
+        rest = parse_whole(rest + 1, &options->kv_head);
+    if (rest && !*rest)
+        return 0;
+    command_error(EXIT_USAGE, state->name,
+                  "--explain \"%s\" is not T or T,HEAD, a position and a kv head from 0", arg);
+    return EINVAL;
+}
+
+/* Options that are required, and those that do not go together: an explanation writes no files. */
 static error_t check_options(const run_options *options, const struct argp_state *state) {
-    const char *missing = !options->stage    ? "--stage NAME"
-                          : !options->input  ? "--input DIR"
-                          : !options->output ? "--output DIR"
-                                             : NULL;
+    const int explains = options->explain != NOTHING;
+    const char *missing = !options->stage                 ? "--stage NAME"
+                          : !options->input               ? "--input DIR"
+                          : !options->output && !explains ? "--output DIR"
+                                                          : NULL;
+    if (explains && (options->output || options->decode != FORWARD_ONLY)) {
+        command_error(EXIT_USAGE, state->name,
+                      "--explain prints one query of a forward: expected no %s",
+                      options->output ? "--output" : "--decode");
+        return EINVAL;
+    }
     if (!missing)
         return 0;
     command_error(EXIT_USAGE, state->name, "%s is missing; see nsa run --help", missing);
@@ -81,6 +114,8 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         return 0;
     case 'd':
         return parse_decode(arg, state, &options->decode);
+    case 'e':
+        return parse_explain(arg, state, options);
     case ARGP_KEY_SUCCESS:
         return check_options(options, state);
     default:
@@ -174,6 +209,23 @@ static nsa_status run_decode(run *r) {
     return status;
 }
 
+/* Print one query instead of writing results. */
+static nsa_status run_explain(run *r) {
+    const run_options *options = r->options;
+    explanation e = {
+        .input = &r->input, .stage = &r->stage, .t = options->explain, .kv_head = options->kv_head};
+    nsa_status status = nsa_find_stage(options->stages, options->stage, &r->stage);
+    progress_phase(&r->bar, "reading");
+    status = status ? status : case_folder_read(options->input, &r->input);
+    progress_phase(&r->bar, "forward");
+    status = status ? status : explain_query(&e);
+    progress_end(&r->bar);
+    if (!status)
+        explain_print(&e);
+    explain_free(&e);
+    return status;
+}
+
 /* Check what is cheap first: the output, the stage, then the tensors. */
 static nsa_status run_case(run *r) {
     const run_options *options = r->options;
@@ -202,6 +254,8 @@ static const struct argp_option known[] = {
     {"input", 'i', "DIR", 0, "Case folder: config.json and a .npy per input", 0},
     {"output", 'o', "DIR", 0, "Folder for the results, created if necessary", 0},
     {"decode", 'd', "P", 0, "Prefill P tokens of each sequence, decode the others", 0},
+    {"explain", 'e', "T[,HEAD]", 0,
+     "Print the query at position T step by step, for one kv head (0); writes no files", 0},
     {"stages", 'S', "DIR", 0, "Folder of the stages' NN_name.so", 0},
     {0}};
 
@@ -213,25 +267,31 @@ static const char doc[] =
     "With --decode P: out, out_cmp, out_slc, out_win and block_idx of every token, the first P of "
     "each sequence by prefill, the others one by one. dout.npy is not used then, and rows.npy is "
     "an error.\n\n"
+    "With --explain T: the compressed tokens, scores, probabilities, importance, selected blocks, "
+    "branches and output of one query, in the order of docs/specification.md. What the stage "
+    "returned is compared with the same computed once more; a difference is an error. It needs a "
+    "stage in float64, such as 00, and a case of one sequence; dout.npy and rows.npy are not "
+    "used.\n\n"
     "Results are written whole or not at all; they replace those of an earlier run in the same "
     "folder. One run at a time may write into a folder; where the file system has no locks, two "
     "runs are not kept apart.";
 
 int cmd_run(int argc, char **argv) {
     static const struct argp argp = {.options = known, .parser = parse, .doc = doc};
-    run_options options = {.decode = FORWARD_ONLY};
+    run_options options = {.decode = FORWARD_ONLY, .explain = NOTHING};
     int code = command_parse(&argp, 0, argc, argv, NULL, &options);
     if (code)
         return code;
     run r = {.options = &options, .bar = progress_begin(argv[0])};
-    nsa_status status = run_case(&r);
+    const int explains = options.explain != NOTHING;
+    nsa_status status = explains ? run_explain(&r) : run_case(&r);
     progress_end(&r.bar);
     /* A full disk is a failed run, a bad path is wrong usage; both are NSA_ERR_IO. */
     if (status && r.output.broken)
         code = command_error(EXIT_FAILED, argv[0], "%s", nsa_last_error());
     else if (status)
         code = command_status(status, argv[0]);
-    else
+    else if (!explains)
         say_done(&r);
     output_discard(&r.output);
     nsa_close(r.ctx);

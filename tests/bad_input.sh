@@ -136,7 +136,7 @@ header() {
 }
 
 # The parts, each a list of faults; they use the functions above.
-for part in ${PARTS:-config npy tensors folders disk commands limits pipes together}; do
+for part in ${PARTS:-config npy tensors folders disk commands explain limits pipes together}; do
     # shellcheck source=/dev/null # one of tests/bad_input/*.sh
     . "tests/bad_input/$part.sh"
 done

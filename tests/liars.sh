@@ -259,6 +259,41 @@ many_slots_swapped|out is off by
 many_slots_misfilled|out is off by
 many_slots_nothing|element 0 of row 0 is not finite
 END
+# judge_explain LIE FRAGMENT: `nsa run --explain` compares what the stage returned, and prints
+# nothing if it differs
+judge_explain() {
+    explain="run --stages $BUILD/liars --stage 98 --input tests/vectors/mean_small --explain 100,1"
+    # shellcheck disable=SC2086 # words
+    if ! said=$(NSA_LIE=none NSA_TRUTH=00_dense.so "$NSA" $explain 2>&1); then
+        wrong "$1" "without a lie --explain fails, too: $said"
+        return
+    fi
+    # shellcheck disable=SC2086 # words
+    said=$(NSA_LIE=$1 NSA_TRUTH=00_dense.so "$NSA" $explain 2>&1)
+    code=$?
+    if [ $code -ne 1 ]; then
+        wrong "$1" "nsa run --explain ends with exit status $code: $(printf '%s' "$said" | tail -n 1)"
+    elif [ "$said" = "${said#"nsa run: $2"}" ]; then
+        wrong "$1" "nsa run --explain does not say \"$2\": $said"
+    else
+        passed=$((passed + 1))
+    fi
+}
+
+while IFS='|' read -r name fragment; do
+    case " ${*:-$name} " in *" $name "* | *" explain "*) ;; *) continue ;; esac
+    judge_explain "$name" "$fragment"
+done <<'END'
+out_off|out[
+out_cmp_off|out_cmp[
+out_slc_off|out_slc[
+out_win_off|out_win[
+importance_off|importance[
+v_phi_off|out_cmp[
+idx_second_best|block
+idx_lacks_local|block
+forward_fails|the device is gone
+END
 for name in crashes_at_97 exits_at_97; do
     [ $# -eq 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
     judge_pins "$name"

@@ -11,11 +11,12 @@ header() {
 }
 
 cat <<'END'
-# What the tests are made of {#trust_tables}
+# What the tests are made of
 
-Generated from the sources by `make docs`; \ref trust says what the tables mean.
+Generated from the sources by `make docs`;
+[How we know it is right](../../docs/trust.md) says what the tables mean.
 
-## Properties {#trust_properties}
+## Properties
 
 | property | what must hold |
 |---|---|
@@ -23,7 +24,7 @@ END
 tr '\n' ' ' <tests/harness/suite.c | grep -o '{"[a-z_0-9]*", *"[^"]*"' |
     sed 's/{"\([a-z_0-9]*\)", *"\(.*\)"/| `\1` | \2 |/'
 
-printf '\n## Mutants {#trust_mutants}\n\n'
+printf '\n## Mutants\n\n'
 printf 'Each breaks a copy of a stage, of what stages share or of the harness; '
 printf 'what is named has to notice.\n\n'
 sh tests/mutants.sh --table
@@ -40,7 +41,7 @@ awk -F '\t' '{
 } END { for (key in all) printf "| %s | %d | %d |\n", key, all[key], alone[key] }' \
     tests/mutants/matrix.txt | sort
 
-printf '\n## Planted faults {#trust_faults}\n\n'
+printf '\n## Planted faults\n\n'
 printf '| fault | what it does | the run that must fail | and must say |\n|---|---|---|---|\n'
 for patch in tests/faults/*.patch; do
     why=$(sed '/^[A-Z][a-z]*: /,$d' "$patch" | tr '\n' ' ')
@@ -48,5 +49,5 @@ for patch in tests/faults/*.patch; do
         "$(header "$patch" Run)" "$(header "$patch" Expect)"
 done
 
-printf '\n## Lines that no test reaches {#trust_unreached}\n\n'
+printf '\n## Lines that no test reaches\n\n'
 sh tests/coverage.sh --table
