@@ -6,7 +6,8 @@
 #   - only links to files that are there (Doxygen sees to the #sections)
 #   - formulas that Markdown leaves alone: no backslash before a sign, which it would remove (write
 #     \lbrace for \{, \thinspace for \,), and no }_ before a letter, which may begin an emphasis
-#   - lines of prose of at most 100 columns; tables, code and formulas may be longer
+#   - lines of prose of at most 100 columns; tables, code and formulas may be longer, and what
+#     `make tables` writes between its markers
 #
 #   sh docs/check_pages.sh PAGE.md...
 set -eu
@@ -50,6 +51,8 @@ for page in "$@"; do
     # a byte of 200 to 277 (octal) continues a character of UTF-8
     awk 'FNR == NR { prose[FNR] = $0; next }
         prose[FNR] == "" || /^\|/ { next }
+        /^<!-- \/?table:/ { generated = !/^<!-- \// }
+        generated { next }
         /^ *\$\$$/ { display = !display }
         display { next }
         { text = $0; if (gsub(/[^\200-\277]/, "", text) > 100) print FNR ":" $0 }' \
