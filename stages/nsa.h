@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /** Changes with the structs below; a stage built for another number is refused. */
-#define NSA_ABI 3
+#define NSA_ABI 4
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
 /** Maximum threads of a context; a larger number is an error. */
