@@ -16,7 +16,8 @@ typedef struct smem_layout {
 } smem_layout;
 
 /* `dout`: rows of dO^T, 0 in forward; `ring`: floats of the ring buffer, 0 where nothing is
- * selected. The chunk has 4 KiB a warp, so each makes four loads, and at least four rows of values.
+ * selected. The chunk has 4 KiB a warp, eight loads of 16 bytes for each lane, and at least four
+ * rows of values.
  */
 static inline smem_layout layout_of(const dims *c, int warps, int dout, int ring) {
     smem_layout layout;
@@ -137,7 +138,8 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<N_TIL
     __syncwarp();
 }
 
-/* Divide by the sums. row_sum becomes 1 / sum: p = 2^(scale2 (s - row_max)) row_sum. */
+/* Divide by the sums, which stage 02 leaves to accumulate_gated(): here o is in registers. row_sum
+ * becomes 1 / sum: p = 2^(scale2 (s - row_max)) row_sum. */
 template <int N_TILES>
 static __device__ __forceinline__ void softmax_finalize(softmax_state<N_TILES> *x) {
 #pragma unroll
@@ -184,6 +186,7 @@ static __device__ __forceinline__ void add_partial(softmax_state<N_TILES> *x, co
     __syncwarp();
 }
 
+/* Store the outputs and their row maxima, and begin again from zero. */
 template <int N_TILES>
 static __device__ __forceinline__ void flush_partial(softmax_state<N_TILES> *x, const dims *c,
                                                      float *g_o, int heads, row_stats *s_stats) {

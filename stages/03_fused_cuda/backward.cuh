@@ -59,11 +59,11 @@ typedef struct scratch {
     int32_t *list;
 } scratch;
 
-/* A row tile against a block of keys: numbers among all blocks of the branch, rows and row tiles.
- */
-typedef struct row_tile {
+/* What a tile of scores is made of, a row tile and a block of keys: numbers among all blocks of the
+ * branch, rows and row tiles. */
+typedef struct score_tile {
     int64_t block, row, tile;
-} row_tile;
+} score_tile;
 
 /* Units of a block that `count` rows see. */
 static __host__ __device__ __forceinline__ int64_t units_of(const inverse_list *inv,
@@ -71,15 +71,9 @@ static __host__ __device__ __forceinline__ int64_t units_of(const inverse_list *
     return (count + inv->unit_rows - 1) / inv->unit_rows;
 }
 
-/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
-static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
-    const int first = j * c->lb, end = min(first + c->lb, t + 1);
-    return range_mask(first - block * BLOCK, end - block * BLOCK);
-}
-
-/* From scores S and dP to dS, in place of S (Eq. 5 and softmax's derivative):
+/* From scores S and dP to dS, in place of dP (Eq. 5 and softmax's derivative):
  *     P = 2^(scale2 (S - row_max)) inv_sum,   dS = scale gate P (dP - dgate),
- * for dgate = <dO,o> = sum_s P_s dP_s. P becomes gate P, which dv needs. Both are 0 where the key
+ * for dgate = <dO,o> = sum_s P_s dP_s. S becomes gate P, which dv needs. Both are 0 where the key
  * is not visible, whatever lies there. `terms` are the tile's 16. */
 static __device__ __forceinline__ void softmax_backward(const dims *c, acc_16x64 *s, acc_16x64 *dp,
                                                         const row_terms *terms, uint64_t mask) {

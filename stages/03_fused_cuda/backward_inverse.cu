@@ -129,7 +129,8 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, 
 
 /* ----------------------------------------------------------------- host */
 
-/* Largest number of blocks that one row sees, in sequences of up to max_len tokens. */
+/* Largest number of blocks that one row sees, in sequences of up to max_len tokens. A run of k keys
+ * that may begin at any key lies in (k - 2) / BLOCK + 2 blocks at most. */
 static int64_t max_row_blocks(const stage *st, int branch, int64_t max_len) {
     const nsa_config *c = &st->cfg;
     const int64_t lb = c->slc_block, all = (max_len + BLOCK - 1) / BLOCK;

@@ -3,6 +3,12 @@
  *  them: no atomics, and the same bits in every run. */
 #include "backward.cuh"
 
+/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
+static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
+    const int first = j * c->lb, end = min(first + c->lb, t + 1);
+    return range_mask(first - block * BLOCK, end - block * BLOCK);
+}
+
 /* The keys of `block` that row r sees. The warp's lanes search its list together. */
 static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *inv, int64_t block,
                                         int64_t r) {
@@ -27,7 +33,7 @@ static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *
 /* One warp, one row tile: gate P and dS [16][64] against the block, to s_p and s_ds. s_q is scratch
  * of the warp, for Q^T and dO^T. */
 static __device__ __forceinline__ void recompute_p(const grad_args *a, const inverse_list *inv,
-                                                   row_tile x, float *s_q, float *s_p,
+                                                   score_tile x, float *s_q, float *s_p,
                                                    float *s_ds) {
     const dims *c = &a->f.c;
     const block_ptrs at = block_at(&a->f.in[inv->branch], c, x.block);
@@ -83,7 +89,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 1)
             const int64_t at = inv.start[block] + first + (i + warp) / c->GT;
             const int64_t r = inv.list ? inv.list[at] : at;
             const int64_t tile = (r * c->Hkv + h) * c->GT + (i + warp) % c->GT;
-            recompute_p(&a, &inv, row_tile{block, r, tile}, s_q, s_p + warp * size,
+            recompute_p(&a, &inv, score_tile{block, r, tile}, s_q, s_p + warp * size,
                         s_ds + warp * size);
             s_tile[warp] = tile;
         }
@@ -145,10 +151,11 @@ static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_lis
     return NSA_OK;
 }
 
-/* Row tiles in a step: as many as shared memory holds, one for each warp at most. */
+/* Row tiles in a step: as many as shared memory holds beside s_tile, one for each warp at most. */
 nsa_status open_keys(stage *st, scratch *s) {
     s->dkv_tiles = DKV_WARPS;
-    while (s->dkv_tiles > 1 && dkv_bytes(&st->c, s->dkv_tiles) + 256 > st->max_shared)
+    while (s->dkv_tiles > 1 &&
+           dkv_bytes(&st->c, s->dkv_tiles) + DKV_WARPS * sizeof(int64_t) > st->max_shared)
         s->dkv_tiles--;
     return BY_WIDTH(st->c.wp, allow_shared);
 }

@@ -82,8 +82,8 @@ nsa_status open_decode(stage *st) {
     return st->failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
 }
 
-/* Copy `n` blocks of every head from the pack to a slot; whole blocks, because the tails are never
- * read. */
+/* Copy `n` blocks of every head from the pack to a slot: whole blocks, for what lies past a
+ * sequence's end is masked. */
 static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, int64_t n) {
     const kv_blocks *pack = &st->in[branch], *cache = &st->cache[branch];
     const real *const src[] = {pack->transposed[KEYS], pack->natural[KEYS], pack->natural[VALUES]};

@@ -24,15 +24,16 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
 
 /* ------------------------------------------------------------- attend parts */
 
-/* This warp's share of a split: every block_step-th block of a branch, from the warp's own on. */
+/* This warp's share of a split: of the blocks that the query sees in a branch, numbered in their
+ * order, every step-th from its own on. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, const decode_args *a,
                                                     const decode_unit *u, const warp_smem *m,
                                                     int branch, int split) {
     const dims *c = &a->c;
     const kv_blocks *in = &a->in[branch];
-    const int first_block = split * SPLIT_WARPS + warp_id();
-    const int block_step = a->splits[branch] * SPLIT_WARPS;
+    const int first_ordinal = split * SPLIT_WARPS + warp_id(); /* among the blocks it sees */
+    const int step = a->splits[branch] * SPLIT_WARPS;
     const int64_t first = u->kvh * in->stride + u->slot * a->slot_blocks[branch];
     const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->kvh) * c->n;
     const int end = branch == CMP ? cmp_visible(c, u->t) : u->t + 1;
@@ -41,13 +42,13 @@ static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, c
         branch == CMP ? a->scores + u->unit * a->slot_blocks[CMP] * TILE_ROWS * BLOCK : NULL;
     block_iter iter = {0, 0};
     uint64_t mask;
-    int b = lo / BLOCK + first_block;
-    for (; branch != SLC && b * BLOCK < end; b += block_step)
+    int b = lo / BLOCK + first_ordinal;
+    for (; branch != SLC && b * BLOCK < end; b += step)
         attend_global_block(x, c, m, block_at(in, c, first + b),
                             range_mask(lo - b * BLOCK, end - b * BLOCK),
                             g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK : NULL);
     for (int i = 0; branch == SLC && next_block(&iter, g_idx, c, u->t, &b, &mask); i++) {
-        if (i % block_step == first_block)
+        if (i % step == first_ordinal)
             attend_global_block(x, c, m, block_at(in, c, first + b), mask, (float *)NULL);
     }
 }
@@ -105,7 +106,8 @@ static __device__ __forceinline__ void write_split(const softmax_state<N_TILES> 
 
 /* Grid: `count` splits of every unit, from split `from` on. Block: SPLIT_WARPS warps, each with
  * blocks of keys of its own. Shared: Q^T [dk8][16], P^T [64][16] of each warp, the statistics of
- * each warp, outputs [16][dvp]. */
+ * each warp, outputs [16][dvp]: three such blocks to a multiprocessor, two where outputs are wide.
+ */
 template <int N_TILES>
 static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3 : 2)
     decode_splits_kernel(decode_args a, int from, int count) {

@@ -4,27 +4,28 @@
  *  product. */
 #include "load.cuh"
 
-/* Where rows of all heads go: t [tiles][D8][16] and, unless it is NULL, n [tiles][16][Dp]. */
-typedef struct row_tiles {
-    real *t, *n;
+/* Where rows of all heads go: transposed [tiles][D8][16] and, unless it is NULL, natural
+ * [tiles][16][Dp]. */
+typedef struct row_view {
+    real *transposed, *natural;
     int D, D8, Dp;
-} row_tiles;
+} row_view;
 
 /* ------------------------------------------------------------ the layouts */
 
 /* g_src [count,Hq,D], the rows from result row `row` on -> row tiles. Head h of row r is row
  * h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One element a thread. */
 static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count,
-                                        row_tiles to) {
+                                        row_view to) {
     const int D = to.D;
     const int64_t all = count * c.Hq * D;
     for (int64_t i = first_of_thread(); i < all; i += threads_of_grid()) {
         const int64_t r = row + i / D / c.Hq;
         const int h = (int)(i / D % c.Hq), col = (int)(i % D), g = h % c.G;
         const int64_t tile = (r * c.Hkv + h / c.G) * c.GT + g / TILE_ROWS;
-        to.t[(tile * to.D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
-        if (to.n)
-            to.n[(tile * TILE_ROWS + g % TILE_ROWS) * to.Dp + col] = g_src[i];
+        to.transposed[(tile * to.D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
+        if (to.natural)
+            to.natural[(tile * TILE_ROWS + g % TILE_ROWS) * to.Dp + col] = g_src[i];
     }
 }
 
@@ -80,7 +81,7 @@ static nsa_status upload_all(stage *st, tensor_rows src, real *to) {
     return NSA_OK;
 }
 
-static nsa_status load_rows(stage *st, tensor_rows src, row_tiles to) {
+static nsa_status load_rows(stage *st, tensor_rows src, row_view to) {
     for (int64_t r = 0, n; r < src.count; r += n) {
         TRY(upload(st, src, r, st->dev_staging, &n));
         NSA_LAUNCH(pack_rows_kernel, grid_for(n * src.size), THREADS, 0, st->stream, st->c,
@@ -108,8 +109,8 @@ key_view view_of(const stage *st, const kv_blocks *in, int pair) {
 
 key_view gradient_view(const stage *st, int branch, int pair) {
     key_view view = view_of(st, &st->in[branch], pair);
-    view.t = NULL;
-    view.n = st->in[branch].gradient[pair];
+    view.transposed = NULL;
+    view.natural = st->in[branch].gradient[pair];
     return view;
 }
 
@@ -117,10 +118,10 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     for (int pair = 0; pair < PAIR; pair++) {
         const key_view x = view_of(st, in, pair);
         const size_t keys = (size_t)(x.Hkv * x.stride * BLOCK) * sizeof(real);
-        if (x.t)
-            NSA_CUDA(cudaMemsetAsync(x.t, 0, keys * (size_t)x.D8, st->stream));
-        if (x.n)
-            NSA_CUDA(cudaMemsetAsync(x.n, 0, keys * (size_t)x.Dp, st->stream));
+        if (x.transposed)
+            NSA_CUDA(cudaMemsetAsync(x.transposed, 0, keys * (size_t)x.D8, st->stream));
+        if (x.natural)
+            NSA_CUDA(cudaMemsetAsync(x.natural, 0, keys * (size_t)x.Dp, st->stream));
     }
     return NSA_OK;
 }

@@ -30,23 +30,23 @@ static __device__ __forceinline__ int64_t threads_of_grid(void) {
  * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
  * for each index. */
 typedef struct key_view {
-    real *t, *n; /* [D8,BLOCK] transposed and [BLOCK,Dp] natural blocks; NULL if not there */
+    real *transposed, *natural; /* [D8,BLOCK] and [BLOCK,Dp] blocks; NULL if not there */
     int64_t stride;
     int Hkv, D, D8, Dp;
 } key_view;
 
 static __host__ __device__ __forceinline__ real *natural_row(const key_view *x, int64_t h,
                                                              int64_t key) {
-    return x->n + (h * x->stride * BLOCK + key) * x->Dp;
+    return x->natural + (h * x->stride * BLOCK + key) * x->Dp;
 }
 
 /* Element c of a key of head h, in both layouts. */
 static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, int64_t key, int c,
                                                  float x) {
     const int64_t block = h * to->stride + key / BLOCK;
-    if (to->t)
-        to->t[(block * to->D8 + c) * BLOCK + key % BLOCK] = x;
-    if (to->n)
+    if (to->transposed)
+        to->transposed[(block * to->D8 + c) * BLOCK + key % BLOCK] = x;
+    if (to->natural)
         natural_row(to, h, key)[c] = x;
 }
 

@@ -73,21 +73,21 @@ static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
 }
 
 /* Number of blocks that are forced for a query in block `own_block`: the first slc_init (their
- * number in n0), and those from `local` to its own. */
+ * number in n0), and those from `first_local` to its own. */
 static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block, int *n0,
-                                                    int *local) {
+                                                    int *first_local) {
     *n0 = min(c->init, own_block + 1);
-    *local = max(*n0, own_block - c->local + 1);
-    return *n0 + max(0, own_block - *local + 1);
+    *first_local = max(*n0, own_block - c->local + 1);
+    return *n0 + max(0, own_block - *first_local + 1);
 }
 
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
 static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c, int own_block,
                                                  int *s_list, int32_t *g_idx) {
-    int n0, local, count = forced_blocks(c, own_block, &n0, &local);
+    int n0, first_local, count = forced_blocks(c, own_block, &n0, &first_local);
     __syncwarp();
     for (int i = lane_id(); i < count; i += WARP_SIZE)
-        s_list[i] = i < n0 ? i : local + i - n0;
+        s_list[i] = i < n0 ? i : first_local + i - n0;
 #pragma unroll
     for (int i = 0; i < TOPK_PER_LANE; i++) {
         const bool mine = best->key[i] != 0 && best->key[i] != ~(sort_key)0;
@@ -120,7 +120,7 @@ typedef struct selection {
 
 static __device__ __forceinline__ void selection_init(selection *sel, const dims *c, int t,
                                                       float *s_ring, int ring) {
-    int n0, local;
+    int n0, first_local;
     sel->c = c;
     sel->s_ring = s_ring;
     sel->ring = ring;
@@ -128,7 +128,7 @@ static __device__ __forceinline__ void selection_init(selection *sel, const dims
     sel->own_block = t < 0 ? -1 : t / c->lb;
     sel->next = 0;
     sel->g_imp = NULL;
-    topk_init(&sel->best, t < 0 ? 0 : c->n - forced_blocks(c, sel->own_block, &n0, &local));
+    topk_init(&sel->best, t < 0 ? 0 : c->n - forced_blocks(c, sel->own_block, &n0, &first_local));
 }
 
 /* Add the probabilities of 64 compressed keys, from key `first` on, summed over the heads of tile

@@ -48,7 +48,8 @@ typedef struct dims {
  *     transposed: [D8,BLOCK]     element c of key j at [c * BLOCK + j]
  *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c]
  * Attention reads keys transposed and values natural, its backward both the other way round too,
- * the compressors natural ones. All padding, and the keys past a sequence's end, are zero. */
+ * the compressors natural ones. All padding is zero; so are the keys past a sequence's end, but for
+ * the decode caches, where an older text may have left others. They are masked. */
 typedef struct kv_blocks {
     real *transposed[PAIR], *natural[PAIR]; /* NULL where nothing reads them */
     real *gradient[PAIR];                   /* natural */

@@ -152,14 +152,14 @@ static __device__ __forceinline__ float row_reduce_max(float x) {
 /* The probabilities are the A of the second product: P^T [64 keys][16 rows] in shared memory, with
  * its rows permuted (swizzled). Key s lies in row 16 (s % 4) + s / 4, so that lanes that store
  * their four keys meet in few banks. */
-static __device__ __forceinline__ int swizzled_row(int s) {
+static __device__ __forceinline__ int swizzled_offset(int s) {
     return (s % LANE_COLS * (TILE_COLS / LANE_COLS) + s / LANE_COLS) * TILE_ROWS;
 }
 
 /* Store a tile [16 rows, 64 keys] as P^T in s_p [64][16], which belongs to the warp. The caller
  * must call __syncwarp() before and after. */
 static __device__ __forceinline__ void store_transposed(float *s_p, const acc_16x64 *p) {
-    float *at = s_p + swizzled_row(lane_col()) + lane_row();
+    float *at = s_p + swizzled_offset(lane_col()) + lane_row();
 #pragma unroll
     for (int j = 0; j < LANE_COLS; j++, at += TILE_COLS / LANE_COLS * TILE_ROWS) {
         store4(at, p->x[0][j], p->x[1][j], p->x[2][j], p->x[3][j]);
@@ -186,7 +186,7 @@ static __device__ __forceinline__ void matmul_keys(acc_16x64 *acc, const float *
         b += LANE_COLS * ldb;
 #pragma unroll
         for (int u = 0; u < LANE_COLS; u++) {
-            const float4 lo = load4(a + swizzled_row(u)), hi = load4(a + swizzled_row(u) + 4);
+            const float4 lo = load4(a + swizzled_offset(u)), hi = load4(a + swizzled_offset(u) + 4);
             const bool visible = !MASKED || (mask >> (k + u) & 1);
 #pragma unroll
             for (int n = 0; n < N_TILES; n++) {
@@ -211,7 +211,7 @@ typedef struct key_run {
 template <int N_TILES>
 static __device__ __forceinline__ void matmul_masked(acc_16x64 *acc, const float *s_p,
                                                      const float *b, int ldb, key_run run) {
-    const float *a = s_p + swizzled_row(run.first) + lane_row();
+    const float *a = s_p + swizzled_offset(run.first) + lane_row();
     const uint64_t all = ~(uint64_t)0 >> (TILE_COLS - run.keys), mask = run.mask >> run.first & all;
     if (mask == all)
         matmul_keys<N_TILES, false>(acc, a, b, ldb, run.keys, mask);

@@ -6,8 +6,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
 enum { MAX_ARRAYS = 64 };
 
 /* The memory of one chain: on the host, or on the device, there with what steps write. */

@@ -17,6 +17,13 @@ enum {
     D = TILE_COLS  /* head dimension of keys and values: one tile of 64 columns */
 };
 
+/* The G rows of a query's q [G,D], as Q^T [D][G], by one warp. */
+static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
+    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
+        s_q[i % D * G + i / D] = g_q[i];
+    __syncwarp();
+}
+
 /* Every chain's random numbers begin with random_seed(SEED). */
 #define SEED "steps of 03_fused_cuda"
 
@@ -26,7 +33,7 @@ typedef struct chain {
     const char *const *what; /* [n_steps] what the step changes, a few words each */
     int n_steps;
     int gpu_T;                       /* tokens on a GPU, if no number is given */
-    double tolerance;                /* the largest error() and difference(); 0 for integers */
+    double tolerance;                /* the largest error() and difference() */
     void (*make)(int T);             /* the problem, inputs from SEED: allocates and fills */
     nsa_status (*run)(int step);     /* queues its launches on the default stream */
     void *(*result)(int64_t *bytes); /* device memory, one of the arrays of device_output() */

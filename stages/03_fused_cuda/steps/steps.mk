@@ -8,7 +8,7 @@ STEPS_03_MAIN := $(BUILD)/obj/$(CUDA)/$(STEPS_03)/main.o
 STEPS_03_OBJECTS := $(patsubst %.cu,$(BUILD)/obj/$(CUDA)/%.o,$(wildcard \
                         $(STEPS_03)/*.cu $(STEPS_03)/*/*.cu))
 
-# CHAIN(attend), for each chain; MOVE("attend", "1_lists", lines changed from the step before), for
+# CHAIN(attend), for each chain; MOVE("attend", "1_block_row", lines changed from the step before), for
 # each step
 $(BUILD)/steps/03_moves.h: $(MOVES_03) $(STEPS_03)/steps.mk
 	@mkdir -p $(@D)

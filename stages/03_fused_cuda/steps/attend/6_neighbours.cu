@@ -9,13 +9,6 @@ typedef struct smem {
     float q[D * G], p[BLOCK * G];
 } smem;
 
-/* The query's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
-        s_q[i % D * G + i / D] = g_q[i];
-    __syncwarp();
-}
-
 /* One span of a query's rows: S [16,64] = Q K^T, online softmax as in step 0, O [16,D] += P V. */
 static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, smem *s_mem,
                                                            const problem *pb, int branch, span sp) {
@@ -28,7 +21,7 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, 
     matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
-/* The same with a block of the window that all four warps share: S and O from shared memory. The
+/* The same with a block of the window that all four warps share: K^T and V from shared memory. The
  * query may see none of its keys. */
 static __device__ __forceinline__ void attend_shared_block(softmax_state<1> *x, smem *s_mem,
                                                            float *s_block, const problem *pb,
@@ -56,14 +49,6 @@ static __device__ __forceinline__ void attend_window(softmax_state<1> *x, smem *
     }
 }
 
-/* Store a finished tile: o [G,D]. */
-static __device__ __forceinline__ void write_tile(float *g_o, const acc_16x64 *o) {
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++)
-        store4(g_o + (lane_row() + i) * D + lane_col(), o->x[i][0], o->x[i][1], o->x[i][2],
-               o->x[i][3]);
-}
-
 /* One branch. Grid: a CUDA block for each 4 neighbouring queries. Block: a warp for each query.
  * Shared: 48 KiB, a block of keys or values and the warps' parts. */
 template <int BRANCH>
@@ -84,7 +69,7 @@ static __global__ void __launch_bounds__(NEIGHBOURS *WARP_SIZE) attend_kernel(pr
     for (int at = 0; BRANCH == SLC && (sp = span_of(&pb, SLC, t, at)).hi; at++)
         attend_global_block(&x, s_mem, &pb, SLC, sp);
     softmax_finalize(&x);
-    write_tile(pb.o[BRANCH] + row_of(t, 0) * D, &x.o[0]);
+    store_acc(pb.o[BRANCH] + row_of(t, 0) * D + lane_row() * D + lane_col(), D, &x.o[0], LANE_ROWS);
 }
 
 /* The gated sum (Eq. 5) of the branches' outputs in memory. Grid: a CUDA block for each query.

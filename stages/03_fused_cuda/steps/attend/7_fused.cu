@@ -1,19 +1,12 @@
 /** @file
- *  @brief Step 7, fused: one launch for both branches and the gated sum. No branch's outputs go
- *  through device memory. */
+ *  @brief Step 7, fused: one launch for both branches and the gated sum. The window's outputs
+ *  are written once, gated, and the selected ones added to them. */
 #include "problem.cuh"
 
 /* Shared memory of a warp, 8 KiB: Q^T, P^T. */
 typedef struct smem {
     float q[D * G], p[BLOCK * G];
 } smem;
-
-/* The query's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
-        s_q[i % D * G + i / D] = g_q[i];
-    __syncwarp();
-}
 
 /* One span of a query's rows: S [16,64] = Q K^T, online softmax as in step 0, O [16,D] += P V. */
 static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, smem *s_mem,
@@ -27,7 +20,7 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, 
     matmul_masked<1>(x->o, s_mem->p, g_v + lane_col(), D, key_run{0, BLOCK, mask});
 }
 
-/* The same with a block of the window that all four warps share: S and O from shared memory. The
+/* The same with a block of the window that all four warps share: K^T and V from shared memory. The
  * query may see none of its keys. */
 static __device__ __forceinline__ void attend_shared_block(softmax_state<1> *x, smem *s_mem,
                                                            float *s_block, const problem *pb,

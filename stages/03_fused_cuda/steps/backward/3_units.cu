@@ -1,6 +1,7 @@
 /** @file
- *  @brief Step 3, work units: the first blocks are in many more lists than the last, so long lists
- *  are cut into units, a CUDA block each. A second kernel adds the units' sums in their order. */
+ *  @brief Step 3, work units: the first blocks have much longer inverse lists than the last, so
+ * long lists are cut into units, a CUDA block each. A second kernel adds the units' sums in their
+ * order. */
 #include "problem.cuh"
 
 enum { TILES = 4 }; /* row tiles at a time, a warp each; each warp sums 16 of the keys */
@@ -77,7 +78,7 @@ static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb
     const int to = min(from + pb.unit_rows, pb.start[block + 1]);
     const int keys = warp_id() * TILE_ROWS;
     float *s_tile = s_tiles[warp_id()];
-    float *g_dk = pb.partial + ((int64_t)block * pb.max_units + blockIdx.x) * 2 * BLOCK * D;
+    float *g_dv = pb.partial + ((int64_t)block * pb.max_units + blockIdx.x) * 2 * BLOCK * D;
     acc_16x64 dk, dv;
     if (from >= to)
         return; /* no such unit */
@@ -102,8 +103,8 @@ static __global__ void __launch_bounds__(TILES *WARP_SIZE) dkv_kernel(problem pb
         }
         __syncthreads(); /* all warps have used the tiles */
     }
-    store_rows(g_dk + keys * D, &dk);
-    store_rows(g_dk + (BLOCK + keys) * D, &dv);
+    store_rows(g_dv + keys * D, &dv);
+    store_rows(g_dv + (BLOCK + keys) * D, &dk);
 }
 
 /* dk and dv of a block: sums over its units, in their order. Grid: blocks. */
@@ -116,9 +117,9 @@ static __global__ void __launch_bounds__(256) reduce_partials(problem pb) {
         for (int unit = 0; unit < units; unit++)
             total += g_unit[(int64_t)unit * 2 * BLOCK * D];
         if (i < BLOCK * D)
-            pb.dk[(int64_t)block * BLOCK * D + i] = total;
+            pb.dv[(int64_t)block * BLOCK * D + i] = total;
         else
-            pb.dv[(int64_t)(block - 1) * BLOCK * D + i] = total;
+            pb.dk[(int64_t)block * BLOCK * D + i - BLOCK * D] = total;
     }
 }
 

@@ -5,8 +5,6 @@
 
 #include "harness/random.h"
 
-#include <string.h>
-
 enum { MAX_UNITS = 64 };
 
 static problem pb;

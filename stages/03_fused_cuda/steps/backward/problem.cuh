@@ -34,7 +34,7 @@ typedef struct backward_problem {
     float *dq;                   /* [T,G,D] */
     float *dk, *dv;              /* [blocks][BLOCK,D] */
     int unit_rows, max_units;    /* rows of a work unit; units of one block's list, at most */
-    float *partial;              /* [blocks,max_units][2][BLOCK,D] a unit's sums for dk and dv */
+    float *partial;              /* [blocks,max_units][2][BLOCK,D] a unit's sums for dv and dk */
 } problem;
 
 /* On the host. */

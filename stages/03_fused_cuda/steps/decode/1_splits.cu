@@ -6,13 +6,6 @@
 
 enum { SPLITS = 4 }; /* CUDA blocks of a slot and branch */
 
-/* The slot's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
-        s_q[i % D * G + i / D] = g_q[i];
-    __syncwarp();
-}
-
 /* Attention over one span: S [16,64] = Q K^T, online softmax, O [16,D] += P V. */
 static __device__ __forceinline__ void attend_global_block(softmax_state<1> *x, float scale2,
                                                            const float *g_kt, const float *g_v,

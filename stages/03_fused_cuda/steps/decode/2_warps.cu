@@ -8,8 +8,8 @@ enum {
     SPLIT_WARPS = 4 /* warps of each */
 };
 
-/* The slot's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
+/* load_query() by all warps of the CUDA block, for all of them. */
+static __device__ __forceinline__ void load_shared_query(float *s_q, const float *g_q) {
     for (int i = (int)threadIdx.x; i < G * D; i += SPLIT_WARPS * WARP_SIZE)
         s_q[i % D * G + i / D] = g_q[i];
     __syncthreads();
@@ -89,7 +89,7 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE) decode_splits_k
     const int split = (int)blockIdx.x, branch = SLC + (int)blockIdx.y, slot = (int)blockIdx.z;
     const int64_t part = (slot * BRANCHES + branch) * SPLITS + split;
     softmax_state<1> x;
-    load_query(s_q, pb.q + (int64_t)slot * G * D);
+    load_shared_query(s_q, pb.q + (int64_t)slot * G * D);
     attend_split(&x, &pb, slot, branch, split, s_q);
     write_split(&x, pb.scale2, s_q, s_stats, pb.split_o + part * G * D, pb.split_stats + part * G);
 }

@@ -1,6 +1,7 @@
 /** @file
  *  @brief Step 1, count: rows are cut into chunks, and every chunk counts its own for all blocks at
- *  the same time as the others. A row's n entries are read, not asked for. */
+ *  the same time as the others. A row's n entries are read once, where every block's thread asked
+ * all rows before. */
 #include "problem.cuh"
 
 enum { THREADS = 64 };

@@ -35,8 +35,8 @@ static __global__ void __launch_bounds__(THREADS) softmax_kernel(problem pb) {
         p[i] *= 1 / row_sum;
 }
 
-/* Importance (Eq. 9, 10). Grid: a CUDA block for each query (x) and 64
- * blocks (y). Block: a thread a block. */
+/* Importance (Eq. 9, 10). Grid: a CUDA block for each query (x) and 64 blocks (y). Block: a thread
+ * a block. */
 static __global__ void __launch_bounds__(THREADS) importance_kernel(problem pb) {
     const int t = (int)blockIdx.x, j = (int)(blockIdx.y * THREADS + threadIdx.x);
     const int n_visible = cmp_visible(&pb, t);

@@ -5,13 +5,6 @@
 
 enum { THREADS = 64 };
 
-/* The query's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
-        s_q[i % D * G + i / D] = g_q[i];
-    __syncwarp();
-}
-
 /* S [16,64] of block b. */
 static __device__ __forceinline__ void score(acc_16x64 *s, const problem *pb, const float *s_q,
                                              int b) {
@@ -66,8 +59,8 @@ static __global__ void __launch_bounds__(WARP_SIZE) softmax_kernel(problem pb) {
     }
 }
 
-/* Importance (Eq. 9, 10). Grid: a CUDA block for each query (x) and 64
- * blocks (y). Block: a thread a block. */
+/* Importance (Eq. 9, 10). Grid: a CUDA block for each query (x) and 64 blocks (y). Block: a thread
+ * a block. */
 static __global__ void __launch_bounds__(THREADS) importance_kernel(problem pb) {
     const int t = (int)blockIdx.x, j = (int)(blockIdx.y * THREADS + threadIdx.x);
     const int n_visible = cmp_visible(&pb, t);

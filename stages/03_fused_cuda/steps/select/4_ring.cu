@@ -3,13 +3,6 @@
  *  last 128 group sums are kept, in a ring buffer in shared memory. */
 #include "problem.cuh"
 
-/* The query's G rows of q [G,D], as Q^T [D][G]. */
-static __device__ __forceinline__ void load_query(float *s_q, const float *g_q) {
-    for (int i = lane_id(); i < G * D; i += WARP_SIZE)
-        s_q[i % D * G + i / D] = g_q[i];
-    __syncwarp();
-}
-
 /* S [16,64] of block b. */
 static __device__ __forceinline__ void score(acc_16x64 *s, const problem *pb, const float *s_q,
                                              int b) {
