@@ -1,10 +1,6 @@
 /** @file contender.c
  *  @brief A stage, a dense baseline or a peer behind the same four calls. */
 #include "bench/contender.h"
-#include "bench/blas.h"
-#include "bench/gpu.h"
-#include "bench/slots.h"
-#include "bench/verify.h"
 #include "common/pool.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
@@ -33,6 +29,12 @@ static nsa_status open_dense(contender *c, const workload *w) {
     return status;
 }
 
+bench_device bench_device_of(const nsa_stage *stage) {
+    if (!stage || !stage->device)
+        return BENCH_ON_CPU;
+    return strcmp(stage->device(), "simulator") ? BENCH_ON_GPU : BENCH_ON_SIMULATOR;
+}
+
 nsa_arith contender_arith(const contender *c) {
     return c->peer ? c->peer->arith : c->stage ? c->stage->arith : NSA_FLOAT32;
 }
@@ -46,10 +48,10 @@ static nsa_status open_stage(contender *c, const workload *w) {
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
     nsa_config cfg = w->cfg;
-    const int64_t before = gpu_memory();
+    const int64_t before = gpu()->memory();
     nsa_status status = NSA_OK;
-    if (c->device == BENCH_ON_GPU && gpu_missing())
-        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu_missing());
+    if (c->device == BENCH_ON_GPU && gpu()->missing())
+        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu()->missing());
     if (c->causal && gradients)
         status = workload_dense(w, &cfg, &gate, &in);
     in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
@@ -58,23 +60,18 @@ static nsa_status open_stage(contender *c, const workload *w) {
         status = nsa_load(c->ctx, &in);
     if (!status)
         c->row->memory =
-            c->device == BENCH_ON_GPU ? gpu_memory() - before : (int64_t)nsa_memory(c->ctx);
+            c->device == BENCH_ON_GPU ? gpu()->memory() - before : (int64_t)nsa_memory(c->ctx);
     tensor_free(&gate);
     return status;
 }
 
 nsa_status contender_open(contender *c, const workload *w) {
-    if (c->peer) {
-        nsa_status status = peers_open(c->program, c->peer, w, c->row, &c->peer_id, &c->first);
-        c->peer_id = status ? -1 : c->peer_id;
-        return status;
-    }
-    return c->stage ? open_stage(c, w) : open_dense(c, w);
+    return c->peer ? peers_open(c, w) : c->stage ? open_stage(c, w) : open_dense(c, w);
 }
 
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
-        peers_close(c->program, c->peer_id);
+        peers_close(c);
     nsa_close(c->ctx);
     dense_close(c->dense);
     tensor_free(&c->cache[0]);
@@ -124,13 +121,12 @@ static double device_seconds(const contender *c) {
     return sum;
 }
 
-static nsa_status timed(contender *c, const workload *w, const bench_clock *clock, int64_t step,
-                        double *seconds) {
-    clock->start(clock->state);
+static nsa_status timed(contender *c, const workload *w, int64_t step, double *seconds) {
+    const double start = bench_now();
     nsa_status status = run_once(c, w, step);
     if (c->device == BENCH_ON_GPU)
-        gpu_wait();
-    *seconds = clock->stop(clock->state);
+        gpu()->wait();
+    *seconds = bench_now() - start;
     const double device_time = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
     *seconds = device_time > 0 ? device_time : *seconds;
     return status;
@@ -153,15 +149,13 @@ static void note_phases(contender *c) {
     }
 }
 
-nsa_status contender_time(contender *c, const workload *w, const bench_clock *clock) {
+nsa_status contender_time(contender *c, const workload *w) {
     const int64_t step = DECODE_WARM + c->runs;
-    nsa_status status = c->peer ? NSA_OK : prepare(c, w, step);
+    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w, step);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
-        gpu_flush(); /* after prepare(), which brought the step's tokens into the cache */
-    if (!status && c->peer)
-        status = peers_time(c->program, c->peer_id, &c->sample[c->runs]);
-    else if (!status)
-        status = timed(c, w, clock, step, &c->sample[c->runs]);
+        gpu()->flush(); /* after prepare(), which brought the step's tokens into the cache */
+    if (!status && !c->peer)
+        status = timed(c, w, step, &c->sample[c->runs]);
     if (status)
         return status;
     note_phases(c);
@@ -213,7 +207,8 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
     return status;
 }
 
-/* Forward before a backward, full caches before steps: not timed, but counted in `cost`. */
+/* Forward before a backward, full caches before steps: not timed, but counted in the row's `cost`.
+ */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (w->pass == BENCH_BACKWARD && !c->stage)
         dense_forward(c->dense, &c->in);
@@ -249,7 +244,7 @@ static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine)
     nsa_status status = NSA_OK;
     for (int64_t s = 0; s < DECODE_WARM && !status; s++) {
         status = prepare(c, w, s);
-        status = status ? status : timed(c, w, c->clock, s, &c->first);
+        status = status ? status : timed(c, w, s, &c->first);
         if (s && s + 1 < DECODE_WARM)
             continue;
         status = status ? status : store_step_row(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
@@ -269,8 +264,8 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     if (!status && w->pass == BENCH_DECODE)
         status = warm_steps(c, w, &mine);
     else if (!status)
-        status = timed(c, w, c->clock, 0, &c->first);
-    c->cost = bench_now() - start;
+        status = timed(c, w, 0, &c->first);
+    c->row->cost = bench_now() - start;
     if (!status && w->pass != BENCH_DECODE)
         status = read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);

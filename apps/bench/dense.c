@@ -2,9 +2,7 @@
  *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3 -march=native
  * -fno-math-errno -fno-trapping-math: without them the softmax would take longer than the products,
  * and the baseline would be too slow. No fast-math. */
-#include "bench/dense.h"
-#include "bench/blas.h"
-#include "bench/timing.h"
+#include "bench/contender.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -33,90 +31,73 @@ struct dense {
     float scale;
     int threads;
     size_t bytes;
-    float *out, *lse, *dq, *dk_sum, *dv_sum;
-    scratch *per_thread; /* [threads] */
+    float *memory; /* holds all that follow */
+    float *out, *lse, *dq;
     /* of one call */
     const dense_inputs *in;
     atomic_long next; /* the next tile to compute */
     int64_t len;      /* keys of a decode step; 0 for whole sequences */
     int backward;
+    scratch per_thread[]; /* [threads]; the first one's dk and dv get the sums */
 };
 
 /* ------------------------------------------------------------------ memory */
 
-static float *alloc_floats(dense *d, int64_t count, int *ok) {
-    float *p = *ok ? calloc((size_t)count, sizeof *p) : NULL;
-    *ok = p != NULL;
-    d->bytes += (size_t)count * sizeof *p;
+/* The next `count` floats, from a multiple of 64 bytes on; without `base` they are only counted. */
+static float *take(float *base, size_t *used, int64_t count) {
+    float *p = base ? base + *used : NULL;
+    *used += ((size_t)count + 15) / 16 * 16;
     return p;
 }
 
-static int open_scratch(dense *d, scratch *w, int backward) {
-    const int64_t rows = d->tile * d->G, keys = d->B * d->T * d->Hkv;
-    int ok = 1;
-    w->q = alloc_floats(d, rows * d->dk, &ok);
-    w->o = alloc_floats(d, rows * d->dv, &ok);
-    w->s = alloc_floats(d, rows * KEYS, &ok);
-    w->m = alloc_floats(d, rows, &ok);
-    w->l = alloc_floats(d, rows, &ok);
-    if (backward) {
-        w->dout = alloc_floats(d, rows * d->dv, &ok);
-        w->dq = alloc_floats(d, rows * d->dk, &ok);
-        w->dp = alloc_floats(d, rows * KEYS, &ok);
-        w->delta = alloc_floats(d, rows, &ok);
-        w->dk = alloc_floats(d, keys * d->dk, &ok);
-        w->dv = alloc_floats(d, keys * d->dv, &ok);
+/* Set all pointers into one allocation. @return how many floats it must have */
+static size_t lay_out(dense *d, float *base, int backward) {
+    const int64_t rows = d->tile * d->G, tokens = d->B * d->T, keys = tokens * d->Hkv;
+    size_t used = 0;
+    d->out = take(base, &used, tokens * d->Hq * d->dv);
+    d->lse = take(base, &used, tokens * d->Hq);
+    d->dq = take(base, &used, backward ? tokens * d->Hq * d->dk : 0);
+    for (int i = 0; i < d->threads; i++) {
+        scratch *w = &d->per_thread[i];
+        w->q = take(base, &used, rows * d->dk);
+        w->o = take(base, &used, rows * d->dv);
+        w->s = take(base, &used, rows * KEYS);
+        w->m = take(base, &used, rows);
+        w->l = take(base, &used, rows);
+        if (!backward)
+            continue;
+        w->dout = take(base, &used, rows * d->dv);
+        w->dq = take(base, &used, rows * d->dk);
+        w->dp = take(base, &used, rows * KEYS);
+        w->delta = take(base, &used, rows);
+        w->dk = take(base, &used, keys * d->dk);
+        w->dv = take(base, &used, keys * d->dv);
     }
-    return ok;
+    return used;
 }
 
 dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int threads) {
-    dense *d = blas_missing() ? NULL : calloc(1, sizeof *d);
-    int ok = 1;
+    dense *d = blas_missing() ? NULL : calloc(1, sizeof *d + (size_t)threads * sizeof(scratch));
     if (!d)
         return NULL;
-    *d = (dense){.T = T,
-                 .B = B,
-                 .Hq = c->q_heads,
-                 .Hkv = c->kv_heads,
-                 .G = c->q_heads / c->kv_heads,
-                 .dk = c->qk_dim,
-                 .dv = c->v_dim,
-                 .scale = (float)c->scale,
-                 .threads = threads};
+    d->T = T, d->B = B, d->threads = threads;
+    d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->G = d->Hq / d->Hkv;
+    d->dk = c->qk_dim, d->dv = c->v_dim, d->scale = (float)c->scale;
     d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->out = alloc_floats(d, B * T * d->Hq * d->dv, &ok);
-    d->lse = alloc_floats(d, B * T * d->Hq, &ok);
-    if (backward)
-        d->dq = alloc_floats(d, B * T * d->Hq * d->dk, &ok);
-    d->per_thread = ok ? calloc((size_t)threads, sizeof *d->per_thread) : NULL;
-    ok = d->per_thread != NULL;
-    for (int i = 0; i < threads && ok; i++)
-        ok = open_scratch(d, &d->per_thread[i], backward);
-    if (!ok) {
-        dense_close(d);
+    d->bytes = lay_out(d, NULL, backward) * sizeof(float);
+    d->memory = aligned_alloc(64, d->bytes);
+    if (!d->memory) {
+        free(d);
         return NULL;
     }
-    d->dk_sum = d->per_thread[0].dk; /* the sums over threads end up here */
-    d->dv_sum = d->per_thread[0].dv;
+    memset(d->memory, 0, d->bytes);
+    lay_out(d, d->memory, backward);
     return d;
 }
 
 void dense_close(dense *d) {
-    if (!d)
-        return;
-    for (int i = 0; i < d->threads && d->per_thread; i++) {
-        float **all = (float *[]){d->per_thread[i].q,  d->per_thread[i].o,  d->per_thread[i].s,
-                                  d->per_thread[i].m,  d->per_thread[i].l,  d->per_thread[i].dout,
-                                  d->per_thread[i].dq, d->per_thread[i].dp, d->per_thread[i].delta,
-                                  d->per_thread[i].dk, d->per_thread[i].dv};
-        for (int p = 0; p < 11; p++)
-            free(all[p]);
-    }
-    free(d->per_thread);
-    free(d->out);
-    free(d->lse);
-    free(d->dq);
+    if (d)
+        free(d->memory);
     free(d);
 }
 
@@ -125,7 +106,8 @@ size_t dense_memory(const dense *d) {
 }
 
 const float *dense_result(const dense *d, nsa_id id) {
-    return id == NSA_OUT ? d->out : id == NSA_DQ ? d->dq : id == NSA_DK_WIN ? d->dk_sum : d->dv_sum;
+    const scratch *sums = &d->per_thread[0];
+    return id == NSA_OUT ? d->out : id == NSA_DQ ? d->dq : id == NSA_DK_WIN ? sums->dk : sums->dv;
 }
 
 /* ----------------------------------------------------------------- softmax */
@@ -247,7 +229,8 @@ static void tile_forward(dense *d, scratch *w, const tile_coord *p) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
         const float *k = d->in->k + p->k_row * d->dk + s0 * ldk;
         const float *v = d->in->v + p->k_row * d->dv + s0 * ldv;
-        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, k, ldk, 0, w->s, KEYS);
+        blas_sgemm((blas_size){p->rows, n, d->dk, 1, 0}, (blas_matrix){w->q, d->dk, 0},
+                   (blas_matrix){k, ldk, 1}, w->s, KEYS);
         if (s0 + n > p->t0 + 1)
             mask(w->s, p->tokens, d->G, p->t0, s0, n);
         for (int64_t i = 0; i < p->rows; i++) {
@@ -255,7 +238,8 @@ static void tile_forward(dense *d, scratch *w, const tile_coord *p) {
             for (int64_t j = 0; j < d->dv && rescale != 1; j++)
                 w->o[i * d->dv + j] *= rescale;
         }
-        blas_nn(p->rows, d->dv, n, 1, w->s, KEYS, v, ldv, 1, w->o, d->dv);
+        blas_sgemm((blas_size){p->rows, d->dv, n, 1, 1}, (blas_matrix){w->s, KEYS, 0},
+                   (blas_matrix){v, ldv, 0}, w->o, d->dv);
     }
     for (int64_t i = 0; i < p->rows; i++) {
         const int64_t row = q_row(d, p, i);
@@ -290,17 +274,21 @@ static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
         const int64_t k_offset = p->k_row * d->dk + s0 * ldk,
                       v_offset = p->k_row * d->dv + s0 * ldv;
-        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, d->in->k + k_offset, ldk, 0, w->s, KEYS);
-        blas_nt(p->rows, n, d->dv, 1, w->dout, d->dv, d->in->v + v_offset, ldv, 0, w->dp, KEYS);
+        blas_sgemm((blas_size){p->rows, n, d->dk, 1, 0}, (blas_matrix){w->q, d->dk, 0},
+                   (blas_matrix){d->in->k + k_offset, ldk, 1}, w->s, KEYS);
+        blas_sgemm((blas_size){p->rows, n, d->dv, 1, 0}, (blas_matrix){w->dout, d->dv, 0},
+                   (blas_matrix){d->in->v + v_offset, ldv, 1}, w->dp, KEYS);
         if (s0 + n > p->t0 + 1)
             mask(w->s, p->tokens, d->G, p->t0, s0, n);
         for (int64_t i = 0; i < p->rows; i++)
             backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->delta[i]);
-        blas_tn(n, d->dv, p->rows, 1, w->s, KEYS, w->dout, d->dv, 1, w->dv + v_offset, ldv);
-        blas_nn(p->rows, d->dk, n, d->scale, w->dp, KEYS, d->in->k + k_offset, ldk, 1, w->dq,
-                d->dk);
+        blas_sgemm((blas_size){n, d->dv, p->rows, 1, 1}, (blas_matrix){w->s, KEYS, 1},
+                   (blas_matrix){w->dout, d->dv, 0}, w->dv + v_offset, ldv);
+        blas_sgemm((blas_size){p->rows, d->dk, n, d->scale, 1}, (blas_matrix){w->dp, KEYS, 0},
+                   (blas_matrix){d->in->k + k_offset, ldk, 0}, w->dq, d->dk);
         /* q is packed times scale * log2(e): ln 2 takes the logarithm out again */
-        blas_tn(n, d->dk, p->rows, LN2, w->dp, KEYS, w->q, d->dk, 1, w->dk + k_offset, ldk);
+        blas_sgemm((blas_size){n, d->dk, p->rows, LN2, 1}, (blas_matrix){w->dp, KEYS, 1},
+                   (blas_matrix){w->q, d->dk, 0}, w->dk + k_offset, ldk);
     }
     for (int64_t i = 0; i < p->rows; i++)
         memcpy(d->dq + q_row(d, p, i) * d->dk, w->dq + i * d->dk, (size_t)d->dk * sizeof *w->dq);
@@ -348,7 +336,7 @@ void dense_backward(dense *d, const dense_inputs *in) {
     }
     call(d, in, 0, 1);
     for (int i = 1; i < d->threads; i++) {
-        add(d->dk_sum, d->per_thread[i].dk, keys * d->dk);
-        add(d->dv_sum, d->per_thread[i].dv, keys * d->dv);
+        add(d->per_thread[0].dk, d->per_thread[i].dk, keys * d->dk);
+        add(d->per_thread[0].dv, d->per_thread[i].dv, keys * d->dv);
     }
 }

@@ -10,7 +10,7 @@
 #include <string.h>
 
 extern "C" {
-#include "bench/gpu.h"
+#include "bench/bench.h"
 }
 
 enum {

@@ -1,24 +1,150 @@
 /** @file machine.c
- *  @brief The machine and build of a run. The Makefile defines the flags as macros. */
-#include "bench/machine.h"
-#include "bench/blas.h"
-#include "bench/workload.h"
+ *  @brief The machine: its clock, caches, threads and ceilings, and its description. */
+#include "bench/contender.h"
 #include "io/file.h"
 
 #include <limits.h>
-#include <stdio.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef BENCH_FLAGS
-#define BENCH_FLAGS "not recorded"
-#endif
-#ifndef BENCH_DENSE_FLAGS
+#ifndef BENCH_FLAGS /* the Makefile defines both */
+#define BENCH_FLAGS       "not recorded"
 #define BENCH_DENSE_FLAGS "not recorded"
 #endif
+
+double bench_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* --------------------------------------------------------------- quartiles */
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The quantile p of sorted samples. */
+static double quantile(const double *sorted, int count, double p) {
+    double pos = p * (count - 1);
+    int low = (int)pos, high = low + 1 < count ? low + 1 : low;
+    return sorted[low] + (pos - low) * (sorted[high] - sorted[low]);
+}
+
+bench_stats bench_quartiles(double *samples, int count) {
+    if (count < 1)
+        return (bench_stats){0};
+    qsort(samples, (size_t)count, sizeof *samples, ascending);
+    return (bench_stats){quantile(samples, count, 0.25), quantile(samples, count, 0.5),
+                         quantile(samples, count, 0.75)};
+}
+
+/* -------------------------------------------------------- caches and threads */
+
+int bench_arena_open(bench_arena *arena) {
+    long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE), page = sysconf(_SC_PAGESIZE);
+    size_t cache = level3 > 0 ? (size_t)level3 : 0, min_bytes = (size_t)64 << 20;
+    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)page, max_bytes = memory / 16;
+    arena->half = cache > min_bytes ? cache : min_bytes;
+    if (arena->half > max_bytes) /* a virtual machine may see its host's whole cache */
+        arena->half = max_bytes;
+    arena->data = malloc(2 * arena->half);
+    if (!arena->data)
+        return 0;
+    memset(arena->data, 1, 2 * arena->half);
+    return 1;
+}
+
+void bench_flush(const bench_arena *arena) {
+    static unsigned char value;
+    /* a new value each time, so that the write is not optimised away */
+    memset(arena->data, ++value, arena->half);
+    __asm__ volatile("" ::"r"(arena->data) : "memory");
+}
+
+typedef struct thread_task {
+    void (*work)(void *arg, int thread);
+    void *arg;
+    int thread;
+} thread_task;
+
+static void *run_task(void *arg) {
+    const thread_task *task = arg;
+    task->work(task->arg, task->thread);
+    return NULL;
+}
+
+void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg) {
+    enum { MAX_THREADS = 256 };
+    pthread_t id[MAX_THREADS];
+    thread_task tasks[MAX_THREADS];
+    int started = 1;
+    for (; started < threads && started < MAX_THREADS; started++) {
+        tasks[started] = (thread_task){work, arg, started};
+        if (pthread_create(&id[started], NULL, run_task, &tasks[started]))
+            break; /* fewer threads share the same work */
+    }
+    work(arg, 0);
+    for (int i = 1; i < started; i++)
+        pthread_join(id[i], NULL);
+}
+
+/* ---------------------------------------------------------------- ceilings */
+
+enum { MAX_REPEATS = 5, SIDE = 1024 };
+
+/* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
+static double measure_sgemm(int threads, int runs) {
+    const size_t count = (size_t)SIDE * SIDE;
+    float *m = malloc(3 * count * sizeof *m);
+    double seconds[MAX_REPEATS + 1];
+    blas_threads(threads);
+    if (!m || blas_missing()) {
+        free(m);
+        return 0;
+    }
+    for (size_t i = 0; i < 3 * count; i++)
+        m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
+    for (int i = 0; i <= runs; i++) { /* the first warms up */
+        double start = bench_now();
+        blas_sgemm((blas_size){SIDE, SIDE, SIDE, 1, 0}, (blas_matrix){m, SIDE, 0},
+                   (blas_matrix){m + count, SIDE, 0}, m + 2 * count, SIDE);
+        seconds[i] = bench_now() - start;
+    }
+    blas_threads(1);
+    free(m);
+    return 2e-9 * SIDE * SIDE * SIDE / bench_quartiles(seconds + 1, runs).median;
+}
+
+typedef struct copying {
+    const bench_arena *arena;
+    int threads;
+} copying;
+
+/* Each thread copies its own part. */
+static void copy_part(void *arg, int thread) {
+    const copying *c = arg;
+    size_t part = c->arena->half / (size_t)c->threads, first = part * (size_t)thread;
+    memcpy(c->arena->data + c->arena->half + first, c->arena->data + first, part);
+}
+
+void ceilings_measure(const bench_arena *arena, int threads, int runs, double *rate) {
+    double seconds[MAX_REPEATS];
+    copying c = {arena, threads};
+    rate[CEILING_SGEMM] = measure_sgemm(threads, runs);
+    for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
+        double start = bench_now();
+        bench_parallel(threads, copy_part, &c);
+        seconds[i] = bench_now() - start;
+    }
+    rate[CEILING_COPY] = 2e-9 * (double)arena->half / bench_quartiles(seconds, runs).median;
+}
+
+/* ------------------------------------------------------------- description */
 
 /* "model name	: ..." of the first processor. */
 static void cpu_name(char *text, size_t capacity) {
@@ -37,40 +163,16 @@ static void cpu_name(char *text, size_t capacity) {
         fclose(f);
 }
 
-/* The commit of the tree that this program was built in: `git describe` in the program's folder. */
+/* The commit of the tree that this program was built in. */
 static void commit_name(char *text, size_t capacity) {
-    char self[PATH_MAX];
-    int ends[2];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    FILE *f = popen("git -C \"$(dirname \"$(readlink /proc/$PPID/exe)\")\" describe --always "
+                    "--dirty --abbrev=12 2>/dev/null",
+                    "r");
     snprintf(text, capacity, "unknown");
-    self[length > 0 ? length : 0] = 0;
-    char *slash = strrchr(self, '/');
-    if (!slash || pipe(ends))
-        return;
-    *slash = 0;
-    pid_t child = fork();
-    if (!child) {
-        dup2(ends[1], STDOUT_FILENO);
-        close(ends[0]);
-        close(ends[1]);
-        if (!freopen("/dev/null", "w", stderr))
-            _exit(127);
-        execlp("git", "git", "-C", self, "describe", "--always", "--dirty", "--abbrev=12",
-               (char *)NULL);
-        _exit(127);
-    }
-    close(ends[1]);
-    size_t used = 0;
-    for (ssize_t n;
-         used + 1 < capacity && (n = read(ends[0], text + used, capacity - 1 - used)) > 0;)
-        used += (size_t)n;
-    close(ends[0]);
-    if (child > 0)
-        waitpid(child, NULL, 0);
-    text[used] = 0;
-    text[strcspn(text, "\n")] = 0;
-    if (!text[0])
-        snprintf(text, capacity, "unknown");
+    if (f && fgets(text, (int)capacity, f))
+        text[strcspn(text, "\n")] = 0;
+    if (f)
+        pclose(f);
 }
 
 /* Extra flags of one stage; the build writes them to NN_name.flags beside the stage. */
@@ -81,10 +183,9 @@ static void add_flags(bench_run *run, const char *dir, const char *stage) {
     FILE *f;
     if (file_stream(path, &f))
         return;
-    if (fgets(line, sizeof line, f)) {
+    if (fgets(line, sizeof line, f) && line[0] != '\n') {
         line[strcspn(line, "\n")] = 0;
-        if (line[0])
-            snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
+        snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
     }
     fclose(f);
 }

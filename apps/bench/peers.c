@@ -1,20 +1,34 @@
 /** @file peers.c
- *  @brief Talking to the peers' program, one line at a time. */
-#include "bench/peers.h"
-#include "bench/timing.h"
+ *  @brief Other libraries' attention, timed in turn with ours by a separate program.
+ *
+ * The program reads requests from its standard input, one a line, and answers each with one line;
+ * both are JSON objects. apps/peers.py is one. Times are in seconds, lengths in tokens.
+ *
+ *     {"op":"hello","threads":1,"gpu":1}
+ *         {"about":"PyTorch 2.11 ...","absent":"fla","backends":[{"name":"torch_flash2",
+ *          "device":"gpu","arith":"bfloat16","sparse":0,"passes":"forward backward decode"}, ...]}
+ *     {"op":"open","backend":"torch_flash2","pass":"forward","B":1,"T":8192,"Hq":64,...}
+ *         {"id":1,"first":0.0034,"checked":"float64, 3 tokens"}
+ *     {"op":"time","id":1}
+ *         {"seconds":0.0033}
+ *     {"op":"close","id":1}
+ *         {}
+ *
+ * `open` draws inputs, runs once and checks that run. Any answer may be {"error":"why"} if it
+ * cannot run, or {"wrong":"what"} if its result is wrong. The end of its input ends the program. */
+#include "bench/contender.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 300 /* seconds to wait for an answer: kernels may be compiled on first use */ };
+enum { PATIENCE = 300000 /* ms to wait for an answer: kernels may be compiled on first use */ };
 
 /* ------------------------------------------------------------------- lines */
 
@@ -24,46 +38,6 @@ static nsa_status lost(peers *p, const char *why) {
         peers_stop(p);
     }
     return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program %s", why);
-}
-
-static nsa_status send_line(peers *p, const char *text) {
-    for (size_t left = strlen(text); left;) {
-        ssize_t n = write(p->to, text, left);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return lost(p, "has ended");
-        text += n;
-        left -= (size_t)n;
-    }
-    return NSA_OK;
-}
-
-/* Read until there is a whole line; *end is its newline. */
-static nsa_status read_line(peers *p, char **end) {
-    const double start = bench_now();
-    while (!(*end = p->used ? memchr(p->line, '\n', p->used) : NULL)) {
-        struct pollfd wait = {.fd = p->from, .events = POLLIN};
-        if (p->used + 1 >= p->capacity) {
-            size_t capacity = p->capacity ? 2 * p->capacity : 4096;
-            char *more = capacity > 1 << 20 ? NULL : realloc(p->line, capacity);
-            if (!more)
-                return lost(p, "answered with more than a line");
-            p->line = more;
-            p->capacity = capacity;
-        }
-        const double left = PATIENCE - (bench_now() - start);
-        const int ready = left > 0 ? poll(&wait, 1, (int)(1e3 * left) + 1) : 0;
-        if (ready < 0 && errno == EINTR)
-            continue;
-        if (ready <= 0)
-            return lost(p, "did not answer");
-        ssize_t n = read(p->from, p->line + p->used, p->capacity - 1 - p->used);
-        if (n <= 0)
-            return lost(p, "has ended");
-        p->used += (size_t)n;
-    }
-    return NSA_OK;
 }
 
 static const char *text_of(const cJSON *from, const char *key) {
@@ -77,23 +51,30 @@ static double number_of(const cJSON *from, const char *key) {
     return cJSON_IsNumber(item) ? item->valuedouble : -1;
 }
 
+/* Write a line and wait for the answer's; *line is for free(). */
+static nsa_status exchange(peers *p, const char *request, char **line) {
+    size_t capacity = 0;
+    if (!p->pid)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program has ended");
+    struct pollfd wait = {.fd = fileno(p->from), .events = POLLIN};
+    if (fprintf(p->to, "%s\n", request) < 0 || fflush(p->to))
+        return lost(p, "has ended");
+    if (poll(&wait, 1, PATIENCE) <= 0)
+        return lost(p, "did not answer");
+    return getline(line, &capacity, p->from) > 0 ? NSA_OK : lost(p, "has ended");
+}
+
 /* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
 static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
-    char *text = request ? cJSON_PrintUnformatted(request) : NULL, *end = NULL;
+    char *text = request ? cJSON_PrintUnformatted(request) : NULL, *line = NULL;
     cJSON_Delete(request);
-    *answer = NULL;
-    nsa_status status = text ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a request");
-    if (!status && !p->pid)
-        status = nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program has ended");
-    status = status ? status : send_line(p, text);
-    status = status ? status : send_line(p, "\n");
-    status = status ? status : read_line(p, &end);
+    nsa_status status =
+        text ? exchange(p, text, &line) : nsa_fail(NSA_ERR_MEMORY, "no memory for a request");
     cJSON_free(text);
+    *answer = status ? NULL : cJSON_Parse(line);
+    free(line);
     if (status)
         return status;
-    *answer = cJSON_ParseWithLength(p->line, (size_t)(end - p->line));
-    p->used -= (size_t)(end + 1 - p->line);
-    memmove(p->line, end + 1, p->used);
     if (!cJSON_IsObject(*answer))
         status = lost(p, "answered with something that is no JSON object");
     else if (text_of(*answer, "wrong")[0])
@@ -121,7 +102,7 @@ static nsa_status spawn(peers *p, const char *command) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
         return nsa_fail(NSA_ERR_IO, "no pipe: %s", strerror(errno));
-    signal(SIGPIPE, SIG_IGN); /* write() reports a closed pipe */
+    signal(SIGPIPE, SIG_IGN); /* fflush() reports a closed pipe */
     p->pid = fork();
     if (!p->pid) {
         dup2(in[0], STDIN_FILENO);
@@ -131,11 +112,11 @@ static nsa_status spawn(peers *p, const char *command) {
     }
     close(in[0]);
     close(out[1]);
-    p->to = in[1];
-    p->from = out[0];
-    if (p->pid > 0)
+    p->to = fdopen(in[1], "w");
+    p->from = fdopen(out[0], "r");
+    if (p->pid > 0 && p->to && p->from)
         return NSA_OK;
-    p->pid = 0;
+    p->pid = p->pid > 0 ? p->pid : 0;
     return nsa_fail(NSA_ERR_IO, "no process: %s", strerror(errno));
 }
 
@@ -155,7 +136,7 @@ static void note_backend(peers *p, const cJSON *item) {
 nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
     cJSON *answer = NULL, *request = request_of("hello", -1);
     const cJSON *item;
-    *p = (peers){.to = -1, .from = -1};
+    *p = (peers){0};
     cJSON_AddNumberToObject(request, "threads", (double)o->threads);
     cJSON_AddNumberToObject(request, "gpu", o->device[BENCH_ON_GPU]);
     nsa_status status = spawn(p, command);
@@ -174,60 +155,57 @@ nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
 }
 
 void peers_stop(peers *p) {
-    if (p->to >= 0)
-        close(p->to); /* the end of its input */
-    if (p->from >= 0)
-        close(p->from);
+    if (p->to)
+        fclose(p->to); /* the end of its input */
+    if (p->from)
+        fclose(p->from);
     if (p->pid)
         waitpid(p->pid, NULL, 0);
-    free(p->line);
-    p->to = p->from = -1;
+    p->to = p->from = NULL;
     p->pid = 0;
-    p->line = NULL;
-    p->used = p->capacity = 0;
 }
 
 /* -------------------------------------------------------------------- runs */
 
-nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row *row, int *id,
-                      double *first) {
-    const nsa_config *c = &w->cfg;
+nsa_status peers_open(contender *c, const workload *w) {
+    const nsa_config *f = &w->cfg;
     const struct {
         const char *key;
         int64_t value;
-    } numbers[] = {{"B", w->B},          {"T", w->T},           {"Hq", c->q_heads},
-                   {"Hkv", c->kv_heads}, {"dk", c->qk_dim},     {"dv", c->v_dim},
-                   {"l", c->cmp_block},  {"d", c->cmp_stride},  {"l2", c->slc_block},
-                   {"n", c->slc_count},  {"init", c->slc_init}, {"local", c->slc_local},
-                   {"w", c->window}};
+    } numbers[] = {{"B", w->B},          {"T", w->T},           {"Hq", f->q_heads},
+                   {"Hkv", f->kv_heads}, {"dk", f->qk_dim},     {"dv", f->v_dim},
+                   {"l", f->cmp_block},  {"d", f->cmp_stride},  {"l2", f->slc_block},
+                   {"n", f->slc_count},  {"init", f->slc_init}, {"local", f->slc_local},
+                   {"w", f->window}};
     cJSON *answer, *request = request_of("open", -1);
-    cJSON_AddStringToObject(request, "backend", which->name);
+    cJSON_AddStringToObject(request, "backend", c->peer->name);
     cJSON_AddStringToObject(request, "pass", bench_pass_name(w->pass));
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         cJSON_AddNumberToObject(request, numbers[i].key, (double)numbers[i].value);
-    nsa_status status = request_answer(p, request, &answer);
+    nsa_status status = request_answer(c->program, request, &answer);
     if (status)
         return status;
-    *id = (int)number_of(answer, "id");
-    *first = number_of(answer, "first");
-    snprintf(row->checked, sizeof row->checked, "%s", text_of(answer, "checked"));
+    c->peer_id = (int)number_of(answer, "id");
+    c->first = number_of(answer, "first");
+    snprintf(c->row->checked, sizeof c->row->checked, "%s", text_of(answer, "checked"));
     cJSON_Delete(answer);
-    return *id >= 0 && *first > 0 ? NSA_OK : lost(p, "answered without id and first");
+    return c->peer_id >= 0 && c->first > 0 ? NSA_OK
+                                           : lost(c->program, "answered without id and first");
 }
 
-nsa_status peers_time(peers *p, int id, double *seconds) {
+nsa_status peers_time(const contender *c, double *seconds) {
     cJSON *answer;
-    nsa_status status = request_answer(p, request_of("time", id), &answer);
+    nsa_status status = request_answer(c->program, request_of("time", c->peer_id), &answer);
     if (status)
         return status;
     *seconds = number_of(answer, "seconds");
     cJSON_Delete(answer);
-    return *seconds > 0 ? NSA_OK : lost(p, "answered without seconds");
+    return *seconds > 0 ? NSA_OK : lost(c->program, "answered without seconds");
 }
 
-void peers_close(peers *p, int id) {
+void peers_close(const contender *c) {
     cJSON *answer = NULL;
-    if (p->pid)
-        (void)request_answer(p, request_of("close", id), &answer);
+    if (c->program->pid)
+        (void)request_answer(c->program, request_of("close", c->peer_id), &answer);
     cJSON_Delete(answer);
 }

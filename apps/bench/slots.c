@@ -1,6 +1,6 @@
 /** @file slots.c
  *  @brief Many slots of long sequences: windows of one stretch of tokens. */
-#include "bench/slots.h"
+#include "bench/workload.h"
 #include "common/tensors.h"
 #include "harness/random.h"
 #include "harness/run.h"

@@ -1,23 +1,11 @@
 /** @file sweep.c
  *  @brief The sweep: for each pass and length, check every program, then time them in turn, so that
  * a machine that slows down slows all of them. */
-#include "bench/blas.h"
-#include "bench/budget.h"
-#include "bench/ceilings.h"
 #include "bench/contender.h"
-#include "bench/gpu.h"
-#include "bench/growth.h"
-#include "bench/judge.h"
-#include "bench/kernels.h"
-#include "bench/machine.h"
-#include "bench/runfile.h"
-#include "bench/verify.h"
-#include "harness/properties.h"
 #include "io/progress.h"
-#include "nsa_find.h"
 
 #include <inttypes.h>
-#include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,11 +19,10 @@ typedef struct sweep {
     int uses[3]; /* for each bench_device: 1 if a timed program runs there */
     bench_judge judge;
     peers peers;
-    /* for this pass: why a stage is not timed at any length, or "" */
+    /* of this pass: why a stage is not timed at any length, or "" */
     char wrong[BENCH_MAX_STAGES][240];
-    bench_budget budget; /* for this pass */
-    double reserved;     /* seconds reserved for runs at this length */
-    bench_ceilings ceilings;
+    double reserved; /* seconds reserved for runs at this length */
+    bench_samples cpu[CPU_CEILINGS], gpu[BENCH_CEILINGS];
     bench_arena arena;
     double began;
     progress bar;
@@ -86,29 +73,18 @@ static nsa_status find_stages(sweep *s) {
             report_skipped(s, &s->found[i]);
     }
     /* with a GPU, peers alone are worth a run */
-    s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu_missing();
+    s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu()->missing();
     return status;
 }
 
-/* Check each stage on a small case: with small blocks every boundary, such as the window's edge or
- * the first rejected block, is within 130 tokens. */
 static void judge_small(sweep *s, bench_pass pass) {
-    static nsa_status (*const judge[])(const subject *, const test_case *) = {
-        judge_forward, judge_backward, judge_decode};
-    char text[64];
-    test_case c;
-    snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(s->o->cfg.phi),
-             (int)s->o->seed);
     for (size_t i = 0; i < s->stages && i < BENCH_MAX_STAGES; i++) {
-        const subject who = {s->found[i].stage, s->judge.oracle.stage, s->found[i].name};
         s->wrong[i][0] = 0;
-        if (!is_wanted(s, &s->found[i]) || who.stage->available() || case_parse(text, &c))
-            continue; /* contender_open() reports the reason */
-        nsa_status status = judge[pass](&who, &c);
-        if (!status || status == NSA_ERR_UNSUPPORTED)
+        if (!is_wanted(s, &s->found[i]) ||
+            !verify_small(&s->found[i], s->judge.oracle.stage, s->o, pass))
             continue;
-        snprintf(s->wrong[i], sizeof s->wrong[i], "%.120s (%s)", nsa_last_error(), text);
-        fprintf(stderr, "nsa bench: %s, %s, is refused a time: %s\n", who.name,
+        snprintf(s->wrong[i], sizeof s->wrong[i], "%s", nsa_last_error());
+        fprintf(stderr, "nsa bench: %s, %s, is refused a time: %s\n", s->found[i].name,
                 bench_pass_name(pass), s->wrong[i]);
     }
 }
@@ -143,8 +119,8 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
-    const double limit = s->o->budget < left ? s->o->budget : left;
-    const double cost = budget_cost(&s->budget, c->row->name, w->T, limit);
+    const double limit = fmin((double)s->o->budget, left);
+    const double cost = bench_predict(s->run, c->row, s->o, limit);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -153,8 +129,7 @@ static int admit(sweep *s, contender *c, workload *w) {
     }
     nsa_status status = check(s, c, w);
     if (!status) {
-        budget_note(&s->budget, c->row->name, w->T, c->cost, c->first);
-        c->wanted = budget_runs(&s->budget, c->first, limit - c->cost);
+        c->wanted = bench_runs_of(s->o, c->first, limit - c->row->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
         s->reserved += c->wanted * c->first;
@@ -175,13 +150,10 @@ static void summarize(contender *c, const workload *w) {
     const workload_cost cost = workload_count(w, c->causal, contender_arith(c));
     for (int i = 0; i < row->phases; i++) {
         row->phase[i].seconds = bench_quartiles(c->phase[i], c->runs).median;
-        kernels_count(w, c->causal, contender_arith(c), &row->phase[i]);
+        phase_work(w, contender_arith(c), &row->phase[i]);
     }
-    const bench_stats stats = bench_quartiles(c->sample, c->runs);
     row->runs = c->runs;
-    row->median = stats.median;
-    row->q1 = stats.q1;
-    row->q3 = stats.q3;
+    row->time = bench_quartiles(c->sample, c->runs);
     row->flops = cost.flops;
     row->bytes = cost.bytes;
     row->tokens = cost.tokens;
@@ -189,78 +161,94 @@ static void summarize(contender *c, const workload *w) {
 
 /* -------------------------------------------------------------- one length */
 
-/* The processor's ceilings, once a round: if the machine slows down, they do too. */
-typedef struct rounds {
-    double gflops[BENCH_MAX_RUNS], gbs[BENCH_MAX_RUNS];
-    int count;
-} rounds;
-
-static void sample_ceilings(const sweep *s, rounds *r) {
-    if (!s->uses[BENCH_ON_CPU])
-        return;
-    ceilings_sample(&s->arena, (int)s->o->threads, &r->gflops[r->count], &r->gbs[r->count]);
-    r->count++;
+/* The rank of a round: all even rounds come before the odd ones, and recursively within each half.
+ */
+static int round_rank(int round, int rounds) {
+    const int even = (rounds + 1) / 2;
+    if (rounds < 2)
+        return 0;
+    return round % 2 ? even + round_rank(round / 2, rounds / 2) : round_rank(round / 2, even);
 }
 
-/* Time round by round; programs with fewer runs skip some rounds. */
+/* A row with k runs takes the rounds of the lowest k ranks: its runs are spread over all rounds,
+ * and every round of a row with fewer runs is a round of each row with more, for ratios need shared
+ * rounds. @return 0 also if it is not its turn */
+static nsa_status time_one(sweep *s, contender *c, const workload *w, int round, int rounds) {
+    if (round_rank(round, rounds) >= c->wanted)
+        return NSA_OK;
+    if (c->device == BENCH_ON_CPU)
+        bench_flush(&s->arena);
+    nsa_status status = contender_time(c, w);
+    if (!status) {
+        c->row->round[round] = c->sample[c->runs - 1];
+    } else if (c->peer) { /* a peer's failure does not end the run */
+        snprintf(c->row->status, sizeof c->row->status, "SKIP: %.200s", nsa_last_error());
+        c->wanted = 0;
+        status = NSA_OK;
+    }
+    return status;
+}
+
+/* Time round by round; programs with fewer runs skip some rounds. The processor's ceilings are
+ * measured once a round: if the machine slows down, they do too. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    int max_runs = 0;
-    rounds sampled = {.count = 0};
+    bench_samples sampled[CPU_CEILINGS] = {{.count = 0}};
+    double rate[CPU_CEILINGS];
+    int rounds = 0;
     nsa_status status = NSA_OK;
     for (int i = 0; i < count; i++)
-        max_runs = c[i].wanted > max_runs ? c[i].wanted : max_runs;
+        rounds = c[i].wanted > rounds ? c[i].wanted : rounds;
     if (s->uses[BENCH_ON_GPU])
-        gpu_warm(0.2); /* it was idle while results were checked */
-    for (int round = 0; round < max_runs && !status; round++) {
-        progress_count(&s->bar, "round", round + 1, max_runs);
-        sample_ceilings(s, &sampled);
-        for (int i = 0; i < count && !status; i++) {
-            if (!bench_takes_part(round, max_runs, c[i].wanted))
-                continue;
-            if (c[i].device == BENCH_ON_CPU)
-                bench_flush(&s->arena);
-            status = contender_time(&c[i], w, c[i].clock);
-            if (!status)
-                c[i].row->round[round] = c[i].sample[c[i].runs - 1];
-            if (status && c[i].peer) { /* a peer's failure does not end the run */
-                snprintf(c[i].row->status, sizeof c[i].row->status, "SKIP: %.200s",
-                         nsa_last_error());
-                c[i].wanted = 0;
-                status = NSA_OK;
-            }
+        gpu_warm(); /* it was idle while results were checked */
+    for (int round = 0; round < rounds && !status; round++) {
+        progress_count(&s->bar, "round", round + 1, rounds);
+        if (s->uses[BENCH_ON_CPU]) {
+            ceilings_measure(&s->arena, (int)s->o->threads, 1, rate);
+            for (int k = 0; k < CPU_CEILINGS; k++)
+                samples_add(&sampled[k], rate[k]);
         }
+        for (int i = 0; i < count && !status; i++)
+            status = time_one(s, &c[i], w, round, rounds);
     }
     for (int i = 0; i < count && !status; i++) {
         if (c[i].row->status[0])
             continue;
-        c[i].row->rounds = max_runs;
+        c[i].row->rounds = rounds;
         summarize(&c[i], w);
-        if (c[i].device == BENCH_ON_CPU && sampled.count) {
-            c[i].row->gflops = bench_quartiles(sampled.gflops, sampled.count).median;
-            c[i].row->gbs = bench_quartiles(sampled.gbs, sampled.count).median;
+        if (c[i].device == BENCH_ON_CPU) {
+            c[i].row->gflops = samples_stats(&sampled[CEILING_SGEMM]).median;
+            c[i].row->gbs = samples_stats(&sampled[CEILING_COPY]).median;
         }
     }
     return status;
 }
 
+/* Measure all ceilings once more, between two lengths. */
 static void measure_ceilings(sweep *s) {
-    ceilings_measure(&s->ceilings, &s->arena, (int)s->o->threads);
+    double cpu[CPU_CEILINGS], rate[BENCH_CEILINGS] = {0};
+    ceilings_measure(&s->arena, (int)s->o->threads, 5, cpu);
     snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
-    if (s->uses[BENCH_ON_GPU])
-        ceilings_measure_gpu(&s->ceilings);
+    if (s->uses[BENCH_ON_GPU]) {
+        gpu_warm();
+        gpu()->ceilings(rate);
+    }
+    for (int i = 0; i < CPU_CEILINGS; i++)
+        samples_add(&s->cpu[i], cpu[i]);
+    for (int i = 0; i < BENCH_CEILINGS; i++)
+        samples_add(&s->gpu[i], rate[i]);
 }
 
 /* Add a contender to those that are timed, or write to its row why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
     const char *name = c.peer ? c.peer->name : BENCH_DENSE, *wrong = "";
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
+    static const char *const devices[] = {"cpu", "gpu", "simulator"};
     for (size_t i = 0; i < s->stages && c.stage; i++) {
         if (s->found[i].stage == c.stage) {
             name = s->found[i].name;
             wrong = i < BENCH_MAX_STAGES ? s->wrong[i] : "";
         }
     }
-    c.clock = bench_cpu_clock(); /* a stage on a device times its phases */
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
     const int one_thread = c.threads == 1 && s->o->threads > 1;
@@ -269,7 +257,7 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     c.row = new_row(s, w, prefix, name);
     if (!c.row)
         return;
-    snprintf(c.row->device, sizeof c.row->device, "%s", bench_device_name(c.device));
+    snprintf(c.row->device, sizeof c.row->device, "%s", devices[c.device]);
     snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
     if (wrong[0])
         snprintf(c.row->status, sizeof c.row->status, "REFUSED: %s", wrong);
@@ -330,16 +318,18 @@ static int wants_bfloat16(const sweep *s) {
 
 /* Called after each length, so that an interrupted run keeps its results. */
 static nsa_status save_run(sweep *s) {
-    s->run->fits = 0;
-    growth_and_ratios(s->run, &s->ceilings);
+    s->run->gflops = samples_stats(&s->cpu[CEILING_SGEMM]);
+    s->run->gbs = samples_stats(&s->cpu[CEILING_COPY]);
+    for (int i = 0; i < BENCH_CEILINGS; i++)
+        s->run->ceiling[i] = samples_stats(&s->gpu[i]);
+    bench_compute(s->run);
     return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
 }
 
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
-    s->budget.count = 0;
-    s->budget.runs = (int)s->o->runs;
-    judge_begin(&s->judge);
+    s->judge.oracle_seconds = 0;
+    s->judge.tried = s->judge.proven = 0;
     judge_small(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
@@ -358,7 +348,7 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
 static void describe(sweep *s) {
     machine_describe(s->run, s->o, s->found, s->stages);
     if (s->uses[BENCH_ON_GPU])
-        gpu_describe(s->run->gpu, sizeof s->run->gpu);
+        gpu()->describe(s->run->gpu, sizeof s->run->gpu);
     if (!s->o->peers)
         return;
     if (peers_start(&s->peers, s->o->peers, s->o))
@@ -375,11 +365,11 @@ static void close_sweep(sweep *s) {
     else
         nsa_free_stages(s->found, s->stages);
     judge_close(&s->judge);
-    bench_arena_close(&s->arena);
+    free(s->arena.data);
 }
 
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
-    sweep s = {.o = o, .run = run, .peers = {.to = -1, .from = -1}, .began = bench_now()};
+    sweep s = {.o = o, .run = run, .began = bench_now()};
     if (!bench_arena_open(&s.arena))
         return nsa_fail(NSA_ERR_MEMORY, "no memory for flushing the caches");
     s.bar = progress_begin("nsa bench");

@@ -1,8 +1,8 @@
 /** @file verify.c
- *  @brief Sampled rows against the oracle's. */
-#include "bench/verify.h"
-#include "bench/slots.h"
+ *  @brief Sampled rows against the oracle's; and which stage is the oracle. */
+#include "bench/workload.h"
 #include "harness/compare.h"
+#include "harness/properties.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
 
@@ -12,8 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
-                      const nsa_tensor *block_idx, nsa_tensors *results) {
+/* Compute the sampled rows by a stage; block_idx [R,Hkv,n] to force, or NULL to select. */
+static nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
+                             const nsa_tensor *block_idx, nsa_tensors *results) {
     const int flags =
         (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
     nsa_tensors in;
@@ -127,4 +128,96 @@ nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tens
         memcpy((char *)sampled->data + (size_t)r * row,
                (const char *)all->data + (size_t)tensor_ints(rows)[r] * row, row);
     return status;
+}
+
+nsa_status verify_small(const nsa_found *found, const nsa_stage *oracle, const bench_options *o,
+                        bench_pass pass) {
+    static nsa_status (*const judge[])(const subject *, const test_case *) = {
+        judge_forward, judge_backward, judge_decode};
+    const subject who = {found->stage, oracle, found->name};
+    char text[64], why[160];
+    test_case c;
+    snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(o->cfg.phi),
+             (int)o->seed);
+    if (found->stage->available() || case_parse(text, &c))
+        return NSA_OK;
+    nsa_status status = judge[pass](&who, &c);
+    if (!status || status == NSA_ERR_UNSUPPORTED)
+        return NSA_OK;
+    snprintf(why, sizeof why, "%.120s", nsa_last_error());
+    return nsa_fail(status, "%s (%s)", why, text);
+}
+
+/* --------------------------------------------------------- choosing the oracle */
+
+enum { PROOF_TOKENS = 1024 /* tokens; stage 00's rows there take seconds at any heads */ };
+
+nsa_status judge_open(bench_judge *j, const bench_options *o) {
+    static const char *const names[] = {"02", "01"};
+    memset(j, 0, sizeof *j);
+    j->o = o;
+    nsa_status status = nsa_find_stage(o->stage_dir, "00", &j->oracle);
+    if (status)
+        return status;
+    if (o->judge) {
+        status = nsa_find_stage(o->stage_dir, o->judge, &j->second);
+        const nsa_stage *s = j->second.stage;
+        if (!status && (s->device || s->arith == NSA_BFLOAT16))
+            return nsa_fail(NSA_ERR_INPUT, "--judge %s: not a float stage of the CPU", o->judge);
+        return status;
+    }
+    for (int i = 0; i < 2 && !j->second.stage; i++) {
+        if (nsa_find_stage(o->stage_dir, names[i], &j->second))
+            j->second = (nsa_found){0};
+    }
+    return NSA_OK;
+}
+
+void judge_note(bench_judge *j, int64_t T, double seconds) {
+    j->oracle_seconds = seconds / (double)T;
+}
+
+/* Check the second stage's rows against stage 00's. */
+static nsa_status prove(bench_judge *j, bench_pass pass) {
+    const int64_t T =
+        j->o->T[j->o->sizes - 1] < PROOF_TOKENS ? j->o->T[j->o->sizes - 1] : PROOF_TOKENS;
+    const nsa_stage *second = j->second.stage;
+    nsa_tensors mine = {0};
+    workload w;
+    nsa_status status = workload_open(j->o, pass, T, NSA_FLOAT32, &w);
+    const double start = bench_now();
+    status = status ? status : verify_truth(&w, j->oracle.stage, j->oracle.name, 0);
+    judge_note(j, T, bench_now() - start);
+    status = status ? status : verify_run(&w, second, 0, NULL, &mine);
+    status = status ? status : verify(&w, j->oracle.stage, second->arith, 0, &mine);
+    tensors_free(&mine);
+    workload_close(&w);
+    return status;
+}
+
+const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T) {
+    if (!j->second.stage || j->second.stage == j->oracle.stage)
+        return &j->oracle;
+    if (!j->o->judge && (T <= PROOF_TOKENS || (j->tried && !j->proven)))
+        return &j->oracle;
+    /* a step takes milliseconds, so the check of a decode is most of what it costs */
+    const double share = pass == BENCH_DECODE ? 8 : 2;
+    if (!j->o->judge && j->oracle_seconds > 0 &&
+        j->oracle_seconds * (double)T * share <= (double)j->o->budget)
+        return &j->oracle;
+    if (!j->tried) {
+        nsa_status status = prove(j, pass);
+        j->tried = 1;
+        j->proven = !status;
+        fprintf(stderr, "nsa bench: %s judges %s: %s\n", j->second.name, bench_pass_name(pass),
+                status ? nsa_last_error() : "its rows agree with stage 00's");
+        return judge_of(j, pass, T); /* now the time of stage 00 is known */
+    }
+    return j->proven ? &j->second : &j->oracle;
+}
+
+void judge_close(bench_judge *j) {
+    nsa_free_stage(&j->oracle);
+    if (j->second.stage)
+        nsa_free_stage(&j->second);
 }

@@ -1,0 +1,322 @@
+/** @file bench_main.c
+ *  @brief The program `nsa-bench`, which `nsa bench` starts: its command line, and what it prints.
+ */
+#include "bench/bench.h"
+#include "commands.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *bench_pass_name(bench_pass pass) {
+    static const char *const names[] = {"forward", "backward", "decode"};
+    return names[pass];
+}
+
+/* ------------------------------------------------------------------ options */
+
+enum { HEADS = 256, DIMS, PHI, DIR, JSON, QUICK, TABLE, PLOT, WHAT, DEVICE, JUDGE, PEERS, ALONE };
+enum { FIRST_NUMBER = 512 }; /* and on: keys of the table below */
+
+/* Options that are whole numbers. */
+static const struct {
+    const char *name;
+    int64_t low, high;
+    size_t offset;
+} numbers[] = {{"batch", 1, BENCH_MAX_BATCH, offsetof(bench_options, batch)},
+               {"threads", 1, 256, offsetof(bench_options, threads)},
+               {"rows", 1, 4096, offsetof(bench_options, rows)},
+               {"seed", 0, 1000000000, offsetof(bench_options, seed)},
+               {"budget", 1, 1000000, offsetof(bench_options, budget)},
+               {"runs", 3, BENCH_MAX_RUNS, offsetof(bench_options, runs)}};
+enum { BATCH = FIRST_NUMBER, THREADS, ROWS, SEED, BUDGET, RUNS };
+
+/* Options that are kept as they are. */
+static const struct {
+    int key;
+    size_t offset;
+} texts[] = {{DIR, offsetof(bench_options, stage_dir)}, {JSON, offsetof(bench_options, json)},
+             {TABLE, offsetof(bench_options, table)},   {PLOT, offsetof(bench_options, plot)},
+             {WHAT, offsetof(bench_options, what)},     {JUDGE, offsetof(bench_options, judge)},
+             {PEERS, offsetof(bench_options, peers)}};
+
+static const struct argp_option known[] = {
+    {NULL, 0, NULL, 0, "What to time:", 1},
+    {"stage", 's', "NAME", 0, "a stage by name, number or path, may be repeated; default: all", 1},
+    {"pass", 'p', "LIST", 0,
+     "forward, backward, decode, joined by commas, or all; default: forward", 1},
+    {"seq", 'T', "LIST", 0, "tokens of a sequence; default: 256,512,1k,2k,4k,8k,16k", 1},
+    {"heads", HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
+    {"dims", DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},
+    {"phi", PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
+    {"batch", BATCH, "B", 0,
+     "sequences of a pack, up to 16; slots of a decode, up to 64; default: 1", 1},
+    {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
+    {"one-thread", ALONE, NULL, 0, "with --threads N: time each CPU stage with one thread as well",
+     1},
+    {"device", DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
+    {"peers", PEERS, "COMMAND", 0,
+     "a program that times other libraries' attention in turn with ours: \"python3 apps/peers.py\"",
+     1},
+    {"judge", JUDGE, "NAME", 0,
+     "the stage used as oracle, itself checked first; default: 00, or 02 where that would take too "
+     "long",
+     1},
+    {"rows", ROWS, "R", 0, "rows to check before timing; default: 9", 1},
+    {"seed", SEED, "N", 0, "seed of the inputs; default: 1", 1},
+    {"budget", BUDGET, "S", 0, "skip rows that would take longer than S seconds; default: 120", 1},
+    {"runs", RUNS, "N", 0,
+     "timed runs of each row, as its budget allows, 3 to 60 (decode: to 20); default: 3 to 20, "
+     "depending on the time of a run",
+     1},
+    {"quick", QUICK, NULL, 0, "finish within a minute: three short lengths", 1},
+    {"stages", DIR, "DIR", 0, "folder of the stages' shared objects", 1},
+    {"json", JSON, "FILE", 0, "write the run: machine, commit, rows", 1},
+    {NULL, 0, NULL, 0, "From run files, without timing:", 2},
+    {"table", TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 2},
+    {"plot-data", PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 2},
+    {"what", WHAT, "NAME", 0,
+     "machine, forward, backward, decode, kernels (each phase), peers or own (vs own dense "
+     "attention), and /STAGE for one stage; for points: time or speedup, and /PASS",
+     2},
+    {0}};
+
+/* Parse an integer in [low,high]; "4k" is 4096, "1m" 1048576. @return -1 for anything else */
+static int64_t whole(const char *text, size_t length, int64_t low, int64_t high) {
+    int64_t value = 0;
+    size_t i = 0;
+    for (; i < length && text[i] >= '0' && text[i] <= '9' && i < 10; i++)
+        value = 10 * value + (text[i] - '0');
+    int digits = i > 0;
+    if (i + 1 == length && (text[i] == 'k' || text[i] == 'm'))
+        value <<= text[i++] == 'k' ? 10 : 20;
+    return digits && i == length && value >= low && value <= high ? value : -1;
+}
+
+/* The parsers below return 0 for a good text, else EINVAL and have printed why. */
+#define WRONG(...) (command_error(EXIT_USAGE, "nsa bench", __VA_ARGS__), EINVAL)
+
+static error_t number(int index, const char *arg, bench_options *o) {
+    const int64_t low = numbers[index].low, high = numbers[index].high;
+    const int64_t value = whole(arg, strlen(arg), low, high);
+    if (value < 0)
+        return WRONG("--%s \"%s\" is not a whole number in %lld..%lld", numbers[index].name, arg,
+                     (long long)low, (long long)high);
+    memcpy((char *)o + numbers[index].offset, &value, sizeof value);
+    return 0;
+}
+
+/* "16/1" */
+static error_t pair(const char *option, const char *arg, int64_t *first, int64_t *second) {
+    const char *slash = strchr(arg, '/');
+    *first = slash ? whole(arg, (size_t)(slash - arg), 1, 4096) : -1;
+    *second = slash ? whole(slash + 1, strlen(slash + 1), 1, 4096) : -1;
+    return *first >= 0 && *second >= 0
+               ? 0
+               : WRONG("--%s \"%s\" is not two numbers from 1, as in 16/1", option, arg);
+}
+
+static error_t sizes(const char *arg, bench_options *o) {
+    o->sizes = 0;
+    for (const char *item = arg;; item++) {
+        size_t length = strcspn(item, ",");
+        int64_t T = whole(item, length, 1, (int64_t)1 << 30);
+        if (T < 0 || o->sizes == BENCH_MAX_SIZES || (o->sizes && T <= o->T[o->sizes - 1]))
+            return WRONG("--seq \"%s\": expected up to %d lengths, ascending, as in 256,1k,16k",
+                         arg, BENCH_MAX_SIZES);
+        o->T[o->sizes++] = T;
+        item += length;
+        if (!*item)
+            return 0;
+    }
+}
+
+static error_t passes(const char *arg, bench_options *o) {
+    memset(o->pass, 0, sizeof o->pass);
+    for (const char *item = arg;; item++) {
+        size_t length = strcspn(item, ",");
+        int found = 0;
+        for (int p = 0; p < BENCH_PASSES; p++) {
+            const char *name = bench_pass_name((bench_pass)p);
+            if ((length == 3 && !strncmp(item, "all", 3)) ||
+                (length == strlen(name) && !strncmp(item, name, length)))
+                o->pass[p] = found = 1;
+        }
+        if (!found)
+            return WRONG("--pass \"%s\": expected forward, backward, decode or all", arg);
+        item += length;
+        if (!*item)
+            return 0;
+    }
+}
+
+/* "gpu", "cpu" or "all": which devices to use, if present. */
+static error_t device(const char *arg, bench_options *o) {
+    const int all = !strcmp(arg, "all");
+    o->device[BENCH_ON_CPU] = all || !strcmp(arg, "cpu");
+    o->device[BENCH_ON_GPU] = all || !strcmp(arg, "gpu");
+    return o->device[BENCH_ON_CPU] || o->device[BENCH_ON_GPU]
+               ? 0
+               : WRONG("--device \"%s\": expected cpu, gpu or all", arg);
+}
+
+/* Finishes within a minute on two cores: small heads, short sequences, a deadline. */
+static void quick(bench_options *o) {
+    o->cfg.qk_dim = o->cfg.v_dim = 64;
+    o->sizes = 3;
+    for (int i = 0; i < 3; i++)
+        o->T[i] = 256 << i;
+    o->budget = 12;
+    o->deadline = 42;
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    bench_options *o = state->input;
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        if (texts[i].key == key)
+            memcpy((char *)o + texts[i].offset, &arg, sizeof arg);
+    }
+    switch (key) {
+    case 's':
+        if (o->stages == BENCH_MAX_STAGES)
+            return WRONG("--stage \"%s\": more than %d stages", arg, BENCH_MAX_STAGES);
+        o->stage[o->stages++] = arg;
+        return 0;
+    case 'p':
+        return passes(arg, o);
+    case 't':
+        return number(THREADS - FIRST_NUMBER, arg, o);
+    case 'T':
+        return sizes(arg, o);
+    case HEADS:
+        return pair("heads", arg, &o->cfg.q_heads, &o->cfg.kv_heads);
+    case DIMS:
+        return pair("dims", arg, &o->cfg.qk_dim, &o->cfg.v_dim);
+    case PHI:
+        return nsa_config_set(&o->cfg, "phi", 0, arg) ? WRONG("%s", nsa_last_error()) : 0;
+    case DEVICE:
+        return device(arg, o);
+    case ALONE:
+        o->one_thread = 1;
+        return 0;
+    case QUICK:
+        quick(o);
+        return 0;
+    default:
+        if (key >= FIRST_NUMBER && key <= RUNS)
+            return number(key - FIRST_NUMBER, arg, o);
+        return key >= HEADS && key < ALONE ? 0 : command_key(key, arg, state);
+    }
+}
+
+/* Fill in the options from the command line. @return an exit_code */
+static int parse_options(int argc, char **argv, bench_options *o) {
+    static const struct argp argp = {.options = known,
+                                     .parser = parse,
+                                     .doc = "Check stages, then time them, all in the same way.\v"
+                                            "A stage that is wrong on a sampled row is not timed. "
+                                            "Exit status: 0 done, 1 a stage is wrong, 2 bad "
+                                            "usage."};
+    *o = (bench_options){.cfg = nsa_config_defaults(),
+                         .T = {256, 512, 1024, 2048, 4096, 8192, 16384},
+                         .sizes = 7,
+                         .pass = {1, 0, 0},
+                         .device = {1, 1, 0},
+                         .batch = 1,
+                         .threads = 1,
+                         .rows = 9,
+                         .seed = 1,
+                         .budget = 120,
+                         .deadline = 1e9};
+    o->cfg.q_heads = 16;
+    o->cfg.kv_heads = 1;
+    o->cfg.qk_dim = o->cfg.v_dim = 64;
+    int code = command_parse(&argp, 0, argc, argv, NULL, o);
+    if (code)
+        return code;
+    const int packs = o->pass[BENCH_FORWARD] || o->pass[BENCH_BACKWARD];
+    if (o->one_thread && o->threads == 1)
+        return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");
+    if (packs && o->batch > BENCH_MAX_PACK)
+        return command_error(EXIT_USAGE, argv[0],
+                             "--batch %d: forward and backward pack up to %d sequences, only "
+                             "decode has up to %d",
+                             (int)o->batch, BENCH_MAX_PACK, BENCH_MAX_BATCH);
+    nsa_config cfg = o->cfg; /* check the contract's rules before drawing inputs */
+    cfg.seq_len = o->T[o->sizes - 1] * (packs ? o->batch : 1);
+    nsa_status status = nsa_config_resolve(&cfg);
+    return status ? command_status(status, argv[0]) : EXIT_DONE;
+}
+
+/* ------------------------------------------------------------------- output */
+
+/* Print a table, or a figure's points, of a run file. */
+static nsa_status show(const bench_options *o, bench_run *run) {
+    nsa_status status = runfile_read(o->table ? o->table : o->plot, run);
+    if (status)
+        return status;
+    return o->table ? report_table(run, o->what ? o->what : "forward", o->table)
+                    : report_points(run, o->what ? o->what : "time");
+}
+
+static void print_all(const bench_options *o, const bench_run *run) {
+    int phases = 0, own = 0;
+    for (int i = 0; i < run->rows; i++) {
+        phases |= run->row[i].phases > 0;
+        own |= bench_has_prefix(run->row[i].name, BENCH_OWN_DENSE) ||
+               bench_has_prefix(run->row[i].name, BENCH_ONE_THREAD);
+    }
+    const struct {
+        int wanted;
+        const char *what, *title;
+    } tables[] = {
+        {o->pass[BENCH_FORWARD], "forward", "forward"},
+        {o->pass[BENCH_BACKWARD], "backward", "backward"},
+        {o->pass[BENCH_DECODE], "decode", "decode"},
+        {phases, "kernels", "kernels: phases, on a GPU beside the shortest times of its ceilings"},
+        {run->peers[0] != 0, "peers", "peers"},
+        {own, "own", "own: vs the stage's own dense attention and its own single thread"}};
+    report_table(run, "machine", o->json);
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
+        if (tables[i].wanted) {
+            printf("\n## %s\n\n", tables[i].title);
+            report_table(run, tables[i].what, NULL);
+        }
+    }
+    if (run->noise[0])
+        printf("\nThis machine is too noisy for a claim: %s.\n", run->noise);
+    else
+        printf("\nThe machine was quiet: ceilings within 15 %%, quartiles within 20 %%.\n");
+}
+
+int main(int argc, char **argv) {
+    char name[] = "nsa bench";
+    bench_options o;
+    signal(SIGXFSZ, SIG_IGN); /* at a file-size limit write() shall fail instead */
+    argp_program_version = "nsa 0.1";
+    argp_err_exit_status = EXIT_USAGE;
+    if (argc < 1)
+        return command_error(EXIT_USAGE, name, "started without even its own name");
+    argv[0] = name;
+    int code = parse_options(argc, argv, &o), failed = 0;
+    if (code)
+        return code;
+    bench_run *run = calloc(1, sizeof *run);
+    if (!run)
+        return command_error(EXIT_FAILED, name, "no memory for a run");
+    nsa_status status = o.table || o.plot ? show(&o, run) : bench_sweep(&o, run);
+    if (!status && !o.table && !o.plot)
+        print_all(&o, run);
+    for (int i = 0; i < run->rows && !o.table && !o.plot; i++)
+        failed |= !strncmp(run->row[i].status, "REFUSED", 7);
+    free(run);
+    if (status)
+        return command_status(status, name);
+    if (fflush(stdout) || ferror(stdout)) /* only here a full disk is detected */
+        return command_error(EXIT_FAILED, name, "cannot write standard output: %s",
+                             strerror(errno));
+    return failed ? EXIT_FAILED : EXIT_DONE;
+}

@@ -1,0 +1,138 @@
+/** @file libraries.c
+ *  @brief Libraries that are loaded at run time, so that everything works without them: OpenBLAS,
+ * because it starts threads of its own, and libnsa_gpu.so, because it needs CUDA. */
+#include "bench/contender.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ISO C has no cast from object to function pointer: copy its bits. */
+static int find(void *library, const char *name, void *function) {
+    void *symbol = library ? dlsym(library, name) : NULL;
+    memcpy(function, &symbol, sizeof symbol);
+    return symbol != NULL;
+}
+
+/* ----------------------------------------------------------------- OpenBLAS */
+
+enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
+enum { ROW_MAJOR = 101, NOT_TRANSPOSED = 111, TRANSPOSED = 112 }; /* as in cblas.h */
+
+/* As cblas.h declares them; enums are int, and so are sizes. */
+typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                      int lda, const float *b, int ldb, float beta, float *c, int ldc);
+
+static struct {
+    sgemm_fn *sgemm;
+    void (*set_threads)(int);
+    const char *(*get_config)(void);
+    char missing[160];
+} blas;
+
+/* Load it, for good. Left alone it starts a thread for every core, and hangs if one cannot be
+ * created; blas_threads() sets the number instead. */
+static void load_blas(void) {
+    (void)setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    void *library = dlopen(BENCH_OPENBLAS, RTLD_NOW | RTLD_LOCAL);
+    if (!find(library, "cblas_sgemm", (void *)&blas.sgemm) ||
+        !find(library, "openblas_set_num_threads", (void *)&blas.set_threads) ||
+        !find(library, "openblas_get_config", (void *)&blas.get_config))
+        snprintf(blas.missing, sizeof blas.missing, "no OpenBLAS: %.140s", dlerror());
+}
+
+const char *blas_missing(void) {
+    static int searched;
+    if (!searched)
+        load_blas();
+    searched = 1;
+    return blas.missing[0] ? blas.missing : NULL;
+}
+
+const char *blas_name(void) {
+    static char text[128];
+    const char *missing = blas_missing();
+    snprintf(text, sizeof text, "%.110s", missing ? missing : blas.get_config());
+    return text;
+}
+
+/* An OpenBLAS thread that finds no memory for its buffer retries forever, so check first. */
+static int has_address_space(int threads) {
+    const size_t bytes = (size_t)threads * BYTES_PER_THREAD;
+    void *trial = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return trial != MAP_FAILED && !munmap(trial, bytes);
+}
+
+void blas_threads(int threads) {
+    if (blas_missing())
+        return;
+    if (has_address_space(threads))
+        blas.set_threads(threads);
+    else
+        snprintf(blas.missing, sizeof blas.missing,
+                 "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
+                 threads, BYTES_PER_THREAD >> 20);
+}
+
+void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc) {
+    blas.sgemm(ROW_MAJOR, a.transposed ? TRANSPOSED : NOT_TRANSPOSED,
+               b.transposed ? TRANSPOSED : NOT_TRANSPOSED, (int)size.m, (int)size.n, (int)size.k,
+               size.alpha, a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c, (int)ldc);
+}
+
+/* ----------------------------------------------------------- libnsa_gpu.so */
+
+/* The table of libnsa_gpu.so in a folder relative to this program's; NULL if there is none. */
+static const gpu_table *load_gpu(const char *folder) {
+    char path[PATH_MAX + 64];
+    ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    path[length > 0 ? length : 0] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return NULL;
+    snprintf(slash, 64, "/%slibnsa_gpu.so", folder);
+    const gpu_table *(*get)(void);
+    if (!find(dlopen(path, RTLD_NOW | RTLD_LOCAL), "nsa_gpu_get", (void *)&get))
+        return NULL;
+    const gpu_table *table = get();
+    return table->size == sizeof *table ? table : NULL; /* never unloaded */
+}
+
+/* Without a GPU: */
+static const char *why_missing;
+static const char *say_missing(void) {
+    return why_missing;
+}
+static void describe_nothing(char *text, size_t capacity) {
+    snprintf(text, capacity, "%s", "");
+}
+static void do_nothing(void) {
+}
+static int64_t no_memory(void) {
+    return 0;
+}
+static void no_ceilings(double rate[BENCH_CEILINGS]) {
+    memset(rate, 0, BENCH_CEILINGS * sizeof *rate);
+}
+
+const gpu_table *gpu(void) {
+    static const gpu_table none = {sizeof none, say_missing, describe_nothing, do_nothing,
+                                   do_nothing,  no_memory,   no_ceilings};
+    static const gpu_table *table;
+    if (!table) {
+        const gpu_table *loaded = load_gpu("");
+        loaded = loaded ? loaded : load_gpu("../lib/");
+        why_missing = loaded ? loaded->missing() : "built without the GPU's part (make CUDA=gpu)";
+        table = why_missing ? &none : loaded;
+    }
+    return table;
+}
+
+void gpu_warm(void) {
+    const double start = bench_now();
+    while (!gpu()->missing() && bench_now() - start < 0.2)
+        gpu()->flush();
+}

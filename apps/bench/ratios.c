@@ -1,0 +1,211 @@
+/** @file ratios.c
+ *  @brief What is computed from times: how long the next row will take, ratios, shares of the
+ * ceilings, noise. */
+#include "bench/bench.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+void samples_add(bench_samples *s, double value) {
+    if (value > 0 && s->count < (int)(sizeof s->value / sizeof s->value[0]))
+        s->value[s->count++] = value;
+}
+
+bench_stats samples_stats(bench_samples *s) {
+    bench_stats stats = bench_quartiles(s->value, s->count);
+    if (s->count)
+        stats = (bench_stats){s->value[0], stats.median, s->value[s->count - 1]};
+    return stats;
+}
+
+/* ------------------------------------------------------------------ finding */
+
+const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T) {
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (r->T == T && !r->status[0] && !strcmp(r->name, name) && !strcmp(r->pass, pass))
+            return r;
+    }
+    return NULL;
+}
+
+int bench_is_stage(const bench_row *row) {
+    return row->name[0] >= '0' && row->name[0] <= '9';
+}
+
+int bench_has_prefix(const char *name, const char *prefix) {
+    return !strncmp(name, prefix, strlen(prefix));
+}
+
+static int on_gpu(const bench_row *r) {
+    return !strcmp(r->device, "gpu");
+}
+
+/* ------------------------------------------------------------------ budget */
+
+int bench_runs_of(const bench_options *o, double seconds, double limit) {
+    const int runs = (int)o->runs;
+    if (runs && (double)runs * seconds > limit)
+        return limit < 3 * seconds ? 3 : (int)(limit / seconds);
+    if (runs)
+        return runs;
+    if (seconds <= BENCH_SLOW_RUN)
+        return seconds <= 0.05 ? BENCH_MANY_RUNS : BENCH_MIN_RUNS;
+    const int slow = (int)(20 / seconds);
+    return slow < 3 ? 3 : slow < BENCH_MIN_RUNS ? slow : BENCH_MIN_RUNS;
+}
+
+/* Time grows as T^e: e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
+static double predict(const bench_row *const past[2], double before, double last, int64_t T) {
+    double e = 2;
+    if (past[0])
+        e = log(last / before) / log((double)past[1]->T / (double)past[0]->T);
+    return last * pow((double)T / (double)past[1]->T, fmin(fmax(e, 1), 2.2));
+}
+
+double bench_predict(const bench_run *run, const bench_row *row, const bench_options *o,
+                     double limit) {
+    const bench_row *past[2] = {NULL, NULL};
+    for (const bench_row *r = run->row; r < row; r++) {
+        if (!r->status[0] && !strcmp(r->name, row->name) && !strcmp(r->pass, row->pass))
+            past[0] = past[1], past[1] = r;
+    }
+    if (!past[1])
+        return 0;
+    const bench_row *before = past[0] ? past[0] : past[1], *last = past[1];
+    const double one = predict(past, before->time.median, last->time.median, row->T);
+    const double cost = predict(past, before->cost, last->cost, row->T);
+    return cost + bench_runs_of(o, one, limit - cost) * one;
+}
+
+/* -------------------------------------------------------------------- noise */
+
+/* Report the relative spread of a ceiling, if it is the largest so far. */
+static void note_drift(const bench_stats *ceiling, const char *name, double *worst,
+                       const char **what) {
+    const double drift = ceiling->median > 0 ? (ceiling->high - ceiling->low) / ceiling->median : 0;
+    if (drift > *worst) {
+        *worst = drift;
+        *what = name;
+    }
+}
+
+/* The largest drift among the ceilings that rows of this run are compared with; without any row,
+ * those of the CPU. */
+static double worst_drift(const bench_run *run, const char **what) {
+    static const char *const names[] = {"FMA",      "cuBLAS sgemm", "cuBLAS bfloat16",
+                                        "L2 reads", "memory reads", "device copies"};
+    int timed[2] = {0, 0};
+    double worst = 0;
+    for (int i = 0; i < run->rows; i++)
+        timed[on_gpu(&run->row[i])] |= !run->row[i].status[0];
+    if (timed[0] || !timed[1]) {
+        note_drift(&run->gbs, "copy bandwidth", &worst, what);
+        note_drift(&run->gflops, "sgemm", &worst, what);
+    }
+    for (int i = 0; i < BENCH_CEILINGS && timed[1]; i++)
+        note_drift(&run->ceiling[i], names[i], &worst, what);
+    return worst;
+}
+
+/* Times and shares need a quiet machine: ceilings within 15 %, quartiles within 20 %. Ratios have
+ * their own spreads. */
+static void set_noise(bench_run *run) {
+    const bench_row *worst = NULL;
+    const char *what = "";
+    double spread = 0.2, drift = worst_drift(run, &what);
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (!r->status[0] && (r->time.high - r->time.low) / r->time.median > spread) {
+            spread = (r->time.high - r->time.low) / r->time.median;
+            worst = r;
+        }
+    }
+    int used = 0;
+    run->noise[0] = 0;
+    if (drift > 0.15)
+        used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run",
+                        what, 100 * drift);
+    if (worst)
+        snprintf(run->noise + used, sizeof run->noise - (size_t)used,
+                 "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",
+                 worst->name, worst->T, 100 * spread);
+}
+
+/* ------------------------------------------------------------------- ratios */
+
+bench_stats bench_ratio(const bench_row *r, const bench_row *than) {
+    enum { MIN_SHARED = 3 };
+    double ratio[BENCH_MAX_RUNS];
+    int shared = 0;
+    for (int i = 0; i < r->rounds && i < than->rounds; i++) {
+        if (r->round[i] > 0 && than->round[i] > 0)
+            ratio[shared++] = than->round[i] / r->round[i];
+    }
+    if (shared >= MIN_SHARED)
+        return bench_quartiles(ratio, shared);
+    return (bench_stats){than->time.low / r->time.high, than->time.median / r->time.median,
+                         than->time.high / r->time.low};
+}
+
+/* The shortest time that the ceilings allow, over the time taken. */
+static void set_share(const bench_run *run, bench_row *r) {
+    const int half = !strcmp(r->arith, "bfloat16");
+    const double gflops = on_gpu(r)       ? run->ceiling[half ? BENCH_BF16 : BENCH_FMA].median
+                          : r->gflops > 0 ? r->gflops
+                                          : run->gflops.median;
+    const double gbs = on_gpu(r)    ? run->ceiling[BENCH_READ].median
+                       : r->gbs > 0 ? r->gbs
+                                    : run->gbs.median;
+    const double flops = gflops > 0 ? r->flops / (1e9 * gflops) : 0;
+    const double bytes = gbs > 0 ? r->bytes / (1e9 * gbs) : 0;
+    snprintf(r->bound, sizeof r->bound, "%s", flops >= bytes ? "flops" : "bytes");
+    r->share = gflops > 0 ? fmax(flops, bytes) / r->time.median : 0;
+}
+
+/* The dense attention of the ratio: on the CPU OpenBLAS's, on a GPU the first float32 stage's own
+ * plain causal attention. */
+static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
+    if (!strcmp(r->device, "cpu") || !r->device[0])
+        return bench_find(run, BENCH_DENSE, r->pass, r->T);
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *d = &run->row[i];
+        if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&
+            !strcmp(d->device, r->device) && bench_has_prefix(d->name, BENCH_OWN_DENSE))
+            return d;
+    }
+    return NULL;
+}
+
+/* The nearest stage before this one, at the same pass and length on the same device. */
+static const bench_row *below_of(const bench_run *run, int index) {
+    const bench_row *r = &run->row[index];
+    for (int i = index - 1; i >= 0; i--) {
+        const bench_row *b = &run->row[i];
+        if (b->T != r->T || strcmp(b->pass, r->pass))
+            return NULL;
+        if (!b->status[0] && bench_is_stage(b) && !strcmp(b->device, r->device))
+            return b;
+    }
+    return NULL;
+}
+
+void bench_compute(bench_run *run) {
+    for (int i = 0; i < run->rows; i++) {
+        bench_row *r = &run->row[i];
+        /* the ceilings and dense attention use all threads: one thread is compared only with its
+         * own stage */
+        if (r->status[0] || bench_has_prefix(r->name, BENCH_ONE_THREAD))
+            continue;
+        set_share(run, r);
+        const bench_row *dense = dense_of(run, r);
+        const bench_row *below = bench_is_stage(r) ? below_of(run, i) : NULL;
+        if (dense && dense != r)
+            r->dense = bench_ratio(r, dense);
+        if (below && dense != r)
+            r->below = bench_ratio(r, below);
+    }
+    set_noise(run);
+}

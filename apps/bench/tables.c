@@ -1,0 +1,405 @@
+/** @file tables.c
+ *  @brief Runs as Markdown tables with aligned columns, and as points for gnuplot. */
+#include "bench/bench.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* -------------------------------------------------------------------- grid */
+
+enum { COLUMNS = 20, CELL = 72 };
+
+/* A table of texts, the heading first. */
+typedef struct grid {
+    char (*cell)[COLUMNS][CELL];
+    int rows, columns;
+    int next; /* the cell of the last row that cell() fills next */
+} grid;
+
+/* Begin a row. Without memory it is dropped. */
+static void new_row(grid *g) {
+    void *more = realloc(g->cell, (size_t)(g->rows + 1) * sizeof *g->cell);
+    if (!more)
+        return;
+    g->cell = more;
+    memset(g->cell[g->rows++], 0, sizeof *g->cell);
+    g->next = 0;
+}
+
+/* Fill in the next cell of the last row. */
+static __attribute__((format(printf, 2, 3))) void cell(grid *g, const char *format, ...) {
+    va_list args;
+    if (!g->rows || g->next == COLUMNS)
+        return;
+    va_start(args, format);
+    vsnprintf(g->cell[g->rows - 1][g->next++], CELL, format, args);
+    va_end(args);
+    g->columns = g->next > g->columns ? g->next : g->columns;
+}
+
+/* A row of texts, separated by '|': the heading. */
+static grid heading(const char *texts) {
+    grid g = {0};
+    new_row(&g);
+    for (size_t n = 0; *texts; texts += n + (texts[n] == '|')) {
+        n = strcspn(texts, "|");
+        cell(&g, "%.*s", (int)n, texts);
+    }
+    return g;
+}
+
+/* Three significant figures: 0.0123, 1.23, 12.3, 123, 1234; "-" unless it is above 0. */
+static void number(grid *g, double x) {
+    if (!(x > 0) || x > 1e300) /* unknown, or divided by a time of 0 */
+        cell(g, "-");
+    else if (x < 0.0995)
+        cell(g, "%.2g", x);
+    else
+        cell(g, "%.*f", x < 9.95 ? 2 : x < 99.5 ? 1 : 0, x);
+}
+
+/* A ratio and its spread with as many decimals, "2.34x (2.10..2.51)"; "-" unless it is above 0. */
+static void ratio(grid *g, bench_stats r) {
+    const double x = r.median;
+    const int digits = x < 0.0995 ? 4 : x < 0.995 ? 3 : x < 9.95 ? 2 : x < 99.5 ? 1 : 0;
+    if (x > 0)
+        cell(g, "%.*fx (%.*f..%.*f)", digits, x, digits, r.low, digits, r.high);
+    else
+        cell(g, "-");
+}
+
+/* A column is right-aligned if its first filled cell is a number. Names of stages begin with a
+ * digit too, but have an underscore. */
+static int is_number(const grid *g, int column) {
+    for (int r = 1; r < g->rows; r++) {
+        const char *text = g->cell[r][column];
+        if (text[0] && strcmp(text, "-") != 0)
+            return isdigit((unsigned char)text[0]) && !strchr(text, '_');
+    }
+    return 0;
+}
+
+/* Print the table, and free it. */
+static void print(grid *g) {
+    static const char dashes[] =
+        "------------------------------------------------------------------------";
+    int width[COLUMNS] = {0};
+    for (int i = 0; i < g->rows * g->columns; i++) {
+        const int c = i % g->columns, length = (int)strlen(g->cell[i / g->columns][c]);
+        width[c] = length > width[c] ? length : width[c];
+    }
+    for (int r = 0; r < g->rows; r++) {
+        for (int c = 0; c < g->columns; c++)
+            printf(is_number(g, c) ? "| %*s " : "| %-*s ", width[c], g->cell[r][c]);
+        printf("|\n");
+        for (int c = 0; c < g->columns && !r; c++)
+            printf("|-%.*s%c%s", width[c], dashes, is_number(g, c) ? ':' : '-',
+                   c + 1 == g->columns ? "|\n" : "");
+    }
+    free(g->cell);
+}
+
+/* ------------------------------------------------------------------- times */
+
+/* 1 if a table of one stage (NULL: of all) shows this program's rows. */
+static int is_wanted(const char *name, const char *stage) {
+    if (bench_has_prefix(name, BENCH_OWN_DENSE))
+        return is_wanted(name + strlen(BENCH_OWN_DENSE), stage);
+    if (bench_has_prefix(name, BENCH_ONE_THREAD))
+        return is_wanted(name + strlen(BENCH_ONE_THREAD), stage);
+    return !stage || !strcmp(name, stage) || !strcmp(name, BENCH_DENSE);
+}
+
+static void time_row(grid *g, const bench_row *r) {
+    new_row(g);
+    cell(g, "%" PRId64, r->T);
+    cell(g, "%s", r->name);
+    number(g, 1e3 * r->time.median);
+    cell(g, "%.3g..%.3g", 1e3 * r->time.low, 1e3 * r->time.high);
+    cell(g, "%" PRId64, r->runs);
+    number(g, 1e-9 * r->flops / r->time.median);
+    number(g, 1e-9 * r->bytes / r->time.median);
+    cell(g, "%.0f", r->tokens / r->time.median);
+    if (r->share > 0)
+        cell(g, "%.2g %% of %s", 100 * r->share, r->bound);
+    else
+        cell(g, "-");
+    ratio(g, r->below);
+    ratio(g, r->dense);
+    number(g, (double)r->memory / 1e6);
+    /* workspace: memory beyond one copy of inputs and results */
+    number(g, strcmp(r->pass, "decode") ? ((double)r->memory - r->bytes) / 1e6 : 0);
+    cell(g, "%s", r->checked);
+}
+
+static void print_times(const bench_run *run, const char *pass, const char *stage) {
+    grid g = heading("T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|"
+                     "vs stage below|vs dense attention|memory, MB|workspace, MB|checked against");
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (!strcmp(r->pass, pass) && is_wanted(r->name, stage) && !r->status[0])
+            time_row(&g, r);
+    }
+    print(&g);
+    int missing = 0;
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (strcmp(r->pass, pass) || !is_wanted(r->name, stage) || !r->status[0])
+            continue;
+        printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
+               r->T, r->status);
+    }
+}
+
+/* ----------------------------------------------------------------- kernels */
+
+/* The floor of a phase, the shortest time that the ceilings of the GPU allow, and which of them
+ * binds; 0 if unknown. */
+static double floor_of(const bench_run *run, const bench_row *row, const bench_phase *p,
+                       const char **bound) {
+    const int half = !strcmp(row->arith, "bfloat16");
+    const double flops = run->ceiling[half ? BENCH_BF16 : BENCH_FMA].median;
+    const double rate[] = {flops, run->ceiling[BENCH_L2].median, run->ceiling[BENCH_READ].median};
+    const double what[] = {p->flops, p->l2, p->bytes};
+    const char *const names[] = {half ? "MMA" : "FMA", "L2", "memory"};
+    double floor = 0;
+    if (!(flops > 0) && p->flops > 0)
+        return 0; /* without an arithmetic ceiling the floor would be too low */
+    for (int i = 0; i < 3; i++) {
+        const double seconds = rate[i] > 0 ? 1e-9 * what[i] / rate[i] : 0;
+        if (seconds > floor) {
+            floor = seconds;
+            *bound = names[i];
+        }
+    }
+    return floor;
+}
+
+/* Floors are counted for GPU stages, which compute scores twice; a CPU's rows have only times. */
+static void kernel_row(grid *g, const bench_run *run, const bench_row *r, const bench_phase *p) {
+    const char *bound = "";
+    const int counted = !strcmp(r->device, "gpu");
+    const double floor = counted ? floor_of(run, r, p, &bound) : 0;
+    new_row(g);
+    cell(g, "%" PRId64, r->T);
+    cell(g, "%s", r->pass);
+    cell(g, "%s", r->name);
+    cell(g, "%s", p->name);
+    number(g, 1e3 * p->seconds);
+    cell(g, "%.0f %%", 100 * p->seconds / r->time.median);
+    number(g, counted ? 1e-12 * p->flops / p->seconds : 0);
+    number(g, counted ? 1e-12 * p->l2 / p->seconds : 0);
+    number(g, counted ? 1e-12 * p->bytes / p->seconds : 0);
+    number(g, 1e3 * floor);
+    if (floor > 0)
+        cell(g, "%.0f %% of %s", 100 * floor / p->seconds, bound);
+    else
+        cell(g, "-");
+}
+
+static void print_kernels(const bench_run *run, const char *stage) {
+    grid g = heading("T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
+                     "share of ceiling");
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        for (int p = 0; p < r->phases && !r->status[0] && is_wanted(r->name, stage); p++)
+            kernel_row(&g, run, r, &r->phase[p]);
+    }
+    print(&g);
+}
+
+/* ------------------------------------------------------------------ ratios */
+
+/* The names of all peers: rows of neither a stage nor a stage with a prefix. @return how many */
+static int list_peers(const bench_run *run, const char **name, int capacity) {
+    int names = 0;
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        int known = r->status[0] || bench_is_stage(r) ||
+                    bench_has_prefix(r->name, BENCH_OWN_DENSE) ||
+                    bench_has_prefix(r->name, BENCH_ONE_THREAD);
+        for (int n = 0; n < names; n++)
+            known |= !strcmp(name[n], r->name);
+        if (!known && names < capacity)
+            name[names++] = r->name;
+    }
+    return names;
+}
+
+static void print_peers(const bench_run *run, const char *stage) {
+    const char *name[COLUMNS - 4];
+    const int names = list_peers(run, name, COLUMNS - 4);
+    grid g = heading("T|pass|program|ms");
+    for (int n = 0; n < names; n++)
+        cell(&g, "vs %s", name[n]);
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        if (r->status[0] || !is_wanted(r->name, stage) ||
+            bench_has_prefix(r->name, BENCH_ONE_THREAD))
+            continue;
+        new_row(&g);
+        cell(&g, "%" PRId64, r->T);
+        cell(&g, "%s", r->pass);
+        cell(&g, "%s", r->name);
+        number(&g, 1e3 * r->time.median);
+        for (int n = 0; n < names; n++) {
+            const bench_row *d = bench_find(run, name[n], r->pass, r->T);
+            ratio(&g, d && d != r ? bench_ratio(r, d) : (bench_stats){0});
+        }
+    }
+    print(&g);
+}
+
+/* The same stage with a prefix, at the same pass and length; NULL if it was not timed. */
+static const bench_row *find_variant(const bench_run *run, const char *prefix, const bench_row *r) {
+    char name[96];
+    snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
+    return bench_find(run, name, r->pass, r->T);
+}
+
+static void own_row(grid *g, const bench_row *r, const bench_row *dense,
+                    const bench_row *one_thread) {
+    const bench_stats none = {0}, of = dense ? bench_ratio(r, dense) : none;
+    const double flops = dense ? dense->flops / r->flops : 1;
+    new_row(g);
+    cell(g, "%" PRId64, r->T);
+    cell(g, "%s", r->pass);
+    cell(g, "%s", r->name);
+    number(g, 1e3 * r->time.median);
+    number(g, dense ? 1e3 * dense->time.median : 0);
+    ratio(g, of);
+    if (dense) {
+        cell(g, "%.3gx", flops);
+        cell(g, "%.2f (%.2f..%.2f)", of.median / flops, of.low / flops, of.high / flops);
+    } else {
+        cell(g, "-");
+        cell(g, "-");
+    }
+    number(g, one_thread ? 1e3 * one_thread->time.median : 0);
+    ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
+}
+
+static void print_own(const bench_run *run, const char *stage) {
+    grid g = heading("T|pass|program|ms|own dense attention, ms|vs own dense attention|"
+                     "ratio of FLOPs|share of that ratio|one thread, ms|vs one thread");
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        const bench_row *dense = find_variant(run, BENCH_OWN_DENSE, r);
+        const bench_row *one_thread = find_variant(run, BENCH_ONE_THREAD, r);
+        if (!r->status[0] && bench_is_stage(r) && is_wanted(r->name, stage) &&
+            (dense || one_thread))
+            own_row(&g, r, dense, one_thread);
+    }
+    print(&g);
+}
+
+/* ----------------------------------------------------------------- machine */
+
+static void print_gpu(const bench_run *run) {
+    static const char *const names[BENCH_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
+                                                      "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
+                                                      "reading memory",       "copying"};
+    printf("GPU: %s. Its ceilings in the same run:", run->gpu);
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const bench_stats c = run->ceiling[i];
+        const char *end = i + 1 < BENCH_CEILINGS ? "," : ".";
+        if (c.median > 0)
+            printf(" %s %.3g %s (%.3g..%.3g)%s", names[i], 1e-3 * c.median,
+                   i < BENCH_L2 ? "TFLOP/s" : "TB/s", 1e-3 * c.low, 1e-3 * c.high, end);
+        else
+            printf(" no %s%s", names[i], end);
+    }
+    printf("\n");
+}
+
+static void print_machine(const bench_run *run, const char *file) {
+    if (file)
+        printf("Run `%s`: ", file);
+    printf("%s, %" PRId64 " cores, %" PRId64 " thread%s, load %.1f; %s, `%s`", run->cpu, run->cores,
+           run->threads, run->threads == 1 ? "" : "s", run->load, run->compiler, run->flags);
+    if (run->own_flags[0])
+        printf(" (%s)", run->own_flags);
+    printf("; commit %s, %s. Inputs `%s`, %" PRId64 " sequence%s.\n", run->commit, run->date,
+           run->workload, run->batch, run->batch == 1 ? "" : "s");
+    if (run->gflops.median > 0)
+        printf("Ceilings of the same run: sgemm %.0f GFLOP/s (%.0f..%.0f; %s), ",
+               run->gflops.median, run->gflops.low, run->gflops.high, run->blas);
+    else
+        printf("Ceilings of the same run: no sgemm (SKIP: %s), ", run->blas);
+    printf("copying %.1f GB/s (%.1f..%.1f).%s%s\n", run->gbs.median, run->gbs.low, run->gbs.high,
+           run->peers[0] ? " Beside it: " : "", run->peers);
+    if (run->gpu[0])
+        print_gpu(run);
+}
+
+/* Below a table in a page: which run it is from, and whether that was too noisy for a claim. */
+static void print_source(const bench_run *run, const char *file) {
+    printf("\nRun `%s`: %s, %" PRId64 " thread%s, commit %s, %s.", file, run->cpu, run->threads,
+           run->threads == 1 ? "" : "s", run->commit, run->date);
+    if (run->noise[0])
+        printf(" The machine was too noisy for a claim: %s.", run->noise);
+    printf("\n");
+}
+
+nsa_status report_table(const bench_run *run, const char *what, const char *file) {
+    static const struct {
+        const char *name;
+        void (*print)(const bench_run *run, const char *stage);
+    } others[] = {{"kernels", print_kernels}, {"peers", print_peers}, {"own", print_own}};
+    const size_t length = strcspn(what, "/");
+    const char *stage = what[length] ? what + length + 1 : NULL;
+    int found = 0;
+    if (!strcmp(what, "machine")) {
+        print_machine(run, file);
+        return NSA_OK;
+    }
+    for (int i = 0; i < BENCH_PASSES; i++) {
+        const char *pass = bench_pass_name((bench_pass)i);
+        if (strlen(pass) == length && !strncmp(what, pass, length) && ++found)
+            print_times(run, pass, stage);
+        if (strlen(others[i].name) == length && !strncmp(what, others[i].name, length) && ++found)
+            others[i].print(run, stage);
+    }
+    if (!found)
+        return nsa_fail(NSA_ERR_INPUT,
+                        "no table \"%s\": expected machine, forward, backward, decode, kernels, "
+                        "peers or own",
+                        what);
+    if (file)
+        print_source(run, file);
+    return NSA_OK;
+}
+
+/* ------------------------------------------------------------------ points */
+
+nsa_status report_points(const bench_run *run, const char *what) {
+    const int speedup = bench_has_prefix(what, "speedup");
+    const char *pass = what + strcspn(what, "/");
+    pass = *pass ? pass + 1 : "forward";
+    if (!speedup && !bench_has_prefix(what, "time"))
+        return nsa_fail(NSA_ERR_INPUT, "no figure \"%s\": expected time or speedup", what);
+    for (int i = 0; i < run->rows; i++) { /* a curve at the first row of its name */
+        const char *name = run->row[i].name;
+        int points = 0;
+        for (int j = 0; j < run->rows; j++) {
+            const bench_row *r = &run->row[j];
+            const bench_stats y = speedup ? r->dense : r->time;
+            if (strcmp(r->pass, pass) || strcmp(r->name, name))
+                continue;
+            if (j < i)
+                break;
+            if (r->status[0] || !(y.median > 0))
+                continue;
+            if (!points++)
+                printf("\"%s\"\n", name);
+            printf("%" PRId64 " %.6g %.6g %.6g\n", r->T, y.median, y.low, y.high);
+        }
+        if (points)
+            printf("\n\n");
+    }
+    return NSA_OK;
+}
