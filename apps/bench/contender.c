@@ -220,40 +220,6 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* Store the judged slots' rows of a step: each slot has two, of the first and the last step. */
-static nsa_status store_step_row(const contender *c, const workload *w, int second, nsa_id id,
-                                 nsa_tensor *rows_kept) {
-    nsa_tensor all = {0}, t = {0};
-    nsa_status status = read_whole(c, w, id, &all);
-    status = status ? status : verify_gather(&w->slots, &all, &t);
-    if (!status && !rows_kept->dtype) {
-        *rows_kept = t;
-        rows_kept->shape[0] = w->rows.shape[0];
-        status = tensor_alloc(rows_kept);
-    }
-    const size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
-    for (int64_t i = 0; i < w->slots.shape[0] && !status; i++)
-        memcpy((char *)rows_kept->data + (size_t)(2 * i + second) * row,
-               (const char *)t.data + (size_t)i * row, row);
-    tensor_free(&all);
-    tensor_free(&t);
-    return status;
-}
-
-static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine) {
-    nsa_status status = NSA_OK;
-    for (int64_t s = 0; s < DECODE_WARM && !status; s++) {
-        status = prepare(c, w, s);
-        status = status ? status : timed(c, w, s, &c->first);
-        if (s && s + 1 < DECODE_WARM)
-            continue;
-        status = status ? status : store_step_row(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
-        if (!status && !c->causal)
-            status = store_step_row(c, w, s > 0, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
-    }
-    return status;
-}
-
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
@@ -261,13 +227,12 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     if (c->peer) /* the peers' program checks itself */
         return NSA_OK;
     nsa_status status = run_prerequisites(c, w);
-    if (!status && w->pass == BENCH_DECODE)
-        status = warm_steps(c, w, &mine);
-    else if (!status)
-        status = timed(c, w, 0, &c->first);
+    for (int64_t s = 0; s < (w->pass == BENCH_DECODE ? DECODE_WARM : 1) && !status; s++) {
+        status = prepare(c, w, s);
+        status = status ? status : timed(c, w, s, &c->first);
+    }
     c->row->cost = bench_now() - start;
-    if (!status && w->pass != BENCH_DECODE)
-        status = read_mine(c, w, &mine);
+    status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
     /* from now on dout has all rows */

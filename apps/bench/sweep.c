@@ -16,11 +16,9 @@ typedef struct sweep {
     bench_run *run;
     nsa_found *found;
     size_t stages;
-    int uses[3]; /* for each bench_device: 1 if a timed program runs there */
-    bench_judge judge;
+    int uses[3];     /* for each bench_device: 1 if a timed program runs there */
+    nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
-    /* of this pass: why a stage is not timed at any length, or "" */
-    char wrong[BENCH_MAX_STAGES][240];
     double reserved; /* seconds reserved for runs at this length */
     bench_samples cpu[CPU_CEILINGS], gpu[BENCH_CEILINGS];
     bench_arena arena;
@@ -64,7 +62,10 @@ static nsa_status list_stages(sweep *s) {
 }
 
 static nsa_status find_stages(sweep *s) {
-    nsa_status status = judge_open(&s->judge, s->o);
+    nsa_status status =
+        nsa_find_stage(s->o->stage_dir, s->o->judge ? s->o->judge : "00", &s->judge);
+    if (!status && (s->judge.stage->device || s->judge.stage->arith == NSA_BFLOAT16))
+        status = nsa_fail(NSA_ERR_INPUT, "--judge %s: not a float stage of the CPU", s->o->judge);
     status = status ? status : list_stages(s);
     for (size_t i = 0; i < s->stages && !status; i++) {
         if (is_wanted(s, &s->found[i]))
@@ -75,18 +76,6 @@ static nsa_status find_stages(sweep *s) {
     /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu()->missing();
     return status;
-}
-
-static void judge_small(sweep *s, bench_pass pass) {
-    for (size_t i = 0; i < s->stages && i < BENCH_MAX_STAGES; i++) {
-        s->wrong[i][0] = 0;
-        if (!is_wanted(s, &s->found[i]) ||
-            !verify_small(&s->found[i], s->judge.oracle.stage, s->o, pass))
-            continue;
-        snprintf(s->wrong[i], sizeof s->wrong[i], "%s", nsa_last_error());
-        fprintf(stderr, "nsa bench: %s, %s, is refused a time: %s\n", s->found[i].name,
-                bench_pass_name(pass), s->wrong[i]);
-    }
 }
 
 /* ----------------------------------------------------------------- one row */
@@ -106,14 +95,10 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
     nsa_status status = contender_open(c, w);
     if (status || c->peer)
         return status;
-    const nsa_found *judge = judge_of(&s->judge, w->pass, w->T);
-    const double start = bench_now();
-    status = verify_truth(w, judge->stage, judge->name, c->causal);
-    if (judge == &s->judge.oracle && bench_now() - start > 1e-3)
-        judge_note(&s->judge, w->T, bench_now() - start);
-    snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", w->oracle,
+    status = verify_truth(w, s->judge.stage, c->causal);
+    snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", s->judge.name,
              w->rows.shape[0]);
-    return status ? status : contender_check(c, w, judge->stage);
+    return status ? status : contender_check(c, w, s->judge.stage);
 }
 
 /* Open and check; the row gets the result. @return 1 if it may be timed */
@@ -240,14 +225,12 @@ static void measure_ceilings(sweep *s) {
 
 /* Add a contender to those that are timed, or write to its row why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
-    const char *name = c.peer ? c.peer->name : BENCH_DENSE, *wrong = "";
+    const char *name = c.peer ? c.peer->name : BENCH_DENSE;
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
     static const char *const devices[] = {"cpu", "gpu", "simulator"};
     for (size_t i = 0; i < s->stages && c.stage; i++) {
-        if (s->found[i].stage == c.stage) {
+        if (s->found[i].stage == c.stage)
             name = s->found[i].name;
-            wrong = i < BENCH_MAX_STAGES ? s->wrong[i] : "";
-        }
     }
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
@@ -259,11 +242,8 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
         return;
     snprintf(c.row->device, sizeof c.row->device, "%s", devices[c.device]);
     snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
-    if (wrong[0])
-        snprintf(c.row->status, sizeof c.row->status, "REFUSED: %s", wrong);
-    if (wrong[0] || !admit(s, &c, w))
-        return;
-    list[(*count)++] = c;
+    if (admit(s, &c, w))
+        list[(*count)++] = c;
 }
 
 /* Plain causal attention by a stage's own code shows what sparsity alone is worth. On a device,
@@ -326,11 +306,23 @@ static nsa_status save_run(sweep *s) {
     return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
 }
 
+/* Another oracle than stage 00 is itself checked by it, for each pass. */
+static nsa_status prove_judge(sweep *s, bench_pass pass) {
+    nsa_found oracle;
+    nsa_status status = nsa_find_stage(s->o->stage_dir, "00", &oracle);
+    if (status)
+        return status;
+    status = verify_judge(s->o, pass, s->judge.stage, oracle.stage);
+    nsa_free_stage(&oracle);
+    return status ? nsa_fail(status, "--judge %s, %s: %.300s", s->o->judge, bench_pass_name(pass),
+                             nsa_last_error())
+                  : NSA_OK;
+}
+
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = NSA_OK;
-    s->judge.oracle_seconds = 0;
-    s->judge.tried = s->judge.proven = 0;
-    judge_small(s, pass);
+    if (s->o->judge)
+        status = prove_judge(s, pass);
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
         if (!status && wants_bfloat16(s))
@@ -364,7 +356,8 @@ static void close_sweep(sweep *s) {
         free(s->found);
     else
         nsa_free_stages(s->found, s->stages);
-    judge_close(&s->judge);
+    if (s->judge.stage)
+        nsa_free_stage(&s->judge);
     free(s->arena.data);
 }
 

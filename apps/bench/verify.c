@@ -1,8 +1,7 @@
 /** @file verify.c
- *  @brief Sampled rows against the oracle's; and which stage is the oracle. */
+ *  @brief Sampled rows against the oracle's. */
 #include "bench/workload.h"
 #include "harness/compare.h"
-#include "harness/properties.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
 
@@ -11,6 +10,81 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* -------------------------------------------------------------- the oracle */
+
+/* Forward over one slot's sequence, of its last warm-up step alone, with the blocks of `list` if
+ * there is one. */
+static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int causal,
+                             const nsa_tensor *list, int64_t slot, nsa_tensors *results) {
+    nsa_config cfg = w->judged.cfg;
+    int32_t row = (int32_t)(w->T + DECODE_WARM - 1);
+    nsa_tensors in = workload_slot(w, slot, w->T + DECODE_WARM);
+    nsa_status status = NSA_OK;
+    in.at[NSA_ROWS] = (nsa_tensor){&row, NSA_I32, 1, {1}};
+    for (int k = 0; k < 2; k++) { /* its query and gates */
+        const nsa_tensor *from = &w->step.at[k ? NSA_GATE : NSA_Q];
+        const int64_t size = tensor_row(from), step = (DECODE_WARM - 1) * w->B + slot;
+        float *to = (float *)w->blank[k].data + row * size;
+        memcpy(to, (const float *)from->data + step * size, (size_t)size * sizeof *to);
+        for (int64_t x = 0; x < size && k && causal; x++)
+            to[x] = x % 3 == 2; /* the window alone */
+    }
+    if (causal)
+        cfg.window = cfg.seq_len;
+    if (list)
+        status = force_blocks(&cfg, &in, list);
+    status = status ? status
+                    : run_stage(stage, &cfg, &in, RUN_FORWARD + RUN_THREADS * w->threads, results);
+    tensor_free(&in.at[NSA_BLOCK_IDX]);
+    return status;
+}
+
+static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int causal,
+                              const nsa_tensor *block_idx, nsa_tensors *results) {
+    static const nsa_id wanted[] = {NSA_OUT, NSA_BLOCK_IDX, NSA_IMPORTANCE};
+    nsa_status status = NSA_OK;
+    memset(results, 0, sizeof *results);
+    for (int64_t i = 0; i < w->rows.shape[0] && !status; i++) {
+        nsa_tensors one = {0};
+        nsa_tensor list = block_idx ? *block_idx : (nsa_tensor){0};
+        if (block_idx) {
+            list.data = tensor_ints(&list) + i * tensor_row(&list);
+            list.shape[0] = 1;
+        }
+        status =
+            judge_slot(w, stage, causal, block_idx ? &list : NULL, tensor_ints(&w->rows)[i], &one);
+        for (int k = 0; k < 3 && !status; k++) {
+            nsa_tensor *all = &results->at[wanted[k]], *row = &one.at[wanted[k]];
+            const size_t bytes = (size_t)nsa_count(row) * nsa_dtype_size(row->dtype);
+            if (!all->dtype) { /* the first slot */
+                *all = *row;
+                all->shape[0] = w->rows.shape[0];
+                status = tensor_alloc(all);
+            }
+            if (!status)
+                memcpy((char *)all->data + (size_t)i * bytes, row->data, bytes);
+        }
+        tensors_free(&one);
+    }
+    return status;
+}
+
+/* The inputs of a forward or backward: the rows and dout. With `causal` 1, `out` is plain causal
+ * attention over the window's pair: window = T, gates 0, 0, 1; `gate` owns them. */
+static nsa_status judged_inputs(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
+                                nsa_tensors *in) {
+    *in = w->in;
+    *cfg = w->judged.cfg;
+    memset(gate, 0, sizeof *gate);
+    in->at[NSA_ROWS] = w->rows;
+    if (w->pass == BENCH_BACKWARD)
+        in->at[NSA_DOUT] = w->sparse;
+    if (!causal)
+        return NSA_OK;
+    cfg->window = cfg->seq_len;
+    return workload_gate(gate, in);
+}
 
 /* Compute the sampled rows by a stage; block_idx [R,Hkv,n] to force, or NULL to select. */
 static nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
@@ -21,8 +95,8 @@ static nsa_status verify_run(const workload *w, const nsa_stage *stage, int caus
     nsa_tensor gate;
     nsa_config cfg;
     if (w->pass == BENCH_DECODE)
-        return slots_judge(w, stage, causal, block_idx, results);
-    nsa_status status = workload_judged(w, causal, &cfg, &gate, &in);
+        return judge_slots(w, stage, causal, block_idx, results);
+    nsa_status status = judged_inputs(w, causal, &cfg, &gate, &in);
     if (!status && block_idx)
         status = force_blocks(&cfg, &in, block_idx);
     status = status ? status : run_stage(stage, &cfg, &in, flags, results);
@@ -31,10 +105,9 @@ static nsa_status verify_run(const workload *w, const nsa_stage *stage, int caus
     return status;
 }
 
-nsa_status verify_truth(workload *w, const nsa_stage *oracle, const char *name, int causal) {
+nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal) {
     if (w->truth[causal].at[NSA_OUT].dtype)
         return NSA_OK;
-    snprintf(w->oracle, sizeof w->oracle, "%s", name);
     return verify_run(w, oracle, causal, NULL, &w->truth[causal]);
 }
 
@@ -80,7 +153,7 @@ static void find_positions(const workload *w, int64_t *position) {
     if (w->pass != BENCH_DECODE)
         row_positions(&in, w->judged.cfg.seq_len, position);
     for (int64_t r = 0; r < w->rows.shape[0] && w->pass == BENCH_DECODE; r++)
-        position[r] = tensor_ints(&w->rows)[r];
+        position[r] = w->T + DECODE_WARM - 1;
 }
 
 static nsa_status judge_selection(const workload *w, nsa_arith arith, const nsa_tensor *mine,
@@ -130,94 +203,16 @@ nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tens
     return status;
 }
 
-nsa_status verify_small(const nsa_found *found, const nsa_stage *oracle, const bench_options *o,
-                        bench_pass pass) {
-    static nsa_status (*const judge[])(const subject *, const test_case *) = {
-        judge_forward, judge_backward, judge_decode};
-    const subject who = {found->stage, oracle, found->name};
-    char text[64], why[160];
-    test_case c;
-    snprintf(text, sizeof text, "T=130,phi=%s,hidden=12,seed=%d", nsa_phi_name(o->cfg.phi),
-             (int)o->seed);
-    if (found->stage->available() || case_parse(text, &c))
-        return NSA_OK;
-    nsa_status status = judge[pass](&who, &c);
-    if (!status || status == NSA_ERR_UNSUPPORTED)
-        return NSA_OK;
-    snprintf(why, sizeof why, "%.120s", nsa_last_error());
-    return nsa_fail(status, "%s (%s)", why, text);
-}
-
-/* --------------------------------------------------------- choosing the oracle */
-
-enum { PROOF_TOKENS = 1024 /* tokens; stage 00's rows there take seconds at any heads */ };
-
-nsa_status judge_open(bench_judge *j, const bench_options *o) {
-    static const char *const names[] = {"02", "01"};
-    memset(j, 0, sizeof *j);
-    j->o = o;
-    nsa_status status = nsa_find_stage(o->stage_dir, "00", &j->oracle);
-    if (status)
-        return status;
-    if (o->judge) {
-        status = nsa_find_stage(o->stage_dir, o->judge, &j->second);
-        const nsa_stage *s = j->second.stage;
-        if (!status && (s->device || s->arith == NSA_BFLOAT16))
-            return nsa_fail(NSA_ERR_INPUT, "--judge %s: not a float stage of the CPU", o->judge);
-        return status;
-    }
-    for (int i = 0; i < 2 && !j->second.stage; i++) {
-        if (nsa_find_stage(o->stage_dir, names[i], &j->second))
-            j->second = (nsa_found){0};
-    }
-    return NSA_OK;
-}
-
-void judge_note(bench_judge *j, int64_t T, double seconds) {
-    j->oracle_seconds = seconds / (double)T;
-}
-
-/* Check the second stage's rows against stage 00's. */
-static nsa_status prove(bench_judge *j, bench_pass pass) {
-    const int64_t T =
-        j->o->T[j->o->sizes - 1] < PROOF_TOKENS ? j->o->T[j->o->sizes - 1] : PROOF_TOKENS;
-    const nsa_stage *second = j->second.stage;
+nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge,
+                        const nsa_stage *oracle) {
+    const int64_t longest = o->T[o->sizes - 1], T = longest < 1024 ? longest : 1024;
     nsa_tensors mine = {0};
     workload w;
-    nsa_status status = workload_open(j->o, pass, T, NSA_FLOAT32, &w);
-    const double start = bench_now();
-    status = status ? status : verify_truth(&w, j->oracle.stage, j->oracle.name, 0);
-    judge_note(j, T, bench_now() - start);
-    status = status ? status : verify_run(&w, second, 0, NULL, &mine);
-    status = status ? status : verify(&w, j->oracle.stage, second->arith, 0, &mine);
+    nsa_status status = workload_open(o, pass, T, NSA_FLOAT32, &w);
+    status = status ? status : verify_truth(&w, oracle, 0);
+    status = status ? status : verify_run(&w, judge, 0, NULL, &mine);
+    status = status ? status : verify(&w, oracle, judge->arith, 0, &mine);
     tensors_free(&mine);
     workload_close(&w);
     return status;
-}
-
-const nsa_found *judge_of(bench_judge *j, bench_pass pass, int64_t T) {
-    if (!j->second.stage || j->second.stage == j->oracle.stage)
-        return &j->oracle;
-    if (!j->o->judge && (T <= PROOF_TOKENS || (j->tried && !j->proven)))
-        return &j->oracle;
-    /* a step takes milliseconds, so the check of a decode is most of what it costs */
-    const double share = pass == BENCH_DECODE ? 8 : 2;
-    if (!j->o->judge && j->oracle_seconds > 0 &&
-        j->oracle_seconds * (double)T * share <= (double)j->o->budget)
-        return &j->oracle;
-    if (!j->tried) {
-        nsa_status status = prove(j, pass);
-        j->tried = 1;
-        j->proven = !status;
-        fprintf(stderr, "nsa bench: %s judges %s: %s\n", j->second.name, bench_pass_name(pass),
-                status ? nsa_last_error() : "its rows agree with stage 00's");
-        return judge_of(j, pass, T); /* now the time of stage 00 is known */
-    }
-    return j->proven ? &j->second : &j->oracle;
-}
-
-void judge_close(bench_judge *j) {
-    nsa_free_stage(&j->oracle);
-    if (j->second.stage)
-        nsa_free_stage(&j->second);
 }

@@ -1,12 +1,13 @@
 /** @file workload.c
- *  @brief The inputs of one pass at one length, and the operations and bytes that they need at
- * least, counted exactly: of the whole pass, and of single phases. */
+ *  @brief The inputs of one pass at one length. */
 #include "bench/workload.h"
-#include "common/counts.h"
+#include "common/tensors.h"
+#include "harness/random.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
@@ -22,6 +23,141 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
              ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64 ",seed=%" PRId64,
              c->q_heads, c->kv_heads, c->qk_dim, c->v_dim, c->cmp_block, c->cmp_stride,
              c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
+}
+
+/* ------------------------------------------------------------------- slots */
+
+/* Draw one sequence of `tokens`; no row of results is chosen. */
+static nsa_status draw(const bench_options *o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
+    test_case c;
+    char text[320];
+    workload_text(o, tokens, text, sizeof text);
+    nsa_status status = case_parse(text, &c);
+    status = status ? status : case_inputs(&c, arith, in);
+    tensor_free(&in->at[NSA_ROWS]);
+    tensor_free(&in->at[NSA_DOUT]);
+    return status;
+}
+
+/* Keys, values and weights of the stretch. Its queries are not used: draw as few as may be. */
+static nsa_status draw_stretch(const bench_options *o, workload *w) {
+    bench_options stretch = *o;
+    stretch.batch = 1;
+    stretch.cfg.q_heads = stretch.cfg.kv_heads;
+    nsa_status status = draw(&stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
+    tensor_free(&w->in.at[NSA_Q]);
+    tensor_free(&w->in.at[NSA_GATE]);
+    return status;
+}
+
+/* Queries and gates of the steps are drawn as a separate case; keys and values are the stretch's.
+ */
+static nsa_status draw_steps(const bench_options *o, workload *w) {
+    bench_options steps = *o;
+    steps.batch = 1;
+    steps.seed += 1;
+    nsa_status status = draw(&steps, DECODE_STEPS * w->B, w->arith, &w->step);
+    for (int id = NSA_K_CMP; id <= NSA_V_WIN && !status; id++) {
+        const nsa_tensor *from = &w->in.at[id];
+        const int64_t row = tensor_row(from);
+        float *to = w->step.at[id].data;
+        for (int64_t i = 0; i < DECODE_STEPS * w->B; i++) {
+            const int64_t token = i % w->B * DECODE_STEPS + w->T + i / w->B;
+            memcpy(to + i * row, (const float *)from->data + token * row, (size_t)row * sizeof *to);
+        }
+    }
+    return status;
+}
+
+/* The first slot, the last, and seeded ones between; of each the last warm-up step is judged. */
+static nsa_status choose_slots(const bench_options *o, workload *w) {
+    const int64_t count = o->rows < w->B ? o->rows : w->B;
+    uint64_t state = (uint64_t)o->seed;
+    w->rows = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
+    nsa_status status = tensor_alloc(&w->rows);
+    for (int64_t i = 0; i < count && !status; i++) {
+        const int64_t low = i * w->B / count, high = (i + 1) * w->B / count;
+        const int64_t slot = low + (int64_t)(random_next(&state) % (uint64_t)(high - low));
+        tensor_ints(&w->rows)[i] = (int32_t)(i == 0 ? 0 : i + 1 == count ? w->B - 1 : slot);
+    }
+    return status;
+}
+
+/* Queries or gates of one sequence, all zero; memory that is never written costs nothing. */
+static nsa_status alloc_blank(const workload *w, nsa_id id, nsa_tensor *t) {
+    nsa_shape(&w->cfg, &(nsa_lengths){.T = w->T + DECODE_WARM}, id, 0, t);
+    t->dtype = NSA_F32;
+    t->data = calloc((size_t)nsa_count(t), sizeof(float));
+    return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a sequence's queries");
+}
+
+static nsa_status slots_open(const bench_options *o, workload *w) {
+    bench_options one = *o;
+    char text[320];
+    one.batch = 1;
+    workload_text(&one, w->T + DECODE_WARM, text, sizeof text);
+    nsa_status status = case_parse(text, &w->judged);
+    w->cfg = w->judged.cfg;
+    w->cfg.seq_len = w->T;
+    w->cfg.max_seq_len = w->T + DECODE_STEPS;
+    w->cfg.max_seqs = w->B;
+    status = status ? status : draw_stretch(o, w);
+    status = status ? status : draw_steps(o, w);
+    status = status ? status : choose_slots(o, w);
+    status = status ? status : alloc_blank(w, NSA_Q, &w->blank[0]);
+    return status ? status : alloc_blank(w, NSA_GATE, &w->blank[1]);
+}
+
+/* ------------------------------------------------------------------ filling */
+
+/* The first `tokens` of a slot's sequence: keys and values are a window of the stretch, queries and
+ * gates are blank. */
+nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens) {
+    nsa_tensors in = w->in;
+    in.at[NSA_Q] = w->blank[0];
+    in.at[NSA_GATE] = w->blank[1];
+    for (int id = NSA_Q; id <= NSA_GATE; id++)
+        in.at[id].shape[0] = tokens;
+    for (int id = NSA_K_CMP; id <= NSA_V_WIN; id++)
+        in.at[id].data = (float *)in.at[id].data + slot * DECODE_STEPS * tensor_row(&in.at[id]);
+    return in;
+}
+
+nsa_status slots_fill(const workload *w, nsa_context *ctx) {
+    nsa_status status = NSA_OK;
+    for (int32_t slot = 0; slot < w->B && !status; slot++) {
+        nsa_tensors in = workload_slot(w, slot, w->T);
+        in.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}};
+        in.at[NSA_ROWS] = (nsa_tensor){NULL, NSA_I32, 1, {0}};
+        status = nsa_load(ctx, &in);
+        status = status ? status : nsa_prefill(ctx);
+    }
+    return status;
+}
+
+void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in) {
+    memset(in, 0, sizeof *in);
+    for (int id = NSA_Q; id <= NSA_GATE; id++) {
+        nsa_tensor *t = &in->at[id];
+        *t = w->step.at[id];
+        t->data = (float *)t->data + number * w->B * tensor_row(t);
+        t->shape[0] = w->B;
+    }
+    for (int32_t b = 0; b < w->B; b++)
+        active[b] = b;
+    in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
+}
+
+nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t) {
+    const int64_t tokens = w->T + DECODE_STEPS, row = tensor_row(&w->in.at[id]);
+    *t = w->in.at[id];
+    t->shape[0] = w->B * tokens;
+    nsa_status status = tensor_alloc(t);
+    for (int64_t b = 0; b < w->B && !status; b++)
+        memcpy((float *)t->data + b * tokens * row,
+               (const float *)w->in.at[id].data + b * DECODE_STEPS * row,
+               (size_t)(tokens * row) * sizeof(float));
+    return status;
 }
 
 /* ------------------------------------------------------------------ drawing */
@@ -62,26 +198,12 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
 }
 
 /* Set the window's gate to 1, the others to 0. */
-static nsa_status gate_window_only(nsa_tensor *gate, nsa_tensors *in) {
+nsa_status workload_gate(nsa_tensor *gate, nsa_tensors *in) {
     nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
     for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
         tensor_set(gate, i, i % 3 == 2);
     in->at[NSA_GATE] = *gate;
     return status;
-}
-
-nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
-                           nsa_tensors *in) {
-    *in = w->in;
-    *cfg = w->judged.cfg;
-    memset(gate, 0, sizeof *gate);
-    in->at[NSA_ROWS] = w->rows;
-    if (w->pass == BENCH_BACKWARD)
-        in->at[NSA_DOUT] = w->sparse;
-    if (!causal)
-        return NSA_OK;
-    cfg->window = cfg->seq_len;
-    return gate_window_only(gate, in);
 }
 
 nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in) {
@@ -94,192 +216,16 @@ nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, 
     cfg->phi = NSA_PHI_MEAN;
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
         in->at[id] = (nsa_tensor){0};
-    return gate_window_only(gate, in);
+    return workload_gate(gate, in);
 }
 
 void workload_close(workload *w) {
-    slots_close(w);
+    free(w->blank[0].data);
+    free(w->blank[1].data);
     tensors_free(&w->in);
     tensors_free(&w->step);
     tensors_free(&w->truth[0]);
     tensors_free(&w->truth[1]);
     tensor_free(&w->rows);
     tensor_free(&w->sparse);
-}
-
-/* --------------------------------------------------------------------- keys */
-
-enum { CMP, SLC, WIN, BRANCHES };
-
-/* Keys that the queries of a pass see, of all sequences, for one head. */
-typedef struct key_counts {
-    double branch[BRANCHES]; /* of each branch */
-    double dense;            /* of plain causal attention */
-    double reranked;         /* compressed keys of rows that rank their blocks */
-    double queries;          /* how many */
-} key_counts;
-
-/* A step of decode: the first timed one, at position T + DECODE_WARM. */
-static key_counts count_keys(const workload *w) {
-    const nsa_config *c = &w->cfg;
-    const int step = w->pass == BENCH_DECODE;
-    const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
-    const double B = (double)w->B;
-    key_counts s = {.queries = B * (double)(to - from)};
-    for (int64_t t = from; t < to; t++) {
-        const nsa_reads r = nsa_reads_at(c, t);
-        s.branch[CMP] += B * (double)r.cmp;
-        s.branch[SLC] += B * (double)r.slc;
-        s.branch[WIN] += B * (double)r.win;
-        s.dense += B * (double)r.dense;
-        /* a step keeps the scores of its one row */
-        if (!step && t / c->slc_block + 1 > c->slc_count)
-            s.reranked += B * (double)r.cmp;
-    }
-    return s;
-}
-
-static double size_of(nsa_arith arith) {
-    return arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
-}
-
-/* ----------------------------------------------------------- the compressor */
-
-/* Operations of one compressed token with D columns, forward. */
-static double phi_flops(const nsa_config *c, double D) {
-    double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
-    if (c->phi == NSA_PHI_MLP)
-        return 2 * hidden * l * D + 2 * hidden * D;
-    return c->phi == NSA_PHI_GATED ? 4 * l * D : l * D; /* scores and weighted sum; or a sum */
-}
-
-/* Weights of one compressor with D columns. */
-static double phi_weights(const nsa_config *c, double D) {
-    double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
-    if (c->phi == NSA_PHI_MLP)
-        return l * D + hidden * (l * D + 1) + D * (hidden + 1);
-    return c->phi == NSA_PHI_GATED ? l * D + D + l : 0;
-}
-
-/* Both compressors' forward: operations, and the number of weights in `bytes`. */
-static workload_cost count_compressors(const workload *w) {
-    const nsa_config *c = &w->cfg;
-    const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
-    /* one block is compressed every d steps */
-    const double blocks =
-        w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    return (workload_cost){.flops = (double)w->B * blocks * (double)c->kv_heads *
-                                    (phi_flops(c, dk) + phi_flops(c, dv)),
-                           .bytes = phi_weights(c, dk) + phi_weights(c, dv)};
-}
-
-/* ----------------------------------------------------------- a whole pass */
-
-/* Numbers that a pass reads and writes: q, gate, keys, values and out once. A step reads the keys
- * and values that its query sees. The backward also reads dout, and writes a gradient for each
- * input. */
-static double count_numbers(const workload *w, double keys, int causal) {
-    const nsa_config *c = &w->cfg;
-    const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hkv = (double)c->kv_heads;
-    const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
-    const double rows = (double)w->B * (step ? 1 : (double)w->T) * (double)c->q_heads;
-    const double stored = step ? keys : (double)w->B * (double)w->T * (causal ? 1 : 3);
-    return directions * (rows * (dk + (causal ? 0 : 3)) + stored * Hkv * (dk + dv)) + rows * dv;
-}
-
-workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
-    const nsa_config *c = &w->cfg;
-    const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
-    const int step = w->pass == BENCH_DECODE, backward = w->pass == BENCH_BACKWARD;
-    const key_counts s = count_keys(w);
-    const double keys = causal ? s.dense : s.branch[CMP] + s.branch[SLC] + s.branch[WIN];
-    const double pair = backward ? 6 * dk + 4 * dv : 2 * dk + 2 * dv;
-    const workload_cost phi = causal ? (workload_cost){0} : count_compressors(w);
-    const double weights = step ? 0 : phi.bytes * (backward ? 2 : 1);
-    return (workload_cost){.flops =
-                               keys * (double)c->q_heads * pair + phi.flops * (backward ? 3 : 1),
-                           .bytes = (count_numbers(w, keys, causal) + weights) * size_of(arith),
-                           .tokens = s.queries};
-}
-
-/* ----------------------------------------------------------------- a phase */
-
-/* The compressor reads tokens and writes compressed ones; its backward also moves their
- * gradients. */
-static void count_phi(const workload *w, double size, bench_phase *p) {
-    const workload_cost cost = count_compressors(w);
-    const nsa_config *c = &w->cfg;
-    const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
-    const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
-    const double raw = step ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
-    const double compressed = step ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    p->flops = cost.flops * directions;
-    p->bytes = size * directions * ((double)w->B * row * (raw + compressed) + cost.bytes);
-}
-
-/* Attention of the branches in the phase's name; all if none is named. */
-static void count_attention(const workload *w, double size, bench_phase *p) {
-    static const char *const names[] = {"cmp", "slc", "win"};
-    const nsa_config *c = &w->cfg;
-    const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
-    const double Hkv = (double)c->kv_heads;
-    const int backward = w->pass == BENCH_BACKWARD, queries = strstr(p->name, "dq") != NULL;
-    const int keys = strstr(p->name, "dk") || strstr(p->name, "dv");
-    const double pair = !backward ? 2 * dk + 2 * dv
-                        : queries ? 4 * dk + 2 * dv
-                        : keys    ? 4 * dk + 4 * dv
-                                  : 6 * dk + 4 * dv;
-    const key_counts s = count_keys(w);
-    const int all = !strstr(p->name, "cmp") && !strstr(p->name, "slc") && !strstr(p->name, "win");
-    /* reads q and writes out; backward reads q and dout and, except in the pass over keys, writes
-     * dq */
-    double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
-    for (int x = 0; x < BRANCHES; x++) {
-        if (!all && !strstr(p->name, names[x]))
-            continue;
-        const double each = x == CMP ? (double)nsa_cmp_tokens(c, w->T) : (double)w->T;
-        const double stored = w->pass == BENCH_DECODE ? s.branch[x] : (double)w->B * each;
-        p->flops += s.branch[x] * Hq * pair;
-        numbers += stored * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
-        if (x == CMP && !backward)
-            p->flops += s.reranked * Hq * 2 * dk;
-        if (x == SLC && !keys)
-            p->l2 = s.branch[SLC] * Hkv * (dk + dv) * size;
-    }
-    p->bytes = numbers * size;
-}
-
-/* dgate = <dout, out of each branch>: reads four tensors; for each branch reads the gate, writes a
- * gradient and the four row statistics that later kernels use. */
-static void count_gate(const workload *w, double size, bench_phase *p) {
-    const double heads = (double)w->B * (double)w->T * (double)w->cfg.q_heads;
-    const double dv = (double)w->cfg.v_dim;
-    p->flops = 2 * BRANCHES * heads * dv;
-    p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
-}
-
-/* Build the inverse lists: read n block indices a row, write as many row indices. */
-static void count_lists(const workload *w, bench_phase *p) {
-    const double rows = (double)w->B * (double)w->T * (double)w->cfg.kv_heads;
-    p->bytes = 2 * rows * (double)w->cfg.slc_count * (double)sizeof(int32_t);
-}
-
-static int is_attention(const workload *w, const char *name) {
-    static const char *const own[] = {"cmp", "slc", "win"}, *const gradients[] = {"dq", "dk", "dv"};
-    int known = 0;
-    for (int i = 0; i < 3; i++)
-        known |= strstr(name, own[i]) || (w->pass == BENCH_BACKWARD && strstr(name, gradients[i]));
-    return known;
-}
-
-void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
-    p->flops = p->l2 = p->bytes = 0;
-    if (strstr(p->name, "compress") || strstr(p->name, "phi"))
-        count_phi(w, size_of(arith), p);
-    else if (strstr(p->name, "gate"))
-        count_gate(w, size_of(arith), p);
-    else if (strstr(p->name, "lists"))
-        count_lists(w, p);
-    else if (is_attention(w, p->name))
-        count_attention(w, size_of(arith), p);
 }
