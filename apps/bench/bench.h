@@ -15,13 +15,9 @@ enum {
     BENCH_MAX_ROWS = 1024, /**< rows of one run */
     BENCH_MAX_PACK = 16,   /**< sequences of one pack: a case has no more */
     BENCH_MAX_BATCH = 64,  /**< slots of a decode */
-    BENCH_MAX_RUNS = 60,   /**< maximum timed runs of one row */
-    BENCH_MANY_RUNS = 20,  /**< timed runs of a short call, unless --runs says otherwise */
-    BENCH_MIN_RUNS = 10    /**< minimum timed runs, unless a run takes longer than BENCH_SLOW_RUN */
+    BENCH_MAX_RUNS = 60    /**< timed runs of one row */
 };
 
-/** A run longer than this many seconds may be timed fewer than BENCH_MIN_RUNS times. */
-#define BENCH_SLOW_RUN 2.0
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
 /** Prefix of a stage's name: plain causal attention by that stage's own code. */
@@ -36,7 +32,7 @@ typedef enum bench_device {
     BENCH_ON_SIMULATOR /**< a CUDA stage in the simulator: its times mean nothing */
 } bench_device;
 
-/** Ceilings of a GPU. */
+/** Ceilings: of a GPU, and of the processor. */
 typedef enum bench_ceiling {
     BENCH_FMA = 0, /**< GFLOP/s, float32 multiply-adds in registers */
     BENCH_SGEMM,   /**< GFLOP/s, cuBLAS, float32 without TF32, 8192 cubed */
@@ -44,6 +40,9 @@ typedef enum bench_ceiling {
     BENCH_L2,      /**< GB/s, random 16 KiB boxes out of 32 MiB: the second-level cache */
     BENCH_READ,    /**< GB/s read from memory, a sum over 2 GB */
     BENCH_COPY,    /**< GB/s, a copy of 2 GB, bytes read and bytes written */
+    GPU_CEILINGS,  /**< how many of a GPU */
+    CPU_SGEMM = GPU_CEILINGS, /**< GFLOP/s, OpenBLAS, float32, 1024 cubed */
+    CPU_COPY,      /**< GB/s, a copy larger than the last-level cache, bytes read and written */
     BENCH_CEILINGS /**< how many */
 } bench_ceiling;
 
@@ -63,7 +62,7 @@ typedef struct gpu_table {
     /** @return bytes of the GPU's memory that are taken */
     int64_t (*memory)(void);
     /** Measure once: the median of five runs each after one that warms up. 0 on a failure. */
-    void (*ceilings)(double rate[BENCH_CEILINGS]);
+    void (*ceilings)(double rate[GPU_CEILINGS]);
 } gpu_table;
 
 /** What is timed. Backward is the backward alone; decode is one step. */
@@ -163,9 +162,7 @@ typedef struct bench_run {
     int64_t threads;     /**< used */
     int64_t batch;       /**< sequences of a pack */
     double load;         /**< runnable processes a minute before */
-    bench_stats gflops;  /**< ceiling: OpenBLAS sgemm 1024 cubed */
-    bench_stats gbs;     /**< ceiling: copy bandwidth, bytes read and written */
-    bench_stats ceiling[BENCH_CEILINGS]; /**< of the GPU */
+    bench_stats ceiling[BENCH_CEILINGS]; /**< 0: not measured */
     bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
     int rows;                            /**< how many */
 } bench_run;
@@ -185,37 +182,23 @@ double bench_now(void);
 /** Sort the samples and compute quartiles, interpolated linearly. */
 bench_stats bench_quartiles(double *samples, int count);
 
-/** Memory larger than the last-level cache, to flush it and to measure copies. */
-typedef struct bench_arena {
-    char *data;  /**< 2 * half bytes */
-    size_t half; /**< bytes of a half: the size of the last-level cache, within limits */
-} bench_arena;
+/** Memory of twice the last-level cache, to flush it and to measure copies.
+ *  @return 0 if there is no memory for it */
+int bench_arena_open(void);
 
-/** Allocate the arena, for free(). @return 0 if there is no memory */
-int bench_arena_open(bench_arena *arena);
+/** Write half of it, which evicts everything else from the caches. */
+void bench_flush(void);
 
-/** Write one half, which evicts everything else from the caches. */
-void bench_flush(const bench_arena *arena);
+/** Free it. */
+void bench_arena_close(void);
 
 /** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg);
 
-enum {
-    CEILING_SGEMM = 0, /**< OpenBLAS sgemm 1024 cubed, GFLOP/s; 0 without it */
-    CEILING_COPY,      /**< a copy of half the arena, GB/s read and written */
-    CPU_CEILINGS       /**< how many */
-};
+/** Measure the processor's two ceilings: the median of `runs` runs each, 1 to 5. */
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]);
 
-/** Measure the processor's ceilings: the median of `runs` runs each.
- *  @param arena    copied from one half to the other
- *  @param threads  for both
- *  @param runs     1 to 5
- *  @param rate     filled in, CPU_CEILINGS of them */
-void ceilings_measure(const bench_arena *arena, int threads, int runs, double *rate);
-
-/** Describe the machine, the build and the workload: fill in everything that is not measured.
- *  @param found   the stages, whose extra flags are recorded
- *  @param stages  how many */
+/** Fill in everything that is not measured; the stages' extra flags are recorded. */
 void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,
                       size_t stages);
 
@@ -244,10 +227,10 @@ bench_stats bench_ratio(const bench_row *r, const bench_row *than);
  * seconds but at least three times; without --runs, by its length alone. */
 int bench_runs_of(const bench_options *o, double seconds, double limit);
 
-/** @return predicted seconds of a row that may take `limit`, from the rows of the same program at
- * the last two lengths; 0 if there is none. */
-double bench_predict(const bench_run *run, const bench_row *row, const bench_options *o,
-                     double limit);
+/** @return predicted seconds of a row, from the rows of the same program at the last two lengths,
+ * if it may take `limit`; 0 if there is none. */
+double bench_predict(const bench_run *run, const bench_row *row, double limit,
+                     const bench_options *o);
 
 /** Compute shares of the ceilings, ratios and noise of a run. */
 void bench_compute(bench_run *run);
@@ -263,29 +246,20 @@ int bench_has_prefix(const char *name, const char *prefix);
 
 /* ------------------------------------------------------ tables.c, runfile.c */
 
-/** Print one table of a run.
- *  @param run   the run
- *  @param what  "machine", "forward", "backward", "decode", "kernels", "peers" or "own"; with
- *               "/STAGE" appended, only that stage's rows
- *  @param file  the run file's name, printed below the table; NULL if there is none
+/** Print the table "machine", "forward", "backward", "decode", "kernels", "peers" or "own", with
+ * "/STAGE" appended of that stage alone; below it the run file's name, if there is one.
  *  @return NSA_ERR_INPUT if there is no such table */
 nsa_status report_table(const bench_run *run, const char *what, const char *file);
 
-/** Print points for gnuplot: for each curve a block, its name in quotes, then lines T, value, low,
- * high.
- *  @param run   the run
- *  @param what  "time" or "speedup"; "/backward" appended for another pass
+/** Print points for gnuplot, of "time" or "speedup" of the forward: for each curve a block, its
+ * name in quotes, then lines T, value, low, high.
  *  @return NSA_ERR_INPUT if there is no such figure */
 nsa_status report_points(const bench_run *run, const char *what);
 
-/** Write a run file, whole or not at all.
- *  @return NSA_ERR_IO or NSA_ERR_MEMORY */
+/** Write a run file, whole or not at all. @return NSA_ERR_IO or NSA_ERR_MEMORY */
 nsa_status runfile_write(const bench_run *run, const char *path);
 
-/** Read a run file.
- *  @param path  of a file that runfile_write() wrote, or one with the same keys
- *  @param run   filled in
- *  @return NSA_ERR_IO, NSA_ERR_INPUT or NSA_ERR_MEMORY, naming the file */
+/** Read a run file. @return NSA_ERR_IO, NSA_ERR_INPUT or NSA_ERR_MEMORY, naming the file */
 nsa_status runfile_read(const char *path, bench_run *run);
 
 #endif

@@ -80,7 +80,7 @@ static const struct argp_option known[] = {
     {"plot-data", PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 2},
     {"what", WHAT, "NAME", 0,
      "machine, forward, backward, decode, kernels (each phase), peers or own (vs own dense "
-     "attention), and /STAGE for one stage; for points: time or speedup, and /PASS",
+     "attention), and /STAGE for one stage; for points: time or speedup",
      2},
     {0}};
 

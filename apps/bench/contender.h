@@ -60,12 +60,8 @@ typedef struct dense_inputs {
     const float *dout; /**< [B,T,Hq,dv], for backward */
 } dense_inputs;
 
-/** Allocate all memory.
- *  @param cfg       heads, dims and scale
- *  @param T         tokens of a sequence
- *  @param B         sequences
+/** Allocate all memory for B sequences of T tokens.
  *  @param backward  1 if dense_backward() will be called
- *  @param threads   to use
  *  @return NULL without memory or OpenBLAS */
 dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int backward, int threads);
 
@@ -111,9 +107,6 @@ typedef struct peers {
 } peers;
 
 /** Start the program and ask for its backends.
- *  @param p        filled in, for peers_stop()
- *  @param command  for the shell
- *  @param o        threads, and whether the GPU is wanted
  *  @return an error if it does not answer; p->about says why */
 nsa_status peers_start(peers *p, const char *command, const bench_options *o);
 
@@ -165,10 +158,7 @@ nsa_arith contender_arith(const contender *c);
  *  @return NSA_ERR_DEVICE or NSA_ERR_UNSUPPORTED if it cannot run here */
 nsa_status contender_open(contender *c, const workload *w);
 
-/** Run once, as a warm-up too, and judge the sampled rows.
- *  @param c       opened
- *  @param w       after verify_truth()
- *  @param oracle  of verify_truth() */
+/** Run once, as a warm-up too, and judge the sampled rows; after verify_truth() by `oracle`. */
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle);
 
 /** Time one run and its phases. */

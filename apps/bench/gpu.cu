@@ -276,7 +276,7 @@ static void measure_products(double *rate, char *memory) {
     (void)blas.destroy(blas.handle);
 }
 
-static void ceilings(double rate[BENCH_CEILINGS]) {
+static void ceilings(double rate[GPU_CEILINGS]) {
     const unsigned sms = (unsigned)prop.multiProcessorCount;
     const unsigned blocks = sms * (unsigned)(prop.maxThreadsPerMultiProcessor / THREADS);
     char *memory = NULL;

@@ -45,25 +45,33 @@ bench_stats bench_quartiles(double *samples, int count) {
 
 /* -------------------------------------------------------- caches and threads */
 
-int bench_arena_open(bench_arena *arena) {
+static struct {
+    char *data;  /* 2 * half bytes */
+    size_t half; /* the size of the last-level cache, within limits */
+} arena;
+
+int bench_arena_open(void) {
     long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE), page = sysconf(_SC_PAGESIZE);
     size_t cache = level3 > 0 ? (size_t)level3 : 0, min_bytes = (size_t)64 << 20;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)page, max_bytes = memory / 16;
-    arena->half = cache > min_bytes ? cache : min_bytes;
-    if (arena->half > max_bytes) /* a virtual machine may see its host's whole cache */
-        arena->half = max_bytes;
-    arena->data = malloc(2 * arena->half);
-    if (!arena->data)
-        return 0;
-    memset(arena->data, 1, 2 * arena->half);
-    return 1;
+    arena.half = cache > min_bytes ? cache : min_bytes;
+    if (arena.half > max_bytes) /* a virtual machine may see its host's whole cache */
+        arena.half = max_bytes;
+    arena.data = malloc(2 * arena.half);
+    if (arena.data)
+        memset(arena.data, 1, 2 * arena.half);
+    return arena.data != NULL;
 }
 
-void bench_flush(const bench_arena *arena) {
+void bench_flush(void) {
     static unsigned char value;
     /* a new value each time, so that the write is not optimised away */
-    memset(arena->data, ++value, arena->half);
-    __asm__ volatile("" ::"r"(arena->data) : "memory");
+    memset(arena.data, ++value, arena.half);
+    __asm__ volatile("" ::"r"(arena.data) : "memory");
+}
+
+void bench_arena_close(void) {
+    free(arena.data);
 }
 
 typedef struct thread_task {
@@ -120,28 +128,21 @@ static double measure_sgemm(int threads, int runs) {
     return 2e-9 * SIDE * SIDE * SIDE / bench_quartiles(seconds + 1, runs).median;
 }
 
-typedef struct copying {
-    const bench_arena *arena;
-    int threads;
-} copying;
-
 /* Each thread copies its own part. */
 static void copy_part(void *arg, int thread) {
-    const copying *c = arg;
-    size_t part = c->arena->half / (size_t)c->threads, first = part * (size_t)thread;
-    memcpy(c->arena->data + c->arena->half + first, c->arena->data + first, part);
+    size_t part = arena.half / (size_t) * (int *)arg, first = part * (size_t)thread;
+    memcpy(arena.data + arena.half + first, arena.data + first, part);
 }
 
-void ceilings_measure(const bench_arena *arena, int threads, int runs, double *rate) {
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
     double seconds[MAX_REPEATS];
-    copying c = {arena, threads};
-    rate[CEILING_SGEMM] = measure_sgemm(threads, runs);
+    rate[CPU_SGEMM] = measure_sgemm(threads, runs);
     for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
         double start = bench_now();
-        bench_parallel(threads, copy_part, &c);
+        bench_parallel(threads, copy_part, &threads);
         seconds[i] = bench_now() - start;
     }
-    rate[CEILING_COPY] = 2e-9 * (double)arena->half / bench_quartiles(seconds, runs).median;
+    rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
 }
 
 /* ------------------------------------------------------------- description */

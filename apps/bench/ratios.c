@@ -51,10 +51,7 @@ int bench_runs_of(const bench_options *o, double seconds, double limit) {
         return limit < 3 * seconds ? 3 : (int)(limit / seconds);
     if (runs)
         return runs;
-    if (seconds <= BENCH_SLOW_RUN)
-        return seconds <= 0.05 ? BENCH_MANY_RUNS : BENCH_MIN_RUNS;
-    const int slow = (int)(20 / seconds);
-    return slow < 3 ? 3 : slow < BENCH_MIN_RUNS ? slow : BENCH_MIN_RUNS;
+    return seconds <= 0.05 ? 20 : seconds <= 2 ? 10 : seconds <= 20.0 / 3 ? (int)(20 / seconds) : 3;
 }
 
 /* Time grows as T^e: e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
@@ -65,8 +62,8 @@ static double predict(const bench_row *const past[2], double before, double last
     return last * pow((double)T / (double)past[1]->T, fmin(fmax(e, 1), 2.2));
 }
 
-double bench_predict(const bench_run *run, const bench_row *row, const bench_options *o,
-                     double limit) {
+double bench_predict(const bench_run *run, const bench_row *row, double limit,
+                     const bench_options *o) {
     const bench_row *past[2] = {NULL, NULL};
     for (const bench_row *r = run->row; r < row; r++) {
         if (!r->status[0] && !strcmp(r->name, row->name) && !strcmp(r->pass, row->pass))
@@ -82,31 +79,25 @@ double bench_predict(const bench_run *run, const bench_row *row, const bench_opt
 
 /* -------------------------------------------------------------------- noise */
 
-/* Report the relative spread of a ceiling, if it is the largest so far. */
-static void note_drift(const bench_stats *ceiling, const char *name, double *worst,
-                       const char **what) {
-    const double drift = ceiling->median > 0 ? (ceiling->high - ceiling->low) / ceiling->median : 0;
-    if (drift > *worst) {
-        *worst = drift;
-        *what = name;
-    }
-}
-
-/* The largest drift among the ceilings that rows of this run are compared with; without any row,
- * those of the CPU. */
+/* The largest relative spread among the ceilings that rows of this run are compared with; without
+ * any row, those of the CPU. */
 static double worst_drift(const bench_run *run, const char **what) {
-    static const char *const names[] = {"FMA",      "cuBLAS sgemm", "cuBLAS bfloat16",
-                                        "L2 reads", "memory reads", "device copies"};
+    static const char *const names[BENCH_CEILINGS] = {
+        "FMA",          "cuBLAS sgemm",  "cuBLAS bfloat16", "L2 reads",
+        "memory reads", "device copies", "sgemm",           "copy bandwidth"};
     int timed[2] = {0, 0};
     double worst = 0;
     for (int i = 0; i < run->rows; i++)
         timed[on_gpu(&run->row[i])] |= !run->row[i].status[0];
-    if (timed[0] || !timed[1]) {
-        note_drift(&run->gbs, "copy bandwidth", &worst, what);
-        note_drift(&run->gflops, "sgemm", &worst, what);
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const bench_stats *c = &run->ceiling[i];
+        const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
+        const double drift = counts && c->median > 0 ? (c->high - c->low) / c->median : 0;
+        if (drift > worst) {
+            worst = drift;
+            *what = names[i];
+        }
     }
-    for (int i = 0; i < BENCH_CEILINGS && timed[1]; i++)
-        note_drift(&run->ceiling[i], names[i], &worst, what);
     return worst;
 }
 
@@ -153,12 +144,13 @@ bench_stats bench_ratio(const bench_row *r, const bench_row *than) {
 /* The shortest time that the ceilings allow, over the time taken. */
 static void set_share(const bench_run *run, bench_row *r) {
     const int half = !strcmp(r->arith, "bfloat16");
-    const double gflops = on_gpu(r)       ? run->ceiling[half ? BENCH_BF16 : BENCH_FMA].median
-                          : r->gflops > 0 ? r->gflops
-                                          : run->gflops.median;
-    const double gbs = on_gpu(r)    ? run->ceiling[BENCH_READ].median
-                       : r->gbs > 0 ? r->gbs
-                                    : run->gbs.median;
+    const bench_stats *c = run->ceiling;
+    double gflops = r->gflops > 0 ? r->gflops : c[CPU_SGEMM].median;
+    double gbs = r->gbs > 0 ? r->gbs : c[CPU_COPY].median;
+    if (on_gpu(r)) {
+        gflops = c[half ? BENCH_BF16 : BENCH_FMA].median;
+        gbs = c[BENCH_READ].median;
+    }
     const double flops = gflops > 0 ? r->flops / (1e9 * gflops) : 0;
     const double bytes = gbs > 0 ? r->bytes / (1e9 * gbs) : 0;
     snprintf(r->bound, sizeof r->bound, "%s", flops >= bytes ? "flops" : "bytes");

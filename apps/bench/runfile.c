@@ -23,53 +23,40 @@ typedef struct field {
 } field;
 
 #define FIELD(type, kind, key, member)                                                             \
-    { key, kind, offsetof(type, member), sizeof(((type *)0)->member) }
-#define RUN(kind, name) FIELD(bench_run, kind, #name, name)
-#define ROW(kind, name) FIELD(bench_row, kind, #name, name)
-#define STATS(type, name)                                                                          \
-    FIELD(type, REAL, #name, name.median), FIELD(type, REAL, #name "_low", name.low),              \
-        FIELD(type, REAL, #name "_high", name.high)
+    {key, kind, offsetof(type, member), sizeof(((type *)0)->member)},
+#define STATS(type, key, member)                                                                   \
+    FIELD(type, REAL, key, member.median)                                                          \
+    FIELD(type, REAL, key "_low", member.low) FIELD(type, REAL, key "_high", member.high)
+#define RUN_TEXT(name)    FIELD(bench_run, TEXT, #name, name)
+#define RUN_INTEGER(name) FIELD(bench_run, INTEGER, #name, name)
+#define ROW_TEXT(name)    FIELD(bench_row, TEXT, #name, name)
+#define ROW_INTEGER(name) FIELD(bench_row, INTEGER, #name, name)
+#define ROW_REAL(name)    FIELD(bench_row, REAL, #name, name)
 
+/* clang-format off */
 static const field run_fields[] = {
-    RUN(TEXT, cpu),           RUN(INTEGER, cores),   RUN(REAL, load),
-    RUN(TEXT, compiler),      RUN(TEXT, flags),      RUN(TEXT, own_flags),
-    RUN(TEXT, blas),          RUN(TEXT, peers),      RUN(TEXT, gpu),
-    RUN(TEXT, commit),        RUN(TEXT, date),       RUN(TEXT, workload),
-    RUN(INTEGER, threads),    RUN(INTEGER, batch),   RUN(TEXT, noise),
-    STATS(bench_run, gflops), STATS(bench_run, gbs), {0}};
+    RUN_TEXT(cpu) RUN_TEXT(compiler) RUN_TEXT(flags) RUN_TEXT(own_flags) RUN_TEXT(blas)
+    RUN_TEXT(peers) RUN_TEXT(gpu) RUN_TEXT(commit) RUN_TEXT(date) RUN_TEXT(workload)
+    RUN_TEXT(noise) RUN_INTEGER(cores) RUN_INTEGER(threads) RUN_INTEGER(batch)
+    FIELD(bench_run, REAL, "load", load) STATS(bench_run, "gflops", ceiling[CPU_SGEMM])
+    STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
 
-static const field row_fields[] = {ROW(TEXT, name),
-                                   ROW(TEXT, pass),
-                                   ROW(TEXT, device),
-                                   ROW(TEXT, arith),
-                                   ROW(INTEGER, T),
-                                   ROW(TEXT, status),
-                                   ROW(TEXT, checked),
-                                   ROW(INTEGER, runs),
-                                   FIELD(bench_row, REAL, "median", time.median),
-                                   FIELD(bench_row, REAL, "q1", time.low),
-                                   FIELD(bench_row, REAL, "q3", time.high),
-                                   ROW(INTEGER, memory),
-                                   ROW(REAL, flops),
-                                   ROW(REAL, bytes),
-                                   ROW(REAL, tokens),
-                                   ROW(TEXT, bound),
-                                   ROW(REAL, gflops),
-                                   ROW(REAL, gbs),
-                                   ROW(REAL, share),
-                                   STATS(bench_row, below),
-                                   STATS(bench_row, dense),
-                                   {0}};
+static const field row_fields[] = {
+    ROW_TEXT(name) ROW_TEXT(pass) ROW_TEXT(device) ROW_TEXT(arith) ROW_INTEGER(T)
+    ROW_TEXT(status) ROW_TEXT(checked) ROW_INTEGER(runs) ROW_INTEGER(memory)
+    FIELD(bench_row, REAL, "median", time.median) FIELD(bench_row, REAL, "q1", time.low)
+    FIELD(bench_row, REAL, "q3", time.high) ROW_REAL(flops) ROW_REAL(bytes) ROW_REAL(tokens)
+    ROW_TEXT(bound) ROW_REAL(gflops) ROW_REAL(gbs) ROW_REAL(share)
+    STATS(bench_row, "below", below) STATS(bench_row, "dense", dense) {0}};
 
 /* For each of these a row has an object of numbers, by phase name. */
-static const field phase_fields[] = {FIELD(bench_phase, REAL, "phases", seconds),
-                                     FIELD(bench_phase, REAL, "phase_flops", flops),
-                                     FIELD(bench_phase, REAL, "phase_l2", l2),
-                                     FIELD(bench_phase, REAL, "phase_bytes", bytes),
-                                     {0}};
+static const field phase_fields[] = {
+    FIELD(bench_phase, REAL, "phases", seconds) FIELD(bench_phase, REAL, "phase_flops", flops)
+    FIELD(bench_phase, REAL, "phase_l2", l2) FIELD(bench_phase, REAL, "phase_bytes", bytes) {0}};
+/* clang-format on */
 
-static const char *const ceiling_names[BENCH_CEILINGS] = {"fma", "sgemm", "bf16",
-                                                          "l2",  "read",  "copy"};
+static const char *const ceiling_names[GPU_CEILINGS] = {"fma", "sgemm", "bf16",
+                                                        "l2",  "read",  "copy"};
 
 static double number_at(const void *from, const field *f) {
     int64_t whole;
@@ -110,7 +97,7 @@ static int put_row(cJSON *item, const bench_row *r) {
 static int put_ceilings(cJSON *root, const bench_run *run) {
     cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
     int ok = object != NULL;
-    for (int i = 0; i < BENCH_CEILINGS && ok && run->gpu[0]; i++) {
+    for (int i = 0; i < GPU_CEILINGS && ok && run->gpu[0]; i++) {
         const double three[] = {run->ceiling[i].median, run->ceiling[i].low, run->ceiling[i].high};
         ok = cJSON_AddItemToObject(object, ceiling_names[i], cJSON_CreateDoubleArray(three, 3));
     }
@@ -220,7 +207,7 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
 
 static void get_ceilings(const cJSON *root, bench_run *run) {
     const cJSON *object = cJSON_GetObjectItemCaseSensitive(root, "ceilings");
-    for (int i = 0; i < BENCH_CEILINGS; i++) {
+    for (int i = 0; i < GPU_CEILINGS; i++) {
         const cJSON *three = cJSON_GetObjectItemCaseSensitive(object, ceiling_names[i]);
         double *const to[] = {&run->ceiling[i].median, &run->ceiling[i].low, &run->ceiling[i].high};
         for (int j = 0; j < 3; j++) {

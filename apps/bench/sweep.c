@@ -17,11 +17,11 @@ typedef struct sweep {
     nsa_found *found;
     size_t stages;
     int uses[3];     /* for each bench_device: 1 if a timed program runs there */
+    int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
     double reserved; /* seconds reserved for runs at this length */
-    bench_samples cpu[CPU_CEILINGS], gpu[BENCH_CEILINGS];
-    bench_arena arena;
+    bench_samples ceiling[BENCH_CEILINGS];
     double began;
     progress bar;
 } sweep;
@@ -68,10 +68,13 @@ static nsa_status find_stages(sweep *s) {
         status = nsa_fail(NSA_ERR_INPUT, "--judge %s: not a float stage of the CPU", s->o->judge);
     status = status ? status : list_stages(s);
     for (size_t i = 0; i < s->stages && !status; i++) {
-        if (is_wanted(s, &s->found[i]))
-            s->uses[bench_device_of(s->found[i].stage)] = 1;
-        else
+        const nsa_stage *stage = s->found[i].stage;
+        if (!is_wanted(s, &s->found[i])) {
             report_skipped(s, &s->found[i]);
+            continue;
+        }
+        s->uses[bench_device_of(stage)] = 1;
+        s->bfloat16 |= stage->arith == NSA_BFLOAT16;
     }
     /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu()->missing();
@@ -79,16 +82,6 @@ static nsa_status find_stages(sweep *s) {
 }
 
 /* ----------------------------------------------------------------- one row */
-
-static bench_row *new_row(sweep *s, const workload *w, const char *prefix, const char *name) {
-    if (s->run->rows == BENCH_MAX_ROWS)
-        return NULL;
-    bench_row *row = &s->run->row[s->run->rows++];
-    *row = (bench_row){.T = w->T};
-    snprintf(row->name, sizeof row->name, "%s%.49s", prefix, name);
-    snprintf(row->pass, sizeof row->pass, "%s", bench_pass_name(w->pass));
-    return row;
-}
 
 static nsa_status check(sweep *s, contender *c, workload *w) {
     progress_phase(&s->bar, c->row->name);
@@ -105,7 +98,7 @@ static nsa_status check(sweep *s, contender *c, workload *w) {
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
     const double limit = fmin((double)s->o->budget, left);
-    const double cost = bench_predict(s->run, c->row, s->o, limit);
+    const double cost = bench_predict(s->run, c->row, limit, s->o);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -158,11 +151,11 @@ static int round_rank(int round, int rounds) {
 /* A row with k runs takes the rounds of the lowest k ranks: its runs are spread over all rounds,
  * and every round of a row with fewer runs is a round of each row with more, for ratios need shared
  * rounds. @return 0 also if it is not its turn */
-static nsa_status time_one(sweep *s, contender *c, const workload *w, int round, int rounds) {
+static nsa_status time_one(contender *c, const workload *w, int round, int rounds) {
     if (round_rank(round, rounds) >= c->wanted)
         return NSA_OK;
     if (c->device == BENCH_ON_CPU)
-        bench_flush(&s->arena);
+        bench_flush();
     nsa_status status = contender_time(c, w);
     if (!status) {
         c->row->round[round] = c->sample[c->runs - 1];
@@ -177,8 +170,8 @@ static nsa_status time_one(sweep *s, contender *c, const workload *w, int round,
 /* Time round by round; programs with fewer runs skip some rounds. The processor's ceilings are
  * measured once a round: if the machine slows down, they do too. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    bench_samples sampled[CPU_CEILINGS] = {{.count = 0}};
-    double rate[CPU_CEILINGS];
+    bench_samples sgemm = {.count = 0}, copy = {.count = 0};
+    double rate[BENCH_CEILINGS] = {0};
     int rounds = 0;
     nsa_status status = NSA_OK;
     for (int i = 0; i < count; i++)
@@ -188,12 +181,12 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
     for (int round = 0; round < rounds && !status; round++) {
         progress_count(&s->bar, "round", round + 1, rounds);
         if (s->uses[BENCH_ON_CPU]) {
-            ceilings_measure(&s->arena, (int)s->o->threads, 1, rate);
-            for (int k = 0; k < CPU_CEILINGS; k++)
-                samples_add(&sampled[k], rate[k]);
+            ceilings_measure((int)s->o->threads, 1, rate);
+            samples_add(&sgemm, rate[CPU_SGEMM]);
+            samples_add(&copy, rate[CPU_COPY]);
         }
         for (int i = 0; i < count && !status; i++)
-            status = time_one(s, &c[i], w, round, rounds);
+            status = time_one(&c[i], w, round, rounds);
     }
     for (int i = 0; i < count && !status; i++) {
         if (c[i].row->status[0])
@@ -201,8 +194,8 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
         c[i].row->rounds = rounds;
         summarize(&c[i], w);
         if (c[i].device == BENCH_ON_CPU) {
-            c[i].row->gflops = samples_stats(&sampled[CEILING_SGEMM]).median;
-            c[i].row->gbs = samples_stats(&sampled[CEILING_COPY]).median;
+            c[i].row->gflops = samples_stats(&sgemm).median;
+            c[i].row->gbs = samples_stats(&copy).median;
         }
     }
     return status;
@@ -210,21 +203,21 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
 
 /* Measure all ceilings once more, between two lengths. */
 static void measure_ceilings(sweep *s) {
-    double cpu[CPU_CEILINGS], rate[BENCH_CEILINGS] = {0};
-    ceilings_measure(&s->arena, (int)s->o->threads, 5, cpu);
+    double rate[BENCH_CEILINGS] = {0};
+    ceilings_measure((int)s->o->threads, 5, rate);
     snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
     if (s->uses[BENCH_ON_GPU]) {
         gpu_warm();
         gpu()->ceilings(rate);
     }
-    for (int i = 0; i < CPU_CEILINGS; i++)
-        samples_add(&s->cpu[i], cpu[i]);
     for (int i = 0; i < BENCH_CEILINGS; i++)
-        samples_add(&s->gpu[i], rate[i]);
+        samples_add(&s->ceiling[i], rate[i]);
 }
 
 /* Add a contender to those that are timed, or write to its row why not. */
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
+    if (s->run->rows == BENCH_MAX_ROWS)
+        return;
     const char *name = c.peer ? c.peer->name : BENCH_DENSE;
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
     static const char *const devices[] = {"cpu", "gpu", "simulator"};
@@ -237,9 +230,10 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     const int one_thread = c.threads == 1 && s->o->threads > 1;
     c.threads = one_thread ? 1 : (int)s->o->threads;
     const char *prefix = c.stage && c.causal ? BENCH_OWN_DENSE : one_thread ? BENCH_ONE_THREAD : "";
-    c.row = new_row(s, w, prefix, name);
-    if (!c.row)
-        return;
+    c.row = &s->run->row[s->run->rows++];
+    *c.row = (bench_row){.T = w->T};
+    snprintf(c.row->name, sizeof c.row->name, "%s%.49s", prefix, name);
+    snprintf(c.row->pass, sizeof c.row->pass, "%s", bench_pass_name(w->pass));
     snprintf(c.row->device, sizeof c.row->device, "%s", devices[c.device]);
     snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
     if (admit(s, &c, w))
@@ -288,44 +282,19 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     return status;
 }
 
-static int wants_bfloat16(const sweep *s) {
-    for (size_t i = 0; i < s->stages; i++) {
-        if (is_wanted(s, &s->found[i]) && s->found[i].stage->arith == NSA_BFLOAT16)
-            return 1;
-    }
-    return 0;
-}
-
 /* Called after each length, so that an interrupted run keeps its results. */
 static nsa_status save_run(sweep *s) {
-    s->run->gflops = samples_stats(&s->cpu[CEILING_SGEMM]);
-    s->run->gbs = samples_stats(&s->cpu[CEILING_COPY]);
     for (int i = 0; i < BENCH_CEILINGS; i++)
-        s->run->ceiling[i] = samples_stats(&s->gpu[i]);
+        s->run->ceiling[i] = samples_stats(&s->ceiling[i]);
     bench_compute(s->run);
     return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
 }
 
-/* Another oracle than stage 00 is itself checked by it, for each pass. */
-static nsa_status prove_judge(sweep *s, bench_pass pass) {
-    nsa_found oracle;
-    nsa_status status = nsa_find_stage(s->o->stage_dir, "00", &oracle);
-    if (status)
-        return status;
-    status = verify_judge(s->o, pass, s->judge.stage, oracle.stage);
-    nsa_free_stage(&oracle);
-    return status ? nsa_fail(status, "--judge %s, %s: %.300s", s->o->judge, bench_pass_name(pass),
-                             nsa_last_error())
-                  : NSA_OK;
-}
-
 static nsa_status one_pass(sweep *s, bench_pass pass) {
-    nsa_status status = NSA_OK;
-    if (s->o->judge)
-        status = prove_judge(s, pass);
+    nsa_status status = s->o->judge ? verify_judge(s->o, pass, s->judge.stage) : NSA_OK;
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
-        if (!status && wants_bfloat16(s))
+        if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         if (!status)
             status = save_run(s);
@@ -348,22 +317,9 @@ static void describe(sweep *s) {
     snprintf(s->run->peers, sizeof s->run->peers, "%s", s->peers.about);
 }
 
-static void close_sweep(sweep *s) {
-    peers_stop(&s->peers);
-    for (size_t i = 0; i < s->stages && s->o->stages; i++)
-        nsa_free_stage(&s->found[i]);
-    if (s->o->stages)
-        free(s->found);
-    else
-        nsa_free_stages(s->found, s->stages);
-    if (s->judge.stage)
-        nsa_free_stage(&s->judge);
-    free(s->arena.data);
-}
-
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     sweep s = {.o = o, .run = run, .began = bench_now()};
-    if (!bench_arena_open(&s.arena))
+    if (!bench_arena_open())
         return nsa_fail(NSA_ERR_MEMORY, "no memory for flushing the caches");
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
@@ -376,6 +332,10 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
             status = one_pass(&s, (bench_pass)pass);
     }
     progress_end(&s.bar);
-    close_sweep(&s);
+    peers_stop(&s.peers);
+    nsa_free_stages(s.found, s.stages);
+    if (s.judge.stage)
+        nsa_free_stage(&s.judge);
+    bench_arena_close();
     return status;
 }

@@ -300,13 +300,13 @@ static void print_own(const bench_run *run, const char *stage) {
 /* ----------------------------------------------------------------- machine */
 
 static void print_gpu(const bench_run *run) {
-    static const char *const names[BENCH_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
-                                                      "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
-                                                      "reading memory",       "copying"};
+    static const char *const names[GPU_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
+                                                    "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
+                                                    "reading memory",       "copying"};
     printf("GPU: %s. Its ceilings in the same run:", run->gpu);
-    for (int i = 0; i < BENCH_CEILINGS; i++) {
+    for (int i = 0; i < GPU_CEILINGS; i++) {
         const bench_stats c = run->ceiling[i];
-        const char *end = i + 1 < BENCH_CEILINGS ? "," : ".";
+        const char *end = i + 1 < GPU_CEILINGS ? "," : ".";
         if (c.median > 0)
             printf(" %s %.3g %s (%.3g..%.3g)%s", names[i], 1e-3 * c.median,
                    i < BENCH_L2 ? "TFLOP/s" : "TB/s", 1e-3 * c.low, 1e-3 * c.high, end);
@@ -325,12 +325,14 @@ static void print_machine(const bench_run *run, const char *file) {
         printf(" (%s)", run->own_flags);
     printf("; commit %s, %s. Inputs `%s`, %" PRId64 " sequence%s.\n", run->commit, run->date,
            run->workload, run->batch, run->batch == 1 ? "" : "s");
-    if (run->gflops.median > 0)
+    if (run->ceiling[CPU_SGEMM].median > 0)
         printf("Ceilings of the same run: sgemm %.0f GFLOP/s (%.0f..%.0f; %s), ",
-               run->gflops.median, run->gflops.low, run->gflops.high, run->blas);
+               run->ceiling[CPU_SGEMM].median, run->ceiling[CPU_SGEMM].low,
+               run->ceiling[CPU_SGEMM].high, run->blas);
     else
         printf("Ceilings of the same run: no sgemm (SKIP: %s), ", run->blas);
-    printf("copying %.1f GB/s (%.1f..%.1f).%s%s\n", run->gbs.median, run->gbs.low, run->gbs.high,
+    printf("copying %.1f GB/s (%.1f..%.1f).%s%s\n", run->ceiling[CPU_COPY].median,
+           run->ceiling[CPU_COPY].low, run->ceiling[CPU_COPY].high,
            run->peers[0] ? " Beside it: " : "", run->peers);
     if (run->gpu[0])
         print_gpu(run);
@@ -377,10 +379,8 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
 /* ------------------------------------------------------------------ points */
 
 nsa_status report_points(const bench_run *run, const char *what) {
-    const int speedup = bench_has_prefix(what, "speedup");
-    const char *pass = what + strcspn(what, "/");
-    pass = *pass ? pass + 1 : "forward";
-    if (!speedup && !bench_has_prefix(what, "time"))
+    const int speedup = !strcmp(what, "speedup");
+    if (!speedup && strcmp(what, "time") != 0)
         return nsa_fail(NSA_ERR_INPUT, "no figure \"%s\": expected time or speedup", what);
     for (int i = 0; i < run->rows; i++) { /* a curve at the first row of its name */
         const char *name = run->row[i].name;
@@ -388,7 +388,7 @@ nsa_status report_points(const bench_run *run, const char *what) {
         for (int j = 0; j < run->rows; j++) {
             const bench_row *r = &run->row[j];
             const bench_stats y = speedup ? r->dense : r->time;
-            if (strcmp(r->pass, pass) || strcmp(r->name, name))
+            if (strcmp(r->pass, "forward") || strcmp(r->name, name))
                 continue;
             if (j < i)
                 break;

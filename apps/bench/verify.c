@@ -203,16 +203,23 @@ nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tens
     return status;
 }
 
-nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge,
-                        const nsa_stage *oracle) {
+nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge) {
     const int64_t longest = o->T[o->sizes - 1], T = longest < 1024 ? longest : 1024;
     nsa_tensors mine = {0};
+    nsa_found oracle;
     workload w;
-    nsa_status status = workload_open(o, pass, T, NSA_FLOAT32, &w);
-    status = status ? status : verify_truth(&w, oracle, 0);
+    nsa_status status = nsa_find_stage(o->stage_dir, "00", &oracle);
+    if (status)
+        return status;
+    status = workload_open(o, pass, T, NSA_FLOAT32, &w);
+    status = status ? status : verify_truth(&w, oracle.stage, 0);
     status = status ? status : verify_run(&w, judge, 0, NULL, &mine);
-    status = status ? status : verify(&w, oracle, judge->arith, 0, &mine);
+    status = status ? status : verify(&w, oracle.stage, judge->arith, 0, &mine);
+    if (status)
+        status = nsa_fail(status, "--judge %s, %s: %.300s", o->judge, bench_pass_name(pass),
+                          nsa_last_error());
     tensors_free(&mine);
     workload_close(&w);
+    nsa_free_stage(&oracle);
     return status;
 }

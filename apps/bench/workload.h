@@ -32,19 +32,11 @@ typedef struct workload {
     nsa_tensors truth[2]; /**< the oracle's results on the rows: of NSA, of causal attention */
 } workload;
 
-/** The case string of the inputs; `nsa check --case` reads it too.
- *  @param o     the options
- *  @param T     tokens of a sequence, 0 to leave them out
- *  @param text  filled in
- *  @param capacity  its size */
+/** The case string of the inputs, as `nsa check --case` reads it; without T if that is 0. */
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
-/** Draw the inputs.
- *  @param o      config, batch, rows, seed
- *  @param pass   which
- *  @param T      tokens of a sequence
- *  @param arith  NSA_BFLOAT16 to round them
- *  @param w      for workload_close(), also on an error */
+/** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16.
+ *  @param w  for workload_close(), also on an error */
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 
@@ -70,10 +62,8 @@ nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens);
  * and a prefill of no rows, which compresses and caches but attends to nothing. */
 nsa_status slots_fill(const workload *w, nsa_context *ctx);
 
-/** Inputs of one decode step of all slots: a view into w->step with `active` beside it.
- *  @param number  0 for the first
- *  @param active  capacity for w->B slots
- *  @param in      filled in */
+/** Inputs of one decode step of all slots: a view into w->step with `active` beside it, which has
+ * room for w->B slots. */
 void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
 
 /** Copy all slots and the tokens of their steps: NSA_K_WIN or NSA_V_WIN for the dense baseline,
@@ -114,32 +104,24 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 
 /* ----------------------------------------------------------------- verify.c */
 
-/** Run the oracle on the sampled rows, unless that was done already.
- *  @param w       keeps the results
+/** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
  *  @param oracle  stage 00, or a stage of verify_judge()
  *  @param causal  1 for plain causal attention */
 nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 
 /** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
  * selection as a set, then outputs and gradients with its own blocks forced on the oracle.
- *  @param w       after verify_truth()
- *  @param oracle  as there
- *  @param arith   the candidate's arithmetic
  *  @param causal  1 for plain causal attention: out, dq, dk_win and dv_win count
- *  @param mine    out, block_idx and gradients; out, block_idx, dq and dgate only of the sampled
- *                 rows */
+ *  @param mine    out, block_idx, dq and dgate of the sampled rows; other gradients whole */
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
 
-/** Gather the sampled rows from a result of all rows; all of it must be finite.
- *  @param rows  int32: which
- *  @param all   [T,...]
- *  @param sampled  [R,...]; free with tensor_free() */
+/** Gather the rows that an int32 list names from a result of all rows; all of it must be finite.
+ *  @param sampled  free with tensor_free() */
 nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled);
 
 /** Prove that a stage can be the oracle: its rows at 1024 tokens, with the same heads and dims, are
  * right by stage 00. */
-nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge,
-                        const nsa_stage *oracle);
+nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge);
 
 #endif
