@@ -6,7 +6,7 @@ set -eu
 
 nsa=${NSA:-./build/nsa}
 
-# Answers line by line, by the protocol in apps/bench/peers.c.
+# Answers line by line, by the protocol in docs/measuring.md.
 peer() {
     id=0
     while IFS= read -r line; do

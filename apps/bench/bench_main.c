@@ -121,36 +121,29 @@ static error_t pair(const char *option, const char *arg, int64_t *first, int64_t
 
 static error_t sizes(const char *arg, bench_options *o) {
     o->sizes = 0;
-    for (const char *item = arg;; item++) {
-        size_t length = strcspn(item, ",");
-        int64_t T = whole(item, length, 1, (int64_t)1 << 30);
+    for (const char *item = arg, *end; item; item = *end ? end + 1 : NULL) {
+        end = item + strcspn(item, ",");
+        int64_t T = whole(item, (size_t)(end - item), 1, (int64_t)1 << 30);
         if (T < 0 || o->sizes == BENCH_MAX_SIZES || (o->sizes && T <= o->T[o->sizes - 1]))
             return WRONG("--seq \"%s\": expected up to %d lengths, ascending, as in 256,1k,16k",
                          arg, BENCH_MAX_SIZES);
         o->T[o->sizes++] = T;
-        item += length;
-        if (!*item)
-            return 0;
     }
+    return 0;
 }
 
-static error_t passes(const char *arg, bench_options *o) {
+static error_t passes(char *arg, bench_options *o) {
     memset(o->pass, 0, sizeof o->pass);
-    for (const char *item = arg;; item++) {
-        size_t length = strcspn(item, ",");
+    for (char *item; (item = strsep(&arg, ","));) {
         int found = 0;
         for (int p = 0; p < BENCH_PASSES; p++) {
-            const char *name = bench_pass_name((bench_pass)p);
-            if ((length == 3 && !strncmp(item, "all", 3)) ||
-                (length == strlen(name) && !strncmp(item, name, length)))
+            if (!strcmp(item, "all") || !strcmp(item, bench_pass_name((bench_pass)p)))
                 o->pass[p] = found = 1;
         }
         if (!found)
-            return WRONG("--pass \"%s\": expected forward, backward, decode or all", arg);
-        item += length;
-        if (!*item)
-            return 0;
+            return WRONG("--pass \"%s\": expected forward, backward, decode or all", item);
     }
+    return 0;
 }
 
 /* "gpu", "cpu" or "all": which devices to use, if present. */
@@ -263,27 +256,13 @@ static nsa_status show(const bench_options *o, bench_run *run) {
 }
 
 static void print_all(const bench_options *o, const bench_run *run) {
-    int phases = 0, own = 0;
-    for (int i = 0; i < run->rows; i++) {
-        phases |= run->row[i].phases > 0;
-        own |= bench_has_prefix(run->row[i].name, BENCH_OWN_DENSE) ||
-               bench_has_prefix(run->row[i].name, BENCH_ONE_THREAD);
-    }
-    const struct {
-        int wanted;
-        const char *what, *title;
-    } tables[] = {
-        {o->pass[BENCH_FORWARD], "forward", "forward"},
-        {o->pass[BENCH_BACKWARD], "backward", "backward"},
-        {o->pass[BENCH_DECODE], "decode", "decode"},
-        {phases, "kernels", "kernels: phases, on a GPU beside the shortest times of its ceilings"},
-        {run->peers[0] != 0, "peers", "peers"},
-        {own, "own", "own: vs the stage's own dense attention and its own single thread"}};
+    static const char *const tables[] = {"forward", "backward", "decode",
+                                         "kernels", "own",      "peers"};
     report_table(run, "machine", o->json);
-    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
-        if (tables[i].wanted) {
-            printf("\n## %s\n\n", tables[i].title);
-            report_table(run, tables[i].what, NULL);
+    for (int i = 0; i < 6; i++) {
+        if (i < BENCH_PASSES ? o->pass[i] : i < 5 || run->peers[0]) {
+            printf("\n## %s\n\n", tables[i]);
+            report_table(run, tables[i], NULL);
         }
     }
     if (run->noise[0])

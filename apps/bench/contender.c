@@ -48,10 +48,11 @@ static nsa_status open_stage(contender *c, const workload *w) {
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
     nsa_config cfg = w->cfg;
-    const int64_t before = gpu()->memory();
+    const char *missing = NULL;
     nsa_status status = NSA_OK;
-    if (c->device == BENCH_ON_GPU && gpu()->missing())
-        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu()->missing());
+    if (c->device == BENCH_ON_GPU && !gpu(&missing))
+        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", missing);
+    const int64_t before = c->device == BENCH_ON_GPU ? gpu(NULL)->memory() : 0;
     if (c->causal && gradients)
         status = workload_dense(w, &cfg, &gate, &in);
     in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
@@ -60,7 +61,7 @@ static nsa_status open_stage(contender *c, const workload *w) {
         status = nsa_load(c->ctx, &in);
     if (!status)
         c->row->memory =
-            c->device == BENCH_ON_GPU ? gpu()->memory() - before : (int64_t)nsa_memory(c->ctx);
+            c->device == BENCH_ON_GPU ? gpu(NULL)->memory() - before : (int64_t)nsa_memory(c->ctx);
     tensor_free(&gate);
     return status;
 }
@@ -85,18 +86,10 @@ void contender_close(contender *c) {
 
 /* Exactly what is timed. */
 static nsa_status run_once(contender *c, const workload *w, int64_t step) {
-    if (!c->stage && w->pass == BENCH_DECODE)
-        dense_decode(c->dense, &c->in, w->T + step + 1);
-    else if (!c->stage && w->pass == BENCH_BACKWARD)
-        dense_backward(c->dense, &c->in);
-    else if (!c->stage)
-        dense_forward(c->dense, &c->in);
-    else if (c->causal && w->pass == BENCH_FORWARD)
-        return nsa_causal(c->ctx, 2);
-    else
-        return w->pass == BENCH_FORWARD    ? nsa_forward(c->ctx)
-               : w->pass == BENCH_BACKWARD ? nsa_backward(c->ctx)
-                                           : nsa_decode(c->ctx);
+    static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
+    if (c->stage)
+        return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
+    dense_run(c->dense, w->pass, &c->in, w->T + step + 1);
     return NSA_OK;
 }
 
@@ -111,13 +104,24 @@ static nsa_status prepare(contender *c, const workload *w, int64_t step) {
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
 
-/* The sum of the phases of the last call, by the device's clock; 0 if it lists none. */
-static double device_seconds(const contender *c) {
+/* Keep the phases of the last call as those of the next run. A stage may leave out a phase that
+ * took no time, so they are matched by name. @return their sum; 0 if it lists none */
+static double read_phases(contender *c) {
     nsa_phase list[BENCH_MAX_PHASES];
+    bench_row *row = c->row;
     const int count = nsa_phases(c->ctx, list, BENCH_MAX_PHASES);
     double sum = 0;
-    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++)
+    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++) {
+        int p = 0;
+        while (p < row->phases && strncmp(row->phase[p].name, list[i].name, 15) != 0)
+            p++;
         sum += list[i].seconds;
+        if (p == BENCH_MAX_PHASES || c->causal)
+            continue;
+        row->phases += p == row->phases;
+        snprintf(row->phase[p].name, sizeof row->phase[p].name, "%.15s", list[i].name);
+        c->phase[p][c->runs] = list[i].seconds;
+    }
     return sum;
 }
 
@@ -125,42 +129,22 @@ static nsa_status timed(contender *c, const workload *w, int64_t step, double *s
     const double start = bench_now();
     nsa_status status = run_once(c, w, step);
     if (c->device == BENCH_ON_GPU)
-        gpu()->wait();
+        gpu(NULL)->wait();
     *seconds = bench_now() - start;
-    const double device_time = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
-    *seconds = device_time > 0 ? device_time : *seconds;
+    const double phases = !status && c->stage ? read_phases(c) : 0;
+    *seconds = c->device != BENCH_ON_CPU && phases > 0 ? phases : *seconds;
     return status;
-}
-
-/* Match phases by name: a stage may leave out a phase that took no time. */
-static void note_phases(contender *c) {
-    nsa_phase list[BENCH_MAX_PHASES];
-    bench_row *row = c->row;
-    const int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_MAX_PHASES) : 0;
-    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++) {
-        int p = 0;
-        while (p < row->phases && strncmp(row->phase[p].name, list[i].name, 15) != 0)
-            p++;
-        if (p == BENCH_MAX_PHASES)
-            continue;
-        row->phases += p == row->phases;
-        snprintf(row->phase[p].name, sizeof row->phase[p].name, "%.15s", list[i].name);
-        c->phase[p][c->runs] = list[i].seconds;
-    }
 }
 
 nsa_status contender_time(contender *c, const workload *w) {
     const int64_t step = DECODE_WARM + c->runs;
     nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w, step);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
-        gpu()->flush(); /* after prepare(), which brought the step's tokens into the cache */
+        gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && !c->peer)
         status = timed(c, w, step, &c->sample[c->runs]);
-    if (status)
-        return status;
-    note_phases(c);
-    c->runs++;
-    return NSA_OK;
+    c->runs += !status;
+    return status;
 }
 
 /* ------------------------------------------------------------------- check */
@@ -183,26 +167,18 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     return status;
 }
 
-/* Read a result as the oracle has it: of results with a row a query, only the sampled rows. */
-static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
-    const int per_query = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
-    nsa_tensor whole = {0};
-    if (!per_query)
-        return read_whole(c, w, id, t);
-    nsa_status status = read_whole(c, w, id, &whole);
-    status = status ? status : verify_gather(&w->rows, &whole, t);
-    tensor_free(&whole);
-    return status;
-}
-
+/* Read what is compared, as the oracle has it: of results with a row a query, the sampled rows. */
 static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *mine) {
-    nsa_status status = read_rows(c, w, NSA_OUT, &mine->at[NSA_OUT]);
-    if (!status && !c->causal)
-        status = read_rows(c, w, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
-        int counts = !c->causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
-        if (w->pass == BENCH_BACKWARD && counts && nsa_has(&w->cfg, (nsa_id)id))
-            status = read_rows(c, w, (nsa_id)id, &mine->at[id]);
+    nsa_status status = NSA_OK;
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        const int sampled = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
+        nsa_tensor whole = {0};
+        if (!verify_wants(w, c->causal, (nsa_id)id))
+            continue;
+        status = read_whole(c, w, (nsa_id)id, sampled ? &whole : &mine->at[id]);
+        if (sampled && !status)
+            status = verify_gather(&w->rows, &whole, &mine->at[id]);
+        tensor_free(&whole);
     }
     return status;
 }
@@ -211,7 +187,7 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
  */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (w->pass == BENCH_BACKWARD && !c->stage)
-        dense_forward(c->dense, &c->in);
+        dense_run(c->dense, BENCH_FORWARD, &c->in, 0);
     if (!c->stage || w->pass == BENCH_FORWARD)
         return NSA_OK;
     if (w->pass == BENCH_DECODE)

@@ -38,8 +38,8 @@ typedef struct blas_size {
 /** C = alpha A B + beta C, with `ldc` elements from row to row of C. */
 void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc);
 
-/** @return the table; without a GPU or that part only its missing() does anything. */
-const gpu_table *gpu(void);
+/** @return the table; NULL without a GPU or that part, and then `missing`, if given, says why. */
+const gpu_table *gpu(const char **missing);
 
 /** Keep the GPU busy for 0.2 s, so that it leaves its idle clock. */
 void gpu_warm(void);
@@ -61,18 +61,13 @@ typedef struct dense_inputs {
 } dense_inputs;
 
 /** Allocate all memory for B sequences of T tokens.
- *  @param backward  1 if dense_backward() will be called
+ *  @param backward  1 if a backward will be run
  *  @return NULL without memory or OpenBLAS */
 dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int backward, int threads);
 
-/** Outputs of all rows. */
-void dense_forward(dense *d, const dense_inputs *in);
-
-/** Gradients of all rows; after dense_forward() of the same inputs. */
-void dense_backward(dense *d, const dense_inputs *in);
-
-/** Outputs of one query a sequence, over the first `len` of its T keys. */
-void dense_decode(dense *d, const dense_inputs *in, int64_t len);
+/** Run a pass: the outputs of all rows; or their gradients, after a forward of the same inputs; or
+ * the outputs of one query a sequence over the first `len` of its T keys. */
+void dense_run(dense *d, bench_pass pass, const dense_inputs *in, int64_t len);
 
 /** @return the result: NSA_OUT, NSA_DQ, NSA_DK_WIN or NSA_DV_WIN. */
 const float *dense_result(const dense *d, nsa_id id);
@@ -96,7 +91,7 @@ typedef struct peer {
     int pass[BENCH_PASSES]; /**< 1 where it can be timed */
 } peer;
 
-/** The program, and what it offers; peers.c has the protocol. */
+/** The program, and what it offers; docs/measuring.md has the protocol. */
 typedef struct peers {
     peer list[PEERS_MAX]; /**< its backends */
     int count;            /**< how many */

@@ -284,36 +284,24 @@ static void work(void *arg, int thread) {
     }
 }
 
-static void call(dense *d, const dense_inputs *in, int64_t len, int backward) {
-    d->in = in;
-    d->len = len;
-    d->backward = backward;
-    atomic_store(&d->next, 0);
-    blas_threads(1); /* parallel over tiles, not within products */
-    bench_parallel(d->threads, work, d);
-}
-
-void dense_forward(dense *d, const dense_inputs *in) {
-    call(d, in, 0, 0);
-}
-
-void dense_decode(dense *d, const dense_inputs *in, int64_t len) {
-    call(d, in, len, 0);
-}
-
 static void add(float *sum, const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         sum[i] += x[i];
 }
 
-void dense_backward(dense *d, const dense_inputs *in) {
+void dense_run(dense *d, bench_pass pass, const dense_inputs *in, int64_t len) {
     const int64_t keys = d->B * d->T * d->Hkv;
-    for (int i = 0; i < d->threads; i++) {
+    d->in = in;
+    d->len = pass == BENCH_DECODE ? len : 0;
+    d->backward = pass == BENCH_BACKWARD;
+    for (int i = 0; i < d->threads && d->backward; i++) {
         memset(d->per_thread[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
         memset(d->per_thread[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
     }
-    call(d, in, 0, 1);
-    for (int i = 1; i < d->threads; i++) {
+    atomic_store(&d->next, 0);
+    blas_threads(1); /* parallel over tiles, not within products */
+    bench_parallel(d->threads, work, d);
+    for (int i = 1; i < d->threads && d->backward; i++) {
         add(d->per_thread[0].dk, d->per_thread[i].dk, keys * d->dk);
         add(d->per_thread[0].dv, d->per_thread[i].dv, keys * d->dv);
     }

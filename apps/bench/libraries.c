@@ -101,38 +101,23 @@ static const gpu_table *load_gpu(const char *folder) {
     return table->size == sizeof *table ? table : NULL; /* never unloaded */
 }
 
-/* Without a GPU: */
-static const char *why_missing;
-static const char *say_missing(void) {
-    return why_missing;
-}
-static void describe_nothing(char *text, size_t capacity) {
-    snprintf(text, capacity, "%s", "");
-}
-static void do_nothing(void) {
-}
-static int64_t no_memory(void) {
-    return 0;
-}
-static void no_ceilings(double rate[GPU_CEILINGS]) {
-    (void)rate;
-}
-
-const gpu_table *gpu(void) {
-    static const gpu_table none = {sizeof none, say_missing, describe_nothing, do_nothing,
-                                   do_nothing,  no_memory,   no_ceilings};
+const gpu_table *gpu(const char **missing) {
     static const gpu_table *table;
-    if (!table) {
-        const gpu_table *loaded = load_gpu("");
-        loaded = loaded ? loaded : load_gpu("../lib/");
-        why_missing = loaded ? loaded->missing() : "built without the GPU's part (make CUDA=gpu)";
-        table = why_missing ? &none : loaded;
+    static const char *why = "built without the GPU's part (make CUDA=gpu)";
+    static int searched;
+    if (!searched) {
+        table = load_gpu("");
+        table = table ? table : load_gpu("../lib/");
+        why = table ? table->missing() : why;
     }
-    return table;
+    searched = 1;
+    if (missing)
+        *missing = why;
+    return why ? NULL : table;
 }
 
 void gpu_warm(void) {
     const double start = bench_now();
-    while (!gpu()->missing() && bench_now() - start < 0.2)
-        gpu()->flush();
+    while (gpu(NULL) && bench_now() - start < 0.2)
+        gpu(NULL)->flush();
 }

@@ -1,21 +1,6 @@
 /** @file peers.c
- *  @brief Other libraries' attention, timed in turn with ours by a separate program.
- *
- * The program reads requests from its standard input, one a line, and answers each with one line;
- * both are JSON objects. apps/peers.py is one. Times are in seconds, lengths in tokens.
- *
- *     {"op":"hello","threads":1,"gpu":1}
- *         {"about":"PyTorch 2.11 ...","absent":"fla","backends":[{"name":"torch_flash2",
- *          "device":"gpu","arith":"bfloat16","sparse":0,"passes":"forward backward decode"}, ...]}
- *     {"op":"open","backend":"torch_flash2","pass":"forward","B":1,"T":8192,"Hq":64,...}
- *         {"id":1,"first":0.0034,"checked":"float64, 3 tokens"}
- *     {"op":"time","id":1}
- *         {"seconds":0.0033}
- *     {"op":"close","id":1}
- *         {}
- *
- * `open` draws inputs, runs once and checks that run. Any answer may be {"error":"why"} if it
- * cannot run, or {"wrong":"what"} if its result is wrong. The end of its input ends the program. */
+ *  @brief Other libraries' attention, timed in turn with ours by a separate program; the protocol
+ * stands in docs/measuring.md. */
 #include "bench/contender.h"
 
 #include <cjson/cJSON.h>
@@ -168,20 +153,17 @@ void peers_stop(peers *p) {
 /* -------------------------------------------------------------------- runs */
 
 nsa_status peers_open(contender *c, const workload *w) {
+    static const char *const keys[] = {"B", "T",  "Hq", "Hkv",  "dk",    "dv", "l",
+                                       "d", "l2", "n",  "init", "local", "w"};
     const nsa_config *f = &w->cfg;
-    const struct {
-        const char *key;
-        int64_t value;
-    } numbers[] = {{"B", w->B},          {"T", w->T},           {"Hq", f->q_heads},
-                   {"Hkv", f->kv_heads}, {"dk", f->qk_dim},     {"dv", f->v_dim},
-                   {"l", f->cmp_block},  {"d", f->cmp_stride},  {"l2", f->slc_block},
-                   {"n", f->slc_count},  {"init", f->slc_init}, {"local", f->slc_local},
-                   {"w", f->window}};
+    const int64_t values[] = {w->B,        w->T,         f->q_heads,    f->kv_heads,  f->qk_dim,
+                              f->v_dim,    f->cmp_block, f->cmp_stride, f->slc_block, f->slc_count,
+                              f->slc_init, f->slc_local, f->window};
     cJSON *answer, *request = request_of("open", -1);
     cJSON_AddStringToObject(request, "backend", c->peer->name);
     cJSON_AddStringToObject(request, "pass", bench_pass_name(w->pass));
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
-        cJSON_AddNumberToObject(request, numbers[i].key, (double)numbers[i].value);
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
+        cJSON_AddNumberToObject(request, keys[i], (double)values[i]);
     nsa_status status = request_answer(c->program, request, &answer);
     if (status)
         return status;

@@ -77,7 +77,7 @@ static nsa_status find_stages(sweep *s) {
         s->bfloat16 |= stage->arith == NSA_BFLOAT16;
     }
     /* with a GPU, peers alone are worth a run */
-    s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && !gpu()->missing();
+    s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && gpu(NULL);
     return status;
 }
 
@@ -206,9 +206,9 @@ static void measure_ceilings(sweep *s) {
     double rate[BENCH_CEILINGS] = {0};
     ceilings_measure((int)s->o->threads, 5, rate);
     snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
-    if (s->uses[BENCH_ON_GPU]) {
+    if (s->uses[BENCH_ON_GPU] && gpu(NULL)) {
         gpu_warm();
-        gpu()->ceilings(rate);
+        gpu(NULL)->ceilings(rate);
     }
     for (int i = 0; i < BENCH_CEILINGS; i++)
         samples_add(&s->ceiling[i], rate[i]);
@@ -308,8 +308,8 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
 /* Describe the machine, and start the peers. */
 static void describe(sweep *s) {
     machine_describe(s->run, s->o, s->found, s->stages);
-    if (s->uses[BENCH_ON_GPU])
-        gpu()->describe(s->run->gpu, sizeof s->run->gpu);
+    if (s->uses[BENCH_ON_GPU] && gpu(NULL))
+        gpu(NULL)->describe(s->run->gpu, sizeof s->run->gpu);
     if (!s->o->peers)
         return;
     if (peers_start(&s->peers, s->o->peers, s->o))

@@ -20,16 +20,6 @@ typedef struct grid {
     int next; /* the cell of the last row that cell() fills next */
 } grid;
 
-/* Begin a row. Without memory it is dropped. */
-static void new_row(grid *g) {
-    void *more = realloc(g->cell, (size_t)(g->rows + 1) * sizeof *g->cell);
-    if (!more)
-        return;
-    g->cell = more;
-    memset(g->cell[g->rows++], 0, sizeof *g->cell);
-    g->next = 0;
-}
-
 /* Fill in the next cell of the last row. */
 static __attribute__((format(printf, 2, 3))) void cell(grid *g, const char *format, ...) {
     va_list args;
@@ -41,15 +31,26 @@ static __attribute__((format(printf, 2, 3))) void cell(grid *g, const char *form
     g->columns = g->next > g->columns ? g->next : g->columns;
 }
 
-/* A row of texts, separated by '|': the heading. */
-static grid heading(const char *texts) {
-    grid g = {0};
-    new_row(&g);
+/* Begin a row with these texts, separated by '|'. Without memory it is dropped. */
+static void begin(grid *g, const char *texts) {
+    void *more = realloc(g->cell, (size_t)(g->rows + 1) * sizeof *g->cell);
+    if (!more)
+        return;
+    g->cell = more;
+    memset(g->cell[g->rows++], 0, sizeof *g->cell);
+    g->next = 0;
     for (size_t n = 0; *texts; texts += n + (texts[n] == '|')) {
         n = strcspn(texts, "|");
-        cell(&g, "%.*s", (int)n, texts);
+        cell(g, "%.*s", (int)n, texts);
     }
-    return g;
+}
+
+/* Begin the row of a result with its length, pass and program. */
+static void begin_row(grid *g, const bench_row *r) {
+    begin(g, "");
+    cell(g, "%" PRId64, r->T);
+    cell(g, "%s", r->pass);
+    cell(g, "%s", r->name);
 }
 
 /* Three significant figures: 0.0123, 1.23, 12.3, 123, 1234; "-" unless it is above 0. */
@@ -115,7 +116,7 @@ static int is_wanted(const char *name, const char *stage) {
 }
 
 static void time_row(grid *g, const bench_row *r) {
-    new_row(g);
+    begin(g, "");
     cell(g, "%" PRId64, r->T);
     cell(g, "%s", r->name);
     number(g, 1e3 * r->time.median);
@@ -136,9 +137,14 @@ static void time_row(grid *g, const bench_row *r) {
     cell(g, "%s", r->checked);
 }
 
+static int is_prefixed(const char *name) {
+    return bench_has_prefix(name, BENCH_OWN_DENSE) || bench_has_prefix(name, BENCH_ONE_THREAD);
+}
+
 static void print_times(const bench_run *run, const char *pass, const char *stage) {
-    grid g = heading("T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|"
-                     "vs stage below|vs dense attention|memory, MB|workspace, MB|checked against");
+    grid g = {0};
+    begin(&g, "T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|"
+              "vs stage below|vs dense attention|memory, MB|workspace, MB|checked against");
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         if (!strcmp(r->pass, pass) && is_wanted(r->name, stage) && !r->status[0])
@@ -157,43 +163,27 @@ static void print_times(const bench_run *run, const char *pass, const char *stag
 
 /* ----------------------------------------------------------------- kernels */
 
-/* The floor of a phase, the shortest time that the ceilings of the GPU allow, and which of them
- * binds; 0 if unknown. */
-static double floor_of(const bench_run *run, const bench_row *row, const bench_phase *p,
-                       const char **bound) {
-    const int half = !strcmp(row->arith, "bfloat16");
-    const double flops = run->ceiling[half ? BENCH_BF16 : BENCH_FMA].median;
-    const double rate[] = {flops, run->ceiling[BENCH_L2].median, run->ceiling[BENCH_READ].median};
-    const double what[] = {p->flops, p->l2, p->bytes};
-    const char *const names[] = {half ? "MMA" : "FMA", "L2", "memory"};
-    double floor = 0;
-    if (!(flops > 0) && p->flops > 0)
-        return 0; /* without an arithmetic ceiling the floor would be too low */
-    for (int i = 0; i < 3; i++) {
-        const double seconds = rate[i] > 0 ? 1e-9 * what[i] / rate[i] : 0;
-        if (seconds > floor) {
-            floor = seconds;
-            *bound = names[i];
-        }
-    }
-    return floor;
-}
-
-/* Floors are counted for GPU stages, which compute scores twice; a CPU's rows have only times. */
+/* A phase, and its floor: the shortest time that the ceilings of the GPU allow. Work is counted for
+ * GPU stages, which compute scores twice; a CPU's rows have only times. */
 static void kernel_row(grid *g, const bench_run *run, const bench_row *r, const bench_phase *p) {
-    const char *bound = "";
-    const int counted = !strcmp(r->device, "gpu");
-    const double floor = counted ? floor_of(run, r, p, &bound) : 0;
-    new_row(g);
-    cell(g, "%" PRId64, r->T);
-    cell(g, "%s", r->pass);
-    cell(g, "%s", r->name);
+    const int half = !strcmp(r->arith, "bfloat16"), counted = !strcmp(r->device, "gpu");
+    const int ceiling[] = {half ? BENCH_BF16 : BENCH_FMA, BENCH_L2, BENCH_READ};
+    const double work[] = {p->flops, p->l2, p->bytes};
+    const char *const names[] = {half ? "MMA" : "FMA", "L2", "memory"}, *bound = "";
+    double floor = 0;
+    begin_row(g, r);
     cell(g, "%s", p->name);
     number(g, 1e3 * p->seconds);
     cell(g, "%.0f %%", 100 * p->seconds / r->time.median);
-    number(g, counted ? 1e-12 * p->flops / p->seconds : 0);
-    number(g, counted ? 1e-12 * p->l2 / p->seconds : 0);
-    number(g, counted ? 1e-12 * p->bytes / p->seconds : 0);
+    for (int i = 0; i < 3; i++) {
+        const double rate = run->ceiling[ceiling[i]].median;
+        const double seconds = counted && rate > 0 ? 1e-9 * work[i] / rate : 0;
+        number(g, counted ? 1e-12 * work[i] / p->seconds : 0);
+        bound = seconds > floor ? names[i] : bound;
+        floor = seconds > floor ? seconds : floor;
+    }
+    if (!(run->ceiling[ceiling[0]].median > 0) && p->flops > 0)
+        floor = 0; /* without an arithmetic ceiling it would be too low */
     number(g, 1e3 * floor);
     if (floor > 0)
         cell(g, "%.0f %% of %s", 100 * floor / p->seconds, bound);
@@ -202,8 +192,9 @@ static void kernel_row(grid *g, const bench_run *run, const bench_row *r, const 
 }
 
 static void print_kernels(const bench_run *run, const char *stage) {
-    grid g = heading("T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
-                     "share of ceiling");
+    grid g = {0};
+    begin(&g, "T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
+              "share of ceiling");
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
         for (int p = 0; p < r->phases && !r->status[0] && is_wanted(r->name, stage); p++)
@@ -214,26 +205,19 @@ static void print_kernels(const bench_run *run, const char *stage) {
 
 /* ------------------------------------------------------------------ ratios */
 
-/* The names of all peers: rows of neither a stage nor a stage with a prefix. @return how many */
-static int list_peers(const bench_run *run, const char **name, int capacity) {
+static void print_peers(const bench_run *run, const char *stage) {
+    const char *name[COLUMNS - 4]; /* of rows of neither a stage nor a stage with a prefix */
     int names = 0;
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        int known = r->status[0] || bench_is_stage(r) ||
-                    bench_has_prefix(r->name, BENCH_OWN_DENSE) ||
-                    bench_has_prefix(r->name, BENCH_ONE_THREAD);
+        int known = r->status[0] || bench_is_stage(r) || is_prefixed(r->name);
         for (int n = 0; n < names; n++)
             known |= !strcmp(name[n], r->name);
-        if (!known && names < capacity)
+        if (!known && names < COLUMNS - 4)
             name[names++] = r->name;
     }
-    return names;
-}
-
-static void print_peers(const bench_run *run, const char *stage) {
-    const char *name[COLUMNS - 4];
-    const int names = list_peers(run, name, COLUMNS - 4);
-    grid g = heading("T|pass|program|ms");
+    grid g = {0};
+    begin(&g, "T|pass|program|ms");
     for (int n = 0; n < names; n++)
         cell(&g, "vs %s", name[n]);
     for (int i = 0; i < run->rows; i++) {
@@ -241,10 +225,7 @@ static void print_peers(const bench_run *run, const char *stage) {
         if (r->status[0] || !is_wanted(r->name, stage) ||
             bench_has_prefix(r->name, BENCH_ONE_THREAD))
             continue;
-        new_row(&g);
-        cell(&g, "%" PRId64, r->T);
-        cell(&g, "%s", r->pass);
-        cell(&g, "%s", r->name);
+        begin_row(&g, r);
         number(&g, 1e3 * r->time.median);
         for (int n = 0; n < names; n++) {
             const bench_row *d = bench_find(run, name[n], r->pass, r->T);
@@ -254,21 +235,18 @@ static void print_peers(const bench_run *run, const char *stage) {
     print(&g);
 }
 
-/* The same stage with a prefix, at the same pass and length; NULL if it was not timed. */
-static const bench_row *find_variant(const bench_run *run, const char *prefix, const bench_row *r) {
-    char name[96];
-    snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
-    return bench_find(run, name, r->pass, r->T);
-}
-
-static void own_row(grid *g, const bench_row *r, const bench_row *dense,
-                    const bench_row *one_thread) {
+/* The ratios of a stage to the same stage with a prefix, at the same pass and length. */
+static void own_row(grid *g, const bench_run *run, const bench_row *r) {
+    char name[2][96];
+    snprintf(name[0], sizeof name[0], "%s%.49s", BENCH_OWN_DENSE, r->name);
+    snprintf(name[1], sizeof name[1], "%s%.49s", BENCH_ONE_THREAD, r->name);
+    const bench_row *dense = bench_find(run, name[0], r->pass, r->T);
+    const bench_row *one_thread = bench_find(run, name[1], r->pass, r->T);
+    if (!dense && !one_thread)
+        return;
     const bench_stats none = {0}, of = dense ? bench_ratio(r, dense) : none;
     const double flops = dense ? dense->flops / r->flops : 1;
-    new_row(g);
-    cell(g, "%" PRId64, r->T);
-    cell(g, "%s", r->pass);
-    cell(g, "%s", r->name);
+    begin_row(g, r);
     number(g, 1e3 * r->time.median);
     number(g, dense ? 1e3 * dense->time.median : 0);
     ratio(g, of);
@@ -284,15 +262,13 @@ static void own_row(grid *g, const bench_row *r, const bench_row *dense,
 }
 
 static void print_own(const bench_run *run, const char *stage) {
-    grid g = heading("T|pass|program|ms|own dense attention, ms|vs own dense attention|"
-                     "ratio of FLOPs|share of that ratio|one thread, ms|vs one thread");
+    grid g = {0};
+    begin(&g, "T|pass|program|ms|own dense attention, ms|vs own dense attention|"
+              "ratio of FLOPs|share of that ratio|one thread, ms|vs one thread");
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        const bench_row *dense = find_variant(run, BENCH_OWN_DENSE, r);
-        const bench_row *one_thread = find_variant(run, BENCH_ONE_THREAD, r);
-        if (!r->status[0] && bench_is_stage(r) && is_wanted(r->name, stage) &&
-            (dense || one_thread))
-            own_row(&g, r, dense, one_thread);
+        if (!r->status[0] && bench_is_stage(r) && is_wanted(r->name, stage))
+            own_row(&g, run, r);
     }
     print(&g);
 }

@@ -104,6 +104,9 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 
 /* ----------------------------------------------------------------- verify.c */
 
+/** @return 1 if that result is compared; of plain causal attention out, dq, dk_win and dv_win. */
+int verify_wants(const workload *w, int causal, nsa_id id);
+
 /** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
  *  @param oracle  stage 00, or a stage of verify_judge()
  *  @param causal  1 for plain causal attention */
@@ -111,8 +114,7 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 
 /** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
  * selection as a set, then outputs and gradients with its own blocks forced on the oracle.
- *  @param causal  1 for plain causal attention: out, dq, dk_win and dv_win count
- *  @param mine    out, block_idx, dq and dgate of the sampled rows; other gradients whole */
+ *  @param mine  out, block_idx, dq and dgate of the sampled rows; other gradients whole */
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
 
