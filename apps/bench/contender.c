@@ -200,8 +200,6 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
-    if (c->peer) /* the peers' program checks itself */
-        return NSA_OK;
     nsa_status status = run_prerequisites(c, w);
     for (int64_t s = 0; s < (w->pass == BENCH_DECODE ? DECODE_WARM : 1) && !status; s++) {
         status = prepare(c, w, s);

@@ -28,19 +28,15 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The quantile p of sorted samples. */
-static double quantile(const double *sorted, int count, double p) {
-    double pos = p * (count - 1);
-    int low = (int)pos, high = low + 1 < count ? low + 1 : low;
-    return sorted[low] + (pos - low) * (sorted[high] - sorted[low]);
-}
-
 bench_stats bench_quartiles(double *samples, int count) {
-    if (count < 1)
-        return (bench_stats){0};
+    double q[3] = {0};
     qsort(samples, (size_t)count, sizeof *samples, ascending);
-    return (bench_stats){quantile(samples, count, 0.25), quantile(samples, count, 0.5),
-                         quantile(samples, count, 0.75)};
+    for (int i = 0; i < 3 && count; i++) {
+        const double pos = 0.25 * (i + 1) * (count - 1);
+        const int low = (int)pos, high = low + 1 < count ? low + 1 : low;
+        q[i] = samples[low] + (pos - low) * (samples[high] - samples[low]);
+    }
+    return (bench_stats){q[0], q[1], q[2]};
 }
 
 /* -------------------------------------------------------- caches and threads */
@@ -51,12 +47,11 @@ static struct {
 } arena;
 
 int bench_arena_open(void) {
-    long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE), page = sysconf(_SC_PAGESIZE);
-    size_t cache = level3 > 0 ? (size_t)level3 : 0, min_bytes = (size_t)64 << 20;
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)page, max_bytes = memory / 16;
-    arena.half = cache > min_bytes ? cache : min_bytes;
-    if (arena.half > max_bytes) /* a virtual machine may see its host's whole cache */
-        arena.half = max_bytes;
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE), min_bytes = 64L << 20;
+    /* a virtual machine may see its host's whole cache */
+    const long max_bytes = sysconf(_SC_PHYS_PAGES) / 16 * sysconf(_SC_PAGESIZE);
+    const long bytes = cache > min_bytes ? cache : min_bytes;
+    arena.half = (size_t)(bytes < max_bytes ? bytes : max_bytes);
     arena.data = malloc(2 * arena.half);
     if (arena.data)
         memset(arena.data, 1, 2 * arena.half);
@@ -147,31 +142,12 @@ void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
 
 /* ------------------------------------------------------------- description */
 
-/* "model name	: ..." of the first processor. */
-static void cpu_name(char *text, size_t capacity) {
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(text, capacity, "unknown");
-    while (f && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) || !colon)
-            continue;
-        line[strcspn(line, "\n")] = 0;
-        snprintf(text, capacity, "%s", colon + 2);
-        break;
-    }
-    if (f)
-        fclose(f);
-}
-
-/* The commit of the tree that this program was built in. */
-static void commit_name(char *text, size_t capacity) {
-    FILE *f = popen("git -C \"$(dirname \"$(readlink /proc/$PPID/exe)\")\" describe --always "
-                    "--dirty --abbrev=12 2>/dev/null",
-                    "r");
-    snprintf(text, capacity, "unknown");
-    if (f && fgets(text, (int)capacity, f))
-        text[strcspn(text, "\n")] = 0;
+/* The first line that a shell command prints; "unknown" without one. */
+static void first_line(const char *command, char *text, size_t capacity) {
+    FILE *f = popen(command, "r");
+    if (!f || !fgets(text, (int)capacity, f))
+        snprintf(text, capacity, "unknown");
+    text[strcspn(text, "\n")] = 0;
     if (f)
         pclose(f);
 }
@@ -195,8 +171,11 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
                       size_t stages) {
     time_t now = time(NULL);
     struct tm utc;
-    cpu_name(run->cpu, sizeof run->cpu);
-    commit_name(run->commit, sizeof run->commit);
+    first_line("sed -n '/^model name/{s/[^:]*: //p;q;}' /proc/cpuinfo", run->cpu, sizeof run->cpu);
+    /* of the tree that this program was built in */
+    first_line("git -C \"$(dirname \"$(readlink /proc/$PPID/exe)\")\" describe --always --dirty "
+               "--abbrev=12 2>/dev/null",
+               run->commit, sizeof run->commit);
 #ifdef __clang__
     snprintf(run->compiler, sizeof run->compiler, "%s", __VERSION__);
 #else

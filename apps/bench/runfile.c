@@ -115,29 +115,10 @@ static int put_run(cJSON *root, const bench_run *run) {
     return ok;
 }
 
-/* Write a temporary file and rename it, so that a full disk leaves the old file. */
-static nsa_status write_text(const char *path, const char *text) {
-    char temporary[4096];
-    int length = snprintf(temporary, sizeof temporary, "%s.part", path);
-    if (length < 0 || (size_t)length >= sizeof temporary)
-        return nsa_fail(NSA_ERR_IO, "%.100s...: the name is too long", path);
-    FILE *f = fopen(temporary, "w");
-    if (!f)
-        return nsa_fail(NSA_ERR_IO, "%s: %s", temporary, strerror(errno));
-    int bad = fputs(text, f) == EOF || fputc('\n', f) == EOF;
-    bad |= fclose(f) != 0;
-    if (bad || rename(temporary, path)) {
-        nsa_status status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
-        remove(temporary);
-        return status;
-    }
-    return NSA_OK;
-}
-
 nsa_status runfile_write(const bench_run *run, const char *path) {
     cJSON *root = cJSON_CreateObject();
     char *text = put_run(root, run) ? cJSON_Print(root) : NULL;
-    nsa_status status = text ? write_text(path, text)
+    nsa_status status = text ? file_replace(path, text)
                              : nsa_fail(NSA_ERR_MEMORY, "no memory for the run file %s", path);
     cJSON_free(text);
     cJSON_Delete(root);

@@ -36,15 +36,6 @@ static int is_wanted(const sweep *s, const nsa_found *found) {
     return found->stage && s->o->device[device];
 }
 
-static void report_skipped(const sweep *s, const nsa_found *found) {
-    const bench_device device = bench_device_of(found->stage);
-    const char *why = !found->stage                  ? found->problem
-                      : device == BENCH_ON_SIMULATOR ? "the simulator's times say nothing"
-                      : s->o->device[BENCH_ON_GPU]   ? "--device gpu leaves out the CPU's stages"
-                                                     : "--device cpu leaves out the GPU's stages";
-    fprintf(stderr, "nsa bench: SKIP %s: %s\n", found->name, why);
-}
-
 /* The stages that were asked for, or all. */
 static nsa_status list_stages(sweep *s) {
     const bench_options *o = s->o;
@@ -70,7 +61,8 @@ static nsa_status find_stages(sweep *s) {
     for (size_t i = 0; i < s->stages && !status; i++) {
         const nsa_stage *stage = s->found[i].stage;
         if (!is_wanted(s, &s->found[i])) {
-            report_skipped(s, &s->found[i]);
+            fprintf(stderr, "nsa bench: SKIP %s: %s\n", s->found[i].name,
+                    stage ? "its device, or the simulator, is not asked for" : s->found[i].problem);
             continue;
         }
         s->uses[bench_device_of(stage)] = 1;
@@ -83,17 +75,6 @@ static nsa_status find_stages(sweep *s) {
 
 /* ----------------------------------------------------------------- one row */
 
-static nsa_status check(sweep *s, contender *c, workload *w) {
-    progress_phase(&s->bar, c->row->name);
-    nsa_status status = contender_open(c, w);
-    if (status || c->peer)
-        return status;
-    status = verify_truth(w, s->judge.stage, c->causal);
-    snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", s->judge.name,
-             w->rows.shape[0]);
-    return status ? status : contender_check(c, w, s->judge.stage);
-}
-
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
@@ -105,7 +86,14 @@ static int admit(sweep *s, contender *c, workload *w) {
                  limit > 0 ? limit : 0);
         return 0;
     }
-    nsa_status status = check(s, c, w);
+    progress_phase(&s->bar, c->row->name);
+    nsa_status status = contender_open(c, w);
+    if (!status && !c->peer) { /* the peers' program checks itself */
+        status = verify_truth(w, s->judge.stage, c->causal);
+        snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", s->judge.name,
+                 w->rows.shape[0]);
+        status = status ? status : contender_check(c, w, s->judge.stage);
+    }
     if (!status) {
         c->wanted = bench_runs_of(s->o, c->first, limit - c->row->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
@@ -125,16 +113,13 @@ static int admit(sweep *s, contender *c, workload *w) {
 
 static void summarize(contender *c, const workload *w) {
     bench_row *row = c->row;
-    const workload_cost cost = workload_count(w, c->causal, contender_arith(c));
     for (int i = 0; i < row->phases; i++) {
         row->phase[i].seconds = bench_quartiles(c->phase[i], c->runs).median;
         phase_work(w, contender_arith(c), &row->phase[i]);
     }
     row->runs = c->runs;
     row->time = bench_quartiles(c->sample, c->runs);
-    row->flops = cost.flops;
-    row->bytes = cost.bytes;
-    row->tokens = cost.tokens;
+    workload_count(w, c->causal, contender_arith(c), row);
 }
 
 /* -------------------------------------------------------------- one length */
@@ -305,18 +290,6 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
     return status;
 }
 
-/* Describe the machine, and start the peers. */
-static void describe(sweep *s) {
-    machine_describe(s->run, s->o, s->found, s->stages);
-    if (s->uses[BENCH_ON_GPU] && gpu(NULL))
-        gpu(NULL)->describe(s->run->gpu, sizeof s->run->gpu);
-    if (!s->o->peers)
-        return;
-    if (peers_start(&s->peers, s->o->peers, s->o))
-        fprintf(stderr, "nsa bench: SKIP peers: %s\n", s->peers.about);
-    snprintf(s->run->peers, sizeof s->run->peers, "%s", s->peers.about);
-}
-
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     sweep s = {.o = o, .run = run, .began = bench_now()};
     if (!bench_arena_open())
@@ -324,7 +297,12 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     s.bar = progress_begin("nsa bench");
     nsa_status status = find_stages(&s);
     if (!status) {
-        describe(&s);
+        machine_describe(run, o, s.found, s.stages);
+        if (s.uses[BENCH_ON_GPU] && gpu(NULL))
+            gpu(NULL)->describe(run->gpu, sizeof run->gpu);
+        if (o->peers && peers_start(&s.peers, o->peers, o))
+            fprintf(stderr, "nsa bench: SKIP peers: %s\n", s.peers.about);
+        snprintf(run->peers, sizeof run->peers, "%s", s.peers.about);
         measure_ceilings(&s);
     }
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {

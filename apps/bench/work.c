@@ -58,16 +58,20 @@ static double phi_weights(const nsa_config *c, double D) {
     return c->phi == NSA_PHI_GATED ? l * D + D + l : 0;
 }
 
-/* Both compressors' forward: operations, and the number of weights in `bytes`. */
-static workload_cost count_compressors(const workload *w) {
+typedef struct phi_cost {
+    double flops, weights;
+} phi_cost;
+
+/* Both compressors' forward. */
+static phi_cost count_compressors(const workload *w) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
     /* one block is compressed every d steps */
     const double blocks =
         w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    return (workload_cost){.flops = (double)w->B * blocks * (double)c->kv_heads *
-                                    (phi_flops(c, dk) + phi_flops(c, dv)),
-                           .bytes = phi_weights(c, dk) + phi_weights(c, dv)};
+    return (phi_cost){(double)w->B * blocks * (double)c->kv_heads *
+                          (phi_flops(c, dk) + phi_flops(c, dv)),
+                      phi_weights(c, dk) + phi_weights(c, dv)};
 }
 
 /* ----------------------------------------------------------- a whole pass */
@@ -84,19 +88,17 @@ static double count_numbers(const workload *w, double keys, int causal) {
     return directions * (rows * (dk + (causal ? 0 : 3)) + stored * Hkv * (dk + dv)) + rows * dv;
 }
 
-workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
-    const nsa_config *c = &w->cfg;
-    const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
+void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row) {
+    const double dk = (double)w->cfg.qk_dim, dv = (double)w->cfg.v_dim;
     const int step = w->pass == BENCH_DECODE, backward = w->pass == BENCH_BACKWARD;
     const key_counts s = count_keys(w);
     const double keys = causal ? s.dense : s.branch[CMP] + s.branch[SLC] + s.branch[WIN];
     const double pair = backward ? 6 * dk + 4 * dv : 2 * dk + 2 * dv;
-    const workload_cost phi = causal ? (workload_cost){0} : count_compressors(w);
-    const double weights = step ? 0 : phi.bytes * (backward ? 2 : 1);
-    return (workload_cost){.flops =
-                               keys * (double)c->q_heads * pair + phi.flops * (backward ? 3 : 1),
-                           .bytes = (count_numbers(w, keys, causal) + weights) * size_of(arith),
-                           .tokens = s.queries};
+    const phi_cost phi = causal ? (phi_cost){0} : count_compressors(w);
+    const double weights = step ? 0 : phi.weights * (backward ? 2 : 1);
+    row->flops = keys * (double)w->cfg.q_heads * pair + phi.flops * (backward ? 3 : 1);
+    row->bytes = (count_numbers(w, keys, causal) + weights) * size_of(arith);
+    row->tokens = s.queries;
 }
 
 /* ----------------------------------------------------------------- a phase */
@@ -104,14 +106,14 @@ workload_cost workload_count(const workload *w, int causal, nsa_arith arith) {
 /* The compressor reads tokens and writes compressed ones; its backward also moves their
  * gradients. */
 static void count_phi(const workload *w, double size, bench_phase *p) {
-    const workload_cost cost = count_compressors(w);
+    const phi_cost cost = count_compressors(w);
     const nsa_config *c = &w->cfg;
     const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
     const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
     const double raw = step ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
     const double compressed = step ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
     p->flops = cost.flops * directions;
-    p->bytes = size * directions * ((double)w->B * row * (raw + compressed) + cost.bytes);
+    p->bytes = size * directions * ((double)w->B * row * (raw + compressed) + cost.weights);
 }
 
 /* Attention of the branches in the phase's name; all if none is named. */
@@ -161,15 +163,8 @@ static void count_lists(const workload *w, bench_phase *p) {
     p->bytes = 2 * rows * (double)w->cfg.slc_count * (double)sizeof(int32_t);
 }
 
-static int is_attention(const workload *w, const char *name) {
-    static const char *const own[] = {"cmp", "slc", "win"}, *const gradients[] = {"dq", "dk", "dv"};
-    int known = 0;
-    for (int i = 0; i < 3; i++)
-        known |= strstr(name, own[i]) || (w->pass == BENCH_BACKWARD && strstr(name, gradients[i]));
-    return known;
-}
-
 void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
+    static const char *const attention[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
     p->flops = p->l2 = p->bytes = 0;
     if (strstr(p->name, "compress") || strstr(p->name, "phi"))
         count_phi(w, size_of(arith), p);
@@ -177,6 +172,9 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
         count_gate(w, size_of(arith), p);
     else if (strstr(p->name, "lists"))
         count_lists(w, p);
-    else if (is_attention(w, p->name))
-        count_attention(w, size_of(arith), p);
+    else
+        for (int i = 0; i < (w->pass == BENCH_BACKWARD ? 6 : 3) && !(p->bytes > 0); i++) {
+            if (strstr(p->name, attention[i]))
+                count_attention(w, size_of(arith), p);
+        }
 }

@@ -72,20 +72,13 @@ nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
 
 /* ------------------------------------------------------------------- work.c */
 
-/** The work of a run. */
-typedef struct workload_cost {
-    double flops;  /**< useful operations */
-    double bytes;  /**< moved at least once */
-    double tokens; /**< query tokens */
-} workload_cost;
-
-/** Count the work that the config needs. Operations: visible pairs only, two products forward (4 D
- * a pair for dk = dv = D), five backward (the scores once more), and the compressor's products,
- * twice more in its backward; exp, importance and selection are not counted. Bytes: every input
- * read once, every result written once, in the stage's type.
+/** Count the work that the config needs: flops, bytes and tokens of a row. Operations: visible
+ * pairs only, two products forward (4 D a pair for dk = dv = D), five backward (the scores once
+ * more), and the compressor's products, twice more in its backward; exp, importance and selection
+ * are not counted. Bytes: every input read once, every result written once, in the stage's type.
  *  @param causal  1 for plain causal attention over one pair
  *  @param arith   the stage's type */
-workload_cost workload_count(const workload *w, int causal, nsa_arith arith);
+void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row);
 
 /**
  * Count the work of one phase of a GPU stage, recognised by its name: "cmp", "slc" and "win" are
