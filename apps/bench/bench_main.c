@@ -18,59 +18,49 @@ const char *bench_pass_name(bench_pass pass) {
 
 /* ------------------------------------------------------------------ options */
 
-enum { HEADS = 256, DIMS, PHI, DIR, JSON, QUICK, TABLE, PLOT, WHAT, DEVICE, JUDGE, PEERS, ALONE };
-enum { FIRST_NUMBER = 512 }; /* and on: keys of the table below */
+enum { HEADS = 256, DIMS, PHI, QUICK, DEVICE, ALONE, BATCH, ROWS, SEED, BUDGET, RUNS };
+enum { DIR = 512, JSON, TABLE, PLOT, WHAT, JUDGE, PEERS };
+#define AT(member) offsetof(bench_options, member)
 
-/* Options that are whole numbers. */
-static const struct {
-    const char *name;
+/* Options that are whole numbers, or without `high` texts kept as they are. */
+static const struct target {
+    int key;
     int64_t low, high;
     size_t offset;
-} numbers[] = {{"batch", 1, BENCH_MAX_BATCH, offsetof(bench_options, batch)},
-               {"threads", 1, 256, offsetof(bench_options, threads)},
-               {"rows", 1, 4096, offsetof(bench_options, rows)},
-               {"seed", 0, 1000000000, offsetof(bench_options, seed)},
-               {"budget", 1, 1000000, offsetof(bench_options, budget)},
-               {"runs", 3, BENCH_MAX_RUNS, offsetof(bench_options, runs)}};
-enum { BATCH = FIRST_NUMBER, THREADS, ROWS, SEED, BUDGET, RUNS };
-
-/* Options that are kept as they are. */
-static const struct {
-    int key;
-    size_t offset;
-} texts[] = {{DIR, offsetof(bench_options, stage_dir)}, {JSON, offsetof(bench_options, json)},
-             {TABLE, offsetof(bench_options, table)},   {PLOT, offsetof(bench_options, plot)},
-             {WHAT, offsetof(bench_options, what)},     {JUDGE, offsetof(bench_options, judge)},
-             {PEERS, offsetof(bench_options, peers)}};
+} targets[] = {{BATCH, 1, BENCH_MAX_BATCH, AT(batch)},
+               {'t', 1, 256, AT(threads)},
+               {ROWS, 1, 4096, AT(rows)},
+               {SEED, 0, 1000000000, AT(seed)},
+               {BUDGET, 1, 1000000, AT(budget)},
+               {RUNS, 3, BENCH_MAX_RUNS, AT(runs)},
+               {DIR, 0, 0, AT(stage_dir)},
+               {JSON, 0, 0, AT(json)},
+               {TABLE, 0, 0, AT(table)},
+               {PLOT, 0, 0, AT(plot)},
+               {WHAT, 0, 0, AT(what)},
+               {JUDGE, 0, 0, AT(judge)},
+               {PEERS, 0, 0, AT(peers)}};
 
 static const struct argp_option known[] = {
     {NULL, 0, NULL, 0, "What to time:", 1},
     {"stage", 's', "NAME", 0, "a stage by name, number or path, may be repeated; default: all", 1},
-    {"pass", 'p', "LIST", 0,
-     "forward, backward, decode, joined by commas, or all; default: forward", 1},
+    {"pass", 'p', "LIST", 0, "forward, backward, decode with commas, or all; default: forward", 1},
     {"seq", 'T', "LIST", 0, "tokens of a sequence; default: 256,512,1k,2k,4k,8k,16k", 1},
     {"heads", HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
     {"dims", DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},
     {"phi", PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
-    {"batch", BATCH, "B", 0,
-     "sequences of a pack, up to 16; slots of a decode, up to 64; default: 1", 1},
+    {"batch", BATCH, "B", 0, "sequences of a pack, to 16, or slots of a decode, to 64; default: 1",
+     1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
-    {"one-thread", ALONE, NULL, 0, "with --threads N: time each CPU stage with one thread as well",
-     1},
+    {"one-thread", ALONE, NULL, 0, "with --threads N: each CPU stage with one thread as well", 1},
     {"device", DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
-    {"peers", PEERS, "COMMAND", 0,
-     "a program that times other libraries' attention in turn with ours: \"python3 apps/peers.py\"",
+    {"peers", PEERS, "COMMAND", 0, "time other libraries in turn: \"python3 apps/peers.py\"", 1},
+    {"judge", JUDGE, "NAME", 0, "the CPU stage used as oracle, itself checked first; default: 00",
      1},
-    {"judge", JUDGE, "NAME", 0,
-     "the stage used as oracle, itself checked first; default: 00, or 02 where that would take too "
-     "long",
-     1},
-    {"rows", ROWS, "R", 0, "rows to check before timing; default: 9", 1},
+    {"rows", ROWS, "R", 0, "rows (decode: slots) to check before timing; default: 9", 1},
     {"seed", SEED, "N", 0, "seed of the inputs; default: 1", 1},
     {"budget", BUDGET, "S", 0, "skip rows that would take longer than S seconds; default: 120", 1},
-    {"runs", RUNS, "N", 0,
-     "timed runs of each row, as its budget allows, 3 to 60 (decode: to 20); default: 3 to 20, "
-     "depending on the time of a run",
+    {"runs", RUNS, "N", 0, "timed runs of a row if its budget allows, 3 to 60; default: 3 to 20",
      1},
     {"quick", QUICK, NULL, 0, "finish within a minute: three short lengths", 1},
     {"stages", DIR, "DIR", 0, "folder of the stages' shared objects", 1},
@@ -99,13 +89,15 @@ static int64_t whole(const char *text, size_t length, int64_t low, int64_t high)
 /* The parsers below return 0 for a good text, else EINVAL and have printed why. */
 #define WRONG(...) (command_error(EXIT_USAGE, "nsa bench", __VA_ARGS__), EINVAL)
 
-static error_t number(int index, const char *arg, bench_options *o) {
-    const int64_t low = numbers[index].low, high = numbers[index].high;
-    const int64_t value = whole(arg, strlen(arg), low, high);
+static error_t number(const struct target *t, const char *arg, bench_options *o) {
+    const struct argp_option *option = known;
+    const int64_t value = whole(arg, strlen(arg), t->low, t->high);
+    while (option->key != t->key)
+        option++;
     if (value < 0)
-        return WRONG("--%s \"%s\" is not a whole number in %lld..%lld", numbers[index].name, arg,
-                     (long long)low, (long long)high);
-    memcpy((char *)o + numbers[index].offset, &value, sizeof value);
+        return WRONG("--%s \"%s\" is not a whole number in %lld..%lld", option->name, arg,
+                     (long long)t->low, (long long)t->high);
+    memcpy((char *)o + t->offset, &value, sizeof value);
     return 0;
 }
 
@@ -168,9 +160,13 @@ static void quick(bench_options *o) {
 
 static error_t parse(int key, char *arg, struct argp_state *state) {
     bench_options *o = state->input;
-    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        if (texts[i].key == key)
-            memcpy((char *)o + texts[i].offset, &arg, sizeof arg);
+    for (const struct target *t = targets; t < targets + sizeof targets / sizeof *targets; t++) {
+        if (t->key != key)
+            continue;
+        if (t->high)
+            return number(t, arg, o);
+        memcpy((char *)o + t->offset, &arg, sizeof arg);
+        return 0;
     }
     switch (key) {
     case 's':
@@ -180,8 +176,6 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         return 0;
     case 'p':
         return passes(arg, o);
-    case 't':
-        return number(THREADS - FIRST_NUMBER, arg, o);
     case 'T':
         return sizes(arg, o);
     case HEADS:
@@ -199,9 +193,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         quick(o);
         return 0;
     default:
-        if (key >= FIRST_NUMBER && key <= RUNS)
-            return number(key - FIRST_NUMBER, arg, o);
-        return key >= HEADS && key < ALONE ? 0 : command_key(key, arg, state);
+        return command_key(key, arg, state);
     }
 }
 
@@ -213,20 +205,11 @@ static int parse_options(int argc, char **argv, bench_options *o) {
                                             "A stage that is wrong on a sampled row is not timed. "
                                             "Exit status: 0 done, 1 a stage is wrong, 2 bad "
                                             "usage."};
-    *o = (bench_options){.cfg = nsa_config_defaults(),
-                         .T = {256, 512, 1024, 2048, 4096, 8192, 16384},
-                         .sizes = 7,
-                         .pass = {1, 0, 0},
-                         .device = {1, 1, 0},
-                         .batch = 1,
-                         .threads = 1,
-                         .rows = 9,
-                         .seed = 1,
-                         .budget = 120,
-                         .deadline = 1e9};
-    o->cfg.q_heads = 16;
-    o->cfg.kv_heads = 1;
-    o->cfg.qk_dim = o->cfg.v_dim = 64;
+    *o = (bench_options){.sizes = 7, .T = {256, 512, 1024, 2048, 4096, 8192, 16384}};
+    o->cfg = nsa_config_defaults();
+    o->cfg.q_heads = 16, o->cfg.kv_heads = 1, o->cfg.qk_dim = o->cfg.v_dim = 64;
+    o->pass[BENCH_FORWARD] = o->device[BENCH_ON_CPU] = o->device[BENCH_ON_GPU] = 1;
+    o->batch = o->threads = o->seed = 1, o->rows = 9, o->budget = 120, o->deadline = 1e9;
     int code = command_parse(&argp, 0, argc, argv, NULL, o);
     if (code)
         return code;
@@ -245,15 +228,6 @@ static int parse_options(int argc, char **argv, bench_options *o) {
 }
 
 /* ------------------------------------------------------------------- output */
-
-/* Print a table, or a figure's points, of a run file. */
-static nsa_status show(const bench_options *o, bench_run *run) {
-    nsa_status status = runfile_read(o->table ? o->table : o->plot, run);
-    if (status)
-        return status;
-    return o->table ? report_table(run, o->what ? o->what : "forward", o->table)
-                    : report_points(run, o->what ? o->what : "time");
-}
 
 static void print_all(const bench_options *o, const bench_run *run) {
     static const char *const tables[] = {"forward", "backward", "decode",
@@ -286,10 +260,15 @@ int main(int argc, char **argv) {
     bench_run *run = calloc(1, sizeof *run);
     if (!run)
         return command_error(EXIT_FAILED, name, "no memory for a run");
-    nsa_status status = o.table || o.plot ? show(&o, run) : bench_sweep(&o, run);
-    if (!status && !o.table && !o.plot)
+    const char *file = o.table ? o.table : o.plot;
+    nsa_status status = file ? runfile_read(file, run) : bench_sweep(&o, run);
+    if (!status && o.table)
+        status = report_table(run, o.what ? o.what : "forward", file);
+    else if (!status && o.plot)
+        status = report_points(run, o.what ? o.what : "time");
+    else if (!status)
         print_all(&o, run);
-    for (int i = 0; i < run->rows && !o.table && !o.plot; i++)
+    for (int i = 0; i < run->rows && !file; i++)
         failed |= !strncmp(run->row[i].status, "REFUSED", 7);
     free(run);
     if (status)
