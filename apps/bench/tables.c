@@ -104,18 +104,29 @@ static void print(grid *g) {
     free(g->cell);
 }
 
-/* ------------------------------------------------------------------- times */
+/* ------------------------------------------------------------------- tables */
 
-/* 1 if a table of one stage (NULL: of all) shows this program's rows. */
-static int is_wanted(const char *name, const char *stage) {
-    if (bench_has_prefix(name, BENCH_OWN_DENSE))
-        return is_wanted(name + strlen(BENCH_OWN_DENSE), stage);
-    if (bench_has_prefix(name, BENCH_ONE_THREAD))
-        return is_wanted(name + strlen(BENCH_ONE_THREAD), stage);
-    return !stage || !strcmp(name, stage) || !strcmp(name, BENCH_DENSE);
+/* What a table shows. */
+typedef struct view {
+    const bench_run *run;
+    const char *pass;  /* rows of this pass alone; NULL: of all */
+    const char *stage; /* rows of this stage and of OpenBLAS alone; NULL: of all */
+} view;
+
+static int is_prefixed(const char *name) {
+    return bench_has_prefix(name, BENCH_OWN_DENSE) || bench_has_prefix(name, BENCH_ONE_THREAD);
 }
 
-static void time_row(grid *g, const bench_row *r) {
+static int is_wanted(const view *v, const bench_row *r) {
+    const char *own = r->name;
+    if (is_prefixed(own))
+        own += strlen(bench_has_prefix(own, BENCH_OWN_DENSE) ? BENCH_OWN_DENSE : BENCH_ONE_THREAD);
+    return (!v->stage || !strcmp(own, v->stage) || !strcmp(r->name, BENCH_DENSE)) &&
+           (!v->pass || !strcmp(r->pass, v->pass));
+}
+
+static void time_row(grid *g, const view *v, const bench_row *r) {
+    (void)v;
     begin(g, "");
     cell(g, "%" PRId64, r->T);
     cell(g, "%s", r->name);
@@ -137,112 +148,71 @@ static void time_row(grid *g, const bench_row *r) {
     cell(g, "%s", r->checked);
 }
 
-static int is_prefixed(const char *name) {
-    return bench_has_prefix(name, BENCH_OWN_DENSE) || bench_has_prefix(name, BENCH_ONE_THREAD);
-}
-
-static void print_times(const bench_run *run, const char *pass, const char *stage) {
-    grid g = {0};
-    begin(&g, "T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|"
-              "vs stage below|vs dense attention|memory, MB|workspace, MB|checked against");
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        if (!strcmp(r->pass, pass) && is_wanted(r->name, stage) && !r->status[0])
-            time_row(&g, r);
-    }
-    print(&g);
-    int missing = 0;
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        if (strcmp(r->pass, pass) || !is_wanted(r->name, stage) || !r->status[0])
-            continue;
-        printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
-               r->T, r->status);
-    }
-}
-
-/* ----------------------------------------------------------------- kernels */
-
-/* A phase, and its floor: the shortest time that the ceilings of the GPU allow. Work is counted for
- * GPU stages, which compute scores twice; a CPU's rows have only times. */
-static void kernel_row(grid *g, const bench_run *run, const bench_row *r, const bench_phase *p) {
+/* The phases, and their floors: the shortest times that the ceilings of the GPU allow. Work is
+ * counted for GPU stages, which compute scores twice; a CPU's rows have only times. */
+static void kernel_rows(grid *g, const view *v, const bench_row *r) {
     const int half = !strcmp(r->arith, "bfloat16"), counted = !strcmp(r->device, "gpu");
     const int ceiling[] = {half ? BENCH_BF16 : BENCH_FMA, BENCH_L2, BENCH_READ};
-    const double work[] = {p->flops, p->l2, p->bytes};
-    const char *const names[] = {half ? "MMA" : "FMA", "L2", "memory"}, *bound = "";
-    double floor = 0;
-    begin_row(g, r);
-    cell(g, "%s", p->name);
-    number(g, 1e3 * p->seconds);
-    cell(g, "%.0f %%", 100 * p->seconds / r->time.median);
-    for (int i = 0; i < 3; i++) {
-        const double rate = run->ceiling[ceiling[i]].median;
-        const double seconds = counted && rate > 0 ? 1e-9 * work[i] / rate : 0;
-        number(g, counted ? 1e-12 * work[i] / p->seconds : 0);
-        bound = seconds > floor ? names[i] : bound;
-        floor = seconds > floor ? seconds : floor;
-    }
-    if (!(run->ceiling[ceiling[0]].median > 0) && p->flops > 0)
-        floor = 0; /* without an arithmetic ceiling it would be too low */
-    number(g, 1e3 * floor);
-    if (floor > 0)
-        cell(g, "%.0f %% of %s", 100 * floor / p->seconds, bound);
-    else
-        cell(g, "-");
-}
-
-static void print_kernels(const bench_run *run, const char *stage) {
-    grid g = {0};
-    begin(&g, "T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
-              "share of ceiling");
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        for (int p = 0; p < r->phases && !r->status[0] && is_wanted(r->name, stage); p++)
-            kernel_row(&g, run, r, &r->phase[p]);
-    }
-    print(&g);
-}
-
-/* ------------------------------------------------------------------ ratios */
-
-static void print_peers(const bench_run *run, const char *stage) {
-    const char *name[COLUMNS - 4]; /* of rows of neither a stage nor a stage with a prefix */
-    int names = 0;
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        int known = r->status[0] || bench_is_stage(r) || is_prefixed(r->name);
-        for (int n = 0; n < names; n++)
-            known |= !strcmp(name[n], r->name);
-        if (!known && names < COLUMNS - 4)
-            name[names++] = r->name;
-    }
-    grid g = {0};
-    begin(&g, "T|pass|program|ms");
-    for (int n = 0; n < names; n++)
-        cell(&g, "vs %s", name[n]);
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        if (r->status[0] || !is_wanted(r->name, stage) ||
-            bench_has_prefix(r->name, BENCH_ONE_THREAD))
-            continue;
-        begin_row(&g, r);
-        number(&g, 1e3 * r->time.median);
-        for (int n = 0; n < names; n++) {
-            const bench_row *d = bench_find(run, name[n], r->pass, r->T);
-            ratio(&g, d && d != r ? bench_ratio(r, d) : (bench_stats){0});
+    const char *const names[] = {half ? "MMA" : "FMA", "L2", "memory"};
+    for (const bench_phase *p = r->phase; p < r->phase + r->phases; p++) {
+        const double work[] = {p->flops, p->l2, p->bytes};
+        const char *bound = "";
+        double floor = 0;
+        begin_row(g, r);
+        cell(g, "%s", p->name);
+        number(g, 1e3 * p->seconds);
+        cell(g, "%.0f %%", 100 * p->seconds / r->time.median);
+        for (int i = 0; i < 3; i++) {
+            const double rate = v->run->ceiling[ceiling[i]].median;
+            const double seconds = counted && rate > 0 ? 1e-9 * work[i] / rate : 0;
+            number(g, counted ? 1e-12 * work[i] / p->seconds : 0);
+            bound = seconds > floor ? names[i] : bound;
+            floor = seconds > floor ? seconds : floor;
         }
+        if (!(v->run->ceiling[ceiling[0]].median > 0) && p->flops > 0)
+            floor = 0; /* without an arithmetic ceiling it would be too low */
+        number(g, 1e3 * floor);
+        if (floor > 0)
+            cell(g, "%.0f %% of %s", 100 * floor / p->seconds, bound);
+        else
+            cell(g, "-");
     }
-    print(&g);
+}
+
+/* The name of the first peer after `name`, in the order of their first rows; NULL if there is none.
+ * A peer is neither a stage nor a stage with a prefix. */
+static const char *next_peer(const bench_run *run, const char *name) {
+    for (int i = 0, past = !name; i < run->rows; i++) {
+        const bench_row *r = &run->row[i];
+        int first = !r->status[0] && !bench_is_stage(r) && !is_prefixed(r->name);
+        for (int j = 0; j < i && first; j++)
+            first = run->row[j].status[0] || strcmp(run->row[j].name, r->name) != 0;
+        if (first && past)
+            return r->name;
+        past |= first && !strcmp(r->name, name);
+    }
+    return NULL;
+}
+
+static void peer_row(grid *g, const view *v, const bench_row *r) {
+    if (bench_has_prefix(r->name, BENCH_ONE_THREAD))
+        return;
+    begin_row(g, r);
+    number(g, 1e3 * r->time.median);
+    for (const char *name = NULL; (name = next_peer(v->run, name));) {
+        const bench_row *d = bench_find(v->run, name, r->pass, r->T);
+        ratio(g, d && d != r ? bench_ratio(r, d) : (bench_stats){0});
+    }
 }
 
 /* The ratios of a stage to the same stage with a prefix, at the same pass and length. */
-static void own_row(grid *g, const bench_run *run, const bench_row *r) {
+static void own_row(grid *g, const view *v, const bench_row *r) {
     char name[2][96];
     snprintf(name[0], sizeof name[0], "%s%.49s", BENCH_OWN_DENSE, r->name);
     snprintf(name[1], sizeof name[1], "%s%.49s", BENCH_ONE_THREAD, r->name);
-    const bench_row *dense = bench_find(run, name[0], r->pass, r->T);
-    const bench_row *one_thread = bench_find(run, name[1], r->pass, r->T);
-    if (!dense && !one_thread)
+    const bench_row *dense = bench_find(v->run, name[0], r->pass, r->T);
+    const bench_row *one_thread = bench_find(v->run, name[1], r->pass, r->T);
+    if (!bench_is_stage(r) || (!dense && !one_thread))
         return;
     const bench_stats none = {0}, of = dense ? bench_ratio(r, dense) : none;
     const double flops = dense ? dense->flops / r->flops : 1;
@@ -259,18 +229,6 @@ static void own_row(grid *g, const bench_run *run, const bench_row *r) {
     }
     number(g, one_thread ? 1e3 * one_thread->time.median : 0);
     ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
-}
-
-static void print_own(const bench_run *run, const char *stage) {
-    grid g = {0};
-    begin(&g, "T|pass|program|ms|own dense attention, ms|vs own dense attention|"
-              "ratio of FLOPs|share of that ratio|one thread, ms|vs one thread");
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        if (!r->status[0] && bench_is_stage(r) && is_wanted(r->name, stage))
-            own_row(&g, run, r);
-    }
-    print(&g);
 }
 
 /* ----------------------------------------------------------------- machine */
@@ -323,30 +281,61 @@ static void print_source(const bench_run *run, const char *file) {
     printf("\n");
 }
 
+static void print_missing(const view *v) {
+    for (int i = 0, missing = 0; i < v->run->rows; i++) {
+        const bench_row *r = &v->run->row[i];
+        if (r->status[0] && is_wanted(v, r))
+            printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
+                   r->T, r->status);
+    }
+}
+
+static const char times[] =
+    "T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|vs stage below|"
+    "vs dense attention|memory, MB|workspace, MB|checked against";
+static const struct table {
+    const char *name, *heading;
+    void (*row)(grid *g, const view *v, const bench_row *r);
+} tables[] = {{"forward", times, time_row},
+              {"backward", times, time_row},
+              {"decode", times, time_row},
+              {"kernels",
+               "T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
+               "share of ceiling",
+               kernel_rows},
+              {"peers", "T|pass|program|ms", peer_row},
+              {"own",
+               "T|pass|program|ms|own dense attention, ms|vs own dense attention|"
+               "ratio of FLOPs|share of that ratio|one thread, ms|vs one thread",
+               own_row}};
+
 nsa_status report_table(const bench_run *run, const char *what, const char *file) {
-    static const struct {
-        const char *name;
-        void (*print)(const bench_run *run, const char *stage);
-    } others[] = {{"kernels", print_kernels}, {"peers", print_peers}, {"own", print_own}};
     const size_t length = strcspn(what, "/");
-    const char *stage = what[length] ? what + length + 1 : NULL;
-    int found = 0;
+    const struct table *t = tables, *end = tables + sizeof tables / sizeof *tables;
+    grid g = {0};
     if (!strcmp(what, "machine")) {
         print_machine(run, file);
         return NSA_OK;
     }
-    for (int i = 0; i < BENCH_PASSES; i++) {
-        const char *pass = bench_pass_name((bench_pass)i);
-        if (strlen(pass) == length && !strncmp(what, pass, length) && ++found)
-            print_times(run, pass, stage);
-        if (strlen(others[i].name) == length && !strncmp(what, others[i].name, length) && ++found)
-            others[i].print(run, stage);
-    }
-    if (!found)
+    while (t < end && (strlen(t->name) != length || strncmp(what, t->name, length) != 0))
+        t++;
+    if (t == end)
         return nsa_fail(NSA_ERR_INPUT,
                         "no table \"%s\": expected machine, forward, backward, decode, kernels, "
                         "peers or own",
                         what);
+    const view v = {run, t->row == time_row ? t->name : NULL,
+                    what[length] ? what + length + 1 : NULL};
+    begin(&g, t->heading);
+    for (const char *name = NULL; t->row == peer_row && (name = next_peer(run, name));)
+        cell(&g, "vs %s", name);
+    for (int i = 0; i < run->rows; i++) {
+        if (!run->row[i].status[0] && is_wanted(&v, &run->row[i]))
+            t->row(&g, &v, &run->row[i]);
+    }
+    print(&g);
+    if (v.pass)
+        print_missing(&v);
     if (file)
         print_source(run, file);
     return NSA_OK;
