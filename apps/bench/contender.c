@@ -15,17 +15,15 @@ static nsa_status open_dense(contender *c, const workload *w) {
     nsa_status status = NSA_OK;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
-    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B,
-                          w->pass == BENCH_BACKWARD, c->threads);
+    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
         status = slots_unroll(w, i ? NSA_V_WIN : NSA_K_WIN, &c->cache[i]);
     c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : w->in.at[NSA_Q].data,
                            .k = decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
-                           .v = decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data,
-                           .dout = w->sparse.data};
-    c->row->memory = (int64_t)dense_memory(c->dense);
+                           .v = decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
+    (void)dense_out(c->dense, &c->row->memory);
     return status;
 }
 
@@ -89,7 +87,7 @@ static nsa_status run_once(contender *c, const workload *w, int64_t step) {
     static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
     if (c->stage)
         return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
-    dense_run(c->dense, w->pass, &c->in, w->T + step + 1);
+    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + step + 1 : 0);
     return NSA_OK;
 }
 
@@ -155,15 +153,14 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
         c->causal && w->pass == BENCH_FORWARD; /* for a backward it is a window branch */
     if (c->stage)
         return read_result(c->ctx, is_causal_out && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
-    const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
-    const int of_queries = id == NSA_OUT || id == NSA_DQ;
+    int64_t bytes;
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
-    t->shape[0] = rows;
-    t->shape[1] = of_queries ? w->cfg.q_heads : w->cfg.kv_heads;
-    t->shape[2] = id == NSA_OUT || id == NSA_DV_WIN ? w->cfg.v_dim : w->cfg.qk_dim;
+    t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
+    t->shape[1] = w->cfg.q_heads;
+    t->shape[2] = w->cfg.v_dim;
     nsa_status status = tensor_alloc(t);
     if (!status)
-        memcpy(t->data, dense_result(c->dense, id), (size_t)nsa_count(t) * sizeof(float));
+        memcpy(t->data, dense_out(c->dense, &bytes), (size_t)nsa_count(t) * sizeof(float));
     return status;
 }
 
@@ -186,8 +183,6 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
 /* Forward before a backward, full caches before steps: not timed, but counted in the row's `cost`.
  */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
-    if (w->pass == BENCH_BACKWARD && !c->stage)
-        dense_run(c->dense, BENCH_FORWARD, &c->in, 0);
     if (!c->stage || w->pass == BENCH_FORWARD)
         return NSA_OK;
     if (w->pass == BENCH_DECODE)
@@ -210,9 +205,7 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
     /* from now on dout has all rows */
-    if (!status && w->pass == BENCH_BACKWARD && c->stage)
+    if (!status && w->pass == BENCH_BACKWARD)
         status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
-    if (w->pass == BENCH_BACKWARD)
-        c->in.dout = w->in.at[NSA_DOUT].data;
     return status;
 }

@@ -31,11 +31,11 @@ typedef struct blas_matrix {
 
 /** The size of a product. */
 typedef struct blas_size {
-    int64_t m, n, k;   /**< C is [m,n], the sums have k terms */
-    float alpha, beta; /**< C = alpha A B + beta C */
+    int64_t m, n, k; /**< C is [m,n], the sums have k terms */
+    float beta;      /**< C = A B + beta C */
 } blas_size;
 
-/** C = alpha A B + beta C, with `ldc` elements from row to row of C. */
+/** C = A B + beta C, with `ldc` elements from row to row of C. */
 void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc);
 
 /** @return the table; NULL without a GPU or that part, and then `missing`, if given, says why. */
@@ -54,26 +54,20 @@ typedef struct dense dense;
 
 /** Its inputs, laid out as in the contract. */
 typedef struct dense_inputs {
-    const float *q;    /**< [B,T,Hq,dk]; for decode [B,Hq,dk] */
-    const float *k;    /**< [B,T,Hkv,dk] */
-    const float *v;    /**< [B,T,Hkv,dv] */
-    const float *dout; /**< [B,T,Hq,dv], for backward */
+    const float *q; /**< [B,T,Hq,dk]; for decode [B,Hq,dk] */
+    const float *k; /**< [B,T,Hkv,dk] */
+    const float *v; /**< [B,T,Hkv,dv] */
 } dense_inputs;
 
-/** Allocate all memory for B sequences of T tokens.
- *  @param backward  1 if a backward will be run
- *  @return NULL without memory or OpenBLAS */
-dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int backward, int threads);
+/** Allocate all memory for B sequences of T tokens. @return NULL without memory */
+dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
 
-/** Run a pass: the outputs of all rows; or their gradients, after a forward of the same inputs; or
- * the outputs of one query a sequence over the first `len` of its T keys. */
-void dense_run(dense *d, bench_pass pass, const dense_inputs *in, int64_t len);
+/** The outputs of all rows; if `len` is above 0, of one query a sequence over the first `len` of
+ * its T keys. */
+void dense_run(dense *d, const dense_inputs *in, int64_t len);
 
-/** @return the result: NSA_OUT, NSA_DQ, NSA_DK_WIN or NSA_DV_WIN. */
-const float *dense_result(const dense *d, nsa_id id);
-
-/** @return bytes held. */
-size_t dense_memory(const dense *d);
+/** @return the outputs [.,Hq,dv]; `bytes` gets the size of all its memory. */
+const float *dense_out(const dense *d, int64_t *bytes);
 
 /** Free it; NULL is allowed. */
 void dense_close(dense *d);

@@ -13,16 +13,14 @@
  * the second-level cache, and sgemm runs within a tenth of its best at this size. */
 enum { ROWS = 256, KEYS = 512 };
 
-static const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+static const float LOG2E = 1.44269504f;
 
 /* Memory of one thread. */
 typedef struct scratch {
-    float *q;             /* [rows,dk] times scale * log2(e), so that exp is exp2 */
-    float *dout, *o;      /* [rows,dv] */
-    float *dq;            /* [rows,dk] */
-    float *s, *dp;        /* [rows,KEYS] scores, then probabilities; and their gradients */
-    float *m, *l, *delta; /* [rows] running maximum and sum; delta of the backward */
-    float *dk, *dv;       /* [B,T,Hkv,*] this thread's share of the gradients */
+    float *q;     /* [rows,dk] times scale * log2(e), so that exp is exp2 */
+    float *o;     /* [rows,dv] */
+    float *s;     /* [rows,KEYS] scores, then probabilities */
+    float *m, *l; /* [rows] running maximum and sum */
 } scratch;
 
 struct dense {
@@ -32,13 +30,11 @@ struct dense {
     int threads;
     size_t bytes;
     float *memory; /* holds all that follow */
-    float *out, *lse, *dq;
-    /* of one call */
-    const dense_inputs *in;
-    atomic_long next; /* the next tile to compute */
-    int64_t len;      /* keys of a decode step; 0 for whole sequences */
-    int backward;
-    scratch per_thread[]; /* [threads]; the first one's dk and dv get the sums */
+    float *out;
+    const dense_inputs *in; /* of one call */
+    atomic_long next;       /* the next tile to compute */
+    int64_t len;            /* keys of a decode step; 0 for whole sequences */
+    scratch per_thread[];   /* [threads] */
 };
 
 /* ------------------------------------------------------------------ memory */
@@ -51,12 +47,10 @@ static float *take(float *base, size_t *used, int64_t count) {
 }
 
 /* Set all pointers into one allocation. @return how many floats it must have */
-static size_t lay_out(dense *d, float *base, int backward) {
-    const int64_t rows = d->tile * d->G, tokens = d->B * d->T, keys = tokens * d->Hkv;
+static size_t lay_out(dense *d, float *base) {
+    const int64_t rows = d->tile * d->G;
     size_t used = 0;
-    d->out = take(base, &used, tokens * d->Hq * d->dv);
-    d->lse = take(base, &used, tokens * d->Hq);
-    d->dq = take(base, &used, backward ? tokens * d->Hq * d->dk : 0);
+    d->out = take(base, &used, d->B * d->T * d->Hq * d->dv);
     for (int i = 0; i < d->threads; i++) {
         scratch *w = &d->per_thread[i];
         w->q = take(base, &used, rows * d->dk);
@@ -64,34 +58,26 @@ static size_t lay_out(dense *d, float *base, int backward) {
         w->s = take(base, &used, rows * KEYS);
         w->m = take(base, &used, rows);
         w->l = take(base, &used, rows);
-        if (!backward)
-            continue;
-        w->dout = take(base, &used, rows * d->dv);
-        w->dq = take(base, &used, rows * d->dk);
-        w->dp = take(base, &used, rows * KEYS);
-        w->delta = take(base, &used, rows);
-        w->dk = take(base, &used, keys * d->dk);
-        w->dv = take(base, &used, keys * d->dv);
     }
     return used;
 }
 
-dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int threads) {
-    dense *d = blas_missing() ? NULL : calloc(1, sizeof *d + (size_t)threads * sizeof(scratch));
+dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
+    dense *d = calloc(1, sizeof *d + (size_t)threads * sizeof(scratch));
     if (!d)
         return NULL;
     d->T = T, d->B = B, d->threads = threads;
     d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->G = d->Hq / d->Hkv;
     d->dk = c->qk_dim, d->dv = c->v_dim, d->scale = (float)c->scale;
     d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->bytes = lay_out(d, NULL, backward) * sizeof(float);
+    d->bytes = lay_out(d, NULL) * sizeof(float);
     d->memory = aligned_alloc(64, d->bytes);
     if (!d->memory) {
         free(d);
         return NULL;
     }
     memset(d->memory, 0, d->bytes);
-    lay_out(d, d->memory, backward);
+    lay_out(d, d->memory);
     return d;
 }
 
@@ -101,13 +87,9 @@ void dense_close(dense *d) {
     free(d);
 }
 
-size_t dense_memory(const dense *d) {
-    return d->bytes;
-}
-
-const float *dense_result(const dense *d, nsa_id id) {
-    const scratch *sums = &d->per_thread[0];
-    return id == NSA_OUT ? d->out : id == NSA_DQ ? d->dq : id == NSA_DK_WIN ? sums->dk : sums->dv;
+const float *dense_out(const dense *d, int64_t *bytes) {
+    *bytes = (int64_t)d->bytes;
+    return d->out;
 }
 
 /* ----------------------------------------------------------------- softmax */
@@ -186,90 +168,37 @@ static int64_t q_row(const dense *d, const tile_coord *p, int64_t i) {
     return p->q_row + i / d->G * d->Hq + i % d->G;
 }
 
-static void pack_rows(const dense *d, const tile_coord *p, const float *src, int64_t width,
-                      float factor, float *dst) {
-    for (int64_t i = 0; i < p->rows; i++) {
-        const float *row = src + q_row(d, p, i) * width;
-        for (int64_t j = 0; j < width; j++)
-            dst[i * width + j] = factor * row[j];
-    }
-}
-
-static void tile_forward(dense *d, scratch *w, const tile_coord *p) {
-    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
-    memset(w->o, 0, (size_t)(p->rows * d->dv) * sizeof *w->o);
-    for (int64_t i = 0; i < p->rows; i++) {
+static void run_tile(dense *d, scratch *w, tile_coord p) {
+    const int64_t dk = d->dk, dv = d->dv, ldk = d->Hkv * dk, ldv = d->Hkv * dv;
+    const int64_t end = p.t0 + p.tokens;
+    memset(w->o, 0, (size_t)(p.rows * dv) * sizeof *w->o);
+    for (int64_t i = 0; i < p.rows; i++) {
+        const float *q = d->in->q + q_row(d, &p, i) * dk;
+        for (int64_t j = 0; j < dk; j++)
+            w->q[i * dk + j] = d->scale * LOG2E * q[j];
         w->m[i] = -1e30f;
         w->l[i] = 0;
     }
     for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const float *k = d->in->k + p->k_row * d->dk + s0 * ldk;
-        const float *v = d->in->v + p->k_row * d->dv + s0 * ldv;
-        blas_sgemm((blas_size){p->rows, n, d->dk, 1, 0}, (blas_matrix){w->q, d->dk, 0},
-                   (blas_matrix){k, ldk, 1}, w->s, KEYS);
-        if (s0 + n > p->t0 + 1)
-            mask(w->s, p->tokens, d->G, p->t0, s0, n);
-        for (int64_t i = 0; i < p->rows; i++) {
+        const blas_matrix q = {w->q, dk, 0}, scores = {w->s, KEYS, 0};
+        const blas_matrix k = {d->in->k + p.k_row * dk + s0 * ldk, ldk, 1};
+        const blas_matrix v = {d->in->v + p.k_row * dv + s0 * ldv, ldv, 0};
+        blas_sgemm((blas_size){p.rows, n, dk, 0}, q, k, w->s, KEYS);
+        if (s0 + n > p.t0 + 1)
+            mask(w->s, p.tokens, d->G, p.t0, s0, n);
+        for (int64_t i = 0; i < p.rows; i++) {
             const float rescale = softmax_row(w->s + i * KEYS, n, &w->m[i], &w->l[i]);
-            for (int64_t j = 0; j < d->dv && rescale != 1; j++)
-                w->o[i * d->dv + j] *= rescale;
+            for (int64_t j = 0; j < dv && rescale != 1; j++)
+                w->o[i * dv + j] *= rescale;
         }
-        blas_sgemm((blas_size){p->rows, d->dv, n, 1, 1}, (blas_matrix){w->s, KEYS, 0},
-                   (blas_matrix){v, ldv, 0}, w->o, d->dv);
+        blas_sgemm((blas_size){p.rows, dv, n, 1}, scores, v, w->o, dv);
     }
-    for (int64_t i = 0; i < p->rows; i++) {
-        const int64_t row = q_row(d, p, i);
-        const float factor = 1 / w->l[i];
-        for (int64_t j = 0; j < d->dv; j++)
-            d->out[row * d->dv + j] = factor * w->o[i * d->dv + j];
-        d->lse[row] = w->m[i] + log2f(w->l[i]);
+    for (int64_t i = 0; i < p.rows; i++) {
+        float *out = d->out + q_row(d, &p, i) * dv;
+        for (int64_t j = 0; j < dv; j++)
+            out[j] = w->o[i * dv + j] / w->l[i];
     }
-}
-
-/* p = 2^(s - lse); ds = p (dp - delta), in place of dp. */
-static void backward_row(float *s, float *dp, int64_t n, float lse, float delta) {
-    for (int64_t j = 0; j < n; j++) {
-        s[j] = exp2_nonpositive(s[j] - lse);
-        dp[j] = s[j] * (dp[j] - delta);
-    }
-}
-
-/* Five products a block: scores again, dp, dv, dq, dk. */
-static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
-    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
-    pack_rows(d, p, d->in->dout, d->dv, 1, w->dout);
-    memset(w->dq, 0, (size_t)(p->rows * d->dk) * sizeof *w->dq);
-    for (int64_t i = 0; i < p->rows; i++) {
-        const float *o = d->out + q_row(d, p, i) * d->dv;
-        w->delta[i] = 0; /* delta = <dout, out> */
-        for (int64_t j = 0; j < d->dv; j++)
-            w->delta[i] += w->dout[i * d->dv + j] * o[j];
-    }
-    for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
-        const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const int64_t k_offset = p->k_row * d->dk + s0 * ldk,
-                      v_offset = p->k_row * d->dv + s0 * ldv;
-        blas_sgemm((blas_size){p->rows, n, d->dk, 1, 0}, (blas_matrix){w->q, d->dk, 0},
-                   (blas_matrix){d->in->k + k_offset, ldk, 1}, w->s, KEYS);
-        blas_sgemm((blas_size){p->rows, n, d->dv, 1, 0}, (blas_matrix){w->dout, d->dv, 0},
-                   (blas_matrix){d->in->v + v_offset, ldv, 1}, w->dp, KEYS);
-        if (s0 + n > p->t0 + 1)
-            mask(w->s, p->tokens, d->G, p->t0, s0, n);
-        for (int64_t i = 0; i < p->rows; i++)
-            backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->delta[i]);
-        blas_sgemm((blas_size){n, d->dv, p->rows, 1, 1}, (blas_matrix){w->s, KEYS, 1},
-                   (blas_matrix){w->dout, d->dv, 0}, w->dv + v_offset, ldv);
-        blas_sgemm((blas_size){p->rows, d->dk, n, d->scale, 1}, (blas_matrix){w->dp, KEYS, 0},
-                   (blas_matrix){d->in->k + k_offset, ldk, 0}, w->dq, d->dk);
-        /* q is packed times scale * log2(e): ln 2 takes the logarithm out again */
-        blas_sgemm((blas_size){n, d->dk, p->rows, LN2, 1}, (blas_matrix){w->dp, KEYS, 1},
-                   (blas_matrix){w->q, d->dk, 0}, w->dk + k_offset, ldk);
-    }
-    for (int64_t i = 0; i < p->rows; i++)
-        memcpy(d->dq + q_row(d, p, i) * d->dk, w->dq + i * d->dk, (size_t)d->dk * sizeof *w->dq);
 }
 
 /* ------------------------------------------------------------------- calls */
@@ -278,31 +207,14 @@ static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
 static void work(void *arg, int thread) {
     dense *d = arg;
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
-    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;) {
-        const tile_coord p = tile_coord_of(d, i);
-        (d->backward ? tile_backward : tile_forward)(d, &d->per_thread[thread], &p);
-    }
+    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;)
+        run_tile(d, &d->per_thread[thread], tile_coord_of(d, i));
 }
 
-static void add(float *sum, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        sum[i] += x[i];
-}
-
-void dense_run(dense *d, bench_pass pass, const dense_inputs *in, int64_t len) {
-    const int64_t keys = d->B * d->T * d->Hkv;
+void dense_run(dense *d, const dense_inputs *in, int64_t len) {
     d->in = in;
-    d->len = pass == BENCH_DECODE ? len : 0;
-    d->backward = pass == BENCH_BACKWARD;
-    for (int i = 0; i < d->threads && d->backward; i++) {
-        memset(d->per_thread[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
-        memset(d->per_thread[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
-    }
+    d->len = len;
     atomic_store(&d->next, 0);
     blas_threads(1); /* parallel over tiles, not within products */
     bench_parallel(d->threads, work, d);
-    for (int i = 1; i < d->threads && d->backward; i++) {
-        add(d->per_thread[0].dk, d->per_thread[i].dk, keys * d->dk);
-        add(d->per_thread[0].dv, d->per_thread[i].dv, keys * d->dv);
-    }
 }

@@ -79,8 +79,8 @@ void blas_threads(int threads) {
 
 void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc) {
     blas.sgemm(ROW_MAJOR, a.transposed ? TRANSPOSED : NOT_TRANSPOSED,
-               b.transposed ? TRANSPOSED : NOT_TRANSPOSED, (int)size.m, (int)size.n, (int)size.k,
-               size.alpha, a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c, (int)ldc);
+               b.transposed ? TRANSPOSED : NOT_TRANSPOSED, (int)size.m, (int)size.n, (int)size.k, 1,
+               a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c, (int)ldc);
 }
 
 /* ----------------------------------------------------------- libnsa_gpu.so */

@@ -157,18 +157,18 @@ static void set_share(const bench_run *run, bench_row *r) {
     r->share = gflops > 0 ? fmax(flops, bytes) / r->time.median : 0;
 }
 
-/* The dense attention of the ratio: on the CPU OpenBLAS's, on a GPU the first float32 stage's own
- * plain causal attention. */
+/* The dense attention of the ratio: OpenBLAS's, or without that, on a GPU and for a backward, the
+ * fastest plain causal attention by a stage's own code. */
 static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
-    if (!strcmp(r->device, "cpu") || !r->device[0])
-        return bench_find(run, BENCH_DENSE, r->pass, r->T);
-    for (int i = 0; i < run->rows; i++) {
+    const bench_row *best = on_gpu(r) ? NULL : bench_find(run, BENCH_DENSE, r->pass, r->T);
+    for (int i = 0, own = !best; i < run->rows && own; i++) {
         const bench_row *d = &run->row[i];
         if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&
-            !strcmp(d->device, r->device) && bench_has_prefix(d->name, BENCH_OWN_DENSE))
-            return d;
+            !strcmp(d->device, r->device) && bench_has_prefix(d->name, BENCH_OWN_DENSE) &&
+            (!best || d->time.median < best->time.median))
+            best = d;
     }
-    return NULL;
+    return best;
 }
 
 /* The nearest stage before this one, at the same pass and length on the same device. */

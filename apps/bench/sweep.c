@@ -225,13 +225,10 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
         list[(*count)++] = c;
 }
 
-/* Plain causal attention by a stage's own code shows what sparsity alone is worth. On a device,
- * where no library is compared with, it also gets a backward. */
+/* Plain causal attention by a stage's own code shows what sparsity alone is worth. */
 static int has_causal(const nsa_stage *stage, bench_pass pass) {
-    if (stage->arith != NSA_FLOAT32)
-        return 0;
-    return pass == BENCH_FORWARD ? stage->causal != NULL
-                                 : pass == BENCH_BACKWARD && stage->device != NULL;
+    return stage->arith == NSA_FLOAT32 &&
+           (pass == BENCH_FORWARD ? stage->causal != NULL : pass == BENCH_BACKWARD);
 }
 
 static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith arith) {
@@ -250,7 +247,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
         if (s->o->one_thread && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
             add(s, list, &count, &w, (contender){.stage = stage, .threads = 1});
     }
-    if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU])
+    if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU] && pass != BENCH_BACKWARD)
         add(s, list, &count, &w, (contender){.causal = 1});
     for (int i = 0; i < s->peers.count && !status && arith == NSA_FLOAT32; i++) {
         const peer *p = &s->peers.list[i];
