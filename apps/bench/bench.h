@@ -223,15 +223,6 @@ bench_stats samples_stats(bench_samples *s);
  */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 
-/** @return how often a run of `seconds` is timed: as --runs says, cut to what fits into `limit`
- * seconds but at least three times; without --runs, by its length alone. */
-int bench_runs_of(const bench_options *o, double seconds, double limit);
-
-/** @return predicted seconds of a row, from the rows of the same program at the last two lengths,
- * if it may take `limit`; 0 if there is none. */
-double bench_predict(const bench_run *run, const bench_row *row, double limit,
-                     const bench_options *o);
-
 /** Compute shares of the ceilings, ratios and noise of a run. */
 void bench_compute(bench_run *run);
 

@@ -1,11 +1,4 @@
 # The program nsa-bench, which `nsa bench` starts; the Makefile includes this at its end.
-#
-#   make bench         check and time every stage: notes/runs/$(RUN).json; built for this processor,
-#                      every stage with the same flags, in a separate folder
-#   make tables        rewrite the tables between markers from the run files
-#   make figures       draw the run files: docs/figures/bench_*.svg
-#   make check-tables  fail if a table differs from its run file, or ratios are computed wrongly
-#   make test-peers    `nsa bench --peers` with stub programs
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100

@@ -26,7 +26,7 @@ void blas_threads(int threads);
 typedef struct blas_matrix {
     const float *data; /**< first element */
     int64_t stride;    /**< elements from row to row */
-    int transposed;    /**< 1 to use its transpose */
+    int transposed;    /**< of B: 1 to use its transpose */
 } blas_matrix;
 
 /** The size of a product. */

@@ -4,11 +4,9 @@
 #include "bench/contender.h"
 
 #include <dlfcn.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 /* ISO C has no cast from object to function pointer: copy its bits. */
 static int find(void *library, const char *name, void *function) {
@@ -20,7 +18,7 @@ static int find(void *library, const char *name, void *function) {
 /* ----------------------------------------------------------------- OpenBLAS */
 
 enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
-enum { ROW_MAJOR = 101, NOT_TRANSPOSED = 111, TRANSPOSED = 112 }; /* as in cblas.h */
+enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* as in cblas.h */
 
 /* As cblas.h declares them; enums are int, and so are sizes. */
 typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
@@ -78,37 +76,24 @@ void blas_threads(int threads) {
 }
 
 void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc) {
-    blas.sgemm(ROW_MAJOR, a.transposed ? TRANSPOSED : NOT_TRANSPOSED,
-               b.transposed ? TRANSPOSED : NOT_TRANSPOSED, (int)size.m, (int)size.n, (int)size.k, 1,
-               a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c, (int)ldc);
+    blas.sgemm(ROW_MAJOR, AS_IT_IS, b.transposed ? TRANSPOSED : AS_IT_IS, (int)size.m, (int)size.n,
+               (int)size.k, 1, a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c,
+               (int)ldc);
 }
 
 /* ----------------------------------------------------------- libnsa_gpu.so */
 
-/* The table of libnsa_gpu.so in a folder relative to this program's; NULL if there is none. */
-static const gpu_table *load_gpu(const char *folder) {
-    char path[PATH_MAX + 64];
-    ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
-    path[length > 0 ? length : 0] = 0;
-    char *slash = strrchr(path, '/');
-    if (!slash)
-        return NULL;
-    snprintf(slash, 64, "/%slibnsa_gpu.so", folder);
-    const gpu_table *(*get)(void);
-    if (!find(dlopen(path, RTLD_NOW | RTLD_LOCAL), "nsa_gpu_get", (void *)&get))
-        return NULL;
-    const gpu_table *table = get();
-    return table->size == sizeof *table ? table : NULL; /* never unloaded */
-}
-
 const gpu_table *gpu(const char **missing) {
-    static const gpu_table *table;
     static const char *why = "built without the GPU's part (make CUDA=gpu)";
+    static const gpu_table *table;
     static int searched;
-    if (!searched) {
-        table = load_gpu("");
-        table = table ? table : load_gpu("../lib/");
-        why = table ? table->missing() : why;
+    const gpu_table *(*get)(void);
+    /* looked for beside this program and in ../lib, which are its RPATH; never unloaded */
+    if (!searched &&
+        find(dlopen("libnsa_gpu.so", RTLD_NOW | RTLD_LOCAL), "nsa_gpu_get", (void *)&get) &&
+        get()->size == sizeof *table) {
+        table = get();
+        why = table->missing();
     }
     searched = 1;
     if (missing)

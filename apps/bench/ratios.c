@@ -1,6 +1,5 @@
 /** @file ratios.c
- *  @brief What is computed from times: how long the next row will take, ratios, shares of the
- * ceilings, noise. */
+ *  @brief What is computed from times: ratios, shares of the ceilings, noise. */
 #include "bench/bench.h"
 
 #include <inttypes.h>
@@ -41,40 +40,6 @@ int bench_has_prefix(const char *name, const char *prefix) {
 
 static int on_gpu(const bench_row *r) {
     return !strcmp(r->device, "gpu");
-}
-
-/* ------------------------------------------------------------------ budget */
-
-int bench_runs_of(const bench_options *o, double seconds, double limit) {
-    const int runs = (int)o->runs;
-    if (runs && (double)runs * seconds > limit)
-        return limit < 3 * seconds ? 3 : (int)(limit / seconds);
-    if (runs)
-        return runs;
-    return seconds <= 0.05 ? 20 : seconds <= 2 ? 10 : seconds <= 20.0 / 3 ? (int)(20 / seconds) : 3;
-}
-
-/* Time grows as T^e: e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
-static double predict(const bench_row *const past[2], double before, double last, int64_t T) {
-    double e = 2;
-    if (past[0])
-        e = log(last / before) / log((double)past[1]->T / (double)past[0]->T);
-    return last * pow((double)T / (double)past[1]->T, fmin(fmax(e, 1), 2.2));
-}
-
-double bench_predict(const bench_run *run, const bench_row *row, double limit,
-                     const bench_options *o) {
-    const bench_row *past[2] = {NULL, NULL};
-    for (const bench_row *r = run->row; r < row; r++) {
-        if (!r->status[0] && !strcmp(r->name, row->name) && !strcmp(r->pass, row->pass))
-            past[0] = past[1], past[1] = r;
-    }
-    if (!past[1])
-        return 0;
-    const bench_row *before = past[0] ? past[0] : past[1], *last = past[1];
-    const double one = predict(past, before->time.median, last->time.median, row->T);
-    const double cost = predict(past, before->cost, last->cost, row->T);
-    return cost + bench_runs_of(o, one, limit - cost) * one;
 }
 
 /* -------------------------------------------------------------------- noise */

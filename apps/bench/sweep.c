@@ -73,13 +73,50 @@ static nsa_status find_stages(sweep *s) {
     return status;
 }
 
+/* ------------------------------------------------------------------ budget */
+
+/* How often a run of `seconds` is timed: as --runs says, cut to what fits into `limit` seconds but
+ * at least three times; without --runs, by its length alone. */
+static int runs_of(const bench_options *o, double seconds, double limit) {
+    const int runs = (int)o->runs;
+    if (runs && (double)runs * seconds > limit)
+        return limit < 3 * seconds ? 3 : (int)(limit / seconds);
+    if (runs)
+        return runs;
+    return seconds <= 0.05 ? 20 : seconds <= 2 ? 10 : seconds <= 20.0 / 3 ? (int)(20 / seconds) : 3;
+}
+
+/* Time grows as T^e: e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
+static double predict(const bench_row *const past[2], double before, double last, int64_t T) {
+    double e = 2;
+    if (past[0])
+        e = log(last / before) / log((double)past[1]->T / (double)past[0]->T);
+    return last * pow((double)T / (double)past[1]->T, fmin(fmax(e, 1), 2.2));
+}
+
+/* Predicted seconds of a row that may take `limit`, from the rows of the same program at the last
+ * two lengths; 0 if there is none. */
+static double predict_row(const sweep *s, const bench_row *row, double limit) {
+    const bench_row *past[2] = {NULL, NULL};
+    for (const bench_row *r = s->run->row; r < row; r++) {
+        if (!r->status[0] && !strcmp(r->name, row->name) && !strcmp(r->pass, row->pass))
+            past[0] = past[1], past[1] = r;
+    }
+    if (!past[1])
+        return 0;
+    const bench_row *before = past[0] ? past[0] : past[1], *last = past[1];
+    const double one = predict(past, before->time.median, last->time.median, row->T);
+    const double cost = predict(past, before->cost, last->cost, row->T);
+    return cost + runs_of(s->o, one, limit - cost) * one;
+}
+
 /* ----------------------------------------------------------------- one row */
 
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
     const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
     const double limit = fmin((double)s->o->budget, left);
-    const double cost = bench_predict(s->run, c->row, limit, s->o);
+    const double cost = predict_row(s, c->row, limit);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
                  "not run: would take about %.0f s, over its budget of %.0f s", cost,
@@ -95,7 +132,7 @@ static int admit(sweep *s, contender *c, workload *w) {
         status = status ? status : contender_check(c, w, s->judge.stage);
     }
     if (!status) {
-        c->wanted = bench_runs_of(s->o, c->first, limit - c->row->cost);
+        c->wanted = runs_of(s->o, c->first, limit - c->row->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
         s->reserved += c->wanted * c->first;

@@ -28,10 +28,11 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
 /* ------------------------------------------------------------------- slots */
 
 /* Draw one sequence of `tokens`; no row of results is chosen. */
-static nsa_status draw(const bench_options *o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
+static nsa_status draw(bench_options o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
     test_case c;
     char text[320];
-    workload_text(o, tokens, text, sizeof text);
+    o.batch = 1;
+    workload_text(&o, tokens, text, sizeof text);
     nsa_status status = case_parse(text, &c);
     status = status ? status : case_inputs(&c, arith, in);
     tensor_free(&in->at[NSA_ROWS]);
@@ -39,24 +40,16 @@ static nsa_status draw(const bench_options *o, int64_t tokens, nsa_arith arith, 
     return status;
 }
 
-/* Keys, values and weights of the stretch. Its queries are not used: draw as few as may be. */
-static nsa_status draw_stretch(const bench_options *o, workload *w) {
-    bench_options stretch = *o;
-    stretch.batch = 1;
-    stretch.cfg.q_heads = stretch.cfg.kv_heads;
-    nsa_status status = draw(&stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
+/* Keys, values and weights of the stretch; its queries are not used. Queries and gates of the steps
+ * are drawn as a separate case; their keys and values are the stretch's. */
+static nsa_status draw_slots(const bench_options *o, workload *w) {
+    bench_options stretch = *o, steps = *o;
+    stretch.cfg.q_heads = stretch.cfg.kv_heads; /* as few queries as may be */
+    steps.seed += 1;
+    nsa_status status = draw(stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
+    status = status ? status : draw(steps, DECODE_STEPS * w->B, w->arith, &w->step);
     tensor_free(&w->in.at[NSA_Q]);
     tensor_free(&w->in.at[NSA_GATE]);
-    return status;
-}
-
-/* Queries and gates of the steps are drawn as a separate case; keys and values are the stretch's.
- */
-static nsa_status draw_steps(const bench_options *o, workload *w) {
-    bench_options steps = *o;
-    steps.batch = 1;
-    steps.seed += 1;
-    nsa_status status = draw(&steps, DECODE_STEPS * w->B, w->arith, &w->step);
     for (int id = NSA_K_CMP; id <= NSA_V_WIN && !status; id++) {
         const nsa_tensor *from = &w->in.at[id];
         const int64_t row = tensor_row(from);
@@ -101,17 +94,12 @@ static nsa_status slots_open(const bench_options *o, workload *w) {
     w->cfg.seq_len = w->T;
     w->cfg.max_seq_len = w->T + DECODE_STEPS;
     w->cfg.max_seqs = w->B;
-    status = status ? status : draw_stretch(o, w);
-    status = status ? status : draw_steps(o, w);
+    status = status ? status : draw_slots(o, w);
     status = status ? status : choose_slots(o, w);
     status = status ? status : alloc_blank(w, NSA_Q, &w->blank[0]);
     return status ? status : alloc_blank(w, NSA_GATE, &w->blank[1]);
 }
 
-/* ------------------------------------------------------------------ filling */
-
-/* The first `tokens` of a slot's sequence: keys and values are a window of the stretch, queries and
- * gates are blank. */
 nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens) {
     nsa_tensors in = w->in;
     in.at[NSA_Q] = w->blank[0];
@@ -197,7 +185,6 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
     return status;
 }
 
-/* Set the window's gate to 1, the others to 0. */
 nsa_status workload_gate(nsa_tensor *gate, nsa_tensors *in) {
     nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
     for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
