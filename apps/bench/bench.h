@@ -182,15 +182,12 @@ double bench_now(void);
 /** Sort the samples and compute quartiles, interpolated linearly. */
 bench_stats bench_quartiles(double *samples, int count);
 
-/** Memory of twice the last-level cache, to flush it and to measure copies.
- *  @return 0 if there is no memory for it */
+/** Get memory of twice the last-level cache, to flush it and to measure copies; never freed.
+ *  @return 0 if there is none */
 int bench_arena_open(void);
 
 /** Write half of it, which evicts everything else from the caches. */
 void bench_flush(void);
-
-/** Free it. */
-void bench_arena_close(void);
 
 /** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg);
@@ -203,6 +200,9 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
                       size_t stages);
 
 /* ----------------------------------------------------------------- ratios.c */
+
+/** Short names of the ceilings, in the order of bench_ceiling; keys of a run file. */
+extern const char *const ceiling_names[BENCH_CEILINGS];
 
 /** Measurements of one ceiling; zeros, which mean a failure, are left out. */
 typedef struct bench_samples {

@@ -5,6 +5,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -65,35 +66,28 @@ void bench_flush(void) {
     __asm__ volatile("" ::"r"(arena.data) : "memory");
 }
 
-void bench_arena_close(void) {
-    free(arena.data);
-}
-
-typedef struct thread_task {
+typedef struct task {
     void (*work)(void *arg, int thread);
     void *arg;
-    int thread;
-} thread_task;
+    atomic_int next; /* thread */
+} task;
 
 static void *run_task(void *arg) {
-    const thread_task *task = arg;
-    task->work(task->arg, task->thread);
+    task *t = arg;
+    t->work(t->arg, atomic_fetch_add(&t->next, 1));
     return NULL;
 }
 
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg) {
-    enum { MAX_THREADS = 256 };
-    pthread_t id[MAX_THREADS];
-    thread_task tasks[MAX_THREADS];
-    int started = 1;
-    for (; started < threads && started < MAX_THREADS; started++) {
-        tasks[started] = (thread_task){work, arg, started};
-        if (pthread_create(&id[started], NULL, run_task, &tasks[started]))
-            break; /* fewer threads share the same work */
-    }
-    work(arg, 0);
-    for (int i = 1; i < started; i++)
-        pthread_join(id[i], NULL);
+    pthread_t id[256];
+    task t = {work, arg, 0};
+    int started = 0;
+    /* if one cannot be created, fewer threads share the same work */
+    while (started + 1 < threads && !pthread_create(&id[started], NULL, run_task, &t))
+        started++;
+    run_task(&t);
+    while (started)
+        pthread_join(id[--started], NULL);
 }
 
 /* ---------------------------------------------------------------- ceilings */

@@ -4,7 +4,6 @@
 #include "bench/contender.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -39,11 +38,9 @@ static double number_of(const cJSON *from, const char *key) {
 /* Write a line and wait for the answer's; *line is for free(). */
 static nsa_status exchange(peers *p, const char *request, char **line) {
     size_t capacity = 0;
-    if (!p->pid)
-        return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program has ended");
-    struct pollfd wait = {.fd = fileno(p->from), .events = POLLIN};
-    if (fprintf(p->to, "%s\n", request) < 0 || fflush(p->to))
+    if (!p->pid || fprintf(p->to, "%s\n", request) < 0 || fflush(p->to))
         return lost(p, "has ended");
+    struct pollfd wait = {.fd = fileno(p->from), .events = POLLIN};
     if (poll(&wait, 1, PATIENCE) <= 0)
         return lost(p, "did not answer");
     return getline(line, &capacity, p->from) > 0 ? NSA_OK : lost(p, "has ended");
@@ -51,10 +48,9 @@ static nsa_status exchange(peers *p, const char *request, char **line) {
 
 /* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
 static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
-    char *text = request ? cJSON_PrintUnformatted(request) : NULL, *line = NULL;
+    char *text = cJSON_PrintUnformatted(request), *line = NULL;
     cJSON_Delete(request);
-    nsa_status status =
-        text ? exchange(p, text, &line) : nsa_fail(NSA_ERR_MEMORY, "no memory for a request");
+    nsa_status status = exchange(p, text ? text : "", &line);
     cJSON_free(text);
     *answer = status ? NULL : cJSON_Parse(line);
     free(line);
@@ -83,10 +79,11 @@ static cJSON *request_of(const char *op, int id) {
 
 /* ----------------------------------------------------------- start and stop */
 
-static nsa_status spawn(peers *p, const char *command) {
+/* Without pipes or a process p->pid stays 0, and the first request says that it has ended. */
+static void spawn(peers *p, const char *command) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
-        return nsa_fail(NSA_ERR_IO, "no pipe: %s", strerror(errno));
+        return;
     signal(SIGPIPE, SIG_IGN); /* fflush() reports a closed pipe */
     p->pid = fork();
     if (!p->pid) {
@@ -99,10 +96,7 @@ static nsa_status spawn(peers *p, const char *command) {
     close(out[1]);
     p->to = fdopen(in[1], "w");
     p->from = fdopen(out[0], "r");
-    if (p->pid > 0 && p->to && p->from)
-        return NSA_OK;
-    p->pid = p->pid > 0 ? p->pid : 0;
-    return nsa_fail(NSA_ERR_IO, "no process: %s", strerror(errno));
+    p->pid = p->pid > 0 && p->to && p->from ? p->pid : 0;
 }
 
 static void note_backend(peers *p, const cJSON *item) {
@@ -119,16 +113,13 @@ static void note_backend(peers *p, const cJSON *item) {
 }
 
 nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
-    cJSON *answer = NULL, *request = request_of("hello", -1);
     const cJSON *item;
     *p = (peers){0};
+    spawn(p, command);
+    cJSON *answer, *request = request_of("hello", -1);
     cJSON_AddNumberToObject(request, "threads", (double)o->threads);
     cJSON_AddNumberToObject(request, "gpu", o->device[BENCH_ON_GPU]);
-    nsa_status status = spawn(p, command);
-    if (status)
-        cJSON_Delete(request);
-    else
-        status = request_answer(p, request, &answer);
+    nsa_status status = request_answer(p, request, &answer);
     cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(answer, "backends"))
         note_backend(p, item);
     const char *absent = text_of(answer, "absent");

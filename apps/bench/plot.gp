@@ -17,13 +17,11 @@ set xlabel 'T, tokens of the text' textcolor rgb ink
 set ylabel textcolor rgb ink
 
 # distinct for most colour-blind readers, each with its own symbol
-set linetype 1 lc rgb '#d55e00' lw 2.5 pt 7 ps 0.9
-set linetype 2 lc rgb '#3a8fd0' lw 2.5 pt 5 ps 0.9
-set linetype 3 lc rgb '#00a070' lw 2.5 pt 9 ps 1.1
-set linetype 4 lc rgb '#c060a8' lw 2.5 pt 11 ps 1.1
-set linetype 5 lc rgb '#b08800' lw 2.5 pt 13 ps 1.1
-set linetype 6 lc rgb '#8070e0' lw 2.5 pt 6 ps 0.9
-set linetype 7 lc rgb '#909090' lw 2.5 pt 4 ps 0.9
+colours = '#d55e00 #3a8fd0 #00a070 #c060a8 #b08800 #8070e0 #909090'
+do for [i=1:7] {
+    set linetype i lc rgb word(colours, i) lw 2.5 pt 0+word('7 5 9 11 13 6 4', i) \
+        ps (i > 2 && i < 6 ? 1.1 : 0.9)
+}
 set linetype cycle 7
 
 set logscale x 2

@@ -7,6 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
+const char *const ceiling_names[BENCH_CEILINGS] = {
+    "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
+
 void samples_add(bench_samples *s, double value) {
     if (value > 0 && s->count < (int)(sizeof s->value / sizeof s->value[0]))
         s->value[s->count++] = value;
@@ -47,9 +50,6 @@ static int on_gpu(const bench_row *r) {
 /* The largest relative spread among the ceilings that rows of this run are compared with; without
  * any row, those of the CPU. */
 static double worst_drift(const bench_run *run, const char **what) {
-    static const char *const names[BENCH_CEILINGS] = {
-        "FMA",          "cuBLAS sgemm",  "cuBLAS bfloat16", "L2 reads",
-        "memory reads", "device copies", "sgemm",           "copy bandwidth"};
     int timed[2] = {0, 0};
     double worst = 0;
     for (int i = 0; i < run->rows; i++)
@@ -60,7 +60,7 @@ static double worst_drift(const bench_run *run, const char **what) {
         const double drift = counts && c->median > 0 ? (c->high - c->low) / c->median : 0;
         if (drift > worst) {
             worst = drift;
-            *what = names[i];
+            *what = ceiling_names[i];
         }
     }
     return worst;

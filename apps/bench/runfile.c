@@ -55,9 +55,6 @@ static const field phase_fields[] = {
     FIELD(bench_phase, REAL, "phase_l2", l2) FIELD(bench_phase, REAL, "phase_bytes", bytes) {0}};
 /* clang-format on */
 
-static const char *const ceiling_names[GPU_CEILINGS] = {"fma", "sgemm", "bf16",
-                                                        "l2",  "read",  "copy"};
-
 static double number_at(const void *from, const field *f) {
     int64_t whole;
     double real;

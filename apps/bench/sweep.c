@@ -348,6 +348,5 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     nsa_free_stages(s.found, s.stages);
     if (s.judge.stage)
         nsa_free_stage(&s.judge);
-    bench_arena_close();
     return status;
 }

@@ -86,9 +86,9 @@ static int is_number(const grid *g, int column) {
 
 /* Print the table, and free it. */
 static void print(grid *g) {
-    static const char dashes[] =
-        "------------------------------------------------------------------------";
+    char dashes[CELL];
     int width[COLUMNS] = {0};
+    memset(dashes, '-', sizeof dashes);
     for (int i = 0; i < g->rows * g->columns; i++) {
         const int c = i % g->columns, length = (int)strlen(g->cell[i / g->columns][c]);
         width[c] = length > width[c] ? length : width[c];

@@ -32,7 +32,7 @@ static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int caus
     }
     if (causal)
         cfg.window = cfg.seq_len;
-    if (list)
+    if (list->dtype)
         status = force_blocks(&cfg, &in, list);
     status = status ? status
                     : run_stage(stage, &cfg, &in, RUN_FORWARD + RUN_THREADS * w->threads, results);
@@ -47,13 +47,13 @@ static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int cau
     memset(results, 0, sizeof *results);
     for (int64_t i = 0; i < w->rows.shape[0] && !status; i++) {
         nsa_tensors one = {0};
-        nsa_tensor list = block_idx ? *block_idx : (nsa_tensor){0};
+        nsa_tensor list = {0};
         if (block_idx) {
+            list = *block_idx;
             list.data = tensor_ints(&list) + i * tensor_row(&list);
             list.shape[0] = 1;
         }
-        status =
-            judge_slot(w, stage, causal, block_idx ? &list : NULL, tensor_ints(&w->rows)[i], &one);
+        status = judge_slot(w, stage, causal, &list, tensor_ints(&w->rows)[i], &one);
         for (int k = 0; k < 3 && !status; k++) {
             nsa_tensor *all = &results->at[wanted[k]], *row = &one.at[wanted[k]];
             const size_t bytes = (size_t)nsa_count(row) * nsa_dtype_size(row->dtype);
@@ -136,22 +136,18 @@ static nsa_status compare_all(const workload *w, nsa_arith arith, int causal,
     return status;
 }
 
-/* The position of each sampled row in its own sequence. */
-static void find_positions(const workload *w, int64_t *position) {
+static nsa_status judge_selection(const workload *w, nsa_arith arith, const nsa_tensor *mine,
+                                  const nsa_tensors *truth) {
+    const int64_t rows = w->rows.shape[0];
+    int64_t *position = calloc((size_t)rows + 1, sizeof *position); /* in its own sequence */
     nsa_tensors in = w->in;
+    if (!position)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", rows);
     in.at[NSA_ROWS] = w->rows;
     if (w->pass != BENCH_DECODE)
         row_positions(&in, w->judged.cfg.seq_len, position);
-    for (int64_t r = 0; r < w->rows.shape[0] && w->pass == BENCH_DECODE; r++)
+    for (int64_t r = 0; r < rows && w->pass == BENCH_DECODE; r++)
         position[r] = w->T + DECODE_WARM - 1;
-}
-
-static nsa_status judge_selection(const workload *w, nsa_arith arith, const nsa_tensor *mine,
-                                  const nsa_tensors *truth) {
-    int64_t *position = calloc((size_t)w->rows.shape[0] + 1, sizeof *position);
-    if (!position)
-        return nsa_fail(NSA_ERR_MEMORY, "no memory for %" PRId64 " positions", w->rows.shape[0]);
-    find_positions(w, position);
     nsa_status status = compare_selection(&w->judged.cfg, position, mine, &truth->at[NSA_BLOCK_IDX],
                                           &truth->at[NSA_IMPORTANCE], tolerance_of(arith)->slack);
     free(position);

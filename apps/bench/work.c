@@ -148,33 +148,25 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
     p->bytes = numbers * size;
 }
 
-/* dgate = <dout, out of each branch>: reads four tensors; for each branch reads the gate, writes a
- * gradient and the four row statistics that later kernels use. */
-static void count_gate(const workload *w, double size, bench_phase *p) {
-    const double heads = (double)w->B * (double)w->T * (double)w->cfg.q_heads;
-    const double dv = (double)w->cfg.v_dim;
-    p->flops = 2 * BRANCHES * heads * dv;
-    p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
-}
-
-/* Build the inverse lists: read n block indices a row, write as many row indices. */
-static void count_lists(const workload *w, bench_phase *p) {
-    const double rows = (double)w->B * (double)w->T * (double)w->cfg.kv_heads;
-    p->bytes = 2 * rows * (double)w->cfg.slc_count * (double)sizeof(int32_t);
-}
-
 void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
     static const char *const attention[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
+    const double tokens = (double)w->B * (double)w->T, dv = (double)w->cfg.v_dim;
+    const double heads = tokens * (double)w->cfg.q_heads, size = size_of(arith);
     p->flops = p->l2 = p->bytes = 0;
-    if (strstr(p->name, "compress") || strstr(p->name, "phi"))
-        count_phi(w, size_of(arith), p);
-    else if (strstr(p->name, "gate"))
-        count_gate(w, size_of(arith), p);
-    else if (strstr(p->name, "lists"))
-        count_lists(w, p);
-    else
+    if (strstr(p->name, "compress") || strstr(p->name, "phi")) {
+        count_phi(w, size, p);
+    } else if (strstr(p->name, "gate")) {
+        /* dgate = <dout, out of each branch>: reads four tensors; for each branch reads the gate,
+         * writes a gradient and the four row statistics that later kernels use */
+        p->flops = 2 * BRANCHES * heads * dv;
+        p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
+    } else if (strstr(p->name, "lists")) {
+        /* build the inverse lists: read n block indices a row, write as many row indices */
+        p->bytes = 2 * tokens * (double)w->cfg.kv_heads * (double)w->cfg.slc_count * 4;
+    } else {
         for (int i = 0; i < (w->pass == BENCH_BACKWARD ? 6 : 3) && !(p->bytes > 0); i++) {
             if (strstr(p->name, attention[i]))
-                count_attention(w, size_of(arith), p);
+                count_attention(w, size, p);
         }
+    }
 }
