@@ -28,67 +28,50 @@ struct dense {
     int64_t tile; /* query tokens of a tile */
     float scale;
     int threads;
-    size_t bytes;
-    float *memory; /* holds all that follow */
-    float *out;
+    size_t outputs, each;   /* floats of the outputs, and of one thread */
+    float *out;             /* the outputs, then the threads' memory */
     const dense_inputs *in; /* of one call */
     atomic_long next;       /* the next tile to compute */
     int64_t len;            /* keys of a decode step; 0 for whole sequences */
-    scratch per_thread[];   /* [threads] */
 };
 
 /* ------------------------------------------------------------------ memory */
 
-/* The next `count` floats, from a multiple of 64 bytes on; without `base` they are only counted. */
-static float *take(float *base, size_t *used, int64_t count) {
-    float *p = base ? base + *used : NULL;
-    *used += ((size_t)count + 15) / 16 * 16;
-    return p;
-}
-
-/* Set all pointers into one allocation. @return how many floats it must have */
-static size_t lay_out(dense *d, float *base) {
-    const int64_t rows = d->tile * d->G;
-    size_t used = 0;
-    d->out = take(base, &used, d->B * d->T * d->Hq * d->dv);
-    for (int i = 0; i < d->threads; i++) {
-        scratch *w = &d->per_thread[i];
-        w->q = take(base, &used, rows * d->dk);
-        w->o = take(base, &used, rows * d->dv);
-        w->s = take(base, &used, rows * KEYS);
-        w->m = take(base, &used, rows);
-        w->l = take(base, &used, rows);
-    }
-    return used;
-}
-
 dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
-    dense *d = calloc(1, sizeof *d + (size_t)threads * sizeof(scratch));
+    dense *d = calloc(1, sizeof *d);
     if (!d)
         return NULL;
     d->T = T, d->B = B, d->threads = threads;
     d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->G = d->Hq / d->Hkv;
     d->dk = c->qk_dim, d->dv = c->v_dim, d->scale = (float)c->scale;
     d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->bytes = lay_out(d, NULL) * sizeof(float);
-    d->memory = aligned_alloc(64, d->bytes);
-    if (!d->memory) {
-        free(d);
-        return NULL;
-    }
-    memset(d->memory, 0, d->bytes);
-    lay_out(d, d->memory);
-    return d;
+    d->outputs = (size_t)(B * T * d->Hq * d->dv);
+    d->each = (size_t)(d->tile * d->G * (d->dk + d->dv + KEYS + 2));
+    d->out = calloc(d->outputs + d->each * (size_t)threads, sizeof *d->out);
+    if (d->out)
+        return d;
+    free(d);
+    return NULL;
+}
+
+static scratch scratch_of(const dense *d, int thread) {
+    const int64_t rows = d->tile * d->G;
+    scratch w = {.s = d->out + d->outputs + d->each * (size_t)thread};
+    w.q = w.s + rows * KEYS;
+    w.o = w.q + rows * d->dk;
+    w.m = w.o + rows * d->dv;
+    w.l = w.m + rows;
+    return w;
 }
 
 void dense_close(dense *d) {
     if (d)
-        free(d->memory);
+        free(d->out);
     free(d);
 }
 
 const float *dense_out(const dense *d, int64_t *bytes) {
-    *bytes = (int64_t)d->bytes;
+    *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
     return d->out;
 }
 
@@ -168,7 +151,7 @@ static int64_t q_row(const dense *d, const tile_coord *p, int64_t i) {
     return p->q_row + i / d->G * d->Hq + i % d->G;
 }
 
-static void run_tile(dense *d, scratch *w, tile_coord p) {
+static void run_tile(dense *d, const scratch *w, tile_coord p) {
     const int64_t dk = d->dk, dv = d->dv, ldk = d->Hkv * dk, ldv = d->Hkv * dv;
     const int64_t end = p.t0 + p.tokens;
     memset(w->o, 0, (size_t)(p.rows * dv) * sizeof *w->o);
@@ -206,9 +189,10 @@ static void run_tile(dense *d, scratch *w, tile_coord p) {
 /* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {
     dense *d = arg;
+    const scratch w = scratch_of(d, thread);
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
     for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;)
-        run_tile(d, &d->per_thread[thread], tile_coord_of(d, i));
+        run_tile(d, &w, tile_coord_of(d, i));
 }
 
 void dense_run(dense *d, const dense_inputs *in, int64_t len) {

@@ -128,10 +128,8 @@ static void describe(char *text, size_t capacity) {
     FILE *f = fopen("/proc/driver/nvidia/version", "r");
     char line[256];
     if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
-        const char *p = strstr(line, "Module");
-        while (p && *p && (p[0] != ' ' || p[1] < '0' || p[1] > '9')) /* not x86_64 */
-            p++;
-        p = p && *p ? p + 1 : "";
+        const char *p = strstr(line, "  "); /* before the version */
+        p = p ? p + 2 : "";
         snprintf(module, sizeof module, "%.*s", (int)strspn(p, "0123456789."), p);
     }
     if (f)
@@ -305,8 +303,6 @@ static void ceilings(double rate[GPU_CEILINGS]) {
     }));
     (void)cudaFree(memory);
 }
-
-extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void);
 
 extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
     static const gpu_table table = {sizeof(gpu_table), missing, describe, flush,
