@@ -88,7 +88,6 @@ typedef struct bench_options {
     int one_thread;                      /**< 1 to time stages with one thread as well */
     int64_t budget;                      /**< seconds that one row may take */
     int64_t runs;                        /**< timed runs of a row; 0: by how long one takes */
-    double deadline;                     /**< seconds that all may take */
     int device[3];                       /**< 1 where programs on that bench_device are wanted */
     const char *judge;                   /**< stage that judges sampled rows, NULL for 00 */
     const char *peers;     /**< command that times other people's attention, or NULL */

@@ -106,9 +106,9 @@ static error_t pair(const char *option, const char *arg, int64_t *first, int64_t
     const char *slash = strchr(arg, '/');
     *first = slash ? whole(arg, (size_t)(slash - arg), 1, 4096) : -1;
     *second = slash ? whole(slash + 1, strlen(slash + 1), 1, 4096) : -1;
-    return *first >= 0 && *second >= 0
-               ? 0
-               : WRONG("--%s \"%s\" is not two numbers from 1, as in 16/1", option, arg);
+    if (*first < 0 || *second < 0)
+        return WRONG("--%s \"%s\" is not two numbers from 1, as in 16/1", option, arg);
+    return 0;
 }
 
 static error_t sizes(const char *arg, bench_options *o) {
@@ -148,16 +148,6 @@ static error_t device(const char *arg, bench_options *o) {
                : WRONG("--device \"%s\": expected cpu, gpu or all", arg);
 }
 
-/* Finishes within a minute on two cores: small heads, short sequences, a deadline. */
-static void quick(bench_options *o) {
-    o->cfg.qk_dim = o->cfg.v_dim = 64;
-    o->sizes = 3;
-    for (int i = 0; i < 3; i++)
-        o->T[i] = 256 << i;
-    o->budget = 12;
-    o->deadline = 42;
-}
-
 static error_t parse(int key, char *arg, struct argp_state *state) {
     bench_options *o = state->input;
     for (const struct target *t = targets; t < targets + sizeof targets / sizeof *targets; t++) {
@@ -190,7 +180,8 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         o->one_thread = 1;
         return 0;
     case QUICK:
-        quick(o);
+        o->sizes = 3; /* 256, 512, 1024; finishes within a minute on two cores */
+        o->runs = 3, o->budget = 6;
         return 0;
     default:
         return command_key(key, arg, state);
@@ -209,7 +200,7 @@ static int parse_options(int argc, char **argv, bench_options *o) {
     o->cfg = nsa_config_defaults();
     o->cfg.q_heads = 16, o->cfg.kv_heads = 1, o->cfg.qk_dim = o->cfg.v_dim = 64;
     o->pass[BENCH_FORWARD] = o->device[BENCH_ON_CPU] = o->device[BENCH_ON_GPU] = 1;
-    o->batch = o->threads = o->seed = 1, o->rows = 9, o->budget = 120, o->deadline = 1e9;
+    o->batch = o->threads = o->seed = 1, o->rows = 9, o->budget = 120;
     int code = command_parse(&argp, 0, argc, argv, NULL, o);
     if (code)
         return code;

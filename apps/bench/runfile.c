@@ -56,11 +56,8 @@ static const field phase_fields[] = {
 /* clang-format on */
 
 static double number_at(const void *from, const field *f) {
-    int64_t whole;
-    double real;
-    memcpy(&whole, (const char *)from + f->offset, sizeof whole);
-    memcpy(&real, (const char *)from + f->offset, sizeof real);
-    return f->kind == INTEGER ? (double)whole : real;
+    const void *at = (const char *)from + f->offset;
+    return f->kind == INTEGER ? (double)*(const int64_t *)at : *(const double *)at;
 }
 
 /* ----------------------------------------------------------------- writing */

@@ -20,7 +20,6 @@ typedef struct sweep {
     int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
-    double reserved; /* seconds reserved for runs at this length */
     bench_samples ceiling[BENCH_CEILINGS];
     double began;
     progress bar;
@@ -114,13 +113,11 @@ static double predict_row(const sweep *s, const bench_row *row, double limit) {
 
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
-    const double left = s->o->deadline - (bench_now() - s->began) - s->reserved;
-    const double limit = fmin((double)s->o->budget, left);
+    const double limit = (double)s->o->budget;
     const double cost = predict_row(s, c->row, limit);
     if (cost > limit) {
         snprintf(c->row->status, sizeof c->row->status,
-                 "not run: would take about %.0f s, over its budget of %.0f s", cost,
-                 limit > 0 ? limit : 0);
+                 "not run: would take about %.0f s, over its budget of %.0f s", cost, limit);
         return 0;
     }
     progress_phase(&s->bar, c->row->name);
@@ -135,7 +132,6 @@ static int admit(sweep *s, contender *c, workload *w) {
         c->wanted = runs_of(s->o, c->first, limit - c->row->cost);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
-        s->reserved += c->wanted * c->first;
         return 1;
     }
     contender_close(c);
@@ -293,7 +289,6 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
                 (contender){.program = &s->peers, .peer = p, .causal = !p->sparse});
     }
     status = status ? status : time_all(s, list, count, &w);
-    s->reserved = 0;
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);

@@ -80,19 +80,14 @@ nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
  *  @param arith   the stage's type */
 void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row);
 
-/**
- * Count the work of one phase of a GPU stage, recognised by its name: "cmp", "slc" and "win" are
- * its branches (none of them: all three); "compress" and "phi" are the compressor; in a backward
- * "dq" is the pass over queries and "dk" or "dv" the pass over keys, each of which recomputes
- * scores and dP; "gate" is dgate; "lists" builds the inverse lists (for each block, the queries
- * that selected it). Any other name has no floor.
- *
- * Operations of one query head and one visible key, dk = dv = D: forward 4 D, and for importance,
- * if the row has more blocks than n, 2 D more for each compressed key; backward in one pass 10 D,
- * the pass over queries 6 D, the pass over keys 8 D. Bytes: every tensor that the phase reads or
- * writes, once. Second-level cache: selected keys and values, once for each query row and kv head,
- * for neighbours may select different blocks.
- */
+/** Count the work of one phase of a GPU stage by its name: "cmp", "slc" and "win" are its branches
+ * (none of them: all three); "compress" and "phi" the compressor; in a backward "dq" is the pass
+ * over queries and "dk" or "dv" the pass over keys, each of which recomputes scores and dP; "gate"
+ * is dgate; "lists" builds the inverse lists. Any other name has no floor. Operations of one query
+ * head and one visible key, dk = dv = D: forward 4 D, and for importance, if the row has more
+ * blocks than n, 2 D more for each compressed key; backward in one pass 10 D, the pass over queries
+ * 6 D, the pass over keys 8 D. Bytes: every tensor that the phase reads or writes, once.
+ * Second-level cache: selected keys and values, once for each query row and kv head. */
 void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 
 /* ----------------------------------------------------------------- verify.c */
