@@ -50,19 +50,13 @@ typedef enum bench_ceiling {
  * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). On a failure the
  * functions return 0 or do nothing. */
 typedef struct gpu_table {
-    uint32_t size; /**< sizeof(gpu_table): another size is refused */
-    /** @return NULL if a GPU answers, else why not */
-    const char *(*missing)(void);
-    /** Name, multiprocessors, clock, cache, memory, driver and CUDA's version. */
-    void (*describe)(char *text, size_t capacity);
-    /** Write 256 MB or four times the cache, and wait. */
-    void (*flush)(void);
-    /** Wait until all queued work is done. */
-    void (*wait)(void);
-    /** @return bytes of the GPU's memory that are taken */
-    int64_t (*memory)(void);
-    /** Measure once: the median of five runs each after one that warms up. 0 on a failure. */
-    void (*ceilings)(double rate[GPU_CEILINGS]);
+    uint32_t size;                /**< sizeof(gpu_table): another size is refused */
+    const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
+    void (*describe)(char *text, size_t capacity); /**< name, clock, cache, memory, driver, ... */
+    void (*flush)(void);                         /**< write 256 MB or four times the cache, wait */
+    void (*wait)(void);                          /**< until all queued work is done */
+    int64_t (*memory)(void);                     /**< bytes of the GPU's memory that are taken */
+    void (*ceilings)(double rate[GPU_CEILINGS]); /**< the median of five runs each after one */
 } gpu_table;
 
 /** What is timed. Backward is the backward alone; decode is one step. */
@@ -215,11 +209,9 @@ void samples_add(bench_samples *s, double value);
 /** Median, lowest and highest. */
 bench_stats samples_stats(bench_samples *s);
 
-/**
- * Median and quartiles of than's time over r's, round by round: a machine speed that changes slowly
- * compared to a round cancels. With fewer than three shared rounds, or a run file without rounds,
- * the ratio of the medians; the quartiles of both then give the lowest and the highest.
- */
+/** Median and quartiles of than's time over r's, round by round: a machine speed that changes
+ * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
+ * rounds, the ratio of the medians; the quartiles of both then give the lowest and the highest. */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 
 /** Compute shares of the ceilings, ratios and noise of a run. */

@@ -16,8 +16,6 @@ const char *bench_pass_name(bench_pass pass) {
     return names[pass];
 }
 
-/* ------------------------------------------------------------------ options */
-
 enum { HEADS = 256, DIMS, PHI, QUICK, DEVICE, ALONE, BATCH, ROWS, SEED, BUDGET, RUNS };
 enum { DIR = 512, JSON, TABLE, PLOT, WHAT, JUDGE, PEERS };
 #define AT(member) offsetof(bench_options, member)
@@ -143,9 +141,9 @@ static error_t device(const char *arg, bench_options *o) {
     const int all = !strcmp(arg, "all");
     o->device[BENCH_ON_CPU] = all || !strcmp(arg, "cpu");
     o->device[BENCH_ON_GPU] = all || !strcmp(arg, "gpu");
-    return o->device[BENCH_ON_CPU] || o->device[BENCH_ON_GPU]
-               ? 0
-               : WRONG("--device \"%s\": expected cpu, gpu or all", arg);
+    if (!o->device[BENCH_ON_CPU] && !o->device[BENCH_ON_GPU])
+        return WRONG("--device \"%s\": expected cpu, gpu or all", arg);
+    return 0;
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state) {
@@ -217,8 +215,6 @@ static int parse_options(int argc, char **argv, bench_options *o) {
     nsa_status status = nsa_config_resolve(&cfg);
     return status ? command_status(status, argv[0]) : EXIT_DONE;
 }
-
-/* ------------------------------------------------------------------- output */
 
 static void print_all(const bench_options *o, const bench_run *run) {
     static const char *const tables[] = {"forward", "backward", "decode",

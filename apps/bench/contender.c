@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* -------------------------------------------------------------------- open */
-
 static nsa_status open_dense(contender *c, const workload *w) {
     const int decodes = w->pass == BENCH_DECODE;
     nsa_status status = NSA_OK;
@@ -20,9 +18,9 @@ static nsa_status open_dense(contender *c, const workload *w) {
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
         status = slots_unroll(w, i ? NSA_V_WIN : NSA_K_WIN, &c->cache[i]);
-    c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : w->in.at[NSA_Q].data,
-                           .k = decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
-                           .v = decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
+    c->in = (dense_inputs){w->in.at[NSA_Q].data, /* of a step: prepare() */
+                           decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
+                           decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
     (void)dense_out(c->dense, &c->row->memory);
     return status;
 }
@@ -79,8 +77,6 @@ void contender_close(contender *c) {
     c->ctx = NULL;
     c->dense = NULL;
 }
-
-/* -------------------------------------------------------------------- runs */
 
 /* Exactly what is timed. */
 static nsa_status run_once(contender *c, const workload *w, int64_t step) {
@@ -145,23 +141,18 @@ nsa_status contender_time(contender *c, const workload *w) {
     return status;
 }
 
-/* ------------------------------------------------------------------- check */
-
-/* Read a whole result, of a stage or of the baseline. */
+/* A whole result: read from a stage, or of the baseline a view of its outputs. */
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
-    const int is_causal_out =
-        c->causal && w->pass == BENCH_FORWARD; /* for a backward it is a window branch */
-    if (c->stage)
-        return read_result(c->ctx, is_causal_out && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
+    /* for a backward plain causal attention is a window branch */
+    const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
     int64_t bytes;
-    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
+    if (c->stage)
+        return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
+    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
     t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
     t->shape[1] = w->cfg.q_heads;
     t->shape[2] = w->cfg.v_dim;
-    nsa_status status = tensor_alloc(t);
-    if (!status)
-        memcpy(t->data, dense_out(c->dense, &bytes), (size_t)nsa_count(t) * sizeof(float));
-    return status;
+    return NSA_OK;
 }
 
 /* Read what is compared, as the oracle has it: of results with a row a query, the sampled rows. */
@@ -175,7 +166,8 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
         status = read_whole(c, w, (nsa_id)id, sampled ? &whole : &mine->at[id]);
         if (sampled && !status)
             status = verify_gather(&w->rows, &whole, &mine->at[id]);
-        tensor_free(&whole);
+        if (c->stage)
+            tensor_free(&whole);
     }
     return status;
 }

@@ -67,7 +67,7 @@ dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
 void dense_run(dense *d, const dense_inputs *in, int64_t len);
 
 /** @return the outputs [.,Hq,dv]; `bytes` gets the size of all its memory. */
-const float *dense_out(const dense *d, int64_t *bytes);
+float *dense_out(const dense *d, int64_t *bytes);
 
 /** Free it; NULL is allowed. */
 void dense_close(dense *d);

@@ -35,8 +35,6 @@ struct dense {
     int64_t len;            /* keys of a decode step; 0 for whole sequences */
 };
 
-/* ------------------------------------------------------------------ memory */
-
 dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
     dense *d = calloc(1, sizeof *d);
     if (!d)
@@ -70,12 +68,10 @@ void dense_close(dense *d) {
     free(d);
 }
 
-const float *dense_out(const dense *d, int64_t *bytes) {
+float *dense_out(const dense *d, int64_t *bytes) {
     *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
     return d->out;
 }
-
-/* ----------------------------------------------------------------- softmax */
 
 /* 2^x for x <= 0: the integer part goes to the exponent, the rest through a polynomial of degree 6,
  * within 2e-7. Unlike a call of expf(), a loop over it is vectorised. */
@@ -119,8 +115,6 @@ static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, in
             s[i * KEYS + j] = -INFINITY;
     }
 }
-
-/* ------------------------------------------------------------------- tiles */
 
 /* A tile: query tokens [t0,t1) of one sequence and the G heads of one kv head. */
 typedef struct tile_coord {
@@ -183,8 +177,6 @@ static void run_tile(dense *d, const scratch *w, tile_coord p) {
             out[j] = w->o[i * dv + j] / w->l[i];
     }
 }
-
-/* ------------------------------------------------------------------- calls */
 
 /* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {

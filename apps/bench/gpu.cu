@@ -26,8 +26,6 @@ enum {
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
 
-/* ------------------------------------------------------------------ kernels */
-
 /* Chains of multiply-adds. The condition at the end never holds; it keeps the compiler from
  * dropping the loop. */
 static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y, float *g_out) {
@@ -91,8 +89,6 @@ static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t cou
         g_dst[i] = (number)((float)(x >> 8) / (float)(1 << 23) - 1.0f);
     }
 }
-
-/* ---------------------------------------------------------------- the device */
 
 static cudaDeviceProp prop;
 
@@ -174,8 +170,6 @@ static int64_t memory_used(void) {
     return (int64_t)(all - left);
 }
 
-/* ------------------------------------------------------------------- cuBLAS */
-
 /* As cublas_v2.h declares them, for 64-bit Linux; enums are int. */
 typedef int create_fn(void **handle);
 typedef int destroy_fn(void *handle);
@@ -219,8 +213,6 @@ static int open_cublas(cublas *b) {
     b->gemm_ex = (gemm_ex_fn *)dlsym(library, "cublasGemmEx");
     return create && b->destroy && b->sgemm && b->gemm_ex && !create(&b->handle);
 }
-
-/* ----------------------------------------------------------------- ceilings */
 
 static int ascending(const void *a, const void *b) {
     const float x = *(const float *)a, y = *(const float *)b;

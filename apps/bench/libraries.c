@@ -15,8 +15,6 @@ static int find(void *library, const char *name, void *function) {
     return symbol != NULL;
 }
 
-/* ----------------------------------------------------------------- OpenBLAS */
-
 enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
 enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* as in cblas.h */
 
@@ -80,8 +78,6 @@ void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t 
                (int)size.k, 1, a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c,
                (int)ldc);
 }
-
-/* ----------------------------------------------------------- libnsa_gpu.so */
 
 const gpu_table *gpu(const char **missing) {
     static const char *why = "built without the GPU's part (make CUDA=gpu)";

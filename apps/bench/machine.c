@@ -22,8 +22,6 @@ double bench_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* --------------------------------------------------------------- quartiles */
-
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -39,8 +37,6 @@ bench_stats bench_quartiles(double *samples, int count) {
     }
     return (bench_stats){q[0], q[1], q[2]};
 }
-
-/* -------------------------------------------------------- caches and threads */
 
 static struct {
     char *data;  /* 2 * half bytes */
@@ -90,15 +86,12 @@ void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg)
         pthread_join(id[--started], NULL);
 }
 
-/* ---------------------------------------------------------------- ceilings */
-
-enum { MAX_REPEATS = 5, SIDE = 1024 };
-
 /* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
 static double measure_sgemm(int threads, int runs) {
+    enum { SIDE = 1024 };
     const size_t count = (size_t)SIDE * SIDE;
     float *m = malloc(3 * count * sizeof *m);
-    double seconds[MAX_REPEATS + 1];
+    double seconds[6];
     blas_threads(threads);
     if (!m || blas_missing()) {
         free(m);
@@ -124,7 +117,7 @@ static void copy_part(void *arg, int thread) {
 }
 
 void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
-    double seconds[MAX_REPEATS];
+    double seconds[5];
     rate[CPU_SGEMM] = measure_sgemm(threads, runs);
     for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
         double start = bench_now();
@@ -133,8 +126,6 @@ void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
     }
     rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
 }
-
-/* ------------------------------------------------------------- description */
 
 /* The first line that a shell command prints; "unknown" without one. */
 static void first_line(const char *command, char *text, size_t capacity) {

@@ -14,8 +14,6 @@
 
 enum { PATIENCE = 300000 /* ms to wait for an answer: kernels may be compiled on first use */ };
 
-/* ------------------------------------------------------------------- lines */
-
 static nsa_status lost(peers *p, const char *why) {
     if (p->pid) {
         kill(p->pid, SIGKILL); /* it may hang */
@@ -76,8 +74,6 @@ static cJSON *request_of(const char *op, int id) {
         cJSON_AddNumberToObject(request, "id", id);
     return request;
 }
-
-/* ----------------------------------------------------------- start and stop */
 
 /* Without pipes or a process p->pid stays 0, and the first request says that it has ended. */
 static void spawn(peers *p, const char *command) {
@@ -141,8 +137,6 @@ void peers_stop(peers *p) {
     p->pid = 0;
 }
 
-/* -------------------------------------------------------------------- runs */
-
 nsa_status peers_open(contender *c, const workload *w) {
     static const char *const keys[] = {"B", "T",  "Hq", "Hkv",  "dk",    "dv", "l",
                                        "d", "l2", "n",  "init", "local", "w"};
@@ -162,8 +156,9 @@ nsa_status peers_open(contender *c, const workload *w) {
     c->first = number_of(answer, "first");
     snprintf(c->row->checked, sizeof c->row->checked, "%s", text_of(answer, "checked"));
     cJSON_Delete(answer);
-    return c->peer_id >= 0 && c->first > 0 ? NSA_OK
-                                           : lost(c->program, "answered without id and first");
+    if (c->peer_id < 0 || !(c->first > 0))
+        return lost(c->program, "answered without id and first");
+    return NSA_OK;
 }
 
 nsa_status peers_time(const contender *c, double *seconds) {

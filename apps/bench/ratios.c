@@ -16,13 +16,9 @@ void samples_add(bench_samples *s, double value) {
 }
 
 bench_stats samples_stats(bench_samples *s) {
-    bench_stats stats = bench_quartiles(s->value, s->count);
-    if (s->count)
-        stats = (bench_stats){s->value[0], stats.median, s->value[s->count - 1]};
-    return stats;
+    const double median = bench_quartiles(s->value, s->count).median;
+    return s->count ? (bench_stats){s->value[0], median, s->value[s->count - 1]} : (bench_stats){0};
 }
-
-/* ------------------------------------------------------------------ finding */
 
 const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T) {
     for (int i = 0; i < run->rows; i++) {
@@ -41,19 +37,13 @@ int bench_has_prefix(const char *name, const char *prefix) {
     return !strncmp(name, prefix, strlen(prefix));
 }
 
-static int on_gpu(const bench_row *r) {
-    return !strcmp(r->device, "gpu");
-}
-
-/* -------------------------------------------------------------------- noise */
-
 /* The largest relative spread among the ceilings that rows of this run are compared with; without
  * any row, those of the CPU. */
 static double worst_drift(const bench_run *run, const char **what) {
     int timed[2] = {0, 0};
     double worst = 0;
     for (int i = 0; i < run->rows; i++)
-        timed[on_gpu(&run->row[i])] |= !run->row[i].status[0];
+        timed[!strcmp(run->row[i].device, "gpu")] |= !run->row[i].status[0];
     for (int i = 0; i < BENCH_CEILINGS; i++) {
         const bench_stats *c = &run->ceiling[i];
         const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
@@ -90,8 +80,6 @@ static void set_noise(bench_run *run) {
                  worst->name, worst->T, 100 * spread);
 }
 
-/* ------------------------------------------------------------------- ratios */
-
 bench_stats bench_ratio(const bench_row *r, const bench_row *than) {
     enum { MIN_SHARED = 3 };
     double ratio[BENCH_MAX_RUNS];
@@ -112,7 +100,7 @@ static void set_share(const bench_run *run, bench_row *r) {
     const bench_stats *c = run->ceiling;
     double gflops = r->gflops > 0 ? r->gflops : c[CPU_SGEMM].median;
     double gbs = r->gbs > 0 ? r->gbs : c[CPU_COPY].median;
-    if (on_gpu(r)) {
+    if (!strcmp(r->device, "gpu")) {
         gflops = c[half ? BENCH_BF16 : BENCH_FMA].median;
         gbs = c[BENCH_READ].median;
     }
@@ -125,7 +113,8 @@ static void set_share(const bench_run *run, bench_row *r) {
 /* The dense attention of the ratio: OpenBLAS's, or without that, on a GPU and for a backward, the
  * fastest plain causal attention by a stage's own code. */
 static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
-    const bench_row *best = on_gpu(r) ? NULL : bench_find(run, BENCH_DENSE, r->pass, r->T);
+    const bench_row *best =
+        !strcmp(r->device, "gpu") ? NULL : bench_find(run, BENCH_DENSE, r->pass, r->T);
     for (int i = 0, own = !best; i < run->rows && own; i++) {
         const bench_row *d = &run->row[i];
         if (d->T == r->T && !d->status[0] && !strcmp(d->pass, r->pass) &&

@@ -60,8 +60,6 @@ static double number_at(const void *from, const field *f) {
     return f->kind == INTEGER ? (double)*(const int64_t *)at : *(const double *)at;
 }
 
-/* ----------------------------------------------------------------- writing */
-
 /* These return 0 without memory. */
 static int put(cJSON *to, const field *f, const void *from) {
     int ok = to != NULL;
@@ -118,8 +116,6 @@ nsa_status runfile_write(const bench_run *run, const char *path) {
     cJSON_Delete(root);
     return status;
 }
-
-/* ----------------------------------------------------------------- reading */
 
 /* A missing key gives zero; one of the wrong type is an error. */
 static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {

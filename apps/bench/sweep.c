@@ -25,8 +25,6 @@ typedef struct sweep {
     progress bar;
 } sweep;
 
-/* ------------------------------------------------------------------ stages */
-
 /* The simulator's times say nothing about a GPU, so a stage runs there only if it is named. */
 static int is_wanted(const sweep *s, const nsa_found *found) {
     const bench_device device = bench_device_of(found->stage);
@@ -41,9 +39,9 @@ static nsa_status list_stages(sweep *s) {
     nsa_status status = NSA_OK;
     if (!o->stages)
         return nsa_find_stages(o->stage_dir, &s->found, &s->stages);
-    s->found = calloc((size_t)o->stages, sizeof *s->found);
+    s->found = calloc(BENCH_MAX_STAGES, sizeof *s->found);
     if (!s->found)
-        return nsa_fail(NSA_ERR_MEMORY, "no memory for %d stages", o->stages);
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for the stages");
     for (int i = 0; i < o->stages && !status; i++) {
         status = nsa_find_stage(o->stage_dir, o->stage[i], &s->found[i]);
         s->stages += !status;
@@ -71,8 +69,6 @@ static nsa_status find_stages(sweep *s) {
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && gpu(NULL);
     return status;
 }
-
-/* ------------------------------------------------------------------ budget */
 
 /* How often a run of `seconds` is timed: as --runs says, cut to what fits into `limit` seconds but
  * at least three times; without --runs, by its length alone. */
@@ -108,8 +104,6 @@ static double predict_row(const sweep *s, const bench_row *row, double limit) {
     const double cost = predict(past, before->cost, last->cost, row->T);
     return cost + runs_of(s->o, one, limit - cost) * one;
 }
-
-/* ----------------------------------------------------------------- one row */
 
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
@@ -154,8 +148,6 @@ static void summarize(contender *c, const workload *w) {
     row->time = bench_quartiles(c->sample, c->runs);
     workload_count(w, c->causal, contender_arith(c), row);
 }
-
-/* -------------------------------------------------------------- one length */
 
 /* The rank of a round: all even rounds come before the odd ones, and recursively within each half.
  */

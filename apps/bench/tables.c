@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* -------------------------------------------------------------------- grid */
-
 enum { COLUMNS = 20, CELL = 72 };
 
 /* A table of texts, the heading first. */
@@ -103,8 +101,6 @@ static void print(grid *g) {
     }
     free(g->cell);
 }
-
-/* ------------------------------------------------------------------- tables */
 
 /* What a table shows. */
 typedef struct view {
@@ -231,8 +227,6 @@ static void own_row(grid *g, const view *v, const bench_row *r) {
     ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
 }
 
-/* ----------------------------------------------------------------- machine */
-
 static void print_gpu(const bench_run *run) {
     static const char *const names[GPU_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
                                                     "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
@@ -340,8 +334,6 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
         print_source(run, file);
     return NSA_OK;
 }
-
-/* ------------------------------------------------------------------ points */
 
 nsa_status report_points(const bench_run *run, const char *what) {
     const int speedup = !strcmp(what, "speedup");

@@ -3,11 +3,8 @@
 #
 #   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
 #
-# in README.md, docs/*.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json.
-# KIND is what `nsa bench --table FILE --what KIND` takes: machine, forward, backward, decode,
-# kernels, peers, own, each with /STAGE appended for one stage.
-#
-# With --check report what would change; exit status 1 if anything would.
+# in README.md, docs/*.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json;
+# KIND as in `nsa bench --table FILE --what KIND`. With --check report what would change, and fail.
 set -eu
 
 export NSA_BENCH="${NSA_BENCH:-./build/nsa-bench}"

@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* -------------------------------------------------------------- the oracle */
-
 /* Forward over one slot's sequence, of its last warm-up step alone, with the blocks of `list` if
  * there is one. */
 static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int causal,

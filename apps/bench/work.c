@@ -36,11 +36,7 @@ static key_counts count_keys(const workload *w) {
     return s;
 }
 
-static double size_of(nsa_arith arith) {
-    return arith == NSA_FLOAT64 ? 8 : arith == NSA_BFLOAT16 ? 2 : 4;
-}
-
-/* ----------------------------------------------------------- the compressor */
+static const double size_of[] = {8, 4, 2}; /* bytes of a number, by nsa_arith */
 
 /* Operations of one compressed token with D columns, forward. */
 static double phi_flops(const nsa_config *c, double D) {
@@ -74,8 +70,6 @@ static phi_cost count_compressors(const workload *w) {
                       phi_weights(c, dk) + phi_weights(c, dv)};
 }
 
-/* ----------------------------------------------------------- a whole pass */
-
 /* Numbers that a pass reads and writes: q, gate, keys, values and out once. A step reads the keys
  * and values that its query sees. The backward also reads dout, and writes a gradient for each
  * input. */
@@ -97,11 +91,9 @@ void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *r
     const phi_cost phi = causal ? (phi_cost){0} : count_compressors(w);
     const double weights = step ? 0 : phi.weights * (backward ? 2 : 1);
     row->flops = keys * (double)w->cfg.q_heads * pair + phi.flops * (backward ? 3 : 1);
-    row->bytes = (count_numbers(w, keys, causal) + weights) * size_of(arith);
+    row->bytes = (count_numbers(w, keys, causal) + weights) * size_of[arith];
     row->tokens = s.queries;
 }
-
-/* ----------------------------------------------------------------- a phase */
 
 /* The compressor reads tokens and writes compressed ones; its backward also moves their
  * gradients. */
@@ -151,7 +143,7 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
 void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
     static const char *const attention[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
     const double tokens = (double)w->B * (double)w->T, dv = (double)w->cfg.v_dim;
-    const double heads = tokens * (double)w->cfg.q_heads, size = size_of(arith);
+    const double heads = tokens * (double)w->cfg.q_heads, size = size_of[arith];
     p->flops = p->l2 = p->bytes = 0;
     if (strstr(p->name, "compress") || strstr(p->name, "phi")) {
         count_phi(w, size, p);

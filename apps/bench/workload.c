@@ -25,8 +25,6 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
              c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
 }
 
-/* ------------------------------------------------------------------- slots */
-
 /* Draw one sequence of `tokens`; no row of results is chosen. */
 static nsa_status draw(bench_options o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
     test_case c;
@@ -147,8 +145,6 @@ nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t) {
                (size_t)(tokens * row) * sizeof(float));
     return status;
 }
-
-/* ------------------------------------------------------------------ drawing */
 
 /* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {

@@ -70,8 +70,6 @@ void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors 
  * [B, T + DECODE_STEPS, Hkv, D]; free with tensor_free(). */
 nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
 
-/* ------------------------------------------------------------------- work.c */
-
 /** Count the work that the config needs: flops, bytes and tokens of a row. Operations: visible
  * pairs only, two products forward (4 D a pair for dk = dv = D), five backward (the scores once
  * more), and the compressor's products, twice more in its backward; exp, importance and selection
@@ -89,8 +87,6 @@ void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *r
  * 6 D, the pass over keys 8 D. Bytes: every tensor that the phase reads or writes, once.
  * Second-level cache: selected keys and values, once for each query row and kv head. */
 void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
-
-/* ----------------------------------------------------------------- verify.c */
 
 /** @return 1 if that result is compared; of plain causal attention out, dq, dk_win and dv_win. */
 int verify_wants(const workload *w, int causal, nsa_id id);
