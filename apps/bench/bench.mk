@@ -34,7 +34,7 @@ GPU_PART := $(BUILD)/libnsa_gpu.so
 all: $(GPU_PART)
 endif
 
-$(BUILD)/libnsa_gpu.so: apps/bench/gpu.cu $(wildcard apps/bench/*.h) apps/bench/bench.mk $(CUDA_STAMP)
+$(BUILD)/libnsa_gpu.so: apps/bench/gpu.cu apps/bench/bench.h apps/bench/bench.mk $(CUDA_STAMP)
 	@mkdir -p $(@D)
 	@echo "  CU  $@"
 	$(Q)$(NVCC) $(NVCC_BASE) -Iapps $(NVCC_ARCHS) -shared -cudart static $< -o $@ -ldl
@@ -64,14 +64,14 @@ bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 
 tables: $(BUILD)/nsa-bench ## rewrite the tables of README and pages from notes/runs
 	NSA_BENCH=./$(BUILD)/nsa-bench sh apps/bench/tables.sh
 
-check-tables: $(BUILD)/nsa-bench ## fail if a table differs from its run file, or ratios are computed wrongly
+check-tables: $(BUILD)/nsa-bench ## fail if a table differs from its run file, or a ratio is wrong
 	NSA_BENCH=./$(BUILD)/nsa-bench sh tests/ratios.sh
 	NSA_BENCH=./$(BUILD)/nsa-bench sh apps/bench/tables.sh --check
 
-figures: $(BUILD)/nsa-bench ## draw the forward of the runs FIGURES="cpu ..." with gnuplot: docs/figures/bench_*.svg
+figures: $(BUILD)/nsa-bench ## draw the runs FIGURES="cpu ..." with gnuplot: docs/figures
 	@set -e; for run in $(FIGURES); do for figure in time speedup; do \
-	    ./$(BUILD)/nsa-bench --plot-data notes/runs/$$run.json --what $$figure >$(BUILD)/points; \
 	    svg=docs/figures/bench_$${run}_forward_$$figure.svg; \
+	    ./$(BUILD)/nsa-bench --plot-data notes/runs/$$run.json --what $$figure >$(BUILD)/points; \
 	    gnuplot -e "points='$(BUILD)/points'; figure='$$figure'; run='notes/runs/$$run.json'" \
 	        apps/bench/plot.gp >$(BUILD)/plot.svg; \
 	    cp $(BUILD)/plot.svg $$svg; echo "figures: $$svg"; done; done
