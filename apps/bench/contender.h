@@ -31,8 +31,10 @@ typedef struct blas_matrix {
 
 /** The size of a product. */
 typedef struct blas_size {
-    int64_t m, n, k; /**< C is [m,n], the sums have k terms */
-    float beta;      /**< C = A B + beta C */
+    int64_t m;  /**< rows of A and C */
+    int64_t n;  /**< columns of C */
+    int64_t k;  /**< terms of a sum */
+    float beta; /**< C = A B + beta C */
 } blas_size;
 
 /** C = A B + beta C, with `ldc` elements from row to row of C. */
@@ -127,8 +129,7 @@ typedef struct contender {
     double phase[BENCH_MAX_PHASES][BENCH_MAX_RUNS]; /**< and those of their phases */
 } contender;
 
-/** Draw a peer's inputs, run once, check: fills in peer_id, first and the row's `checked`.
- *  @return NSA_ERR_UNSUPPORTED if it cannot run, NSA_ERR_INPUT if its result is wrong */
+/** Draw a peer's inputs, run once, check: fills in peer_id, first and the row's `checked`. */
 nsa_status peers_open(contender *c, const workload *w);
 
 /** One run of a peer. */
@@ -143,8 +144,7 @@ bench_device bench_device_of(const nsa_stage *stage);
 /** @return its arithmetic. */
 nsa_arith contender_arith(const contender *c);
 
-/** Allocate memory and load inputs.
- *  @return NSA_ERR_DEVICE or NSA_ERR_UNSUPPORTED if it cannot run here */
+/** Get memory, load inputs. @return NSA_ERR_DEVICE or NSA_ERR_UNSUPPORTED if it cannot run here */
 nsa_status contender_open(contender *c, const workload *w);
 
 /** Run once, as a warm-up too, and judge the sampled rows; after verify_truth() by `oracle`. */
