@@ -3,6 +3,7 @@
 #   build/libnsa.so          the contract: stages/common
 #   build/stages/NN_name.so  each folder stages/NN_name
 #   build/nsa                the command: apps, and the harness of tests/harness
+#   build/nsa-bench          what `nsa bench` starts: apps/bench
 #   build/judge              the same harness under Criterion: tests/judge.c
 
 CC      ?= cc
@@ -215,7 +216,7 @@ docs: ## build/docs/html/index.html; a public name without a comment is an error
 	sh docs/check_html.sh $(BUILD)/docs/html
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
-install: all ## into PREFIX: bin/nsa, lib/libnsa.so, lib/nsa/stages, include/nsa, and nsa.pc for pkg-config
+install: all ## into PREFIX: bin/nsa and bin/nsa-bench, lib/libnsa.so, lib/nsa/stages, include/nsa, nsa.pc for pkg-config
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/nsa/stages \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa

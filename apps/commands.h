@@ -44,7 +44,7 @@ int cmd_check(int argc, char **argv);
  *  @return an exit_code */
 int cmd_demo(int argc, char **argv);
 
-/** `nsa bench`: check stages, then time them.
+/** `nsa bench`: start nsa-bench, which checks stages, then times them. Returns only on an error.
  *  @param argc  arguments, argv[0] included
  *  @param argv  argv[0] is "nsa bench"
  *  @return an exit_code */

@@ -5,7 +5,7 @@ needs this.
     build/nsa bench --peers "python3 apps/peers.py"
 
 starts it as `peers.py` and asks it to time one run at a time, in turn with the stages: requests on
-standard input, answers on standard output, one JSON object a line (apps/bench/peers.h has the
+standard input, answers on standard output, one JSON object a line (docs/measuring.md has the
 protocol). On a GPU: PyTorch's scaled_dot_product_attention by its FlashAttention-2 and cuDNN
 backends, in bfloat16, forward, backward and one query of decode; and other implementations of
 native sparse attention that can be imported: fla (or native_sparse_attention), flash_nsa. Without

@@ -1,12 +1,12 @@
 #!/bin/sh
 # `nsa bench --peers` with a program that answers well, badly, or not at all; and --one-thread.
 #
-#   sh tests/peers.sh            needs build/nsa; the program is this file, with the behaviour as $1
+#   sh tests/peers.sh            needs build/nsa and build/nsa-bench; the program is this file, with the behaviour as $1
 set -eu
 
 nsa=${NSA:-./build/nsa}
 
-# Answers line by line, by the protocol in apps/bench/peers.h.
+# Answers line by line, by the protocol in docs/measuring.md.
 peer() {
     id=0
     while IFS= read -r line; do

@@ -28,7 +28,7 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 .PHONY: bad-stages
 bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so)
 
-test-bad-input: $(EVERY) $(BUILD)/corners bad-stages ## bad files and options give one line of error
+test-bad-input: $(EVERY) $(BUILD)/nsa-bench $(BUILD)/corners bad-stages ## bad files and options give one line of error
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 

@@ -2,9 +2,9 @@
 # How `nsa bench` computes ratios of times, tested with run files written here: by rounds if both
 # rows share at least three, else from medians and quartiles; and which rounds it refuses to read.
 #
-#   NSA=build/nsa sh tests/ratios.sh
+#   NSA_BENCH=build/nsa-bench sh tests/ratios.sh
 set -eu
-nsa=${NSA:-build/nsa}
+bench=${NSA_BENCH:-build/nsa-bench}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bad=0
@@ -17,12 +17,12 @@ row() {
 
 # both SPARSE DENSE: a run file of two rows
 both() {
-    printf '{"rows":[%s,%s],"fits":[]}\n' "$1" "$2" >"$work/run.json"
+    printf '{"rows":[%s,%s],"threads":1}\n' "$1" "$2" >"$work/run.json"
 }
 
 # expect WHAT TEXT: the ratio to its own dense attention
 expect() {
-    if ! "$nsa" bench --table "$work/run.json" --what own >"$work/out" 2>&1 ||
+    if ! "$bench" --table "$work/run.json" --what own >"$work/out" 2>&1 ||
         ! tr -s ' ' <"$work/out" | grep -qF -e "| $2 |"; then
         echo "FAIL ratios: $1: \"$2\" is missing in:" && cat "$work/out"
         bad=1
@@ -33,7 +33,7 @@ expect() {
 refuse() {
     both "$(row 02_blocked 2 1 3 "$3" "$2")" "$(row 'causal by 02_blocked' 4 3 5 4)"
     code=0
-    "$nsa" bench --table "$work/run.json" --what own >"$work/out" 2>&1 || code=$?
+    "$bench" --table "$work/run.json" --what own >"$work/out" 2>&1 || code=$?
     if [ "$code" -eq 0 ] || ! grep -qF '"rounds" of 02_blocked at T = 64' "$work/out"; then
         echo "FAIL ratios: $1: exit status $code" && cat "$work/out"
         bad=1

@@ -19,10 +19,10 @@ $(LIARS)/98_lying.so: $(call object,tests/lying_stage.c tests/lying_results.c) $
 $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) \
-	    $(call object,$(APPS) $(IO) $(HARNESS) $(BENCH)) -o $@ \
-	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) $(BLAS_LIBS) -ldl -lm -pthread
+	    $(call object,$(APPS) $(IO) $(HARNESS)) -o $@ \
+	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
-liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/judge $(LIARS_BESIDE)
+liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge $(LIARS_BESIDE)
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
 test-liars: liars ## a stage with one fault at a time: each must be caught, for the right reason

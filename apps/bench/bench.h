@@ -1,12 +1,11 @@
 /**
  * @file bench.h
- * @brief The options of `nsa bench`, and its results: tables, figures and files are made from a
- * bench_run.
+ * @brief The options of `nsa bench` and its results; clocks, ceilings, ratios, tables, run files.
  */
 #ifndef BENCH_H
 #define BENCH_H
 
-#include "nsa.h"
+#include "nsa_find.h"
 
 /** Limits of one run. */
 enum {
@@ -14,16 +13,11 @@ enum {
     BENCH_MAX_STAGES = 16, /**< stages of one sweep */
     BENCH_MAX_PHASES = 16, /**< phases of one call */
     BENCH_MAX_ROWS = 1024, /**< rows of one run */
-    BENCH_MAX_FITS = 256,  /**< fitted curves of one run */
     BENCH_MAX_PACK = 16,   /**< sequences of one pack: a case has no more */
     BENCH_MAX_BATCH = 64,  /**< slots of a decode */
-    BENCH_MAX_RUNS = 60,   /**< maximum timed runs of one row */
-    BENCH_MANY_RUNS = 20,  /**< timed runs of a short call, unless --runs says otherwise */
-    BENCH_MIN_RUNS = 10    /**< minimum timed runs, unless a run takes longer than BENCH_SLOW_RUN */
+    BENCH_MAX_RUNS = 60    /**< timed runs of one row */
 };
 
-/** A run longer than this many seconds may be timed fewer than BENCH_MIN_RUNS times. */
-#define BENCH_SLOW_RUN 2.0
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
 /** Prefix of a stage's name: plain causal attention by that stage's own code. */
@@ -38,16 +32,32 @@ typedef enum bench_device {
     BENCH_ON_SIMULATOR /**< a CUDA stage in the simulator: its times mean nothing */
 } bench_device;
 
-/** Ceilings of a GPU; gpu.h says how each is measured. */
+/** Ceilings: of a GPU, and of the processor. */
 typedef enum bench_ceiling {
     BENCH_FMA = 0, /**< GFLOP/s, float32 multiply-adds in registers */
-    BENCH_SGEMM,   /**< GFLOP/s, cuBLAS, float32 */
-    BENCH_BF16,    /**< GFLOP/s, cuBLAS, bfloat16 with float32 sums */
-    BENCH_L2,      /**< GB/s out of the second-level cache */
-    BENCH_READ,    /**< GB/s read from memory */
-    BENCH_COPY,    /**< GB/s, bytes read and bytes written */
+    BENCH_SGEMM,   /**< GFLOP/s, cuBLAS, float32 without TF32, 8192 cubed */
+    BENCH_BF16,    /**< GFLOP/s, cuBLAS, bfloat16 with float32 sums, 8192 cubed */
+    BENCH_L2,      /**< GB/s, random 16 KiB boxes out of 32 MiB: the second-level cache */
+    BENCH_READ,    /**< GB/s read from memory, a sum over 2 GB */
+    BENCH_COPY,    /**< GB/s, a copy of 2 GB, bytes read and bytes written */
+    GPU_CEILINGS,  /**< how many of a GPU */
+    CPU_SGEMM = GPU_CEILINGS, /**< GFLOP/s, OpenBLAS, float32, 1024 cubed */
+    CPU_COPY,      /**< GB/s, a copy larger than the last-level cache, bytes read and written */
     BENCH_CEILINGS /**< how many */
 } bench_ceiling;
+
+/** The part that needs nvcc is a shared object of its own, libnsa_gpu.so beside the program or in
+ * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). On a failure the
+ * functions return 0 or do nothing. */
+typedef struct gpu_table {
+    uint32_t size;                /**< sizeof(gpu_table): another size is refused */
+    const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
+    void (*describe)(char *text, size_t capacity); /**< name, clock, cache, memory, driver, ... */
+    void (*flush)(void);                         /**< write 256 MB or four times the cache, wait */
+    void (*wait)(void);                          /**< until all queued work is done */
+    int64_t (*memory)(void);                     /**< bytes of the GPU's memory that are taken */
+    void (*ceilings)(double rate[GPU_CEILINGS]); /**< the median of five runs each after one */
+} gpu_table;
 
 /** What is timed. Backward is the backward alone; decode is one step. */
 typedef enum bench_pass {
@@ -65,31 +75,36 @@ typedef struct bench_options {
     int64_t T[BENCH_MAX_SIZES];          /**< tokens of a sequence, ascending */
     int sizes;                           /**< how many */
     nsa_config cfg;                      /**< heads, dims and phi */
-    int64_t batch;                       /**< sequences of a pack */
+    int64_t batch;                       /**< sequences of a pack, or slots of a decode */
     int64_t threads;                     /**< for stages, OpenBLAS and the ceilings alike */
     int64_t rows;                        /**< rows that the check samples */
     int64_t seed;                        /**< of the inputs */
     int one_thread;                      /**< 1 to time stages with one thread as well */
-    double budget;                       /**< seconds that one row may take */
+    int64_t budget;                      /**< seconds that one row may take */
     int64_t runs;                        /**< timed runs of a row; 0: by how long one takes */
-    double deadline;                     /**< seconds that all may take */
     int device[3];                       /**< 1 where programs on that bench_device are wanted */
     const char *judge;                   /**< stage that judges sampled rows, NULL for 00 */
     const char *peers;     /**< command that times other people's attention, or NULL */
     const char *stage_dir; /**< folder of the stages, NULL for the default */
     const char *json;      /**< run file to write, or NULL */
-    const char *csv;       /**< the same rows as CSV, or NULL */
     const char *table;     /**< a run file to print a table of, or NULL */
     const char *plot;      /**< a run file to print points of, or NULL */
-    const char *compare;   /**< two run files "A,B" whose ratios must agree, or NULL */
     const char *what;      /**< which table or plot */
 } bench_options;
+
+/** A median with its spread: the quartiles, or for ceilings the lowest and the highest. 0 is "not
+ * known". */
+typedef struct bench_stats {
+    double low;    /**< first quartile, or the lowest */
+    double median; /**< the median */
+    double high;   /**< third quartile, or the highest */
+} bench_stats;
 
 /** Time of one phase, and the work it needs at least; 0 is "not known". */
 typedef struct bench_phase {
     char name[16];  /**< as the stage calls it */
     double seconds; /**< median over the runs */
-    double flops;   /**< operations, see kernels.h */
+    double flops;   /**< operations, see phase_work() */
     double l2;      /**< bytes read at least from the second-level cache */
     double bytes;   /**< bytes read from or written to memory */
 } bench_phase;
@@ -104,51 +119,24 @@ typedef struct bench_row {
     char status[256];                    /**< "" if it was timed; else why not */
     char checked[96];                    /**< the oracle it was checked against */
     char bound[8];                       /**< the ceiling that binds it: "flops" or "bytes" */
-    char below_name[64];                 /**< the stage below */
     int64_t T;                           /**< tokens of a sequence */
     int64_t runs;                        /**< timed runs */
     int64_t memory;                      /**< bytes held while it ran */
-    double median;                       /**< of the runs */
-    double q1;                           /**< first quartile */
-    double q3;                           /**< third quartile */
+    bench_stats time;                    /**< of the runs */
     double round[BENCH_MAX_RUNS];        /**< seconds in each round; 0 where it did not run */
     int rounds;                          /**< how many; 0: not known, as in older run files */
-    double flops;                        /**< what the config needs, see workload.h */
+    double cost;                         /**< seconds of what comes before; not in run files */
+    double flops;                        /**< what the config needs, see workload_count() */
     double bytes;                        /**< bytes that must be moved at least */
     double tokens;                       /**< tokens of one run */
     double gflops;                       /**< ceilings in the same rounds; 0: the run's count */
     double gbs;                          /**< copy bandwidth, in the same rounds */
     double share;                        /**< of the ceiling that binds, 0..1 */
-    double below;                        /**< ratio to the stage below */
-    double below_low;                    /**< its spread: the quartiles, see ratio.h */
-    double below_high;                   /**< the other end */
-    double dense;                        /**< ratio to dense attention */
-    double dense_low;                    /**< its spread */
-    double dense_high;                   /**< the other end */
+    bench_stats below;                   /**< ratio to the stage below */
+    bench_stats dense;                   /**< ratio to dense attention */
     bench_phase phase[BENCH_MAX_PHASES]; /**< the break-down */
     int phases;                          /**< how many; 0 if the stage does not time them */
 } bench_row;
-
-/** Time as a T + b T^2, for a whole pass ("all") or a phase, and where it crosses dense attention.
- * For a branch with a limit on the keys of a query, T is the number of all keys read over that
- * limit: early queries read fewer. */
-typedef struct bench_fit {
-    char name[64];    /**< the row's name */
-    char pass[12];    /**< the row's pass */
-    char phase[16];   /**< "all" or a phase */
-    char against[64]; /**< the dense attention that it is compared with, "" for none */
-    int64_t from;     /**< shortest length fitted */
-    int64_t to;       /**< longest */
-    int64_t points;   /**< how many lengths */
-    int64_t slower;   /**< longest measured length at which dense is faster; 0 if none is */
-    int64_t faster;   /**< the next measured length; 0 if dense is faster to the end */
-    double a;         /**< seconds a token */
-    double b;         /**< seconds a token squared */
-    double residual;  /**< largest |fit - time| / time */
-    double curved;    /**< share of b T^2 in the time at the longest length */
-    double by_flops;  /**< b over the b of its FLOPs at the whole pass's rate; 0 unless cmp */
-    double crosses;   /**< length at which both fits are equal; 0 if they never are */
-} bench_fit;
 
 /** Everything that one run found, and where. */
 typedef struct bench_run {
@@ -167,41 +155,93 @@ typedef struct bench_run {
     int64_t threads;     /**< used */
     int64_t batch;       /**< sequences of a pack */
     double load;         /**< runnable processes a minute before */
-    double gflops;       /**< ceiling: OpenBLAS sgemm 1024 cubed, 0 if unknown */
-    double gflops_low;   /**< lowest measurement */
-    double gflops_high;  /**< most */
-    double gbs;          /**< ceiling: copy bandwidth, bytes read and written */
-    double gbs_low;      /**< least */
-    double gbs_high;     /**< most */
-    double ceiling[BENCH_CEILINGS];      /**< of the GPU: medians; 0 if unknown */
-    double ceiling_low[BENCH_CEILINGS];  /**< least */
-    double ceiling_high[BENCH_CEILINGS]; /**< most */
+    bench_stats ceiling[BENCH_CEILINGS]; /**< 0: not measured */
     bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
     int rows;                            /**< how many */
-    bench_fit fit[BENCH_MAX_FITS];       /**< in the order of the rows */
-    int fits;                            /**< how many */
 } bench_run;
 
 /** @return "forward", "backward" or "decode". */
 const char *bench_pass_name(bench_pass pass);
 
-/** @return "cpu", "gpu" or "simulator". */
-const char *bench_device_name(bench_device device);
-
-/** @return where a stage runs. */
-bench_device bench_device_of(const nsa_stage *stage);
-
-/** Fill in the options from the command line.
- *  @param argc  arguments
- *  @param argv  argv[0] is "nsa bench"
- *  @param o     filled in
- *  @return an exit_code */
-int bench_parse(int argc, char **argv, bench_options *o);
-
 /** Check, then time everything that was asked for; write the run file, if any, after each length.
- *  @param o    what
- *  @param run  filled in
  *  @return NSA_OK also if a stage was not timed because it is wrong; its row says so */
 nsa_status bench_sweep(const bench_options *o, bench_run *run);
+
+/* ---------------------------------------------------------------- machine.c */
+
+/** @return seconds on the monotonic clock. */
+double bench_now(void);
+
+/** Sort the samples and compute quartiles, interpolated linearly. */
+bench_stats bench_quartiles(double *samples, int count);
+
+/** Get memory of twice the last-level cache, to flush it and to measure copies; never freed.
+ *  @return 0 if there is none */
+int bench_arena_open(void);
+
+/** Write half of it, which evicts everything else from the caches. */
+void bench_flush(void);
+
+/** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */
+void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg);
+
+/** Measure the processor's two ceilings: the median of `runs` runs each, 1 to 5. */
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]);
+
+/** Fill in everything that is not measured; the stages' extra flags are recorded. */
+void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,
+                      size_t stages);
+
+/* ----------------------------------------------------------------- ratios.c */
+
+/** Short names of the ceilings, in the order of bench_ceiling; keys of a run file. */
+extern const char *const ceiling_names[BENCH_CEILINGS];
+
+/** Measurements of one ceiling; zeros, which mean a failure, are left out. */
+typedef struct bench_samples {
+    double value[64]; /**< seconds or rates */
+    int count;        /**< how many */
+} bench_samples;
+
+/** Keep a measurement. */
+void samples_add(bench_samples *s, double value);
+
+/** Median, lowest and highest. */
+bench_stats samples_stats(bench_samples *s);
+
+/** Median and quartiles of than's time over r's, round by round: a machine speed that changes
+ * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
+ * rounds, the ratio of the medians; the quartiles of both then give the lowest and the highest. */
+bench_stats bench_ratio(const bench_row *r, const bench_row *than);
+
+/** Compute shares of the ceilings, ratios and noise of a run. */
+void bench_compute(bench_run *run);
+
+/** @return the row of that name, pass and length if it was timed, else NULL. */
+const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T);
+
+/** @return 1 if the row's name is that of a stage: those begin with a digit. */
+int bench_is_stage(const bench_row *row);
+
+/** @return 1 if the name begins with `prefix`: BENCH_OWN_DENSE or BENCH_ONE_THREAD. */
+int bench_has_prefix(const char *name, const char *prefix);
+
+/* ------------------------------------------------------ tables.c, runfile.c */
+
+/** Print the table "machine", "forward", "backward", "decode", "kernels", "peers" or "own", with
+ * "/STAGE" appended of that stage alone; below it the run file's name, if there is one.
+ *  @return NSA_ERR_INPUT if there is no such table */
+nsa_status report_table(const bench_run *run, const char *what, const char *file);
+
+/** Print points for gnuplot, of "time" or "speedup" of the forward: for each curve a block, its
+ * name in quotes, then lines T, value, low, high.
+ *  @return NSA_ERR_INPUT if there is no such figure */
+nsa_status report_points(const bench_run *run, const char *what);
+
+/** Write a run file, whole or not at all. @return NSA_ERR_IO or NSA_ERR_MEMORY */
+nsa_status runfile_write(const bench_run *run, const char *path);
+
+/** Read a run file. @return NSA_ERR_IO, NSA_ERR_INPUT or NSA_ERR_MEMORY, naming the file */
+nsa_status runfile_read(const char *path, bench_run *run);
 
 #endif

@@ -1,10 +1,6 @@
 /** @file contender.c
  *  @brief A stage, a dense baseline or a peer behind the same four calls. */
 #include "bench/contender.h"
-#include "bench/blas.h"
-#include "bench/gpu.h"
-#include "bench/slots.h"
-#include "bench/verify.h"
 #include "common/pool.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
@@ -12,25 +8,27 @@
 #include <stdio.h>
 #include <string.h>
 
-/* -------------------------------------------------------------------- open */
-
 static nsa_status open_dense(contender *c, const workload *w) {
     const int decodes = w->pass == BENCH_DECODE;
     nsa_status status = NSA_OK;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
-    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B,
-                          w->pass == BENCH_BACKWARD, c->threads);
+    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
         status = slots_unroll(w, i ? NSA_V_WIN : NSA_K_WIN, &c->cache[i]);
-    c->in = (dense_inputs){.q = decodes ? w->step.at[NSA_Q].data : w->in.at[NSA_Q].data,
-                           .k = decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
-                           .v = decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data,
-                           .dout = w->sparse.data};
-    c->row->memory = (int64_t)dense_memory(c->dense);
+    c->in = (dense_inputs){w->in.at[NSA_Q].data, /* of a step: prepare() */
+                           decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
+                           decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
+    (void)dense_out(c->dense, &c->row->memory);
     return status;
+}
+
+bench_device bench_device_of(const nsa_stage *stage) {
+    if (!stage || !stage->device)
+        return BENCH_ON_CPU;
+    return strcmp(stage->device(), "simulator") ? BENCH_ON_GPU : BENCH_ON_SIMULATOR;
 }
 
 nsa_arith contender_arith(const contender *c) {
@@ -46,10 +44,11 @@ static nsa_status open_stage(contender *c, const workload *w) {
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
     nsa_config cfg = w->cfg;
-    const int64_t before = gpu_memory();
+    const char *missing = NULL;
     nsa_status status = NSA_OK;
-    if (c->device == BENCH_ON_GPU && gpu_missing())
-        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", gpu_missing());
+    if (c->device == BENCH_ON_GPU && !gpu(&missing))
+        return nsa_fail(NSA_ERR_DEVICE, "no GPU clock: %s", missing);
+    const int64_t before = c->device == BENCH_ON_GPU ? gpu(NULL)->memory() : 0;
     if (c->causal && gradients)
         status = workload_dense(w, &cfg, &gate, &in);
     in.at[NSA_DOUT] = (nsa_tensor){0}; /* loaded separately: first the sampled rows, then all */
@@ -58,23 +57,18 @@ static nsa_status open_stage(contender *c, const workload *w) {
         status = nsa_load(c->ctx, &in);
     if (!status)
         c->row->memory =
-            c->device == BENCH_ON_GPU ? gpu_memory() - before : (int64_t)nsa_memory(c->ctx);
+            c->device == BENCH_ON_GPU ? gpu(NULL)->memory() - before : (int64_t)nsa_memory(c->ctx);
     tensor_free(&gate);
     return status;
 }
 
 nsa_status contender_open(contender *c, const workload *w) {
-    if (c->peer) {
-        nsa_status status = peers_open(c->program, c->peer, w, c->row, &c->peer_id, &c->first);
-        c->peer_id = status ? -1 : c->peer_id;
-        return status;
-    }
-    return c->stage ? open_stage(c, w) : open_dense(c, w);
+    return c->peer ? peers_open(c, w) : c->stage ? open_stage(c, w) : open_dense(c, w);
 }
 
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
-        peers_close(c->program, c->peer_id);
+        peers_close(c);
     nsa_close(c->ctx);
     dense_close(c->dense);
     tensor_free(&c->cache[0]);
@@ -84,22 +78,12 @@ void contender_close(contender *c) {
     c->dense = NULL;
 }
 
-/* -------------------------------------------------------------------- runs */
-
 /* Exactly what is timed. */
 static nsa_status run_once(contender *c, const workload *w, int64_t step) {
-    if (!c->stage && w->pass == BENCH_DECODE)
-        dense_decode(c->dense, &c->in, w->T + step + 1);
-    else if (!c->stage && w->pass == BENCH_BACKWARD)
-        dense_backward(c->dense, &c->in);
-    else if (!c->stage)
-        dense_forward(c->dense, &c->in);
-    else if (c->causal && w->pass == BENCH_FORWARD)
-        return nsa_causal(c->ctx, 2);
-    else
-        return w->pass == BENCH_FORWARD    ? nsa_forward(c->ctx)
-               : w->pass == BENCH_BACKWARD ? nsa_backward(c->ctx)
-                                           : nsa_decode(c->ctx);
+    static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
+    if (c->stage)
+        return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
+    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + step + 1 : 0);
     return NSA_OK;
 }
 
@@ -114,109 +98,83 @@ static nsa_status prepare(contender *c, const workload *w, int64_t step) {
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
 
-/* The sum of the phases of the last call, by the device's clock; 0 if it lists none. */
-static double device_seconds(const contender *c) {
-    nsa_phase list[BENCH_MAX_PHASES];
-    const int count = nsa_phases(c->ctx, list, BENCH_MAX_PHASES);
-    double sum = 0;
-    for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++)
-        sum += list[i].seconds;
-    return sum;
-}
-
-static nsa_status timed(contender *c, const workload *w, const bench_clock *clock, int64_t step,
-                        double *seconds) {
-    clock->start(clock->state);
-    nsa_status status = run_once(c, w, step);
-    if (c->device == BENCH_ON_GPU)
-        gpu_wait();
-    *seconds = clock->stop(clock->state);
-    const double device_time = !status && c->device != BENCH_ON_CPU ? device_seconds(c) : 0;
-    *seconds = device_time > 0 ? device_time : *seconds;
-    return status;
-}
-
-/* Match phases by name: a stage may leave out a phase that took no time. */
-static void note_phases(contender *c) {
+/* Keep the phases of the last call as those of the next run. A stage may leave out a phase that
+ * took no time, so they are matched by name. @return their sum; 0 if it lists none */
+static double read_phases(contender *c) {
     nsa_phase list[BENCH_MAX_PHASES];
     bench_row *row = c->row;
-    const int count = c->stage && !c->causal ? nsa_phases(c->ctx, list, BENCH_MAX_PHASES) : 0;
+    const int count = nsa_phases(c->ctx, list, BENCH_MAX_PHASES);
+    double sum = 0;
     for (int i = 0; i < count && i < BENCH_MAX_PHASES; i++) {
         int p = 0;
         while (p < row->phases && strncmp(row->phase[p].name, list[i].name, 15) != 0)
             p++;
-        if (p == BENCH_MAX_PHASES)
+        sum += list[i].seconds;
+        if (p == BENCH_MAX_PHASES || c->causal)
             continue;
         row->phases += p == row->phases;
         snprintf(row->phase[p].name, sizeof row->phase[p].name, "%.15s", list[i].name);
         c->phase[p][c->runs] = list[i].seconds;
     }
+    return sum;
 }
 
-nsa_status contender_time(contender *c, const workload *w, const bench_clock *clock) {
+static nsa_status timed(contender *c, const workload *w, int64_t step, double *seconds) {
+    const double start = bench_now();
+    nsa_status status = run_once(c, w, step);
+    if (c->device == BENCH_ON_GPU)
+        gpu(NULL)->wait();
+    *seconds = bench_now() - start;
+    const double phases = !status && c->stage ? read_phases(c) : 0;
+    *seconds = c->device != BENCH_ON_CPU && phases > 0 ? phases : *seconds;
+    return status;
+}
+
+nsa_status contender_time(contender *c, const workload *w) {
     const int64_t step = DECODE_WARM + c->runs;
-    nsa_status status = c->peer ? NSA_OK : prepare(c, w, step);
+    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w, step);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
-        gpu_flush(); /* after prepare(), which brought the step's tokens into the cache */
-    if (!status && c->peer)
-        status = peers_time(c->program, c->peer_id, &c->sample[c->runs]);
-    else if (!status)
-        status = timed(c, w, clock, step, &c->sample[c->runs]);
-    if (status)
-        return status;
-    note_phases(c);
-    c->runs++;
+        gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
+    if (!status && !c->peer)
+        status = timed(c, w, step, &c->sample[c->runs]);
+    c->runs += !status;
+    return status;
+}
+
+/* A whole result: read from a stage, or of the baseline a view of its outputs. */
+static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
+    /* for a backward plain causal attention is a window branch */
+    const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
+    int64_t bytes;
+    if (c->stage)
+        return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
+    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
+    t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
+    t->shape[1] = w->cfg.q_heads;
+    t->shape[2] = w->cfg.v_dim;
     return NSA_OK;
 }
 
-/* ------------------------------------------------------------------- check */
-
-/* Read a whole result, of a stage or of the baseline. */
-static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
-    const int is_causal_out =
-        c->causal && w->pass == BENCH_FORWARD; /* for a backward it is a window branch */
-    if (c->stage)
-        return read_result(c->ctx, is_causal_out && id == NSA_OUT ? NSA_OUT_CAUSAL : id, t);
-    const int64_t rows = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
-    const int of_queries = id == NSA_OUT || id == NSA_DQ;
-    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3};
-    t->shape[0] = rows;
-    t->shape[1] = of_queries ? w->cfg.q_heads : w->cfg.kv_heads;
-    t->shape[2] = id == NSA_OUT || id == NSA_DV_WIN ? w->cfg.v_dim : w->cfg.qk_dim;
-    nsa_status status = tensor_alloc(t);
-    if (!status)
-        memcpy(t->data, dense_result(c->dense, id), (size_t)nsa_count(t) * sizeof(float));
-    return status;
-}
-
-/* Read a result as the oracle has it: of results with a row a query, only the sampled rows. */
-static nsa_status read_rows(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
-    const int per_query = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
-    nsa_tensor whole = {0};
-    if (!per_query)
-        return read_whole(c, w, id, t);
-    nsa_status status = read_whole(c, w, id, &whole);
-    status = status ? status : verify_gather(&w->rows, &whole, t);
-    tensor_free(&whole);
-    return status;
-}
-
+/* Read what is compared, as the oracle has it: of results with a row a query, the sampled rows. */
 static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *mine) {
-    nsa_status status = read_rows(c, w, NSA_OUT, &mine->at[NSA_OUT]);
-    if (!status && !c->causal)
-        status = read_rows(c, w, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
-    for (int id = NSA_GRAD_FIRST; id <= NSA_GRAD_LAST && !status; id++) {
-        int counts = !c->causal || id == NSA_DQ || id == NSA_DK_WIN || id == NSA_DV_WIN;
-        if (w->pass == BENCH_BACKWARD && counts && nsa_has(&w->cfg, (nsa_id)id))
-            status = read_rows(c, w, (nsa_id)id, &mine->at[id]);
+    nsa_status status = NSA_OK;
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        const int sampled = id == NSA_OUT || id == NSA_BLOCK_IDX || id == NSA_DQ || id == NSA_DGATE;
+        nsa_tensor whole = {0};
+        if (!verify_wants(w, c->causal, (nsa_id)id))
+            continue;
+        status = read_whole(c, w, (nsa_id)id, sampled ? &whole : &mine->at[id]);
+        if (sampled && !status)
+            status = verify_gather(&w->rows, &whole, &mine->at[id]);
+        if (c->stage)
+            tensor_free(&whole);
     }
     return status;
 }
 
-/* Forward before a backward, full caches before steps: not timed, but counted in `cost`. */
+/* Forward before a backward, full caches before steps: not timed, but counted in the row's `cost`.
+ */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
-    if (w->pass == BENCH_BACKWARD && !c->stage)
-        dense_forward(c->dense, &c->in);
     if (!c->stage || w->pass == BENCH_FORWARD)
         return NSA_OK;
     if (w->pass == BENCH_DECODE)
@@ -225,60 +183,21 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* Store the judged slots' rows of a step: each slot has two, of the first and the last step. */
-static nsa_status store_step_row(const contender *c, const workload *w, int second, nsa_id id,
-                                 nsa_tensor *rows_kept) {
-    nsa_tensor all = {0}, t = {0};
-    nsa_status status = read_whole(c, w, id, &all);
-    status = status ? status : verify_gather(&w->slots, &all, &t);
-    if (!status && !rows_kept->dtype) {
-        *rows_kept = t;
-        rows_kept->shape[0] = w->rows.shape[0];
-        status = tensor_alloc(rows_kept);
-    }
-    const size_t row = (size_t)tensor_row(&t) * nsa_dtype_size(t.dtype);
-    for (int64_t i = 0; i < w->slots.shape[0] && !status; i++)
-        memcpy((char *)rows_kept->data + (size_t)(2 * i + second) * row,
-               (const char *)t.data + (size_t)i * row, row);
-    tensor_free(&all);
-    tensor_free(&t);
-    return status;
-}
-
-static nsa_status warm_steps(contender *c, const workload *w, nsa_tensors *mine) {
-    nsa_status status = NSA_OK;
-    for (int64_t s = 0; s < DECODE_WARM && !status; s++) {
-        status = prepare(c, w, s);
-        status = status ? status : timed(c, w, c->clock, s, &c->first);
-        if (s && s + 1 < DECODE_WARM)
-            continue;
-        status = status ? status : store_step_row(c, w, s > 0, NSA_OUT, &mine->at[NSA_OUT]);
-        if (!status && !c->causal)
-            status = store_step_row(c, w, s > 0, NSA_BLOCK_IDX, &mine->at[NSA_BLOCK_IDX]);
-    }
-    return status;
-}
-
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
-    if (c->peer) /* the peers' program checks itself */
-        return NSA_OK;
     nsa_status status = run_prerequisites(c, w);
-    if (!status && w->pass == BENCH_DECODE)
-        status = warm_steps(c, w, &mine);
-    else if (!status)
-        status = timed(c, w, c->clock, 0, &c->first);
-    c->cost = bench_now() - start;
-    if (!status && w->pass != BENCH_DECODE)
-        status = read_mine(c, w, &mine);
+    for (int64_t s = 0; s < (w->pass == BENCH_DECODE ? DECODE_WARM : 1) && !status; s++) {
+        status = prepare(c, w, s);
+        status = status ? status : timed(c, w, s, &c->first);
+    }
+    c->row->cost = bench_now() - start;
+    status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
     /* from now on dout has all rows */
-    if (!status && w->pass == BENCH_BACKWARD && c->stage)
+    if (!status && w->pass == BENCH_BACKWARD)
         status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
-    if (w->pass == BENCH_BACKWARD)
-        c->in.dout = w->in.at[NSA_DOUT].data;
     return status;
 }

@@ -1,10 +1,8 @@
 /** @file dense.c
  *  @brief Causal attention by tiles on OpenBLAS. This file alone is compiled with -O3 -march=native
- * -fno-math-errno -fno-trapping-math: without them the softmax would take longer than the products,
- * and the baseline would be too slow. No fast-math. */
-#include "bench/dense.h"
-#include "bench/blas.h"
-#include "bench/timing.h"
+ * -fno-math-errno -fno-trapping-math -fopenmp-simd: without them the softmax would take longer than
+ * the products, and the baseline would be too slow. No fast-math. */
+#include "bench/contender.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -15,16 +13,14 @@
  * the second-level cache, and sgemm runs within a tenth of its best at this size. */
 enum { ROWS = 256, KEYS = 512 };
 
-static const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+static const float LOG2E = 1.44269504f;
 
 /* Memory of one thread. */
 typedef struct scratch {
-    float *q;             /* [rows,dk] times scale * log2(e), so that exp is exp2 */
-    float *dout, *o;      /* [rows,dv] */
-    float *dq;            /* [rows,dk] */
-    float *s, *dp;        /* [rows,KEYS] scores, then probabilities; and their gradients */
-    float *m, *l, *delta; /* [rows] running maximum and sum; delta of the backward */
-    float *dk, *dv;       /* [B,T,Hkv,*] this thread's share of the gradients */
+    float *q;     /* [rows,dk] times scale * log2(e), so that exp is exp2 */
+    float *o;     /* [rows,dv] */
+    float *s;     /* [rows,KEYS] scores, then probabilities */
+    float *m, *l; /* [rows] running maximum and sum */
 } scratch;
 
 struct dense {
@@ -32,118 +28,60 @@ struct dense {
     int64_t tile; /* query tokens of a tile */
     float scale;
     int threads;
-    size_t bytes;
-    float *out, *lse, *dq, *dk_sum, *dv_sum;
-    scratch *per_thread; /* [threads] */
-    /* of one call */
-    const dense_inputs *in;
-    atomic_long next; /* the next tile to compute */
-    int64_t len;      /* keys of a decode step; 0 for whole sequences */
-    int backward;
+    size_t outputs, each;   /* floats of the outputs, and of one thread */
+    float *out;             /* the outputs, then the threads' memory */
+    const dense_inputs *in; /* of one call */
+    atomic_long next;       /* the next tile to compute */
+    int64_t len;            /* keys of a decode step; 0 for whole sequences */
 };
 
-/* ------------------------------------------------------------------ memory */
-
-static float *alloc_floats(dense *d, int64_t count, int *ok) {
-    float *p = *ok ? calloc((size_t)count, sizeof *p) : NULL;
-    *ok = p != NULL;
-    d->bytes += (size_t)count * sizeof *p;
-    return p;
-}
-
-static int open_scratch(dense *d, scratch *w, int backward) {
-    const int64_t rows = d->tile * d->G, keys = d->B * d->T * d->Hkv;
-    int ok = 1;
-    w->q = alloc_floats(d, rows * d->dk, &ok);
-    w->o = alloc_floats(d, rows * d->dv, &ok);
-    w->s = alloc_floats(d, rows * KEYS, &ok);
-    w->m = alloc_floats(d, rows, &ok);
-    w->l = alloc_floats(d, rows, &ok);
-    if (backward) {
-        w->dout = alloc_floats(d, rows * d->dv, &ok);
-        w->dq = alloc_floats(d, rows * d->dk, &ok);
-        w->dp = alloc_floats(d, rows * KEYS, &ok);
-        w->delta = alloc_floats(d, rows, &ok);
-        w->dk = alloc_floats(d, keys * d->dk, &ok);
-        w->dv = alloc_floats(d, keys * d->dv, &ok);
-    }
-    return ok;
-}
-
-dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int backward, int threads) {
-    dense *d = blas_missing() ? NULL : calloc(1, sizeof *d);
-    int ok = 1;
+dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
+    dense *d = calloc(1, sizeof *d);
     if (!d)
         return NULL;
-    *d = (dense){.T = T,
-                 .B = B,
-                 .Hq = c->q_heads,
-                 .Hkv = c->kv_heads,
-                 .G = c->q_heads / c->kv_heads,
-                 .dk = c->qk_dim,
-                 .dv = c->v_dim,
-                 .scale = (float)c->scale,
-                 .threads = threads};
+    d->T = T, d->B = B, d->threads = threads;
+    d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->G = d->Hq / d->Hkv;
+    d->dk = c->qk_dim, d->dv = c->v_dim, d->scale = (float)c->scale;
     d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->out = alloc_floats(d, B * T * d->Hq * d->dv, &ok);
-    d->lse = alloc_floats(d, B * T * d->Hq, &ok);
-    if (backward)
-        d->dq = alloc_floats(d, B * T * d->Hq * d->dk, &ok);
-    d->per_thread = ok ? calloc((size_t)threads, sizeof *d->per_thread) : NULL;
-    ok = d->per_thread != NULL;
-    for (int i = 0; i < threads && ok; i++)
-        ok = open_scratch(d, &d->per_thread[i], backward);
-    if (!ok) {
-        dense_close(d);
-        return NULL;
-    }
-    d->dk_sum = d->per_thread[0].dk; /* the sums over threads end up here */
-    d->dv_sum = d->per_thread[0].dv;
-    return d;
+    d->outputs = (size_t)(B * T * d->Hq * d->dv);
+    d->each = (size_t)(d->tile * d->G * (d->dk + d->dv + KEYS + 2));
+    d->out = calloc(d->outputs + d->each * (size_t)threads, sizeof *d->out);
+    if (d->out)
+        return d;
+    free(d);
+    return NULL;
+}
+
+static scratch scratch_of(const dense *d, int thread) {
+    const int64_t rows = d->tile * d->G;
+    scratch w = {.s = d->out + d->outputs + d->each * (size_t)thread};
+    w.q = w.s + rows * KEYS;
+    w.o = w.q + rows * d->dk;
+    w.m = w.o + rows * d->dv;
+    w.l = w.m + rows;
+    return w;
 }
 
 void dense_close(dense *d) {
-    if (!d)
-        return;
-    for (int i = 0; i < d->threads && d->per_thread; i++) {
-        float **all = (float *[]){d->per_thread[i].q,  d->per_thread[i].o,  d->per_thread[i].s,
-                                  d->per_thread[i].m,  d->per_thread[i].l,  d->per_thread[i].dout,
-                                  d->per_thread[i].dq, d->per_thread[i].dp, d->per_thread[i].delta,
-                                  d->per_thread[i].dk, d->per_thread[i].dv};
-        for (int p = 0; p < 11; p++)
-            free(all[p]);
-    }
-    free(d->per_thread);
-    free(d->out);
-    free(d->lse);
-    free(d->dq);
+    if (d)
+        free(d->out);
     free(d);
 }
 
-size_t dense_memory(const dense *d) {
-    return d->bytes;
+float *dense_out(const dense *d, int64_t *bytes) {
+    *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
+    return d->out;
 }
-
-const float *dense_result(const dense *d, nsa_id id) {
-    return id == NSA_OUT ? d->out : id == NSA_DQ ? d->dq : id == NSA_DK_WIN ? d->dk_sum : d->dv_sum;
-}
-
-/* ----------------------------------------------------------------- softmax */
 
 /* 2^x for x <= 0: the integer part goes to the exponent, the rest through a polynomial of degree 6,
  * within 2e-7. Unlike a call of expf(), a loop over it is vectorised. */
 static inline float exp2_nonpositive(float x) {
-    const float round =
-        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds, in the low bits */
     float clamped = x < -126 ? -126 : x, whole = clamped + round, f = clamped - (whole - round), p;
     int32_t bits, e;
     memcpy(&e, &whole, 4);
-    p = 1.540353e-4f;
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
+    p = (1.540353e-4f * f + 1.3333558e-3f) * f + 9.6181291e-3f;
+    p = ((p * f + 5.5504109e-2f) * f + 2.4022651e-1f) * f + 6.9314718e-1f;
     p = p * f + 1;
     memcpy(&bits, &p, 4);
     bits += (int32_t)((uint32_t)e << 23);
@@ -152,34 +90,17 @@ static inline float exp2_nonpositive(float x) {
 }
 
 /* Online softmax of one row of scores: p = 2^(s - m), updating the running maximum m and sum l.
- * Returns the factor that rescales what was accumulated so far. Sums use 16 lanes, so that they
- * vectorise without reordering additions. */
+ * Returns the factor that rescales what was accumulated so far. */
 static float softmax_row(float *s, int64_t n, float *m, float *l) {
-    enum { LANES = 16 };
-    float lane_max[LANES], lane_sum[LANES] = {0}, row_max = *m, row_sum = 0;
-    int64_t i = 0;
-    for (int j = 0; j < LANES; j++)
-        lane_max[j] = row_max;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++)
-            lane_max[j] = s[i + j] > lane_max[j] ? s[i + j] : lane_max[j];
-    }
-    for (; i < n; i++)
+    float row_max = *m, row_sum = 0;
+#pragma omp simd reduction(max : row_max)
+    for (int64_t i = 0; i < n; i++)
         row_max = s[i] > row_max ? s[i] : row_max;
-    for (int j = 0; j < LANES; j++)
-        row_max = lane_max[j] > row_max ? lane_max[j] : row_max;
-    for (i = 0; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            s[i + j] = exp2_nonpositive(s[i + j] - row_max);
-            lane_sum[j] += s[i + j];
-        }
-    }
-    for (; i < n; i++) {
+#pragma omp simd reduction(+ : row_sum)
+    for (int64_t i = 0; i < n; i++) {
         s[i] = exp2_nonpositive(s[i] - row_max);
         row_sum += s[i];
     }
-    for (int j = 0; j < LANES; j++)
-        row_sum += lane_sum[j];
     float rescale = exp2_nonpositive(*m - row_max);
     *l = *l * rescale + row_sum;
     *m = row_max;
@@ -194,8 +115,6 @@ static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, in
             s[i * KEYS + j] = -INFINITY;
     }
 }
-
-/* ------------------------------------------------------------------- tiles */
 
 /* A tile: query tokens [t0,t1) of one sequence and the G heads of one kv head. */
 typedef struct tile_coord {
@@ -226,129 +145,52 @@ static int64_t q_row(const dense *d, const tile_coord *p, int64_t i) {
     return p->q_row + i / d->G * d->Hq + i % d->G;
 }
 
-static void pack_rows(const dense *d, const tile_coord *p, const float *src, int64_t width,
-                      float factor, float *dst) {
-    for (int64_t i = 0; i < p->rows; i++) {
-        const float *row = src + q_row(d, p, i) * width;
-        for (int64_t j = 0; j < width; j++)
-            dst[i * width + j] = factor * row[j];
-    }
-}
-
-static void tile_forward(dense *d, scratch *w, const tile_coord *p) {
-    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
-    memset(w->o, 0, (size_t)(p->rows * d->dv) * sizeof *w->o);
-    for (int64_t i = 0; i < p->rows; i++) {
+static void run_tile(dense *d, const scratch *w, tile_coord p) {
+    const int64_t dk = d->dk, dv = d->dv, ldk = d->Hkv * dk, ldv = d->Hkv * dv;
+    const int64_t end = p.t0 + p.tokens;
+    memset(w->o, 0, (size_t)(p.rows * dv) * sizeof *w->o);
+    for (int64_t i = 0; i < p.rows; i++) {
+        const float *q = d->in->q + q_row(d, &p, i) * dk;
+        for (int64_t j = 0; j < dk; j++)
+            w->q[i * dk + j] = d->scale * LOG2E * q[j];
         w->m[i] = -1e30f;
         w->l[i] = 0;
     }
     for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const float *k = d->in->k + p->k_row * d->dk + s0 * ldk;
-        const float *v = d->in->v + p->k_row * d->dv + s0 * ldv;
-        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, k, ldk, 0, w->s, KEYS);
-        if (s0 + n > p->t0 + 1)
-            mask(w->s, p->tokens, d->G, p->t0, s0, n);
-        for (int64_t i = 0; i < p->rows; i++) {
+        const blas_matrix q = {w->q, dk, 0}, scores = {w->s, KEYS, 0};
+        const blas_matrix k = {d->in->k + p.k_row * dk + s0 * ldk, ldk, 1};
+        const blas_matrix v = {d->in->v + p.k_row * dv + s0 * ldv, ldv, 0};
+        blas_sgemm((blas_size){p.rows, n, dk, 0}, q, k, w->s, KEYS);
+        if (s0 + n > p.t0 + 1)
+            mask(w->s, p.tokens, d->G, p.t0, s0, n);
+        for (int64_t i = 0; i < p.rows; i++) {
             const float rescale = softmax_row(w->s + i * KEYS, n, &w->m[i], &w->l[i]);
-            for (int64_t j = 0; j < d->dv && rescale != 1; j++)
-                w->o[i * d->dv + j] *= rescale;
+            for (int64_t j = 0; j < dv && rescale != 1; j++)
+                w->o[i * dv + j] *= rescale;
         }
-        blas_nn(p->rows, d->dv, n, 1, w->s, KEYS, v, ldv, 1, w->o, d->dv);
+        blas_sgemm((blas_size){p.rows, dv, n, 1}, scores, v, w->o, dv);
     }
-    for (int64_t i = 0; i < p->rows; i++) {
-        const int64_t row = q_row(d, p, i);
-        const float factor = 1 / w->l[i];
-        for (int64_t j = 0; j < d->dv; j++)
-            d->out[row * d->dv + j] = factor * w->o[i * d->dv + j];
-        d->lse[row] = w->m[i] + log2f(w->l[i]);
+    for (int64_t i = 0; i < p.rows; i++) {
+        float *out = d->out + q_row(d, &p, i) * dv;
+        for (int64_t j = 0; j < dv; j++)
+            out[j] = w->o[i * dv + j] / w->l[i];
     }
 }
-
-/* p = 2^(s - lse); ds = p (dp - delta), in place of dp. */
-static void backward_row(float *s, float *dp, int64_t n, float lse, float delta) {
-    for (int64_t j = 0; j < n; j++) {
-        s[j] = exp2_nonpositive(s[j] - lse);
-        dp[j] = s[j] * (dp[j] - delta);
-    }
-}
-
-/* Five products a block: scores again, dp, dv, dq, dk. */
-static void tile_backward(dense *d, scratch *w, const tile_coord *p) {
-    const int64_t ldk = d->Hkv * d->dk, ldv = d->Hkv * d->dv, end = p->t0 + p->tokens;
-    pack_rows(d, p, d->in->q, d->dk, d->scale * LOG2E, w->q);
-    pack_rows(d, p, d->in->dout, d->dv, 1, w->dout);
-    memset(w->dq, 0, (size_t)(p->rows * d->dk) * sizeof *w->dq);
-    for (int64_t i = 0; i < p->rows; i++) {
-        const float *o = d->out + q_row(d, p, i) * d->dv;
-        w->delta[i] = 0; /* delta = <dout, out> */
-        for (int64_t j = 0; j < d->dv; j++)
-            w->delta[i] += w->dout[i * d->dv + j] * o[j];
-    }
-    for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
-        const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const int64_t k_offset = p->k_row * d->dk + s0 * ldk,
-                      v_offset = p->k_row * d->dv + s0 * ldv;
-        blas_nt(p->rows, n, d->dk, 1, w->q, d->dk, d->in->k + k_offset, ldk, 0, w->s, KEYS);
-        blas_nt(p->rows, n, d->dv, 1, w->dout, d->dv, d->in->v + v_offset, ldv, 0, w->dp, KEYS);
-        if (s0 + n > p->t0 + 1)
-            mask(w->s, p->tokens, d->G, p->t0, s0, n);
-        for (int64_t i = 0; i < p->rows; i++)
-            backward_row(w->s + i * KEYS, w->dp + i * KEYS, n, d->lse[q_row(d, p, i)], w->delta[i]);
-        blas_tn(n, d->dv, p->rows, 1, w->s, KEYS, w->dout, d->dv, 1, w->dv + v_offset, ldv);
-        blas_nn(p->rows, d->dk, n, d->scale, w->dp, KEYS, d->in->k + k_offset, ldk, 1, w->dq,
-                d->dk);
-        /* q is packed times scale * log2(e): ln 2 takes the logarithm out again */
-        blas_tn(n, d->dk, p->rows, LN2, w->dp, KEYS, w->q, d->dk, 1, w->dk + k_offset, ldk);
-    }
-    for (int64_t i = 0; i < p->rows; i++)
-        memcpy(d->dq + q_row(d, p, i) * d->dk, w->dq + i * d->dk, (size_t)d->dk * sizeof *w->dq);
-}
-
-/* ------------------------------------------------------------------- calls */
 
 /* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {
     dense *d = arg;
+    const scratch w = scratch_of(d, thread);
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
-    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;) {
-        const tile_coord p = tile_coord_of(d, i);
-        (d->backward ? tile_backward : tile_forward)(d, &d->per_thread[thread], &p);
-    }
+    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;)
+        run_tile(d, &w, tile_coord_of(d, i));
 }
 
-static void call(dense *d, const dense_inputs *in, int64_t len, int backward) {
+void dense_run(dense *d, const dense_inputs *in, int64_t len) {
     d->in = in;
     d->len = len;
-    d->backward = backward;
     atomic_store(&d->next, 0);
     blas_threads(1); /* parallel over tiles, not within products */
     bench_parallel(d->threads, work, d);
-}
-
-void dense_forward(dense *d, const dense_inputs *in) {
-    call(d, in, 0, 0);
-}
-
-void dense_decode(dense *d, const dense_inputs *in, int64_t len) {
-    call(d, in, len, 0);
-}
-
-static void add(float *sum, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        sum[i] += x[i];
-}
-
-void dense_backward(dense *d, const dense_inputs *in) {
-    const int64_t keys = d->B * d->T * d->Hkv;
-    for (int i = 0; i < d->threads; i++) {
-        memset(d->per_thread[i].dk, 0, (size_t)(keys * d->dk) * sizeof *d->dq);
-        memset(d->per_thread[i].dv, 0, (size_t)(keys * d->dv) * sizeof *d->dq);
-    }
-    call(d, in, 0, 1);
-    for (int i = 1; i < d->threads; i++) {
-        add(d->dk_sum, d->per_thread[i].dk, keys * d->dk);
-        add(d->dv_sum, d->per_thread[i].dv, keys * d->dv);
-    }
 }

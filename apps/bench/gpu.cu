@@ -10,7 +10,7 @@
 #include <string.h>
 
 extern "C" {
-#include "bench/gpu.h"
+#include "bench/bench.h"
 }
 
 enum {
@@ -25,8 +25,6 @@ enum {
     LATEST_CUBLAS = 13
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
-
-/* ------------------------------------------------------------------ kernels */
 
 /* Chains of multiply-adds. The condition at the end never holds; it keeps the compiler from
  * dropping the loop. */
@@ -92,8 +90,6 @@ static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t cou
     }
 }
 
-/* ---------------------------------------------------------------- the device */
-
 static cudaDeviceProp prop;
 
 static const char *missing(void) {
@@ -128,10 +124,8 @@ static void describe(char *text, size_t capacity) {
     FILE *f = fopen("/proc/driver/nvidia/version", "r");
     char line[256];
     if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
-        const char *p = strstr(line, "Module");
-        while (p && *p && (p[0] != ' ' || p[1] < '0' || p[1] > '9')) /* not x86_64 */
-            p++;
-        p = p && *p ? p + 1 : "";
+        const char *p = strstr(line, "  "); /* before the version */
+        p = p ? p + 2 : "";
         snprintf(module, sizeof module, "%.*s", (int)strspn(p, "0123456789."), p);
     }
     if (f)
@@ -176,8 +170,6 @@ static int64_t memory_used(void) {
     return (int64_t)(all - left);
 }
 
-/* ------------------------------------------------------------------- cuBLAS */
-
 /* As cublas_v2.h declares them, for 64-bit Linux; enums are int. */
 typedef int create_fn(void **handle);
 typedef int destroy_fn(void *handle);
@@ -221,8 +213,6 @@ static int open_cublas(cublas *b) {
     b->gemm_ex = (gemm_ex_fn *)dlsym(library, "cublasGemmEx");
     return create && b->destroy && b->sgemm && b->gemm_ex && !create(&b->handle);
 }
-
-/* ----------------------------------------------------------------- ceilings */
 
 static int ascending(const void *a, const void *b) {
     const float x = *(const float *)a, y = *(const float *)b;
@@ -276,7 +266,7 @@ static void measure_products(double *rate, char *memory) {
     (void)blas.destroy(blas.handle);
 }
 
-static void ceilings(double rate[BENCH_CEILINGS]) {
+static void ceilings(double rate[GPU_CEILINGS]) {
     const unsigned sms = (unsigned)prop.multiProcessorCount;
     const unsigned blocks = sms * (unsigned)(prop.maxThreadsPerMultiProcessor / THREADS);
     char *memory = NULL;
@@ -305,8 +295,6 @@ static void ceilings(double rate[BENCH_CEILINGS]) {
     }));
     (void)cudaFree(memory);
 }
-
-extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void);
 
 extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
     static const gpu_table table = {sizeof(gpu_table), missing, describe, flush,

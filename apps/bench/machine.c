@@ -1,76 +1,140 @@
 /** @file machine.c
- *  @brief The machine and build of a run. The Makefile defines the flags as macros. */
-#include "bench/machine.h"
-#include "bench/blas.h"
-#include "bench/workload.h"
+ *  @brief The machine: its clock, caches, threads and ceilings, and its description. */
+#include "bench/contender.h"
 #include "io/file.h"
 
 #include <limits.h>
-#include <stdio.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef BENCH_FLAGS
-#define BENCH_FLAGS "not recorded"
-#endif
-#ifndef BENCH_DENSE_FLAGS
+#ifndef BENCH_FLAGS /* the Makefile defines both */
+#define BENCH_FLAGS       "not recorded"
 #define BENCH_DENSE_FLAGS "not recorded"
 #endif
 
-/* "model name	: ..." of the first processor. */
-static void cpu_name(char *text, size_t capacity) {
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(text, capacity, "unknown");
-    while (f && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) || !colon)
-            continue;
-        line[strcspn(line, "\n")] = 0;
-        snprintf(text, capacity, "%s", colon + 2);
-        break;
-    }
-    if (f)
-        fclose(f);
+double bench_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The commit of the tree that this program was built in: `git describe` in the program's folder. */
-static void commit_name(char *text, size_t capacity) {
-    char self[PATH_MAX];
-    int ends[2];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    snprintf(text, capacity, "unknown");
-    self[length > 0 ? length : 0] = 0;
-    char *slash = strrchr(self, '/');
-    if (!slash || pipe(ends))
-        return;
-    *slash = 0;
-    pid_t child = fork();
-    if (!child) {
-        dup2(ends[1], STDOUT_FILENO);
-        close(ends[0]);
-        close(ends[1]);
-        if (!freopen("/dev/null", "w", stderr))
-            _exit(127);
-        execlp("git", "git", "-C", self, "describe", "--always", "--dirty", "--abbrev=12",
-               (char *)NULL);
-        _exit(127);
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+bench_stats bench_quartiles(double *samples, int count) {
+    double q[3] = {0};
+    qsort(samples, (size_t)count, sizeof *samples, ascending);
+    for (int i = 0; i < 3 && count; i++) {
+        const double pos = 0.25 * (i + 1) * (count - 1);
+        const int low = (int)pos, high = low + 1 < count ? low + 1 : low;
+        q[i] = samples[low] + (pos - low) * (samples[high] - samples[low]);
     }
-    close(ends[1]);
-    size_t used = 0;
-    for (ssize_t n;
-         used + 1 < capacity && (n = read(ends[0], text + used, capacity - 1 - used)) > 0;)
-        used += (size_t)n;
-    close(ends[0]);
-    if (child > 0)
-        waitpid(child, NULL, 0);
-    text[used] = 0;
-    text[strcspn(text, "\n")] = 0;
-    if (!text[0])
+    return (bench_stats){q[0], q[1], q[2]};
+}
+
+static struct {
+    char *data;  /* 2 * half bytes */
+    size_t half; /* the size of the last-level cache, within limits */
+} arena;
+
+int bench_arena_open(void) {
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE), min_bytes = 64L << 20;
+    /* a virtual machine may see its host's whole cache */
+    const long max_bytes = sysconf(_SC_PHYS_PAGES) / 16 * sysconf(_SC_PAGESIZE);
+    const long bytes = cache > min_bytes ? cache : min_bytes;
+    arena.half = (size_t)(bytes < max_bytes ? bytes : max_bytes);
+    arena.data = malloc(2 * arena.half);
+    if (arena.data)
+        memset(arena.data, 1, 2 * arena.half);
+    return arena.data != NULL;
+}
+
+void bench_flush(void) {
+    static unsigned char value;
+    /* a new value each time, so that the write is not optimised away */
+    memset(arena.data, ++value, arena.half);
+    __asm__ volatile("" ::"r"(arena.data) : "memory");
+}
+
+typedef struct task {
+    void (*work)(void *arg, int thread);
+    void *arg;
+    atomic_int next; /* thread */
+} task;
+
+static void *run_task(void *arg) {
+    task *t = arg;
+    t->work(t->arg, atomic_fetch_add(&t->next, 1));
+    return NULL;
+}
+
+void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg) {
+    pthread_t id[256];
+    task t = {work, arg, 0};
+    int started = 0;
+    /* if one cannot be created, fewer threads share the same work */
+    while (started + 1 < threads && !pthread_create(&id[started], NULL, run_task, &t))
+        started++;
+    run_task(&t);
+    while (started)
+        pthread_join(id[--started], NULL);
+}
+
+/* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
+static double measure_sgemm(int threads, int runs) {
+    enum { SIDE = 1024 };
+    const size_t count = (size_t)SIDE * SIDE;
+    float *m = malloc(3 * count * sizeof *m);
+    double seconds[6];
+    blas_threads(threads);
+    if (!m || blas_missing()) {
+        free(m);
+        return 0;
+    }
+    for (size_t i = 0; i < 3 * count; i++)
+        m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
+    for (int i = 0; i <= runs; i++) { /* the first warms up */
+        double start = bench_now();
+        blas_sgemm((blas_size){SIDE, SIDE, SIDE, 0}, (blas_matrix){m, SIDE, 0},
+                   (blas_matrix){m + count, SIDE, 0}, m + 2 * count, SIDE);
+        seconds[i] = bench_now() - start;
+    }
+    blas_threads(1);
+    free(m);
+    return 2e-9 * SIDE * SIDE * SIDE / bench_quartiles(seconds + 1, runs).median;
+}
+
+/* Each thread copies its own part. */
+static void copy_part(void *arg, int thread) {
+    size_t part = arena.half / (size_t) * (int *)arg, first = part * (size_t)thread;
+    memcpy(arena.data + arena.half + first, arena.data + first, part);
+}
+
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
+    double seconds[5];
+    rate[CPU_SGEMM] = measure_sgemm(threads, runs);
+    for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
+        double start = bench_now();
+        bench_parallel(threads, copy_part, &threads);
+        seconds[i] = bench_now() - start;
+    }
+    rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
+}
+
+/* The first line that a shell command prints; "unknown" without one. */
+static void first_line(const char *command, char *text, size_t capacity) {
+    FILE *f = popen(command, "r");
+    if (!f || !fgets(text, (int)capacity, f))
         snprintf(text, capacity, "unknown");
+    text[strcspn(text, "\n")] = 0;
+    if (f)
+        pclose(f);
 }
 
 /* Extra flags of one stage; the build writes them to NN_name.flags beside the stage. */
@@ -81,10 +145,9 @@ static void add_flags(bench_run *run, const char *dir, const char *stage) {
     FILE *f;
     if (file_stream(path, &f))
         return;
-    if (fgets(line, sizeof line, f)) {
+    if (fgets(line, sizeof line, f) && line[0] != '\n') {
         line[strcspn(line, "\n")] = 0;
-        if (line[0])
-            snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
+        snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
     }
     fclose(f);
 }
@@ -93,8 +156,11 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
                       size_t stages) {
     time_t now = time(NULL);
     struct tm utc;
-    cpu_name(run->cpu, sizeof run->cpu);
-    commit_name(run->commit, sizeof run->commit);
+    first_line("sed -n '/^model name/{s/[^:]*: //p;q;}' /proc/cpuinfo", run->cpu, sizeof run->cpu);
+    /* of the tree that this program was built in */
+    first_line("git -C \"$(dirname \"$(readlink /proc/$PPID/exe)\")\" describe --always --dirty "
+               "--abbrev=12 2>/dev/null",
+               run->commit, sizeof run->commit);
 #ifdef __clang__
     snprintf(run->compiler, sizeof run->compiler, "%s", __VERSION__);
 #else

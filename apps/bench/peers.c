@@ -1,22 +1,18 @@
 /** @file peers.c
- *  @brief Talking to the peers' program, one line at a time. */
-#include "bench/peers.h"
-#include "bench/timing.h"
+ *  @brief Other libraries' attention, timed in turn with ours by a separate program; the protocol
+ * stands in docs/measuring.md. */
+#include "bench/contender.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 300 /* seconds to wait for an answer: kernels may be compiled on first use */ };
-
-/* ------------------------------------------------------------------- lines */
+enum { PATIENCE = 300000 /* ms to wait for an answer: kernels may be compiled on first use */ };
 
 static nsa_status lost(peers *p, const char *why) {
     if (p->pid) {
@@ -24,46 +20,6 @@ static nsa_status lost(peers *p, const char *why) {
         peers_stop(p);
     }
     return nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program %s", why);
-}
-
-static nsa_status send_line(peers *p, const char *text) {
-    for (size_t left = strlen(text); left;) {
-        ssize_t n = write(p->to, text, left);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return lost(p, "has ended");
-        text += n;
-        left -= (size_t)n;
-    }
-    return NSA_OK;
-}
-
-/* Read until there is a whole line; *end is its newline. */
-static nsa_status read_line(peers *p, char **end) {
-    const double start = bench_now();
-    while (!(*end = p->used ? memchr(p->line, '\n', p->used) : NULL)) {
-        struct pollfd wait = {.fd = p->from, .events = POLLIN};
-        if (p->used + 1 >= p->capacity) {
-            size_t capacity = p->capacity ? 2 * p->capacity : 4096;
-            char *more = capacity > 1 << 20 ? NULL : realloc(p->line, capacity);
-            if (!more)
-                return lost(p, "answered with more than a line");
-            p->line = more;
-            p->capacity = capacity;
-        }
-        const double left = PATIENCE - (bench_now() - start);
-        const int ready = left > 0 ? poll(&wait, 1, (int)(1e3 * left) + 1) : 0;
-        if (ready < 0 && errno == EINTR)
-            continue;
-        if (ready <= 0)
-            return lost(p, "did not answer");
-        ssize_t n = read(p->from, p->line + p->used, p->capacity - 1 - p->used);
-        if (n <= 0)
-            return lost(p, "has ended");
-        p->used += (size_t)n;
-    }
-    return NSA_OK;
 }
 
 static const char *text_of(const cJSON *from, const char *key) {
@@ -77,23 +33,27 @@ static double number_of(const cJSON *from, const char *key) {
     return cJSON_IsNumber(item) ? item->valuedouble : -1;
 }
 
+/* Write a line and wait for the answer's; *line is for free(). */
+static nsa_status exchange(peers *p, const char *request, char **line) {
+    size_t capacity = 0;
+    if (!p->pid || fprintf(p->to, "%s\n", request) < 0 || fflush(p->to))
+        return lost(p, "has ended");
+    struct pollfd wait = {.fd = fileno(p->from), .events = POLLIN};
+    if (poll(&wait, 1, PATIENCE) <= 0)
+        return lost(p, "did not answer");
+    return getline(line, &capacity, p->from) > 0 ? NSA_OK : lost(p, "has ended");
+}
+
 /* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
 static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
-    char *text = request ? cJSON_PrintUnformatted(request) : NULL, *end = NULL;
+    char *text = cJSON_PrintUnformatted(request), *line = NULL;
     cJSON_Delete(request);
-    *answer = NULL;
-    nsa_status status = text ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a request");
-    if (!status && !p->pid)
-        status = nsa_fail(NSA_ERR_UNSUPPORTED, "the peers' program has ended");
-    status = status ? status : send_line(p, text);
-    status = status ? status : send_line(p, "\n");
-    status = status ? status : read_line(p, &end);
+    nsa_status status = exchange(p, text ? text : "", &line);
     cJSON_free(text);
+    *answer = status ? NULL : cJSON_Parse(line);
+    free(line);
     if (status)
         return status;
-    *answer = cJSON_ParseWithLength(p->line, (size_t)(end - p->line));
-    p->used -= (size_t)(end + 1 - p->line);
-    memmove(p->line, end + 1, p->used);
     if (!cJSON_IsObject(*answer))
         status = lost(p, "answered with something that is no JSON object");
     else if (text_of(*answer, "wrong")[0])
@@ -115,13 +75,12 @@ static cJSON *request_of(const char *op, int id) {
     return request;
 }
 
-/* ----------------------------------------------------------- start and stop */
-
-static nsa_status spawn(peers *p, const char *command) {
+/* Without pipes or a process p->pid stays 0, and the first request says that it has ended. */
+static void spawn(peers *p, const char *command) {
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
-        return nsa_fail(NSA_ERR_IO, "no pipe: %s", strerror(errno));
-    signal(SIGPIPE, SIG_IGN); /* write() reports a closed pipe */
+        return;
+    signal(SIGPIPE, SIG_IGN); /* fflush() reports a closed pipe */
     p->pid = fork();
     if (!p->pid) {
         dup2(in[0], STDIN_FILENO);
@@ -131,12 +90,9 @@ static nsa_status spawn(peers *p, const char *command) {
     }
     close(in[0]);
     close(out[1]);
-    p->to = in[1];
-    p->from = out[0];
-    if (p->pid > 0)
-        return NSA_OK;
-    p->pid = 0;
-    return nsa_fail(NSA_ERR_IO, "no process: %s", strerror(errno));
+    p->to = fdopen(in[1], "w");
+    p->from = fdopen(out[0], "r");
+    p->pid = p->pid > 0 && p->to && p->from ? p->pid : 0;
 }
 
 static void note_backend(peers *p, const cJSON *item) {
@@ -153,16 +109,13 @@ static void note_backend(peers *p, const cJSON *item) {
 }
 
 nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
-    cJSON *answer = NULL, *request = request_of("hello", -1);
     const cJSON *item;
-    *p = (peers){.to = -1, .from = -1};
+    *p = (peers){0};
+    spawn(p, command);
+    cJSON *answer, *request = request_of("hello", -1);
     cJSON_AddNumberToObject(request, "threads", (double)o->threads);
     cJSON_AddNumberToObject(request, "gpu", o->device[BENCH_ON_GPU]);
-    nsa_status status = spawn(p, command);
-    if (status)
-        cJSON_Delete(request);
-    else
-        status = request_answer(p, request, &answer);
+    nsa_status status = request_answer(p, request, &answer);
     cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(answer, "backends"))
         note_backend(p, item);
     const char *absent = text_of(answer, "absent");
@@ -174,60 +127,53 @@ nsa_status peers_start(peers *p, const char *command, const bench_options *o) {
 }
 
 void peers_stop(peers *p) {
-    if (p->to >= 0)
-        close(p->to); /* the end of its input */
-    if (p->from >= 0)
-        close(p->from);
+    if (p->to)
+        fclose(p->to); /* the end of its input */
+    if (p->from)
+        fclose(p->from);
     if (p->pid)
         waitpid(p->pid, NULL, 0);
-    free(p->line);
-    p->to = p->from = -1;
+    p->to = p->from = NULL;
     p->pid = 0;
-    p->line = NULL;
-    p->used = p->capacity = 0;
 }
 
-/* -------------------------------------------------------------------- runs */
-
-nsa_status peers_open(peers *p, const peer *which, const workload *w, bench_row *row, int *id,
-                      double *first) {
-    const nsa_config *c = &w->cfg;
-    const struct {
-        const char *key;
-        int64_t value;
-    } numbers[] = {{"B", w->B},          {"T", w->T},           {"Hq", c->q_heads},
-                   {"Hkv", c->kv_heads}, {"dk", c->qk_dim},     {"dv", c->v_dim},
-                   {"l", c->cmp_block},  {"d", c->cmp_stride},  {"l2", c->slc_block},
-                   {"n", c->slc_count},  {"init", c->slc_init}, {"local", c->slc_local},
-                   {"w", c->window}};
+nsa_status peers_open(contender *c, const workload *w) {
+    static const char *const keys[] = {"B", "T",  "Hq", "Hkv",  "dk",    "dv", "l",
+                                       "d", "l2", "n",  "init", "local", "w"};
+    const nsa_config *f = &w->cfg;
+    const int64_t values[] = {w->B,        w->T,         f->q_heads,    f->kv_heads,  f->qk_dim,
+                              f->v_dim,    f->cmp_block, f->cmp_stride, f->slc_block, f->slc_count,
+                              f->slc_init, f->slc_local, f->window};
     cJSON *answer, *request = request_of("open", -1);
-    cJSON_AddStringToObject(request, "backend", which->name);
+    cJSON_AddStringToObject(request, "backend", c->peer->name);
     cJSON_AddStringToObject(request, "pass", bench_pass_name(w->pass));
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
-        cJSON_AddNumberToObject(request, numbers[i].key, (double)numbers[i].value);
-    nsa_status status = request_answer(p, request, &answer);
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
+        cJSON_AddNumberToObject(request, keys[i], (double)values[i]);
+    nsa_status status = request_answer(c->program, request, &answer);
     if (status)
         return status;
-    *id = (int)number_of(answer, "id");
-    *first = number_of(answer, "first");
-    snprintf(row->checked, sizeof row->checked, "%s", text_of(answer, "checked"));
+    c->peer_id = (int)number_of(answer, "id");
+    c->first = number_of(answer, "first");
+    snprintf(c->row->checked, sizeof c->row->checked, "%s", text_of(answer, "checked"));
     cJSON_Delete(answer);
-    return *id >= 0 && *first > 0 ? NSA_OK : lost(p, "answered without id and first");
+    if (c->peer_id < 0 || !(c->first > 0))
+        return lost(c->program, "answered without id and first");
+    return NSA_OK;
 }
 
-nsa_status peers_time(peers *p, int id, double *seconds) {
+nsa_status peers_time(const contender *c, double *seconds) {
     cJSON *answer;
-    nsa_status status = request_answer(p, request_of("time", id), &answer);
+    nsa_status status = request_answer(c->program, request_of("time", c->peer_id), &answer);
     if (status)
         return status;
     *seconds = number_of(answer, "seconds");
     cJSON_Delete(answer);
-    return *seconds > 0 ? NSA_OK : lost(p, "answered without seconds");
+    return *seconds > 0 ? NSA_OK : lost(c->program, "answered without seconds");
 }
 
-void peers_close(peers *p, int id) {
+void peers_close(const contender *c) {
     cJSON *answer = NULL;
-    if (p->pid)
-        (void)request_answer(p, request_of("close", id), &answer);
+    if (c->program->pid)
+        (void)request_answer(c->program, request_of("close", c->peer_id), &answer);
     cJSON_Delete(answer);
 }

@@ -1,6 +1,6 @@
 /** @file runfile.c
- *  @brief Run files. A table of fields for each struct defines its JSON and CSV. */
-#include "bench/runfile.h"
+ *  @brief Run files: a table of fields for each struct defines its JSON. */
+#include "bench/bench.h"
 #include "io/file.h"
 #include "io/json.h"
 
@@ -22,146 +22,66 @@ typedef struct field {
     size_t offset, size;
 } field;
 
-#define FIELD(type, kind, name)                                                                    \
-    { #name, kind, offsetof(type, name), sizeof(((type *)0)->name) }
-#define RUN_TEXT(name) FIELD(bench_run, TEXT, name)
-#define RUN_REAL(name) FIELD(bench_run, REAL, name)
-#define ROW_TEXT(name) FIELD(bench_row, TEXT, name)
-#define ROW_REAL(name) FIELD(bench_row, REAL, name)
-#define FIT_TEXT(name) FIELD(bench_fit, TEXT, name)
-#define FIT_REAL(name) FIELD(bench_fit, REAL, name)
+#define FIELD(type, kind, key, member)                                                             \
+    {key, kind, offsetof(type, member), sizeof(((type *)0)->member)},
+#define STATS(type, key, member)                                                                   \
+    FIELD(type, REAL, key, member.median)                                                          \
+    FIELD(type, REAL, key "_low", member.low) FIELD(type, REAL, key "_high", member.high)
+#define RUN_TEXT(name)    FIELD(bench_run, TEXT, #name, name)
+#define RUN_INTEGER(name) FIELD(bench_run, INTEGER, #name, name)
+#define ROW_TEXT(name)    FIELD(bench_row, TEXT, #name, name)
+#define ROW_INTEGER(name) FIELD(bench_row, INTEGER, #name, name)
+#define ROW_REAL(name)    FIELD(bench_row, REAL, #name, name)
 
-static const field run_fields[] = {RUN_TEXT(cpu),
-                                   FIELD(bench_run, INTEGER, cores),
-                                   RUN_REAL(load),
-                                   RUN_TEXT(compiler),
-                                   RUN_TEXT(flags),
-                                   RUN_TEXT(own_flags),
-                                   RUN_TEXT(blas),
-                                   RUN_TEXT(peers),
-                                   RUN_TEXT(gpu),
-                                   RUN_TEXT(commit),
-                                   RUN_TEXT(date),
-                                   RUN_TEXT(workload),
-                                   FIELD(bench_run, INTEGER, threads),
-                                   FIELD(bench_run, INTEGER, batch),
-                                   RUN_TEXT(noise),
-                                   RUN_REAL(gflops),
-                                   RUN_REAL(gflops_low),
-                                   RUN_REAL(gflops_high),
-                                   RUN_REAL(gbs),
-                                   RUN_REAL(gbs_low),
-                                   RUN_REAL(gbs_high),
-                                   {0}};
+/* clang-format off */
+static const field run_fields[] = {
+    RUN_TEXT(cpu) RUN_TEXT(compiler) RUN_TEXT(flags) RUN_TEXT(own_flags) RUN_TEXT(blas)
+    RUN_TEXT(peers) RUN_TEXT(gpu) RUN_TEXT(commit) RUN_TEXT(date) RUN_TEXT(workload)
+    RUN_TEXT(noise) RUN_INTEGER(cores) RUN_INTEGER(threads) RUN_INTEGER(batch)
+    FIELD(bench_run, REAL, "load", load) STATS(bench_run, "gflops", ceiling[CPU_SGEMM])
+    STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
 
-static const field row_fields[] = {ROW_TEXT(name),
-                                   ROW_TEXT(pass),
-                                   ROW_TEXT(device),
-                                   ROW_TEXT(arith),
-                                   FIELD(bench_row, INTEGER, T),
-                                   ROW_TEXT(status),
-                                   ROW_TEXT(checked),
-                                   FIELD(bench_row, INTEGER, runs),
-                                   ROW_REAL(median),
-                                   ROW_REAL(q1),
-                                   ROW_REAL(q3),
-                                   FIELD(bench_row, INTEGER, memory),
-                                   ROW_REAL(flops),
-                                   ROW_REAL(bytes),
-                                   ROW_REAL(tokens),
-                                   ROW_TEXT(bound),
-                                   ROW_REAL(gflops),
-                                   ROW_REAL(gbs),
-                                   ROW_REAL(share),
-                                   ROW_TEXT(below_name),
-                                   ROW_REAL(below),
-                                   ROW_REAL(below_low),
-                                   ROW_REAL(below_high),
-                                   ROW_REAL(dense),
-                                   ROW_REAL(dense_low),
-                                   ROW_REAL(dense_high),
-                                   {0}};
-
-static const field fit_fields[] = {FIT_TEXT(name),
-                                   FIT_TEXT(pass),
-                                   FIT_TEXT(phase),
-                                   FIT_TEXT(against),
-                                   FIELD(bench_fit, INTEGER, from),
-                                   FIELD(bench_fit, INTEGER, to),
-                                   FIELD(bench_fit, INTEGER, points),
-                                   FIELD(bench_fit, INTEGER, slower),
-                                   FIELD(bench_fit, INTEGER, faster),
-                                   FIT_REAL(a),
-                                   FIT_REAL(b),
-                                   FIT_REAL(residual),
-                                   FIT_REAL(curved),
-                                   FIT_REAL(by_flops),
-                                   FIT_REAL(crosses),
-                                   {0}};
-
-static const char *const ceiling_names[BENCH_CEILINGS] = {"fma", "sgemm", "bf16",
-                                                          "l2",  "read",  "copy"};
-
-static int64_t int_at(const void *from, const field *f) {
-    int64_t value;
-    memcpy(&value, (const char *)from + f->offset, sizeof value);
-    return value;
-}
-
-static double real_at(const void *from, const field *f) {
-    double value;
-    memcpy(&value, (const char *)from + f->offset, sizeof value);
-    return value;
-}
-
-/* ----------------------------------------------------------------- writing */
-
-static int put(cJSON *to, const field *f, const void *from) {
-    for (; f->name; f++) {
-        const cJSON *added =
-            f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->offset)
-            : f->kind == INTEGER ? cJSON_AddNumberToObject(to, f->name, (double)int_at(from, f))
-                                 : cJSON_AddNumberToObject(to, f->name, real_at(from, f));
-        if (!added)
-            return 0;
-    }
-    return 1;
-}
-
-/* Add an object with the fields of `from` to an array; NULL without memory. */
-static cJSON *put_item(cJSON *array, const field *f, const void *from) {
-    cJSON *item = array ? cJSON_CreateObject() : NULL;
-    if (item && put(item, f, from) && cJSON_AddItemToArray(array, item))
-        return item;
-    cJSON_Delete(item);
-    return NULL;
-}
+static const field row_fields[] = {
+    ROW_TEXT(name) ROW_TEXT(pass) ROW_TEXT(device) ROW_TEXT(arith) ROW_INTEGER(T)
+    ROW_TEXT(status) ROW_TEXT(checked) ROW_INTEGER(runs) ROW_INTEGER(memory)
+    FIELD(bench_row, REAL, "median", time.median) FIELD(bench_row, REAL, "q1", time.low)
+    FIELD(bench_row, REAL, "q3", time.high) ROW_REAL(flops) ROW_REAL(bytes) ROW_REAL(tokens)
+    ROW_TEXT(bound) ROW_REAL(gflops) ROW_REAL(gbs) ROW_REAL(share)
+    STATS(bench_row, "below", below) STATS(bench_row, "dense", dense) {0}};
 
 /* For each of these a row has an object of numbers, by phase name. */
-static const field phase_fields[] = {{"phases", REAL, offsetof(bench_phase, seconds), 0},
-                                     {"phase_flops", REAL, offsetof(bench_phase, flops), 0},
-                                     {"phase_l2", REAL, offsetof(bench_phase, l2), 0},
-                                     {"phase_bytes", REAL, offsetof(bench_phase, bytes), 0},
-                                     {0}};
+static const field phase_fields[] = {
+    FIELD(bench_phase, REAL, "phases", seconds) FIELD(bench_phase, REAL, "phase_flops", flops)
+    FIELD(bench_phase, REAL, "phase_l2", l2) FIELD(bench_phase, REAL, "phase_bytes", bytes) {0}};
+/* clang-format on */
 
-static int put_phases(cJSON *item, const bench_row *r) {
-    int ok = item != NULL;
+static double number_at(const void *from, const field *f) {
+    const void *at = (const char *)from + f->offset;
+    return f->kind == INTEGER ? (double)*(const int64_t *)at : *(const double *)at;
+}
+
+/* These return 0 without memory. */
+static int put(cJSON *to, const field *f, const void *from) {
+    int ok = to != NULL;
+    for (; f->name && ok; f++)
+        ok = (f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->offset)
+                              : cJSON_AddNumberToObject(to, f->name, number_at(from, f))) != NULL;
+    return ok;
+}
+
+/* Times to the nanosecond, and the phases. */
+static int put_row(cJSON *item, const bench_row *r) {
+    int ok = put(item, row_fields, r);
+    cJSON *list = ok && r->rounds ? cJSON_AddArrayToObject(item, "rounds") : item;
+    for (int i = 0; i < r->rounds && ok; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(round(1e9 * r->round[i]) / 1e9));
     for (const field *f = phase_fields; f->name && ok; f++) {
         cJSON *object = cJSON_AddObjectToObject(item, f->name);
         ok = object != NULL;
         for (int p = 0; p < r->phases && ok; p++)
-            ok =
-                cJSON_AddNumberToObject(object, r->phase[p].name, real_at(&r->phase[p], f)) != NULL;
+            ok = cJSON_AddNumberToObject(object, r->phase[p].name, number_at(&r->phase[p], f)) !=
+                 NULL;
     }
-    return ok;
-}
-
-/* Seconds, to the nanosecond. */
-static int put_rounds(cJSON *item, const bench_row *r) {
-    cJSON *list = item && r->rounds ? cJSON_AddArrayToObject(item, "rounds") : item;
-    int ok = list != NULL;
-    for (int i = 0; i < r->rounds && ok; i++)
-        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(round(1e9 * r->round[i]) / 1e9));
     return ok;
 }
 
@@ -169,86 +89,33 @@ static int put_rounds(cJSON *item, const bench_row *r) {
 static int put_ceilings(cJSON *root, const bench_run *run) {
     cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
     int ok = object != NULL;
-    for (int i = 0; i < BENCH_CEILINGS && ok && run->gpu[0]; i++) {
-        const double three[] = {run->ceiling[i], run->ceiling_low[i], run->ceiling_high[i]};
+    for (int i = 0; i < GPU_CEILINGS && ok && run->gpu[0]; i++) {
+        const double three[] = {run->ceiling[i].median, run->ceiling[i].low, run->ceiling[i].high};
         ok = cJSON_AddItemToObject(object, ceiling_names[i], cJSON_CreateDoubleArray(three, 3));
     }
     return ok;
 }
 
-static int put_rows(cJSON *root, const bench_run *run) {
-    cJSON *rows = cJSON_AddArrayToObject(root, "rows");
-    cJSON *fits = cJSON_AddArrayToObject(root, "fits");
-    int ok = rows && fits;
+static int put_run(cJSON *root, const bench_run *run) {
+    int ok = put(root, run_fields, run) && put_ceilings(root, run);
+    cJSON *rows = ok ? cJSON_AddArrayToObject(root, "rows") : NULL;
+    ok = rows != NULL;
     for (int i = 0; i < run->rows && ok; i++) {
-        const bench_row *r = &run->row[i];
-        cJSON *item = put_item(rows, row_fields, r);
-        ok = put_rounds(item, r) && put_phases(item, r);
+        cJSON *item = cJSON_CreateObject();
+        ok = cJSON_AddItemToArray(rows, item) && put_row(item, &run->row[i]);
     }
-    for (int i = 0; i < run->fits && ok; i++)
-        ok = put_item(fits, fit_fields, &run->fit[i]) != NULL;
     return ok;
-}
-
-/* Write a temporary file and rename it, so that a full disk leaves the old file. */
-static nsa_status write_text(const char *path, const char *text) {
-    char temporary[4096];
-    int length = snprintf(temporary, sizeof temporary, "%s.part", path);
-    if (length < 0 || (size_t)length >= sizeof temporary)
-        return nsa_fail(NSA_ERR_IO, "%.100s...: the name is too long", path);
-    FILE *f = fopen(temporary, "w");
-    if (!f)
-        return nsa_fail(NSA_ERR_IO, "%s: %s", temporary, strerror(errno));
-    int bad = fputs(text, f) == EOF || fputc('\n', f) == EOF;
-    bad |= fclose(f) != 0;
-    if (bad || rename(temporary, path)) {
-        nsa_status status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
-        remove(temporary);
-        return status;
-    }
-    return NSA_OK;
 }
 
 nsa_status runfile_write(const bench_run *run, const char *path) {
     cJSON *root = cJSON_CreateObject();
-    char *text = NULL;
-    if (root && put(root, run_fields, run) && put_ceilings(root, run) && put_rows(root, run))
-        text = cJSON_Print(root);
-    nsa_status status = text ? write_text(path, text)
+    char *text = put_run(root, run) ? cJSON_Print(root) : NULL;
+    nsa_status status = text ? file_replace(path, text)
                              : nsa_fail(NSA_ERR_MEMORY, "no memory for the run file %s", path);
     cJSON_free(text);
     cJSON_Delete(root);
     return status;
 }
-
-nsa_status runfile_csv(const bench_run *run, const char *path) {
-    FILE *f = fopen(path, "w");
-    if (!f)
-        return nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
-    for (const field *c = row_fields; c->name; c++)
-        fprintf(f, "%s%c", c->name, c[1].name ? ',' : '\n');
-    for (int i = 0; i < run->rows; i++) {
-        for (const field *c = row_fields; c->name; c++) {
-            const void *from = &run->row[i];
-            if (c->kind == TEXT) { /* a quote inside quotes is doubled */
-                fputc('"', f);
-                for (const char *p = (const char *)from + c->offset; *p; p++)
-                    fprintf(f, *p == '"' ? "\"\"" : "%c", *p);
-                fputc('"', f);
-            } else if (c->kind == INTEGER) {
-                fprintf(f, "%" PRId64, int_at(from, c));
-            } else {
-                fprintf(f, "%.9g", real_at(from, c));
-            }
-            fputc(c[1].name ? ',' : '\n', f);
-        }
-    }
-    int bad = ferror(f);
-    bad |= fclose(f) != 0;
-    return bad ? nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno)) : NSA_OK;
-}
-
-/* ----------------------------------------------------------------- reading */
 
 /* A missing key gives zero; one of the wrong type is an error. */
 static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {
@@ -311,32 +178,27 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
 
 static void get_ceilings(const cJSON *root, bench_run *run) {
     const cJSON *object = cJSON_GetObjectItemCaseSensitive(root, "ceilings");
-    double *const to[] = {run->ceiling, run->ceiling_low, run->ceiling_high};
-    for (int i = 0; i < BENCH_CEILINGS; i++) {
+    for (int i = 0; i < GPU_CEILINGS; i++) {
         const cJSON *three = cJSON_GetObjectItemCaseSensitive(object, ceiling_names[i]);
+        double *const to[] = {&run->ceiling[i].median, &run->ceiling[i].low, &run->ceiling[i].high};
         for (int j = 0; j < 3; j++) {
             const cJSON *item = cJSON_GetArrayItem(three, j);
-            if (cJSON_IsNumber(item))
-                to[j][i] = item->valuedouble;
+            *to[j] = cJSON_IsNumber(item) ? item->valuedouble : 0;
         }
     }
 }
 
-static nsa_status get_all(const cJSON *root, bench_run *run, const char *path) {
+static nsa_status get_run(const cJSON *root, bench_run *run, const char *path) {
     const cJSON *rows = cJSON_GetObjectItemCaseSensitive(root, "rows"), *item;
-    const cJSON *fits = cJSON_GetObjectItemCaseSensitive(root, "fits");
-    if (!cJSON_IsArray(rows) || !cJSON_IsArray(fits) || cJSON_GetArraySize(rows) > BENCH_MAX_ROWS ||
-        cJSON_GetArraySize(fits) > BENCH_MAX_FITS)
-        return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected arrays rows and fits", path);
+    if (!cJSON_IsObject(root))
+        return nsa_fail(NSA_ERR_INPUT, "%s: not a JSON object", path);
+    if (!cJSON_IsArray(rows) || cJSON_GetArraySize(rows) > BENCH_MAX_ROWS)
+        return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected an array rows", path);
     nsa_status status = get(root, run_fields, run, path);
     get_ceilings(root, run);
     cJSON_ArrayForEach(item, rows) {
         if (!status)
             status = get_row(item, run, path);
-    }
-    cJSON_ArrayForEach(item, fits) {
-        if (!status)
-            status = get(item, fit_fields, &run->fit[run->fits++], path);
     }
     return status;
 }
@@ -356,9 +218,7 @@ nsa_status runfile_read(const char *path, bench_run *run) {
         status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", path);
     status = status ? status : json_check(text, n, NSA_ERR_INPUT, path);
     cJSON *root = status ? NULL : cJSON_ParseWithLength(text, n);
-    if (!status && !cJSON_IsObject(root))
-        status = nsa_fail(NSA_ERR_INPUT, "%s: not a JSON object", path);
-    status = status ? status : get_all(root, run, path);
+    status = status ? status : get_run(root, run, path);
     cJSON_Delete(root);
     free(text);
     return status;

@@ -3,25 +3,11 @@
 #
 #   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
 #
-# in README.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json. KIND is
-# what `nsa bench --table FILE --what KIND` takes: machine, forward, backward, decode, phases,
-# kernels, peers, own, growth, noise, each with /STAGE appended for one stage.
-#
-#   sh apps/bench/tables.sh            rewrite
-#   sh apps/bench/tables.sh --check    report what would change; exit status 1 if anything would
+# in README.md, docs/*.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json;
+# KIND as in `nsa bench --table FILE --what KIND`. With --check report what would change, and fail.
 set -eu
 
-nsa=${NSA:-./build/nsa}
-check=0
-case "${1:-}" in
-'') ;;
---check) check=1 ;;
-*)
-    echo "usage: sh apps/bench/tables.sh [--check]" >&2
-    exit 2
-    ;;
-esac
-
+export NSA_BENCH="${NSA_BENCH:-./build/nsa-bench}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bad=0
@@ -29,41 +15,28 @@ tables=0
 
 # Copy a page, with new tables between the markers. Every marker must be paired.
 rewrite() {
-    inside=''
-    while IFS= read -r line || [ -n "$line" ]; do
-        case "$line" in
-        '<!-- table:'*' -->')
-            if [ -n "$inside" ]; then
-                echo "$1: table:$inside is not closed" >&2
-                return 1
-            fi
-            inside=${line#'<!-- table:'}
-            inside=${inside%' -->'}
-            printf '%s\n\n' "$line"
-            "$nsa" bench --table "notes/runs/${inside%%/*}.json" --what "${inside#*/}" || return 1
-            printf '\n'
-            ;;
-        '<!-- /table:'*' -->')
-            if [ "$line" != "<!-- /table:$inside -->" ]; then
-                echo "$1: $line closes nothing" >&2
-                return 1
-            fi
-            inside=''
-            printf '%s\n' "$line"
-            ;;
-        *)
-            [ -n "$inside" ] || printf '%s\n' "$line"
-            ;;
-        esac
-    done <"$1"
-    if [ -n "$inside" ]; then
-        echo "$1: table:$inside is not closed" >&2
-        return 1
-    fi
+    awk '
+    function stop(why) { print FILENAME ": " why >"/dev/stderr"; bad = 1; exit 1 }
+    /^<!-- table:.* -->$/ {
+        if (inside != "") stop("table:" inside " is not closed")
+        inside = substr($2, 7)
+        slash = index(inside, "/")
+        printf "%s\n\n", $0
+        fflush()
+        if (system("\"$NSA_BENCH\" --table notes/runs/" substr(inside, 1, slash - 1) \
+            ".json --what " substr(inside, slash + 1))) stop("no table " inside)
+        print ""
+        next
+    }
+    /^<!-- \/table:.* -->$/ {
+        if ($2 != "/table:" inside) stop($0 " closes nothing")
+        inside = ""
+    }
+    inside == ""
+    END { if (!bad && inside != "") stop("table:" inside " is not closed") }' "$1"
 }
 
-for page in README.md notes/*.md stages/*/README.md; do
-    [ -f "$page" ] || continue
+for page in README.md docs/*.md notes/*.md stages/*/README.md; do
     here=$(grep -c '^<!-- table:' "$page" || true)
     [ "$here" -gt 0 ] || continue
     tables=$((tables + here))
@@ -72,7 +45,7 @@ for page in README.md notes/*.md stages/*/README.md; do
         bad=1
     elif cmp -s "$page" "$work/page"; then
         :
-    elif [ $check -eq 1 ]; then
+    elif [ $# -gt 0 ]; then
         echo "tables: $page differs from its run file; run make tables" >&2
         diff -u "$page" "$work/page" >&2 || true
         bad=1

@@ -1,10 +1,13 @@
 /** @file workload.c
  *  @brief The inputs of one pass at one length. */
-#include "bench/slots.h"
+#include "bench/workload.h"
+#include "common/tensors.h"
+#include "harness/random.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
@@ -22,7 +25,126 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
              c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
 }
 
-/* ------------------------------------------------------------------ drawing */
+/* Draw one sequence of `tokens`; no row of results is chosen. */
+static nsa_status draw(bench_options o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
+    test_case c;
+    char text[320];
+    o.batch = 1;
+    workload_text(&o, tokens, text, sizeof text);
+    nsa_status status = case_parse(text, &c);
+    status = status ? status : case_inputs(&c, arith, in);
+    tensor_free(&in->at[NSA_ROWS]);
+    tensor_free(&in->at[NSA_DOUT]);
+    return status;
+}
+
+/* Keys, values and weights of the stretch; its queries are not used. Queries and gates of the steps
+ * are drawn as a separate case; their keys and values are the stretch's. */
+static nsa_status draw_slots(const bench_options *o, workload *w) {
+    bench_options stretch = *o, steps = *o;
+    stretch.cfg.q_heads = stretch.cfg.kv_heads; /* as few queries as may be */
+    steps.seed += 1;
+    nsa_status status = draw(stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
+    status = status ? status : draw(steps, DECODE_STEPS * w->B, w->arith, &w->step);
+    tensor_free(&w->in.at[NSA_Q]);
+    tensor_free(&w->in.at[NSA_GATE]);
+    for (int id = NSA_K_CMP; id <= NSA_V_WIN && !status; id++) {
+        const nsa_tensor *from = &w->in.at[id];
+        const int64_t row = tensor_row(from);
+        float *to = w->step.at[id].data;
+        for (int64_t i = 0; i < DECODE_STEPS * w->B; i++) {
+            const int64_t token = i % w->B * DECODE_STEPS + w->T + i / w->B;
+            memcpy(to + i * row, (const float *)from->data + token * row, (size_t)row * sizeof *to);
+        }
+    }
+    return status;
+}
+
+/* The first slot, the last, and seeded ones between; of each the last warm-up step is judged. */
+static nsa_status choose_slots(const bench_options *o, workload *w) {
+    const int64_t count = o->rows < w->B ? o->rows : w->B;
+    uint64_t state = (uint64_t)o->seed;
+    w->rows = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
+    nsa_status status = tensor_alloc(&w->rows);
+    for (int64_t i = 0; i < count && !status; i++) {
+        const int64_t low = i * w->B / count, high = (i + 1) * w->B / count;
+        const int64_t slot = low + (int64_t)(random_next(&state) % (uint64_t)(high - low));
+        tensor_ints(&w->rows)[i] = (int32_t)(i == 0 ? 0 : i + 1 == count ? w->B - 1 : slot);
+    }
+    return status;
+}
+
+/* Queries or gates of one sequence, all zero; memory that is never written costs nothing. */
+static nsa_status alloc_blank(const workload *w, nsa_id id, nsa_tensor *t) {
+    nsa_shape(&w->cfg, &(nsa_lengths){.T = w->T + DECODE_WARM}, id, 0, t);
+    t->dtype = NSA_F32;
+    t->data = calloc((size_t)nsa_count(t), sizeof(float));
+    return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a sequence's queries");
+}
+
+static nsa_status slots_open(const bench_options *o, workload *w) {
+    bench_options one = *o;
+    char text[320];
+    one.batch = 1;
+    workload_text(&one, w->T + DECODE_WARM, text, sizeof text);
+    nsa_status status = case_parse(text, &w->judged);
+    w->cfg = w->judged.cfg;
+    w->cfg.seq_len = w->T;
+    w->cfg.max_seq_len = w->T + DECODE_STEPS;
+    w->cfg.max_seqs = w->B;
+    status = status ? status : draw_slots(o, w);
+    status = status ? status : choose_slots(o, w);
+    status = status ? status : alloc_blank(w, NSA_Q, &w->blank[0]);
+    return status ? status : alloc_blank(w, NSA_GATE, &w->blank[1]);
+}
+
+nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens) {
+    nsa_tensors in = w->in;
+    in.at[NSA_Q] = w->blank[0];
+    in.at[NSA_GATE] = w->blank[1];
+    for (int id = NSA_Q; id <= NSA_GATE; id++)
+        in.at[id].shape[0] = tokens;
+    for (int id = NSA_K_CMP; id <= NSA_V_WIN; id++)
+        in.at[id].data = (float *)in.at[id].data + slot * DECODE_STEPS * tensor_row(&in.at[id]);
+    return in;
+}
+
+nsa_status slots_fill(const workload *w, nsa_context *ctx) {
+    nsa_status status = NSA_OK;
+    for (int32_t slot = 0; slot < w->B && !status; slot++) {
+        nsa_tensors in = workload_slot(w, slot, w->T);
+        in.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}};
+        in.at[NSA_ROWS] = (nsa_tensor){NULL, NSA_I32, 1, {0}};
+        status = nsa_load(ctx, &in);
+        status = status ? status : nsa_prefill(ctx);
+    }
+    return status;
+}
+
+void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in) {
+    memset(in, 0, sizeof *in);
+    for (int id = NSA_Q; id <= NSA_GATE; id++) {
+        nsa_tensor *t = &in->at[id];
+        *t = w->step.at[id];
+        t->data = (float *)t->data + number * w->B * tensor_row(t);
+        t->shape[0] = w->B;
+    }
+    for (int32_t b = 0; b < w->B; b++)
+        active[b] = b;
+    in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
+}
+
+nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t) {
+    const int64_t tokens = w->T + DECODE_STEPS, row = tensor_row(&w->in.at[id]);
+    *t = w->in.at[id];
+    t->shape[0] = w->B * tokens;
+    nsa_status status = tensor_alloc(t);
+    for (int64_t b = 0; b < w->B && !status; b++)
+        memcpy((float *)t->data + b * tokens * row,
+               (const float *)w->in.at[id].data + b * DECODE_STEPS * row,
+               (size_t)(tokens * row) * sizeof(float));
+    return status;
+}
 
 /* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {
@@ -59,27 +181,12 @@ nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa
     return status;
 }
 
-/* Set the window's gate to 1, the others to 0. */
-static nsa_status gate_window_only(nsa_tensor *gate, nsa_tensors *in) {
+nsa_status workload_gate(nsa_tensor *gate, nsa_tensors *in) {
     nsa_status status = tensor_copy(gate, &in->at[NSA_GATE]);
     for (int64_t i = 0; i < nsa_count(gate) && !status; i++)
         tensor_set(gate, i, i % 3 == 2);
     in->at[NSA_GATE] = *gate;
     return status;
-}
-
-nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
-                           nsa_tensors *in) {
-    *in = w->in;
-    *cfg = w->judged.cfg;
-    memset(gate, 0, sizeof *gate);
-    in->at[NSA_ROWS] = w->rows;
-    if (w->pass == BENCH_BACKWARD)
-        in->at[NSA_DOUT] = w->sparse;
-    if (!causal)
-        return NSA_OK;
-    cfg->window = cfg->seq_len;
-    return gate_window_only(gate, in);
 }
 
 nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in) {
@@ -92,11 +199,12 @@ nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, 
     cfg->phi = NSA_PHI_MEAN;
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
         in->at[id] = (nsa_tensor){0};
-    return gate_window_only(gate, in);
+    return workload_gate(gate, in);
 }
 
 void workload_close(workload *w) {
-    slots_close(w);
+    free(w->blank[0].data);
+    free(w->blank[1].data);
     tensors_free(&w->in);
     tensors_free(&w->step);
     tensors_free(&w->truth[0]);

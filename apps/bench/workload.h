@@ -1,7 +1,7 @@
 /**
  * @file workload.h
- * @brief The inputs of one pass at one length, the work they need, and the oracle's results for the
- * sampled rows.
+ * @brief The inputs of one pass at one length, the work they need, the slots of a decode, and
+ * checking a program's results against an oracle's.
  */
 #ifndef BENCH_WORKLOAD_H
 #define BENCH_WORKLOAD_H
@@ -23,73 +23,91 @@ typedef struct workload {
     int threads;          /**< threads for the oracle */
     nsa_arith arith;      /**< NSA_BFLOAT16 if the inputs are rounded to it */
     nsa_config cfg;       /**< resolved, for nsa_open() */
-    nsa_tensors in;       /**< drawn inputs, without `rows`; for decode see slots.h */
+    nsa_tensors in;       /**< drawn inputs, without `rows`; for decode see slots_open() */
     nsa_tensors step;     /**< decode: tokens of DECODE_STEPS steps, B a step */
     nsa_tensor blank[2];  /**< decode: q and gate of a sequence, zero but in judged rows */
-    nsa_tensor slots;     /**< decode, int32: the slots that are judged */
-    nsa_tensor rows;      /**< int32: the rows that the check samples; for decode two a slot, each
-                             the position in its own sequence */
+    nsa_tensor rows;      /**< int32: the rows that the check samples; for decode the slots */
     nsa_tensor sparse;    /**< dout of those rows, zero elsewhere (backward) */
     test_case judged;     /**< the case that the oracle runs */
     nsa_tensors truth[2]; /**< the oracle's results on the rows: of NSA, of causal attention */
-    char oracle[64];      /**< the stage that computed them */
 } workload;
 
-/** The case string of the inputs; `nsa check --case` reads it too.
- *  @param o     the options
- *  @param T     tokens of a sequence, 0 to leave them out
- *  @param text  filled in
- *  @param capacity  its size */
+/** The case string of the inputs, as `nsa check --case` reads it; without T if that is 0. */
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
-/** Draw the inputs.
- *  @param o      config, batch, rows, seed
- *  @param pass   which
- *  @param T      tokens of a sequence
- *  @param arith  NSA_BFLOAT16 to round them
- *  @param w      for workload_close(), also on an error */
+/** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16.
+ *  @param w  for workload_close(), also on an error */
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 
-/** The oracle's inputs for forward and backward: all inputs, the rows and dout. With `causal` 1,
- * `out` is plain causal attention over the window's pair (window = T, gates 0, 0, 1).
- *  @param w       the workload
- *  @param causal  1 for the dense baselines
- *  @param cfg     filled in
- *  @param gate    owns the changed gates; free with tensor_free()
- *  @param in      filled in, a view */
-nsa_status workload_judged(const workload *w, int causal, nsa_config *cfg, nsa_tensor *gate,
-                           nsa_tensors *in);
+/** Copy the gates into `gate`, the window's set to 1 and the others to 0, and let `in` have it. */
+nsa_status workload_gate(nsa_tensor *gate, nsa_tensors *in);
 
 /** The inputs for plain causal attention by a stage's backward: window = T, gates 0, 0, 1. The
  * other two branches are computed all the same, so they are as small as the contract allows (l = d
- * = l' = 256, one block, phi mean).
- *  @param w     the workload
- *  @param cfg   filled in
- *  @param gate  owns the changed gates; free with tensor_free()
- *  @param in    filled in, a view */
+ * = l' = 256, one block, phi mean). `gate` owns the changed gates; `in` is a view. */
 nsa_status workload_dense(const workload *w, nsa_config *cfg, nsa_tensor *gate, nsa_tensors *in);
 
 /** Free everything. */
 void workload_close(workload *w);
 
-/** The work of a run. */
-typedef struct workload_cost {
-    double flops;  /**< useful operations */
-    double bytes;  /**< moved at least once */
-    double tokens; /**< query tokens */
-} workload_cost;
+/* The slots of a decode need little host memory: one stretch of tokens is drawn; slot b holds the T
+ * of them that begin at b * DECODE_STEPS, and its steps append the DECODE_STEPS that follow. So no
+ * two slots hold the same, and the host has the keys of little more than one sequence. */
 
-/** Count the work that the config needs. Operations: visible pairs only, two products forward (4 D
- * a pair for dk = dv = D), five backward (the scores once more), and the compressor's products,
- * twice more in its backward; exp, importance and selection are not counted. Bytes: every input
- * read once, every result written once, in the stage's type.
- *  @param w       the workload
+/** @return the first `tokens` of a slot's sequence, a view; queries and gates are blank. */
+nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens);
+
+/** Fill every slot of a context, which is opened for loads of w->T tokens: a load of one sequence
+ * and a prefill of no rows, which compresses and caches but attends to nothing. */
+nsa_status slots_fill(const workload *w, nsa_context *ctx);
+
+/** Inputs of one decode step of all slots: a view into w->step with `active` beside it, which has
+ * room for w->B slots. */
+void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
+
+/** Copy all slots and the tokens of their steps: NSA_K_WIN or NSA_V_WIN for the dense baseline,
+ * [B, T + DECODE_STEPS, Hkv, D]; free with tensor_free(). */
+nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
+
+/** Count the work that the config needs: flops, bytes and tokens of a row. Operations: visible
+ * pairs only, two products forward (4 D a pair for dk = dv = D), five backward (the scores once
+ * more), and the compressor's products, twice more in its backward; exp, importance and selection
+ * are not counted. Bytes: every input read once, every result written once, in the stage's type.
  *  @param causal  1 for plain causal attention over one pair
  *  @param arith   the stage's type */
-workload_cost workload_count(const workload *w, int causal, nsa_arith arith);
+void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row);
 
-/** The compressors' forward alone: operations, and the number of weights in `bytes`. */
-workload_cost workload_phi(const workload *w);
+/** Count the work of one phase of a GPU stage by its name: "cmp", "slc" and "win" are its branches
+ * (none of them: all three); "compress" and "phi" the compressor; in a backward "dq" is the pass
+ * over queries and "dk" or "dv" the pass over keys, each of which recomputes scores and dP; "gate"
+ * is dgate; "lists" builds the inverse lists. Any other name has no floor. Operations of one query
+ * head and one visible key, dk = dv = D: forward 4 D, and for importance, if the row has more
+ * blocks than n, 2 D more for each compressed key; backward in one pass 10 D, the pass over queries
+ * 6 D, the pass over keys 8 D. Bytes: every tensor that the phase reads or writes, once.
+ * Second-level cache: selected keys and values, once for each query row and kv head. */
+void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
+
+/** @return 1 if that result is compared; of plain causal attention out, dq, dk_win and dv_win. */
+int verify_wants(const workload *w, int causal, nsa_id id);
+
+/** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
+ *  @param oracle  stage 00, or a stage of verify_judge()
+ *  @param causal  1 for plain causal attention */
+nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
+
+/** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
+ * selection as a set, then outputs and gradients with its own blocks forced on the oracle.
+ *  @param mine  out, block_idx, dq and dgate of the sampled rows; other gradients whole */
+nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
+                  const nsa_tensors *mine);
+
+/** Gather the rows that an int32 list names from a result of all rows; all of it must be finite.
+ *  @param sampled  free with tensor_free() */
+nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled);
+
+/** Prove that a stage can be the oracle: its rows at 1024 tokens, with the same heads and dims, are
+ * right by stage 00. */
+nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge);
 
 #endif

@@ -6,7 +6,7 @@
 #ifndef DEMO_EMBED_H
 #define DEMO_EMBED_H
 
-#include "demo/text.h"
+#include "demo/demo_text.h"
 #include "nsa.h"
 
 enum {

@@ -5,7 +5,7 @@
 #ifndef DEMO_MAP_H
 #define DEMO_MAP_H
 
-#include "demo/run.h"
+#include "demo/demo_run.h"
 
 #include <stdio.h>
 

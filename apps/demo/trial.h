@@ -5,7 +5,7 @@
 #ifndef DEMO_TRIAL_H
 #define DEMO_TRIAL_H
 
-#include "demo/report.h"
+#include "demo/demo_report.h"
 
 enum { DEMO_MAX_NAMED = 32 /**< maximum stages named on the command line */ };
 

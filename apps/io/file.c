@@ -44,3 +44,21 @@ nsa_status file_stream(const char *path, FILE **file) {
     }
     return status;
 }
+
+nsa_status file_replace(const char *path, const char *text) {
+    char temporary[4096];
+    int length = snprintf(temporary, sizeof temporary, "%s.part", path);
+    if (length < 0 || (size_t)length >= sizeof temporary)
+        return nsa_fail(NSA_ERR_IO, "%.100s...: the name is too long", path);
+    FILE *f = fopen(temporary, "w");
+    if (!f)
+        return nsa_fail(NSA_ERR_IO, "%s: %s", temporary, strerror(errno));
+    int bad = fputs(text, f) == EOF || fputc('\n', f) == EOF;
+    bad |= fclose(f) != 0;
+    if (bad || rename(temporary, path)) {
+        nsa_status status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
+        remove(temporary);
+        return status;
+    }
+    return NSA_OK;
+}

@@ -1,6 +1,7 @@
 /**
  * @file file.h
- * @brief Opening regular files for reading; a pipe would block, a device may never end.
+ * @brief Opening regular files for reading (a pipe would block, a device may never end); replacing
+ * files as a whole.
  */
 #ifndef FILE_H
 #define FILE_H
@@ -22,5 +23,9 @@ nsa_status file_open(const char *path, int *fd, struct stat *st);
  *  @param[out] file  for fclose(); NULL on any error
  *  @return as file_open() */
 nsa_status file_stream(const char *path, FILE **file);
+
+/** Write a text and a newline to a file, whole or not at all: a full disk leaves the old file.
+ *  @return NSA_ERR_IO naming the file and what is wrong with it */
+nsa_status file_replace(const char *path, const char *text);
 
 #endif

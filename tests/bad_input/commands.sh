@@ -161,7 +161,7 @@ while IFS='|' read -r text says; do
 done <<'RUNS'
 |not JSON: stuck at byte 0 of 0: expected a value, found its end
 []|not a JSON object
-{}|not a run file: expected arrays rows and fits
-{"rows": [], "fits": [], "cores": 02}|not JSON: stuck at byte 35 of 37
-{"rows": [], "fits": [],}|not JSON: stuck at byte 24 of 25
+{}|not a run file: expected an array rows
+{"rows": [], "batch": 1, "cores": 02}|not JSON: stuck at byte 35 of 37
+{"rows": [], "batch": 1,}|not JSON: stuck at byte 24 of 25
 RUNS

@@ -1,6 +1,6 @@
-/** @file progress.c
+/** @file demo_progress.c
  *  @brief A thread prints the elapsed time, because a forward is a single call. */
-#include "demo/progress.h"
+#include "demo/demo_progress.h"
 
 #include <pthread.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /**
- * @file run.h
+ * @file demo_run.h
  * @brief Running one stage on rows of the text: its time, and its results as doubles.
  */
 #ifndef DEMO_RUN_H

@@ -1,7 +1,7 @@
-/** @file run.c
+/** @file demo_run.c
  *  @brief Run a stage on rows of the text and convert the results to double. */
-#include "demo/run.h"
-#include "demo/progress.h"
+#include "demo/demo_run.h"
+#include "demo/demo_progress.h"
 
 #include <stdlib.h>
 #include <string.h>

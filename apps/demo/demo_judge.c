@@ -1,6 +1,6 @@
-/** @file judge.c
+/** @file demo_judge.c
  *  @brief Comparing a stage with stage 00. Every test is written so that NaN fails. */
-#include "demo/judge.h"
+#include "demo/demo_judge.h"
 #include "common/counts.h"
 
 #include <inttypes.h>

@@ -1,11 +1,11 @@
 /**
- * @file report.h
+ * @file demo_report.h
  * @brief What the demo prints.
  */
 #ifndef DEMO_REPORT_H
 #define DEMO_REPORT_H
 
-#include "demo/judge.h"
+#include "demo/demo_judge.h"
 #include "nsa_find.h"
 
 /** The result of a stage. */

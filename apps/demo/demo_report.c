@@ -1,6 +1,6 @@
-/** @file report.c
+/** @file demo_report.c
  *  @brief The demo's text output, at most 80 columns wide. */
-#include "demo/report.h"
+#include "demo/demo_report.h"
 #include "common/counts.h"
 
 #include <inttypes.h>

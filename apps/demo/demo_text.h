@@ -1,5 +1,5 @@
 /**
- * @file text.h
+ * @file demo_text.h
  * @brief The text that the demo reads, and the passage that it plants in it a second time.
  */
 #ifndef DEMO_TEXT_H

@@ -1,5 +1,5 @@
 /**
- * @file progress.h
+ * @file demo_progress.h
  * @brief Progress of a long call on standard error.
  */
 #ifndef DEMO_PROGRESS_H

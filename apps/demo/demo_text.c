@@ -1,6 +1,6 @@
-/** @file text.c
+/** @file demo_text.c
  *  @brief Find and read the text, and plant a passage in it. */
-#include "demo/text.h"
+#include "demo/demo_text.h"
 #include "commands.h"
 #include "io/file.h"
 #include "io/text.h"

@@ -1,11 +1,11 @@
 /**
- * @file judge.h
+ * @file demo_judge.h
  * @brief Compares a stage's rows with stage 00, by the specification's "How close is equal".
  */
 #ifndef DEMO_JUDGE_H
 #define DEMO_JUDGE_H
 
-#include "demo/run.h"
+#include "demo/demo_run.h"
 
 /** One row of the tolerance table. */
 typedef struct demo_tolerance {

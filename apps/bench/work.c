@@ -1,0 +1,164 @@
+/** @file work.c
+ *  @brief The operations and bytes that the inputs need at least, counted exactly: of a whole pass,
+ * and of single phases. */
+#include "bench/workload.h"
+#include "common/counts.h"
+
+#include <string.h>
+
+enum { CMP, SLC, WIN, BRANCHES };
+
+/* Keys that the queries of a pass see, of all sequences, for one head. */
+typedef struct key_counts {
+    double branch[BRANCHES]; /* of each branch */
+    double dense;            /* of plain causal attention */
+    double reranked;         /* compressed keys of rows that rank their blocks */
+    double queries;          /* how many */
+} key_counts;
+
+/* A step of decode: the first timed one, at position T + DECODE_WARM. */
+static key_counts count_keys(const workload *w) {
+    const nsa_config *c = &w->cfg;
+    const int step = w->pass == BENCH_DECODE;
+    const int64_t from = step ? w->T + DECODE_WARM : 0, to = step ? from + 1 : w->T;
+    const double B = (double)w->B;
+    key_counts s = {.queries = B * (double)(to - from)};
+    for (int64_t t = from; t < to; t++) {
+        const nsa_reads r = nsa_reads_at(c, t);
+        s.branch[CMP] += B * (double)r.cmp;
+        s.branch[SLC] += B * (double)r.slc;
+        s.branch[WIN] += B * (double)r.win;
+        s.dense += B * (double)r.dense;
+        /* a step keeps the scores of its one row */
+        if (!step && t / c->slc_block + 1 > c->slc_count)
+            s.reranked += B * (double)r.cmp;
+    }
+    return s;
+}
+
+static const double size_of[] = {8, 4, 2}; /* bytes of a number, by nsa_arith */
+
+/* Operations of one compressed token with D columns, forward. */
+static double phi_flops(const nsa_config *c, double D) {
+    double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
+    if (c->phi == NSA_PHI_MLP)
+        return 2 * hidden * l * D + 2 * hidden * D;
+    return c->phi == NSA_PHI_GATED ? 4 * l * D : l * D; /* scores and weighted sum; or a sum */
+}
+
+/* Weights of one compressor with D columns. */
+static double phi_weights(const nsa_config *c, double D) {
+    double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
+    if (c->phi == NSA_PHI_MLP)
+        return l * D + hidden * (l * D + 1) + D * (hidden + 1);
+    return c->phi == NSA_PHI_GATED ? l * D + D + l : 0;
+}
+
+typedef struct phi_cost {
+    double flops, weights;
+} phi_cost;
+
+/* Both compressors' forward. */
+static phi_cost count_compressors(const workload *w) {
+    const nsa_config *c = &w->cfg;
+    const double dk = (double)c->qk_dim, dv = (double)c->v_dim;
+    /* one block is compressed every d steps */
+    const double blocks =
+        w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
+    return (phi_cost){(double)w->B * blocks * (double)c->kv_heads *
+                          (phi_flops(c, dk) + phi_flops(c, dv)),
+                      phi_weights(c, dk) + phi_weights(c, dv)};
+}
+
+/* Numbers that a pass reads and writes: q, gate, keys, values and out once. A step reads the keys
+ * and values that its query sees. The backward also reads dout, and writes a gradient for each
+ * input. */
+static double count_numbers(const workload *w, double keys, int causal) {
+    const nsa_config *c = &w->cfg;
+    const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hkv = (double)c->kv_heads;
+    const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
+    const double rows = (double)w->B * (step ? 1 : (double)w->T) * (double)c->q_heads;
+    const double stored = step ? keys : (double)w->B * (double)w->T * (causal ? 1 : 3);
+    return directions * (rows * (dk + (causal ? 0 : 3)) + stored * Hkv * (dk + dv)) + rows * dv;
+}
+
+void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row) {
+    const double dk = (double)w->cfg.qk_dim, dv = (double)w->cfg.v_dim;
+    const int step = w->pass == BENCH_DECODE, backward = w->pass == BENCH_BACKWARD;
+    const key_counts s = count_keys(w);
+    const double keys = causal ? s.dense : s.branch[CMP] + s.branch[SLC] + s.branch[WIN];
+    const double pair = backward ? 6 * dk + 4 * dv : 2 * dk + 2 * dv;
+    const phi_cost phi = causal ? (phi_cost){0} : count_compressors(w);
+    const double weights = step ? 0 : phi.weights * (backward ? 2 : 1);
+    row->flops = keys * (double)w->cfg.q_heads * pair + phi.flops * (backward ? 3 : 1);
+    row->bytes = (count_numbers(w, keys, causal) + weights) * size_of[arith];
+    row->tokens = s.queries;
+}
+
+/* The compressor reads tokens and writes compressed ones; its backward also moves their
+ * gradients. */
+static void count_phi(const workload *w, double size, bench_phase *p) {
+    const phi_cost cost = count_compressors(w);
+    const nsa_config *c = &w->cfg;
+    const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
+    const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
+    const double raw = step ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
+    const double compressed = step ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
+    p->flops = cost.flops * directions;
+    p->bytes = size * directions * ((double)w->B * row * (raw + compressed) + cost.weights);
+}
+
+/* Attention of the branches in the phase's name; all if none is named. */
+static void count_attention(const workload *w, double size, bench_phase *p) {
+    static const char *const names[] = {"cmp", "slc", "win"};
+    const nsa_config *c = &w->cfg;
+    const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
+    const double Hkv = (double)c->kv_heads;
+    const int backward = w->pass == BENCH_BACKWARD, queries = strstr(p->name, "dq") != NULL;
+    const int keys = strstr(p->name, "dk") || strstr(p->name, "dv");
+    const double pair = !backward ? 2 * dk + 2 * dv
+                        : queries ? 4 * dk + 2 * dv
+                        : keys    ? 4 * dk + 4 * dv
+                                  : 6 * dk + 4 * dv;
+    const key_counts s = count_keys(w);
+    const int all = !strstr(p->name, "cmp") && !strstr(p->name, "slc") && !strstr(p->name, "win");
+    /* reads q and writes out; backward reads q and dout and, except in the pass over keys, writes
+     * dq */
+    double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
+    for (int x = 0; x < BRANCHES; x++) {
+        if (!all && !strstr(p->name, names[x]))
+            continue;
+        const double each = x == CMP ? (double)nsa_cmp_tokens(c, w->T) : (double)w->T;
+        const double stored = w->pass == BENCH_DECODE ? s.branch[x] : (double)w->B * each;
+        p->flops += s.branch[x] * Hq * pair;
+        numbers += stored * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
+        if (x == CMP && !backward)
+            p->flops += s.reranked * Hq * 2 * dk;
+        if (x == SLC && !keys)
+            p->l2 = s.branch[SLC] * Hkv * (dk + dv) * size;
+    }
+    p->bytes = numbers * size;
+}
+
+void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
+    static const char *const attention[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
+    const double tokens = (double)w->B * (double)w->T, dv = (double)w->cfg.v_dim;
+    const double heads = tokens * (double)w->cfg.q_heads, size = size_of[arith];
+    p->flops = p->l2 = p->bytes = 0;
+    if (strstr(p->name, "compress") || strstr(p->name, "phi")) {
+        count_phi(w, size, p);
+    } else if (strstr(p->name, "gate")) {
+        /* dgate = <dout, out of each branch>: reads four tensors; for each branch reads the gate,
+         * writes a gradient and the four row statistics that later kernels use */
+        p->flops = 2 * BRANCHES * heads * dv;
+        p->bytes = size * heads * ((1 + BRANCHES) * dv + BRANCHES * (1 + 1 + 4));
+    } else if (strstr(p->name, "lists")) {
+        /* build the inverse lists: read n block indices a row, write as many row indices */
+        p->bytes = 2 * tokens * (double)w->cfg.kv_heads * (double)w->cfg.slc_count * 4;
+    } else {
+        for (int i = 0; i < (w->pass == BENCH_BACKWARD ? 6 : 3) && !(p->bytes > 0); i++) {
+            if (strstr(p->name, attention[i]))
+                count_attention(w, size, p);
+        }
+    }
+}
