@@ -13,7 +13,7 @@ OPENBLAS    ?= libopenblas.so.0
 # The baseline is always built for this processor: a slow baseline would flatter every stage.
 DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp-simd
 # What a run file records; warnings and what any file has are left out.
-COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
+COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -I% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
 all: $(BUILD)/nsa-bench
 

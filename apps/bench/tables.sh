@@ -3,7 +3,7 @@
 #
 #   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
 #
-# in README.md, docs/*.md, notes/*.md and the stages' pages, from the run file notes/runs/RUN.json;
+# in README.md, docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file notes/runs/RUN.json;
 # KIND as in `nsa bench --table FILE --what KIND`. With --check report what would change, and fail.
 set -eu
 
@@ -36,7 +36,7 @@ rewrite() {
     END { if (!bad && inside != "") stop("table:" inside " is not closed") }' "$1"
 }
 
-for page in README.md docs/*.md notes/*.md stages/*/README.md; do
+for page in README.md docs/*.md notes/*.md notes/log/*.md stages/*/README.md; do
     here=$(grep -c '^<!-- table:' "$page" || true)
     [ "$here" -gt 0 ] || continue
     tables=$((tables + here))
