@@ -2,7 +2,7 @@
 
 RUN         ?= cpu
 BENCH_ARGS  ?= --pass all --budget 100
-FIGURES     ?= cpu
+FIGURES     ?= ladder
 BENCH_OPT   ?= -O3 $(call march,$(CC)) -fno-math-errno -fno-trapping-math -ffp-contract=fast
 BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)

@@ -1,0 +1,124 @@
+#!/bin/sh
+# Rewrite what README.md shows of real runs, between
+#
+#   <!-- readme:PART -->  and  <!-- /readme:PART -->
+#
+#   demo     what `nsa demo` prints of the stages and of the planted passage
+#   tests    the last line of `make test-all`, from build/test-all.log
+#   ladder   the stages: ideas and lines from their sources, times from notes/runs
+#
+#   sh docs/readme.sh            rewrite
+#   sh docs/readme.sh --check    report what would change; exit status 1 if any. Times and numbers of
+#                                queries of a demo differ from run to run, and are not compared.
+set -eu
+cd "$(dirname "$0")/.."
+
+nsa=${NSA:-./build/nsa}
+bench=${NSA_BENCH:-./build/nsa-bench}
+log=${TEST_LOG:-build/test-all.log}
+check=0
+case "${1:-}" in
+'') ;;
+--check) check=1 ;;
+*)
+    echo "usage: sh docs/readme.sh [--check]" >&2
+    exit 2
+    ;;
+esac
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The rows of the stages, and the planted passage, indented as code.
+demo() {
+    "$nsa" demo --time "${DEMO_SECONDS:-60}" --output "$work/map" 2>/dev/null |
+        awk '/^stage / || /^ +1000 qu/ || /^[0-9][0-9]_.*[ %]/ && NF > 4 { print "    " $0 }
+             /^The planted passage/ { print ""; inside = 1 }
+             /^The map/ { inside = 0 }
+             inside && NF { print "    " $0 }'
+}
+
+tests() {
+    if [ ! -s "$log" ]; then
+        echo "readme: no $log: make test-all | tee $log writes it" >&2
+        return 1
+    fi
+    tail -n 1 "$log" | sed 's/^/    /'
+}
+
+# lines STAGE: lines of code, neither blank nor comment alone, without its steps
+lines() {
+    find "stages/$1" -name steps -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) \
+        -print | xargs cat | grep -vcE '^[[:space:]]*$|^[[:space:]]*(/\*|\*|//)'
+}
+
+idea() {
+    sed -n 's/^#define IDEA *"\(.*\)"$/\1/p' stages/"$1"/stage.h stages/"$1"/stage.cuh 2>/dev/null
+}
+
+# cells RUN T PROGRAM: "ms | vs stage below | vs dense attention |" of that row
+cells() {
+    "$bench" --table "notes/runs/$1.json" --what forward | awk -F '|' -v T="$2" -v program="$3" '
+        function trim(x) { gsub(/^ +| +$/, "", x); return x }
+        function ratio(x) { x = trim(x); sub(/ \(.*/, "", x); return x }
+        $0 !~ /^\|/ { next }
+        !heads { for (i = 1; i <= NF; i++) column[trim($i)] = i; heads = 1; next }
+        trim($column["T"]) == T && trim($column["program"]) == program {
+            print trim($column["ms"]) " | " ratio($column["vs stage below"]) " | " \
+                ratio($column["vs dense attention"]) " |"
+            found = 1
+        }
+        END { if (!found) { print "readme: no " program " at " T >"/dev/stderr"; exit 1 } }'
+}
+
+ladder() {
+    echo '| stage | idea | lines | ms | times the stage before | times dense attention |'
+    echo '|---|---|---:|---:|---:|---:|'
+    for stage in 00_dense 01_naive_nsa 02_blocked; do
+        echo "| [$stage](stages/$stage/README.md) | $(idea $stage) | $(lines $stage) | $(
+            cells ladder 4096 $stage)"
+    done
+    echo "| | dense attention by OpenBLAS' sgemm | | $(cells ladder 4096 dense_openblas)"
+    stage=03_fused_cuda
+    echo "| [$stage](stages/$stage/README.md) | $(idea $stage) | $(lines $stage) | $(
+        cells gpu 65536 $stage)"
+    echo "| | PyTorch's FlashAttention-2, bfloat16 | | $(cells gpu 65536 torch_flash2)"
+}
+
+# What is between the markers of a page becomes what is in $work/PART; "replaced" lists the parts.
+fill() {
+    awk -v work="$work" '
+        /^<!-- readme:.* -->$/ {
+            part = $2
+            sub(/^readme:/, "", part)
+            print
+            print ""
+            while ((getline line <(work "/" part)) > 0) print line
+            print ""
+        }
+        /^<!-- \/readme:.* -->$/ { part = "" }
+        part == "" { print }' "$1"
+}
+
+# What differs from one run of the demo to the next: queries, times.
+mask() {
+    sed -E '/^ +[0-9][0-9]_/ s/^( +[0-9]+_[a-z_]+) +[0-9]+ +[0-9]+ +[0-9.]+x/\1 N ms x/
+        s/selected by stage [0-9a-z_]+/selected by a stage/'
+}
+
+demo >"$work/demo"
+tests >"$work/tests"
+ladder >"$work/ladder"
+fill README.md >"$work/page"
+if [ "$check" -eq 0 ]; then
+    cat "$work/page" >README.md
+    echo "readme: README.md shows this demo, this test run and these stages"
+    exit 0
+fi
+mask <README.md >"$work/is"
+mask <"$work/page" >"$work/should"
+if ! diff "$work/is" "$work/should"; then
+    echo "readme: README.md does not show what is printed: sh docs/readme.sh rewrites it" >&2
+    exit 1
+fi
+echo "readme: README.md shows what the demo, the tests and the run files say"
