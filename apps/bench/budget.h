@@ -26,7 +26,10 @@ typedef struct bench_budget {
  * seconds but at least three times; without --runs, by its length alone. */
 int budget_runs(const bench_budget *b, double seconds, double limit);
 
-/** @param limit  seconds that it may take, for budget_runs()
+/** @param b      what earlier rows took
+ *  @param name   of the row's stage or baseline
+ *  @param T      tokens
+ *  @param limit  seconds that it may take, for budget_runs()
  *  @return predicted seconds of the row; 0 if nothing is known yet. */
 double budget_cost(const bench_budget *b, const char *name, int64_t T, double limit);
 

@@ -55,6 +55,7 @@ typedef struct peers {
 nsa_status peers_start(peers *p, const char *command, const bench_options *o);
 
 /** Draw inputs, run once, check.
+ *  @param p      the program
  *  @param which  of p->list
  *  @param w      pass, lengths, heads and dims
  *  @param row    gets `checked`
