@@ -40,7 +40,7 @@ $(BUILD)/libnsa_gpu.so: apps/bench/gpu.cu apps/bench/gpu.h apps/bench/bench.h ap
 	$(Q)$(NVCC) $(NVCC_BASE) -Iapps $(NVCC_ARCHS) -shared -cudart static $< -o $@ -ldl
 
 .PHONY: install-gpu
-install-gpu: $(GPU_PART)
+install-gpu: $(GPU_PART) ##@part
 	install -d $(DESTDIR)$(PREFIX)/lib
 	install -m 755 $< $(DESTDIR)$(PREFIX)/lib/libnsa_gpu.so
 
@@ -66,20 +66,20 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 
 .PHONY: bench tables figures check-tables test-peers
 
-test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ## `nsa bench --peers` with stub programs that answer well and badly
+test-peers: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) ##@test `nsa bench --peers` with stub programs that answer well and badly
 	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
-bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 1k,2k")
+bench: ## check and time every stage: notes/runs/cpu.json; BENCH_ARGS="--seq 1k,2k", RUN=cpu
 	@mkdir -p notes/runs
 	$(MAKE) --no-print-directory -s BUILD=$(BUILD)/bench OPT='$(BENCH_OPT)' all
 	./$(BUILD)/bench/nsa bench $(BENCH_ARGS) --json notes/runs/$(RUN).json
 
-tables: $(BUILD)/nsa ## rewrite the tables of README and pages from notes/runs
+tables: $(BUILD)/nsa ##@measure rewrite the tables of README and pages from notes/runs
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh
 
-check-tables: $(BUILD)/nsa ## fail if a table differs from its run file, or ratios are computed wrongly
+check-tables: $(BUILD)/nsa ##@measure fail if a table differs from its run file, or ratios are computed wrongly
 	NSA=./$(BUILD)/nsa sh tests/ratios.sh
 	NSA=./$(BUILD)/nsa sh apps/bench/tables.sh --check
 
-figures: $(BUILD)/nsa ## draw the runs FIGURES="cpu ..." with gnuplot: docs/figures/bench_*.svg
+figures: $(BUILD)/nsa ##@measure draw the runs FIGURES="cpu ..." with gnuplot: docs/figures/bench_*.svg
 	NSA=./$(BUILD)/nsa sh apps/bench/figures.sh $(FIGURES:%=notes/runs/%.json)
