@@ -185,7 +185,7 @@ JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
 
 # clang-tidy needs each file's own include path: a stage includes its own folder. It sees C alone.
 lint: check-help ##@maintain check formatting, clang-tidy, and the limits on lines and files
-	format=$$(sh tests/clang_format.sh) && $$format --dry-run -Werror $(C_FILES)
+	@format=$$(sh tests/clang_format.sh) && $$format --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
 	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \
 	    END {exit bad}' $(C_FILES) $(SCRIPTS) docs/examples/*.py
@@ -195,7 +195,7 @@ lint: check-help ##@maintain check formatting, clang-tidy, and the limits on lin
 	@echo "lint: $(words $(C_FILES)) files are clean"
 
 format: ##@maintain clang-format 14 on every C file
-	format=$$(sh tests/clang_format.sh) && $$format -i $(C_FILES)
+	@format=$$(sh tests/clang_format.sh) && $$format -i $(C_FILES)
 
 # The docs work without a network: the parts of MathJax that SVG output loads are copied beside
 # them. Without libjs-mathjax formulas stay as TeX source; without the style, plain Doxygen.

@@ -188,6 +188,10 @@ AARCH64_STAGES ?= $(STAGES)
 test-install: all ##@install make install into a folder, and what is there works on its own
 	CC='$(CC)' MAKE='$(MAKE)' sh tests/install.sh
 
+.PHONY: test-distros
+test-distros: ##@install as root: both commands of README, docs and lint on a bare Debian 12 and 13
+	sh tests/distros.sh $(RELEASES)
+
 # The flags of stage 02 and -march=native are not set here: the Makefile asks the compiler.
 test-aarch64: ##@test every stage and the demo, built for aarch64 and run in qemu
 	sh tests/setup-quality.sh --aarch64
