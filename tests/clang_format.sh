@@ -26,8 +26,8 @@ find_it() {
 case "${1:-}" in
 '')
     find_it && exit 0
-    echo "clang-format $major is needed, here is $(clang-format --version 2>/dev/null || echo none):" \
-        "\`sh setup.sh\` gets it" >&2
+    here=$(clang-format --version 2>/dev/null || echo none)
+    echo "clang-format $major is needed, here is $here: \`sh setup.sh\` gets it" >&2
     exit 1
     ;;
 --get) ;;

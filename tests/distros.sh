@@ -1,7 +1,7 @@
 #!/bin/sh
-# `make test-distros`: the two commands of the README, docs and lint on a bare Debian 12 and 13. Each
-# release is installed into a folder by debootstrap, the tree is copied into it, and the commands run
-# there as in a fresh clone. Needs root; takes about an hour on two cores.
+# `make test-distros`: the two commands of the README, docs and lint on a bare Debian 12 and 13.
+# Each release is installed into a folder by debootstrap, the tree is copied into it, and the
+# commands run there as in a fresh clone. Needs root; takes about an hour on two cores.
 #
 #   sh tests/distros.sh [RELEASE...]     bookworm, trixie
 #
@@ -59,7 +59,8 @@ install_release() {
         cp /etc/resolv.conf /etc/hosts "$root/etc" &&
         { [ -z "${PIP_CERT:-}" ] || cp "$PIP_CERT" "$root/etc/ssl/pip.crt"; } &&
         mkdir "$root/nsa" &&
-        tar --exclude=./build --exclude=./nsa-demo --exclude=./.git -cf - . | tar -xf - -C "$root/nsa"
+        tar --exclude=./build --exclude=./nsa-demo --exclude=./.git -cf - . |
+        tar -xf - -C "$root/nsa"
 }
 
 passed=0
@@ -86,7 +87,8 @@ for release in "$@"; do
     remove_root
     root=$DISTROS/$release
     if try "$release" debootstrap install_release "$release"; then
-        for command in 'sh setup.sh && make demo' "sh setup.sh && make $TEST" 'make docs' 'make lint'; do
+        for command in 'sh setup.sh && make demo' "sh setup.sh && make $TEST" \
+            'make docs' 'make lint'; do
             try "$release" "$command" inside "$command" || true
         done
     fi
