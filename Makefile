@@ -205,7 +205,7 @@ MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
 # Pages that docs/check_pages.sh looks at.
-PAGES := $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md)
+PAGES := CONTRIBUTING.md $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md)
 
 docs: ## build/docs/html/index.html; a public name without a comment is an error
 	@rm -rf $(BUILD)/docs && mkdir -p $(BUILD)/docs/html/mathjax $(BUILD)/docs-src
