@@ -68,7 +68,7 @@ failed=0
 # try RELEASE NAME COMMAND...: count it and print its time; its output goes to a log
 try() {
     what="$1: $2"
-    log=$DISTROS/$1.$(echo "$2" | tr -c 'a-z0-9\n' '_').log
+    log=$DISTROS/$1.$(echo "$2" | tr -cs 'a-z0-9\n' '_').log
     shift 2
     begin=$(date +%s)
     if "$@" >"$log" 2>&1; then
