@@ -60,7 +60,8 @@ for page in "$@"; do
     grep -nE '^[^[]*\]\(' "$work/prose" >"$work/found" || true
     complain "$page" "a link that begins on the line before" <"$work/found"
 
-    grep -noE '\]\([^)#]+' "$work/prose" | sed 's/\](//' | grep -vE ':[a-z]+:' >"$work/links" || true
+    grep -noE '\]\([^)#]+' "$work/prose" | sed 's/\](//' |
+        grep -vE ':[a-z]+:' >"$work/links" || true
     while IFS= read -r line; do
         [ -e "$(dirname "$page")/${line#*:}" ] || echo "$line"
     done <"$work/links" >"$work/found"
