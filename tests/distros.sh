@@ -6,6 +6,7 @@
 #   sh tests/distros.sh [RELEASE...]     bookworm, trixie
 #
 #   TEST=test-all    the target of the second command
+#   ONLY=COMMAND     only this one after setup.sh, such as ONLY="make lint"
 #   MIRROR=URL       of Debian; without it what /etc/apt names, else deb.debian.org
 #   DISTROS=FOLDER   for the releases, build/distros; logs stay there
 #
@@ -14,7 +15,7 @@ set -eu
 cd "$(dirname "$0")/.."
 DISTROS=${DISTROS:-build/distros}
 TEST=${TEST:-test-all}
-[ $# -gt 0 ] || set -- bookworm trixie
+releases=${*:-bookworm trixie}
 
 if [ "$(id -u)" -ne 0 ]; then
     echo "test-distros: debootstrap and chroot need root" >&2
@@ -82,13 +83,17 @@ try() {
     fi
 }
 
-for release in "$@"; do
+if [ -n "${ONLY:-}" ]; then
+    set -- "sh setup.sh && $ONLY"
+else
+    set -- 'sh setup.sh && make demo' "sh setup.sh && make $TEST" 'make docs' 'make lint'
+fi
+for release in $releases; do
     root=$DISTROS/$release
     remove_root
     root=$DISTROS/$release
     if try "$release" debootstrap install_release "$release"; then
-        for command in 'sh setup.sh && make demo' "sh setup.sh && make $TEST" \
-            'make docs' 'make lint'; do
+        for command in "$@"; do
             try "$release" "$command" inside "$command" || true
         done
     fi
