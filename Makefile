@@ -1,4 +1,5 @@
-# Native Sparse Attention in stages. `make help` lists the targets.
+# Native Sparse Attention in stages. `make help` lists the targets; the comments ## behind them are
+# what it prints (docs/help.awk).
 #
 #   build/libnsa.so          the contract: stages/common
 #   build/stages/NN_name.so  each folder stages/NN_name
@@ -44,15 +45,24 @@ MARCH_FLAG := $(call march,$(CC))
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 
-.PHONY: all help demo test test-all lint docs diff similar steps test-steps step-sizes format install clean \
-        examples check-examples
+.PHONY: all help help-all check-help demo test test-all lint docs diff similar steps test-steps \
+        step-sizes format install clean examples check-examples \
+        readme check-readme
 .DEFAULT_GOAL := all
 
 all: $(BUILD)/nsa $(STAGES:%=$(BUILD)/stages/%.so) say-cuda similar ## build the command and every stage
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: STAGE=NN_name  REPORT=file.tap|file.xml  A=00 B=01  CC=clang  OPT=-O3  PREFIX=DIR  CUDA=gpu|sim"
+help: ##@read the targets for every reader, and the variables
+	@awk -v show=help -f docs/help.awk $(MAKEFILE_LIST)
+	@echo "  make help-all           every other target"
+	@echo "  Variables: STAGE=NN_name  A=00 B=01  REPORT=file.tap|file.xml  CUDA=gpu|sim"
+	@echo "             CC=clang  OPT=-O3  PREFIX=DIR  V=1 shows each command"
+
+help-all: ##@read every other target, by groups
+	@awk -v show=all -f docs/help.awk $(MAKEFILE_LIST)
+
+check-help: ##@maintain fail if a target is in no list, or a group of help-all is empty
+	@sh tests/help.sh $(MAKEFILE_LIST)
 
 # ---------------------------------------------------------------- building
 
@@ -127,7 +137,7 @@ demo: all ## run every stage on a real text, draw nsa-demo/block_map.svg
 
 # ----------------------------------------------------------------- reading
 
-diff: ## two stages, or two steps: make diff A=00 B=01, A=02/attend/3 B=02/attend/4, README=1
+diff: ## two stages or two steps: A=00 B=01, A=02/attend/3 B=02/attend/4; README=1
 	@sh stages/diff.sh $(if $(filter-out 0,$(README)),--readme) '$(A)' '$(B)'
 
 # The moves of a stage one by one, in its folder steps, whose steps.mk builds $(BUILD)/steps/NN_name.
@@ -136,11 +146,11 @@ STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
 # In the simulator threads run in three orders.
 STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
 
-steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps within a stage, each checked and timed: STAGE=02 or 03, T=2048, CHAIN=attend
+steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps within a stage, checked and timed: STAGE=02 or 03, T=2048, CHAIN=attend
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
 	$(if $(STEPS_OF),$(abspath $<) $(T) $(CHAIN))
 
-test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages: small moves, and each agrees with the first
+test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ##@test the steps of all stages: small moves, and each agrees with the first
 	@set -e; for run in $(foreach s,$(STEPPED),$(foreach o,$(call STEPS_ORDERS,$(s)),$(foreach T,1 201,$(s)/$(o)/$(T)))); do \
 	    of=$${run%%/*}; order=$${run#*/}; order=$${order%/*}; echo "=== $$run"; \
 	    NSA_SIMT_ORDER=$${order#-} $(abspath $(BUILD))/steps/$$of $${run##*/}; done
@@ -148,27 +158,31 @@ test-steps: step-sizes $(STEPPED:%=$(BUILD)/steps/%) ## the steps of all stages:
 # A step is read at once, a move as one diff.
 STEP_LINES := 150
 MOVE_LINES := 100
-step-sizes: ## the steps of all stages: lines of a step, changed lines of a move
+step-sizes: ##@read the steps of all stages: lines of a step, changed lines of a move
 	@set -e; $(foreach s,$(STEPPED),sh tests/step_sizes.sh $(s) $(STEP_LINES) $(MOVE_LINES);)
 
 # The excerpts of docs/specification.md, between its markers.
-examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ## rewrite what docs/specification.md shows of stage 00's output
+examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ##@maintain rewrite what docs/specification.md shows of stage 00's output
 	NSA=./$(BUILD)/nsa sh docs/examples/excerpts.sh
 
-check-examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ## fail if docs/specification.md differs from what stage 00 prints
+check-examples: $(BUILD)/nsa $(BUILD)/stages/00_dense.so ##@maintain fail if docs/specification.md differs from what stage 00 prints
 	NSA=./$(BUILD)/nsa sh docs/examples/excerpts.sh --check
 
+readme: all ##@maintain rewrite what README.md shows of a demo, of the tests and of the run files
+	NSA=./$(BUILD)/nsa NSA_BENCH=./$(BUILD)/nsa-bench TEST_LOG=$(BUILD)/test-all.log sh docs/readme.sh
+
+check-readme: all ##@maintain fail if README.md shows something else; after `make test-all`
+	NSA=./$(BUILD)/nsa NSA_BENCH=./$(BUILD)/nsa-bench TEST_LOG=$(BUILD)/test-all.log \
+	    DEMO_SECONDS=20 sh docs/readme.sh --check
+
 # How much of a stage stands already in the one before it.
-similar:
+similar: ##@read how much of each stage stands already in the one before it
 	@sh stages/similar.sh $(STAGES)
 
-clean: ## remove build/
+clean: ##@maintain remove build/
 	rm -rf $(BUILD)
 
 # ----------------------------------------------------------- docs, lint, install
-
-
-# ------------------------------------------------------------ maintenance
 
 STEPS_FILES := $(foreach e,c h cu,$(wildcard stages/*/steps/*.$e stages/*/steps/*/*.$e))
 LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNESS) \
@@ -176,12 +190,11 @@ LINTED   := $(COMMON) $(wildcard stages/[0-9][0-9]_*/*.c) $(APPS) $(IO) $(HARNES
 C_FILES  := $(LINTED) $(HEADERS) $(CUDA_FILES) $(CUDA_HEADERS) $(SIMT_FILES) $(SIMT_TESTS) $(STEPS_FILES)
 SCRIPTS  := setup.sh .ci/run $(wildcard docs/*.sh docs/*.awk docs/*/*.sh stages/*.sh tests/*.sh tests/*/*.sh tests/*.mk)
 CLANG_TIDY   ?= clang-tidy
-CLANG_FORMAT ?= clang-format
 JOBS         ?= $(shell nproc 2>/dev/null || echo 1)
 
 # clang-tidy needs each file's own include path: a stage includes its own folder. It sees C alone.
-lint: ## check formatting, clang-tidy, and the limits on lines and files
-	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+lint: check-help ##@maintain check formatting, clang-tidy, and the limits on lines and files
+	@format=$$(sh tests/clang_format.sh) && $$format --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
 	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \
 	    END {exit bad}' $(C_FILES) $(SCRIPTS) docs/examples/*.py
@@ -190,8 +203,8 @@ lint: ## check formatting, clang-tidy, and the limits on lines and files
 	    || { echo "clang-tidy: {}"; exit 1; }'
 	@echo "lint: $(words $(C_FILES)) files are clean"
 
-format: ## clang-format on every C file
-	$(CLANG_FORMAT) -i $(C_FILES)
+format: ##@maintain clang-format 14 on every C file
+	@format=$$(sh tests/clang_format.sh) && $$format -i $(C_FILES)
 
 # The docs work without a network: the parts of MathJax that SVG output loads are copied beside
 # them. Without libjs-mathjax formulas stay as TeX source; without the style, plain Doxygen.
@@ -201,7 +214,7 @@ MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
 # Pages that docs/check_pages.sh looks at.
-PAGES := $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md) \
+PAGES := CONTRIBUTING.md $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md) \
          $(wildcard notes/*.md notes/log/*.md)
 
 docs: ## build/docs/html/index.html; a public name without a comment is an error
@@ -216,7 +229,7 @@ docs: ## build/docs/html/index.html; a public name without a comment is an error
 	sh docs/check_html.sh $(BUILD)/docs/html
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
-install: all ## into PREFIX: bin/nsa and bin/nsa-bench, lib/libnsa.so, lib/nsa/stages, include/nsa, nsa.pc for pkg-config
+install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stages, headers, nsa.pc
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/nsa/stages \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa

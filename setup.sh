@@ -6,9 +6,11 @@
 #   sh setup.sh --minimal   only what `make demo` and `make test-all` need
 #
 # The needed packages must install. The optional ones are tried; one that the release does not have
-# is reported and skipped. CUDA is never installed here; without it the CUDA stages run on a
-# simulator.
+# is reported and skipped. `make lint` needs clang-format 14: where the release has another version,
+# that one comes from PyPI into build/clang-format. CUDA is never installed here; without it the
+# CUDA stages run on a simulator.
 set -eu
+cd "$(dirname "$0")"
 
 # name and purpose, one package a line
 needed='gcc             compiles everything in C
@@ -20,7 +22,7 @@ libcjson-dev    reads config.json
 libcriterion-dev runs the tests'
 
 optional='clang           the second compiler that the code is kept clean under
-clang-format    make format, make lint
+clang-format    make format, make lint: version 14
 clang-tidy      make lint
 doxygen         make docs
 doxygen-awesome-css the style sheet of the docs
@@ -100,10 +102,40 @@ if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-query >/dev/null 2>
     exit 1
 fi
 
+apt() {
+    sudo=''
+    if [ "$(id -u)" -ne 0 ]; then
+        if ! command -v sudo >/dev/null 2>&1; then
+            echo "setup: installing packages needs root: run this as root, or install sudo." >&2
+            exit 1
+        fi
+        sudo=sudo
+    fi
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null
+}
+
+install() {
+    apt install -y --no-install-recommends "$@"
+}
+
+# clang-format 14, where the release has another: a package of that version, else PyPI's.
+get_clang_format() {
+    if [ -z "$optional" ] || sh tests/clang_format.sh >/dev/null 2>&1; then
+        return 0
+    fi
+    echo "setup: will get clang-format 14 for make lint; this release's is another version."
+    if available clang-format-14 && (install clang-format-14); then
+        return 0
+    fi
+    installed python3-venv || (install python3-venv) || true
+    sh tests/clang_format.sh --get || echo "setup: skipped clang-format 14: make lint needs it." >&2
+}
+
 need=$(missing "$needed")
 want=$(missing "$optional")
 if [ -z "$need$want" ]; then
     echo "setup: every package is installed already; nothing to do."
+    get_clang_format
     say_cuda
     exit 0
 fi
@@ -111,23 +143,6 @@ fi
 echo "setup: will install with apt-get:"
 show "$need"
 show "$want"
-
-sudo=''
-if [ "$(id -u)" -ne 0 ]; then
-    if ! command -v sudo >/dev/null 2>&1; then
-        echo "setup: installing packages needs root: run this as root, or install sudo." >&2
-        exit 1
-    fi
-    sudo=sudo
-fi
-
-apt() {
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null
-}
-
-install() {
-    apt install -y --no-install-recommends "$@"
-}
 
 # A stale package list may still work, so only a failed install is an error.
 apt update || echo "setup: apt-get update failed; continuing with the existing package list." >&2
@@ -164,5 +179,6 @@ if [ -n "$still" ]; then
     show "$still" >&2
     exit 1
 fi
+get_clang_format
 echo "setup: done."
 say_cuda

@@ -3,7 +3,8 @@
 # this, and what it makes of the pages is checked by docs/check_html.sh. A page must have
 #
 #   - no command of Doxygen's in sight: docs/markdown.awk writes them
-#   - only links to files that are there (Doxygen sees to the #sections)
+#   - only links to files that are there (Doxygen sees to the #sections), each on one line, as
+#     docs/markdown.awk reads them
 #   - formulas that Markdown leaves alone: no backslash before a sign, which it would remove (write
 #     \lbrace for \{, \thinspace for \,), and no }_ before a letter, which may begin an emphasis
 #   - lines of prose of at most 100 columns; tables, code and formulas may be longer, and what
@@ -59,7 +60,11 @@ for page in "$@"; do
         "$work/prose" "$page" >"$work/found"
     complain "$page" "more than 100 columns" <"$work/found"
 
-    grep -noE '\]\([^)#]+' "$work/prose" | sed 's/\](//' | grep -vE ':[a-z]+:' >"$work/links" || true
+    grep -nE '^[^[]*\]\(' "$work/prose" >"$work/found" || true
+    complain "$page" "a link that begins on the line before" <"$work/found"
+
+    grep -noE '\]\([^)#]+' "$work/prose" | sed 's/\](//' |
+        grep -vE ':[a-z]+:' >"$work/links" || true
     while IFS= read -r line; do
         [ -e "$(dirname "$page")/${line#*:}" ] || echo "$line"
     done <"$work/links" >"$work/found"

@@ -339,7 +339,7 @@ NSA_EXPORT const nsa_stage *nsa_stage_get(void);
 typedef struct nsa_context nsa_context;
 
 /** Open a stage: resolve and check the config, and allocate all memory that any later call needs.
- *  @param[out] context  NULL on any error */
+ *  On any error `*context` is NULL. */
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 

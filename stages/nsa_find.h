@@ -31,6 +31,8 @@ NSA_EXPORT const char *nsa_stage_dir(void);
 NSA_EXPORT nsa_status nsa_find_stages(const char *dir, nsa_found **list, size_t *count);
 
 /** Load one stage by its name ("01_naive_nsa"), number ("01") or path ("x/y/99_mine.so").
+ *  @param dir         the folder, NULL for nsa_stage_dir()
+ *  @param name        which stage
  *  @param[out] found  for nsa_free_stage() */
 NSA_EXPORT nsa_status nsa_find_stage(const char *dir, const char *name, nsa_found *found);
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# `make test-install`: what `make install` leaves must be enough. It is installed into a folder of its
-# own, docs/examples/first_steps.c is compiled elsewhere with pkg-config, and both it and the installed
-# nsa run from the root folder, with no variable set.
+# `make test-install`: what `make install` leaves must be enough. It is installed into a folder of
+# its own, docs/examples/first_steps.c is compiled elsewhere with pkg-config, and both it and the
+# installed nsa run from the root folder, with no variable set.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

@@ -54,9 +54,10 @@ static void fail_setup(const char *what, const char *why) {
 static record *add(const nsa_found *found) {
     if (count == capacity) {
         capacity = capacity ? 2 * capacity : 1024;
-        list = realloc(list, capacity * sizeof *list);
-        if (!list)
+        record *more = realloc(list, capacity * sizeof *list);
+        if (!more)
             fail_setup("no memory", "for the list of trials");
+        list = more;
     }
     record *r = &list[count++];
     memset(r, 0, sizeof *r);

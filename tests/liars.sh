@@ -272,7 +272,8 @@ judge_explain() {
     said=$(NSA_LIE=$1 NSA_TRUTH=00_dense.so "$NSA" $explain 2>&1)
     code=$?
     if [ $code -ne 1 ]; then
-        wrong "$1" "nsa run --explain ends with exit status $code: $(printf '%s' "$said" | tail -n 1)"
+        said=$(printf '%s' "$said" | tail -n 1)
+        wrong "$1" "nsa run --explain ends with exit status $code: $said"
     elif [ "$said" = "${said#"nsa run: $2"}" ]; then
         wrong "$1" "nsa run --explain does not say \"$2\": $said"
     else

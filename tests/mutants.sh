@@ -210,7 +210,7 @@ table() {
 }
 
 escape() {
-    sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/[*|]/\\&/g'
+    sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/[[*|]/\\&/g'
 }
 
 # Select the patches, and check their headers.

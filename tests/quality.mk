@@ -26,9 +26,9 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 	    $(subst _, ,$*))))) -shared $< -o $@ -L$(BUILD) -lnsa -Wl,-rpath,'$$ORIGIN/..'
 
 .PHONY: bad-stages
-bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so)
+bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ##@part
 
-test-bad-input: $(EVERY) $(BUILD)/nsa-bench $(BUILD)/corners bad-stages ## bad files and options give one line of error
+test-bad-input: $(EVERY) $(BUILD)/nsa-bench $(BUILD)/corners bad-stages ##@test bad files and options give one line
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 
@@ -38,7 +38,7 @@ $(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
 # ----------------------------------------------------------------------- reading
 
 .PHONY: test-diff
-test-diff: ## make diff prints every file of two stages once; similar stages; the sizes of steps
+test-diff: ##@test make diff prints each file of two stages once; sizes of steps
 	MAKE='$(AGAIN)' sh tests/diff.sh
 
 # ----------------------------------------------------------------------- fuzzing
@@ -74,9 +74,9 @@ $(BUILD)/fuzz_contract_$(1): $(call object,$(FUZZ_PARTS) $(COMMON)) $(FUZZ_EXTRA
 endef
 $(foreach s,$(PLAIN_STAGES),$(eval $(call contract_rule,$(s))))
 
-fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%)
+fuzz-targets: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) ##@part
 
-fuzz: ## libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
+fuzz: ##@test libFuzzer on .npy, config.json, case strings and the contract: SECONDS_EACH=60
 	$(AGAIN) $(FUZZ_BUILD) fuzz-targets
 	OMP_WAIT_POLICY=passive ASAN_OPTIONS="$(LEAKS):$$ASAN_OPTIONS" SECONDS_EACH=$(SECONDS_EACH) \
 	    sh tests/fuzz.sh build/fuzz $(FUZZ_TARGETS)
@@ -110,22 +110,22 @@ $(BUILD)/threads: $(call object,tests/threads.c $(IO) $(HARNESS)) $(BUILD)/libns
 	    $(CJSON_LIBS) -lm -pthread
 
 .PHONY: checkable
-checkable: $(EVERY) $(BUILD)/threads $(BUILD)/corners
+checkable: $(EVERY) $(BUILD)/threads $(BUILD)/corners ##@part
 
-test-asan: ## nsa check under address and undefined-behaviour sanitizers: CHECK=--quick
+test-asan: ##@test nsa check under address and undefined-behaviour sanitizers: CHECK=--quick
 	$(AGAIN) BUILD=build/asan $(ASAN_BUILD) checkable
 	$(FIND) $(ASAN_SEES) build/asan/nsa check $(CHECK)
 	$(FIND) $(ASAN_SEES) build/asan/threads
 	$(FIND) $(ASAN_SEES) build/asan/corners --no-fences
 	MAKE='$(AGAIN)' $(FIND) $(ASAN_SEES) sh tests/teeth.sh asan build/asan $(ASAN_BUILD)
 
-test-tsan: ## nsa check and two contexts in two threads under the thread sanitizer
+test-tsan: ##@test nsa check and two contexts in two threads under the thread sanitizer
 	$(AGAIN) BUILD=build/tsan $(TSAN_BUILD) checkable
 	$(FIND) $(TSAN_SEES) build/tsan/nsa check $(CHECK)
 	$(FIND) $(TSAN_SEES) build/tsan/threads
 	MAKE='$(AGAIN)' $(FIND) $(TSAN_SEES) sh tests/teeth.sh tsan build/tsan $(TSAN_BUILD)
 
-test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
+test-valgrind: ##@test nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 	$(AGAIN) BUILD=build/valgrind $(VALGRIND_BUILD) checkable
 	set -e; for text in $(VALGRIND_CASES); do \
 	    $(FIND) $(VALGRIND) build/valgrind/nsa check --case "$$text"; done
@@ -133,7 +133,7 @@ test-valgrind: ## nsa check on a few shapes under valgrind: VALGRIND_CASES='...'
 	    sh tests/teeth.sh valgrind build/valgrind $(VALGRIND_BUILD)
 
 .PHONY: cuda-checkable
-cuda-checkable: $(BUILD)/nsa $(BUILD)/stages/00_dense.so $(CUDA_STAGES:%=$(BUILD)/stages/%.so)
+cuda-checkable: $(BUILD)/nsa $(addprefix $(BUILD)/stages/,00_dense.so $(CUDA_STAGES:%=%.so)) ##@part
 
 # nvcc may contract a*b+c to an fma; the simulator's build does not. Here it does: equal scores must
 # still give equal bits, and large scores keep their digits.
@@ -142,7 +142,7 @@ CONTRACT_BUILD := BUILD=build/contract CUDA=sim \
 CONTRACT_CASES ?= T=70,data=low,scale=0.7 T=70,data=high,scale=7 T=140,data=ties \
                   T=66,data=large,phi=mlp,hidden=5
 
-test-contract: ## the CUDA stages simulated, multiply-adds contracted as by nvcc: ties, large scores
+test-contract: ##@test the CUDA stages simulated, with multiply-adds contracted as by nvcc
 	$(AGAIN) $(CONTRACT_BUILD) cuda-checkable
 	set -e; for stage in $(CUDA_STAGES); do for text in $(CONTRACT_CASES); do \
 	    for property in forward backward decode; do \
@@ -153,7 +153,7 @@ test-contract: ## the CUDA stages simulated, multiply-adds contracted as by nvcc
 # The CUDA stages on the simulator, in every order of threads; built separately if there is a GPU.
 ORDERS_BUILD := $(if $(filter sim,$(CUDA)),$(BUILD),build/sim)
 
-test-orders: ## the CUDA stages in the simulator's three orders, on cases that launch every kernel
+test-orders: ##@test the CUDA stages in the simulator's three orders of threads
 	$(AGAIN) BUILD=$(ORDERS_BUILD) CUDA=sim cuda-checkable
 	$(FIND) BUILD=$(ORDERS_BUILD) JOBS=$(JOBS) STAGES='$(CUDA_STAGES)' sh tests/orders.sh
 	MAKE='$(AGAIN)' $(FIND) JOBS=$(JOBS) TARGET=cuda-checkable \
@@ -165,7 +165,7 @@ COMPUTE_SANITIZER ?= compute-sanitizer
 SANITIZER_TOOLS   ?= memcheck racecheck initcheck synccheck
 SANITIZER_CASES   ?=
 
-test-sanitizer: ## on a GPU: the CUDA stages under compute-sanitizer's four tools
+test-sanitizer: ##@test on a GPU: the CUDA stages under compute-sanitizer's four tools
 ifneq ($(CUDA),gpu)
 	@echo "test-sanitizer: no GPU here; the simulator is checked by test-simt" >&2; exit 1
 else
@@ -184,11 +184,16 @@ AARCH64_LIB  := $(AARCH64_ROOT)/usr/lib/$(AARCH64)
 QEMU         := qemu-aarch64 -L /usr/$(AARCH64) -E LD_LIBRARY_PATH=$(AARCH64_LIB)
 AARCH64_STAGES ?= $(STAGES)
 
-test-install: all ## make install into a folder; programs and nsa there, used with no variable set
+.PHONY: test-install
+test-install: all ##@install make install into a folder, and what is there works on its own
 	CC='$(CC)' MAKE='$(MAKE)' sh tests/install.sh
 
+.PHONY: test-distros
+test-distros: ##@install as root: both commands of README, docs and lint on a bare Debian 12 and 13
+	sh tests/distros.sh $(RELEASES)
+
 # The flags of stage 02 and -march=native are not set here: the Makefile asks the compiler.
-test-aarch64: ## every stage and the demo, built for aarch64 and run in qemu, CUDA ones simulated
+test-aarch64: ##@test every stage and the demo, built for aarch64 and run in qemu
 	sh tests/setup-quality.sh --aarch64
 	$(AGAIN) -j$(JOBS) BUILD=build/aarch64 CC=$(AARCH64)-gcc CXX=$(AARCH64)-g++ CUDA=sim \
 	    STAGES='$(AARCH64_STAGES)' CJSON_CFLAGS=-I$(AARCH64_ROOT)/usr/include \
@@ -208,7 +213,7 @@ MATRIX_FULL  := \
 MATRIX       ?= $(MATRIX_SHORT)
 MATRIX_CHECK ?= --quick
 
-test-matrix: ## gcc and clang, -O0 and -O3: MATRIX='gcc:-O2:native ...', or MATRIX=full
+test-matrix: ##@test gcc and clang, -O0 and -O3: MATRIX='gcc:-O2:native ...', or MATRIX=full
 	@set -e; passed=0; for row in $(if $(filter full,$(MATRIX)),$(MATRIX_FULL),$(MATRIX)); do \
 	    cc=$${row%%:*}; march=$${row##*:}; opt=$${row#*:}; opt=$${opt%:*}; \
 	    build=build/matrix/$$cc$$opt-$$march; \
@@ -222,7 +227,7 @@ test-matrix: ## gcc and clang, -O0 and -O3: MATRIX='gcc:-O2:native ...', or MATR
 
 COVERED := 00_dense 01_naive_nsa
 
-coverage: ## lines of stages 00, 01 and common that no test reaches, each with its reason
+coverage: ##@faults lines of stages 00, 01 and common that no test reaches, each with its reason
 	$(AGAIN) BUILD=build/coverage OPT=-O0 CFLAGS=--coverage STAGES='$(COVERED)' FUZZ_MAIN= \
 	    FUZZ_EXTRA=build/coverage/obj/tests/fuzz/replay.o checkable \
 	    $(BAD_STAGES:%=build/coverage/bad_stages/%.so) $(COVERED:%=build/coverage/fuzz_contract_%)

@@ -52,9 +52,11 @@ void gpu_release(int held);
 void records_remove(void);
 
 /** Count all records; print the score of each stage in which a trial failed, the reasons for
- * skipping, and the closing line. With `report` not NULL also write TAP, or with `xml` JUnit.
+ * skipping, and the closing line.
  *  @param always   print every stage's score
- *  @param missing  what stages lack, for the closing line; "" if nothing */
+ *  @param missing  what stages lack, for the closing line; "" if nothing
+ *  @param report   not NULL: also write TAP to it
+ *  @param xml      1: write JUnit in place of TAP */
 void records_report(int always, const char *missing, FILE *report, int xml);
 
 #endif

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what the targets of tests/quality.mk need, beyond setup.sh, on Debian or Ubuntu. Safe to
 # run again. With --aarch64 also fetch cJSON for arm64 into build/aarch64/root, without installing
-# it on this machine.
+# it on this machine. With --distros instead install what `make test-distros` needs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -47,6 +47,12 @@ fetch_arm64() {
     done
 }
 
+if [ "${1:-}" = --distros ]; then
+    packages='debootstrap             a bare Debian in a folder
+debian-archive-keyring  Debian keys, which Ubuntu may lack
+util-linux              unshare'
+fi
+
 missing=''
 for name in $(printf '%s\n' "$packages" | awk '{ print $1 }'); do
     dpkg-query -W -f='${Status}\n' "$name" 2>/dev/null | grep -q '^install ok installed$' ||
@@ -59,6 +65,7 @@ if [ -n "$missing" ]; then
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q install -y --no-install-recommends $missing
 fi
+[ "${1:-}" != --distros ] || exit 0
 # The sanitizers' runtime is a package of clang's version, or (older releases) comes with clang.
 version=$(clang -dumpversion | cut -d. -f1)
 if [ ! -e "$(clang -print-resource-dir)/include/sanitizer/asan_interface.h" ]; then

@@ -22,16 +22,16 @@ $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 	    $(call object,$(APPS) $(IO) $(HARNESS)) -o $@ \
 	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
-liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge $(LIARS_BESIDE)
+liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge $(LIARS_BESIDE) ##@part
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
-test-liars: liars ## a stage with one fault at a time: each must be caught, for the right reason
+test-liars: liars ##@faults a stage with one fault at a time: each must be caught
 	BUILD='$(BUILD)' sh tests/liars.sh
 
-test-mutants: liars $(BUILD)/corners ## faults planted on purpose: each must be caught
+test-mutants: liars $(BUILD)/corners ##@faults faults planted on purpose: each must be caught
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    PART=$(or $(PART),1/1) sh tests/mutants.sh $(MUTANTS)
 
-mutant-matrix: liars $(BUILD)/corners ## which trial catches which mutant: tests/mutants/matrix.txt
+mutant-matrix: liars $(BUILD)/corners ##@faults which trial catches which: tests/mutants/matrix.txt
 	BUILD='$(BUILD)' CC='$(CC)' OPT='$(OPT)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' \
 	    MATRIX=tests/mutants/matrix.txt LIMIT=600 JOBS=$(JOBS) sh tests/mutants.sh $(MUTANTS)

@@ -48,27 +48,27 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 .PHONY: bench tables figures check-tables test-peers install-bench
 
 install: install-bench
-install-bench: $(BUILD)/nsa-bench $(GPU_PART)
+install-bench: $(BUILD)/nsa-bench $(GPU_PART) ##@part
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
 	install -m 755 $(BUILD)/nsa-bench $(DESTDIR)$(PREFIX)/bin
 	$(if $(GPU_PART),install -m 755 $(GPU_PART) $(DESTDIR)$(PREFIX)/lib)
 
-test-peers: all ## `nsa bench --peers` with stub programs that answer well and badly
+test-peers: all ##@test `nsa bench --peers` with stub programs that answer well and badly
 	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
-bench: ## check and time every stage: notes/runs/$(RUN).json (BENCH_ARGS="--seq 1k,2k")
+bench: ## check and time every stage: notes/runs/cpu.json; BENCH_ARGS="--seq 1k,2k", RUN=cpu
 	@mkdir -p notes/runs
 	$(MAKE) --no-print-directory -s BUILD=$(BUILD)/bench OPT='$(BENCH_OPT)' all
 	./$(BUILD)/bench/nsa bench $(BENCH_ARGS) --json notes/runs/$(RUN).json
 
-tables: $(BUILD)/nsa-bench ## rewrite the tables of README and pages from notes/runs
+tables: $(BUILD)/nsa-bench ##@measure rewrite the tables of README and pages from notes/runs
 	NSA_BENCH=./$(BUILD)/nsa-bench sh apps/bench/tables.sh
 
-check-tables: $(BUILD)/nsa-bench ## fail if a table differs from its run file, or a ratio is wrong
+check-tables: $(BUILD)/nsa-bench ##@measure fail if a table differs from its run file, or a ratio is wrong
 	NSA_BENCH=./$(BUILD)/nsa-bench sh tests/ratios.sh
 	NSA_BENCH=./$(BUILD)/nsa-bench sh apps/bench/tables.sh --check
 
-figures: $(BUILD)/nsa-bench ## draw the runs FIGURES="cpu ..." with gnuplot: docs/figures
+figures: $(BUILD)/nsa-bench ##@measure draw the runs FIGURES="cpu ..." with gnuplot: docs/figures
 	@set -e; for run in $(FIGURES); do for figure in time speedup; do \
 	    svg=docs/figures/bench_$${run}_forward_$$figure.svg; \
 	    ./$(BUILD)/nsa-bench --plot-data notes/runs/$$run.json --what $$figure >$(BUILD)/points; \

@@ -19,11 +19,14 @@ static void remove_half_done(void) {
     unlink(half_done);
 }
 
-/* From now on a signal removes this file; NULL: no file. */
-static void guard(const char *partial) {
+/* From now on a signal removes no file. */
+static void unguard(void) {
     on_signal(NULL);
-    if (!partial)
-        return;
+}
+
+/* From now on a signal removes this file. */
+static void guard(const char *partial) {
+    unguard();
     snprintf(half_done, sizeof half_done, "%s", partial);
     on_signal(remove_half_done);
 }
@@ -57,7 +60,7 @@ int demo_file_start(const char *dir, const char *name, demo_file *file) {
     file->out = fopen(file->partial, "w");
     if (file->out)
         return EXIT_DONE;
-    guard(NULL);
+    unguard();
     return command_error(EXIT_USAGE, who, "cannot write %s: %s", file->path, strerror(errno));
 }
 
@@ -74,7 +77,7 @@ int demo_file_done(demo_file *file) {
     }
     if (bad)
         unlink(file->partial);
-    guard(NULL);
+    unguard();
     if (!bad)
         return EXIT_DONE;
     return command_error(EXIT_FAILED, who, "writing %s failed: %s", file->path, strerror(number));

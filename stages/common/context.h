@@ -58,7 +58,12 @@ nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths
 
 /** Check one forced row of `n` blocks for a query in block `own_block` and copy it, ascending, -1
  * last.
- *  @param where  what the row is called in an error: "row" or "slot" and a number */
+ *  @param[out] dst   [n]
+ *  @param src        [n], as the caller gave it
+ *  @param n          blocks to select
+ *  @param own_block  the query's block
+ *  @param where      what the row is called in an error: "row" or "slot", and then
+ *  @param number     its number */
 nsa_status nsa_check_blocks(int32_t *dst, const int32_t *src, int64_t n, int64_t own_block,
                             const char *where, int64_t number);
 

@@ -19,7 +19,10 @@ typedef struct drawn {
 void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d);
 
 /** Draw the inputs of a decode step.
- *  @param ctx  for the length of each slot, which limits the blocks of a list */
+ *  @param b       the bytes to draw from
+ *  @param cfg     the shape
+ *  @param ctx     for the length of each slot, which limits the blocks of a list
+ *  @param[out] d  free with free_drawn() */
 void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
 
 /** Draw the gradient of an output of T tokens. */

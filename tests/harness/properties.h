@@ -39,7 +39,11 @@ nsa_status compare_outputs(const subject *s, const nsa_tensors *a, const nsa_ten
 nsa_status note_output(const subject *s, nsa_id id, const nsa_tensors *a, const nsa_tensors *b);
 
 /** Compare one gradient with the oracle's and note its part; nothing if the stage has no backward.
+ *  @param s      the stage that is judged
+ *  @param id     of the gradient
  *  @param units  of the gradients of the inputs of both
+ *  @param a      results of the stage
+ *  @param b      results of the oracle
  *  @return NSA_OK */
 nsa_status note_gradient(const subject *s, nsa_id id, const gradient_units *units,
                          const nsa_tensors *a, const nsa_tensors *b);
@@ -52,7 +56,9 @@ nsa_status note_gradients(const subject *s, const gradient_units *units, const n
 nsa_status compare_block_idx(const subject *s, const test_case *c, const nsa_tensors *in,
                              const nsa_tensor *mine, const nsa_tensors *oracle);
 
-/** Which branches see everything in this case. @param[out] is_dense [3] cmp, slc, win */
+/** Which branches see everything in this case.
+ *  @param c              the case
+ *  @param[out] is_dense  [3] cmp, slc, win */
 void limits_of(const test_case *c, int *is_dense);
 
 /** Draw forced block lists, in any order and with holes, into `in`. */

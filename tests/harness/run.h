@@ -29,11 +29,17 @@ enum {
  * all fences. RUN_TWICE first runs other values, and more of them, through the same context; that
  * must not change the results. RUN_OUT_ONLY asks for no branch outputs and no importance.
  * RUN_TWO_CONTEXTS opens a second, tiny context before the run; that must not matter either.
+ *  @param stage         the stage to run
+ *  @param cfg           the shape
+ *  @param in            inputs, and dout for RUN_BACKWARD
+ *  @param flags         RUN_...
  *  @param[out] results  those that exist; free with tensors_free() */
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                      int flags, nsa_tensors *results);
 
 /** Other values of the same kind, with `extra` tokens in the last sequence.
+ *  @param in           the values that others must differ from
+ *  @param extra        tokens added
  *  @param[out] others  free with tensors_free() */
 nsa_status other_values(const nsa_tensors *in, int64_t extra, nsa_tensors *others);
 
@@ -44,15 +50,23 @@ nsa_status run_causal(const nsa_stage *stage, const nsa_config *cfg, const nsa_t
 /** Prefill `prefix` tokens of each sequence, then decode the rest, one step a token for a batch of
  * sequences; in each step some sequences sit out. Results are collected in packed order: out,
  * out_*, block_idx. in->at[NSA_BLOCK_IDX] is used if it is present.
- *  @param flags  RUN_TWICE decodes other values first, in the same context; RUN_ONE_BY_ONE prefills
- *                each sequence alone, into its slot */
+ *  @param stage         the stage to run
+ *  @param cfg           the shape
+ *  @param in            inputs, all tokens of every sequence
+ *  @param prefix        tokens to prefill
+ *  @param flags         RUN_TWICE decodes other values first, in the same context; RUN_ONE_BY_ONE
+ *                       prefills each sequence alone, into its slot
+ *  @param[out] results  free with tensors_free() */
 nsa_status run_decode(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                       int64_t prefix, int flags, nsa_tensors *results);
 
 /** Make block_idx [T,Hkv,n] an input from a result [R,Hkv,n]: rows not listed get -1. */
 nsa_status force_blocks(const nsa_config *cfg, nsa_tensors *in, const nsa_tensor *block_idx);
 
-/** Each row's position in its own sequence. @param position [R], with capacity for T */
+/** Each row's position in its own sequence.
+ *  @param in             cu_seqlens, and the listed rows if there are any
+ *  @param T              tokens
+ *  @param[out] position  [R], with capacity for T */
 void row_positions(const nsa_tensors *in, int64_t T, int64_t *position);
 
 /** @return rows of the results: the listed ones, or T. */

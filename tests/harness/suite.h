@@ -26,7 +26,9 @@ typedef struct outcome {
                         and the replay line */
 } outcome;
 
-/** List all trials for a stage; `quick` leaves out the long cases.
+/** List all trials for a stage.
+ *  @param s              the stage that is judged
+ *  @param quick          1 leaves out the long cases
  *  @param property_name  only this property; NULL for all
  *  @param case_text      only this case, which need not be listed; NULL for all
  *  @param[out] list      to be freed
@@ -54,9 +56,12 @@ extern int suite_ends_with;
 nsa_status suite_available(const nsa_stage *stage, const char *name);
 
 /** Judge one trial, or skip it. Skipping is decided before any call of the stage, from what its
- * table lacks and what this program cannot judge. A crash, or a hang of more than `seconds`, ends
- * the program and prints the replay line.
- *  @param[out] o  how it ended */
+ * table lacks and what this program cannot judge. A crash or a hang ends the program and prints
+ * the replay line.
+ *  @param s        the stage that is judged
+ *  @param t        the property and the case
+ *  @param seconds  more than this is a hang
+ *  @param[out] o   how it ended */
 void suite_run(const subject *s, const trial *t, unsigned seconds, outcome *o);
 
 /** Format the line that runs a trial of property `name` again: "replay: build/nsa check --stage

@@ -95,7 +95,7 @@ endef
 $(foreach s,$(CUDA_STAGES),$(eval $(call cuda_stage_rules,$(s))))
 
 .PHONY: say-cuda
-say-cuda:
+say-cuda: ##@part
 	$(if $(CUDA_STAGES),@echo "CUDA stages: $(if $(filter gpu,$(CUDA)),GPU,simulator) ($(CUDA_WHY))",@:)
 
 # ------------------------------------------------------------ the simulator's own tests
@@ -122,17 +122,17 @@ $(BUILD)/simt-test-gpu: $(SIMT_TEST_GPU) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
 	$(Q)$(NVCC) -cudart static $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa -Xlinker -rpath,'$$ORIGIN'
 
-test-simt: $(BUILD)/simt-test ## the CUDA simulator: kernels that are right, and wrong ones that it must report
+test-simt: $(BUILD)/simt-test ##@test the CUDA simulator: kernels that are right, and wrong ones that it must report
 	./$(BUILD)/simt-test
 
-simt-nvcc: $(BUILD)/simt-test-gpu ## the same kernels compiled by nvcc: build/simt-test-gpu, for a machine with a GPU
+simt-nvcc: $(BUILD)/simt-test-gpu ##@test the same kernels compiled by nvcc: build/simt-test-gpu, for a machine with a GPU
 
-test-simt-asan: ## test-simt under address and undefined-behaviour sanitizers
+test-simt-asan: ##@test test-simt under address and undefined-behaviour sanitizers
 	$(MAKE) --no-print-directory -s BUILD=build/simt-asan OPT=-O1 MARCH= \
 	    CFLAGS='-fsanitize=address -fno-omit-frame-pointer' build/simt-asan/simt-test
 	ASAN_OPTIONS=$(LEAKS) ./build/simt-asan/simt-test
 
-test-simt-valgrind: ## test-simt under valgrind
+test-simt-valgrind: ##@test test-simt under valgrind
 	$(MAKE) --no-print-directory -s BUILD=build/simt-valgrind MARCH= CFLAGS=-DNSA_VALGRIND \
 	    build/simt-valgrind/simt-test
 	valgrind -q --child-silent-after-fork=yes --error-exitcode=99 ./build/simt-valgrind/simt-test
