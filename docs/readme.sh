@@ -8,8 +8,8 @@
 #   ladder   the stages: ideas and lines from their sources, times from notes/runs
 #
 #   sh docs/readme.sh            rewrite
-#   sh docs/readme.sh --check    report what would change; exit status 1 if any. Times and numbers of
-#                                queries of a demo differ from run to run, and are not compared.
+#   sh docs/readme.sh --check    report what would change; exit status 1 if any. A demo's times and
+#                                numbers of queries differ from run to run: they are not compared
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -48,7 +48,7 @@ tests() {
 
 # lines STAGE: lines of code, neither blank nor comment alone, without its steps
 lines() {
-    find "stages/$1" -name steps -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) \
+    find "stages/$1" -name steps -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) \
         -print | xargs cat | grep -vcE '^[[:space:]]*$|^[[:space:]]*(/\*|\*|//)'
 }
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # `nsa bench --peers` with a program that answers well, badly, or not at all; and --one-thread.
 #
-#   sh tests/peers.sh            needs build/nsa and build/nsa-bench; the program is this file, with the behaviour as $1
+#   sh tests/peers.sh            needs build/nsa and build/nsa-bench; the program is this file, with
+#                                the behaviour as $1
 set -eu
 
 nsa=${NSA:-./build/nsa}

@@ -22,7 +22,8 @@ $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 	    $(call object,$(APPS) $(IO) $(HARNESS)) -o $@ \
 	    -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) -lm -pthread
 
-liars: $(LIARS)/98_lying.so $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge $(LIARS_BESIDE) ##@part
+LIED_TO := $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge
+liars: $(LIARS)/98_lying.so $(LIED_TO) $(LIARS_BESIDE) ##@part
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
 test-liars: liars ##@faults a stage with one fault at a time: each must be caught
