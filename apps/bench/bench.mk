@@ -7,9 +7,6 @@ BENCH_OPT   ?= -O3 $(call march,$(CC)) -fno-math-errno -fno-trapping-math -ffp-c
 BENCH       := $(wildcard apps/bench/*.c)
 LINTED      += $(BENCH)
 C_FILES     += $(BENCH)
-# The sgemm ceiling and the dense baseline; loaded by this name when a bench needs it. Without it
-# both say SKIP, and everything else is timed.
-OPENBLAS    ?= libopenblas.so.0
 # The baseline is always built for this processor: a slow baseline would flatter every stage.
 DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp-simd
 # What a run file records; warnings and what any file has are left out.
@@ -23,7 +20,9 @@ $(BUILD)/nsa-bench: $(call object,$(BENCH) apps/commands.c $(IO) $(HARNESS)) $(B
 	    -ldl -lm -pthread
 
 $(call object,$(BENCH)): apps/bench/bench.mk
-$(BUILD)/obj/apps/bench/libraries.o: override CFLAGS += -DBENCH_OPENBLAS='"$(OPENBLAS)"'
+# The sgemm ceiling and the dense baseline, if not libopenblas.so.0; without it both say SKIP.
+$(BUILD)/obj/apps/bench/libraries.o: \
+    override CFLAGS += $(if $(OPENBLAS),-DBENCH_OPENBLAS='"$(OPENBLAS)"')
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS) -Wno-pass-failed
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
     -DBENCH_DENSE_FLAGS='"$(strip $(DENSE_FLAGS))"'

@@ -8,6 +8,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#ifndef BENCH_OPENBLAS /* make OPENBLAS=NAME */
+#define BENCH_OPENBLAS "libopenblas.so.0"
+#endif
+
 /* ISO C has no cast from object to function pointer: copy its bits. */
 static int find(void *library, const char *name, void *function) {
     void *symbol = library ? dlsym(library, name) : NULL;
