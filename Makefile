@@ -214,7 +214,7 @@ MATHJAX_PARTS := MathJax.js extensions jax/element jax/input/TeX jax/output/SVG/
                  jax/output/SVG/jax.js jax/output/SVG/autoload jax/output/SVG/fonts/TeX
 
 # Pages that docs/check_pages.sh looks at.
-PAGES := CONTRIBUTING.md $(filter-out docs/measuring.md,$(wildcard docs/*.md)) $(wildcard stages/*/README.md) \
+PAGES := CONTRIBUTING.md README.md $(wildcard docs/*.md) $(wildcard stages/*/README.md) \
          $(wildcard notes/*.md notes/log/*.md)
 
 docs: ## build/docs/html/index.html; a public name without a comment is an error
