@@ -13,7 +13,6 @@ DENSE_FLAGS := -O3 $(MARCH_FLAG) -fno-math-errno -fno-trapping-math -ffp-contrac
 COMMON_FLAGS := $(strip $(filter-out -W% -g -D% -I% -fvisibility% -fPIC,$(BASE) $(CFLAGS)))
 
 all: $(BUILD)/nsa-bench
-
 $(BUILD)/nsa-bench: $(call object,$(BENCH) apps/commands.c $(IO) $(HARNESS)) $(BUILD)/libnsa.so
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) \
