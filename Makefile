@@ -173,7 +173,7 @@ readme: all ##@maintain rewrite what README.md shows of a demo, of the tests and
 
 check-readme: all ##@maintain fail if README.md shows something else; after `make test-all`
 	NSA=./$(BUILD)/nsa NSA_BENCH=./$(BUILD)/nsa-bench TEST_LOG=$(BUILD)/test-all.log \
-	    DEMO_SECONDS=20 sh docs/readme.sh --check
+	    sh docs/readme.sh --check
 
 # How much of a stage stands already in the one before it.
 similar: ##@read how much of each stage stands already in the one before it
