@@ -36,7 +36,7 @@ typedef struct workload {
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
 /** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16.
- *  @param w  for workload_close(), also on an error */
+ * `w` is for workload_close(), also on an error. */
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 
@@ -74,8 +74,7 @@ nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
  * pairs only, two products forward (4 D a pair for dk = dv = D), five backward (the scores once
  * more), and the compressor's products, twice more in its backward; exp, importance and selection
  * are not counted. Bytes: every input read once, every result written once, in the stage's type.
- *  @param causal  1 for plain causal attention over one pair
- *  @param arith   the stage's type */
+ * `causal` is 1 for plain causal attention over one pair, `arith` the stage's type. */
 void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *row);
 
 /** Count the work of one phase of a GPU stage by its name: "cmp", "slc" and "win" are its branches
@@ -92,18 +91,17 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 int verify_wants(const workload *w, int causal, nsa_id id);
 
 /** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
- *  @param oracle  stage 00, or a stage of verify_judge()
- *  @param causal  1 for plain causal attention */
+ * The oracle is stage 00, or a stage of verify_judge(); `causal` is 1 for plain causal attention. */
 nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 
 /** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
  * selection as a set, then outputs and gradients with its own blocks forced on the oracle.
- *  @param mine  out, block_idx, dq and dgate of the sampled rows; other gradients whole */
+ * `mine` has out, block_idx, dq and dgate of the sampled rows; other gradients whole. */
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
 
 /** Gather the rows that an int32 list names from a result of all rows; all of it must be finite.
- *  @param sampled  free with tensor_free() */
+ * Free `sampled` with tensor_free(). */
 nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled);
 
 /** Prove that a stage can be the oracle: its rows at 1024 tokens, with the same heads and dims, are
