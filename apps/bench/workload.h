@@ -91,7 +91,8 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 int verify_wants(const workload *w, int causal, nsa_id id);
 
 /** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
- * The oracle is stage 00, or a stage of verify_judge(); `causal` is 1 for plain causal attention. */
+ * The oracle is stage 00, or a stage of verify_judge(); `causal` is 1 for plain causal attention.
+ */
 nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 
 /** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
