@@ -32,11 +32,10 @@ refuse "a folder without stages" "no stages (NN_name.so)" list --stages "$work"
 refuse "a check without stage 00" 'no stage "00"' check --stages "$work"
 NSA_STAGES=$work/nowhere refuse "NSA_STAGES that is not there" "nowhere: No such file" list
 mkdir "$work/alone"
-cp "$NSA" "$work/alone/nsa"
+cp "$NSA" "$(dirname "$NSA")/libnsa.so" "$work/alone"
 kept_nsa=$NSA
 NSA=$work/alone/nsa
-LD_LIBRARY_PATH=$(dirname "$kept_nsa") refuse "a command without its stages" \
-    "build them, or set NSA_STAGES" list
+refuse "a library without stages beside it" "build them, or set NSA_STAGES" list
 NSA=$kept_nsa
 printf 'x' >"$work/99_text.so"
 refuse "a stage that is no shared object" "stage 99_text:" \
