@@ -20,6 +20,8 @@ typedef struct sweep {
     int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
+    const nsa_stage *checked; /* the last whose sparse pass was checked, */
+    double first;             /* and its seconds */
     bench_samples ceiling[BENCH_CEILINGS];
     double began;
     progress bar;
@@ -105,15 +107,32 @@ static double predict_row(const sweep *s, const bench_row *row, double limit) {
     return cost + runs_of(s->o, one, limit - cost) * one;
 }
 
+/* The same for a stage's dense attention at the first length: as fast, by FLOPs, as its sparse
+ * pass, whose check ran just before. */
+static double predict_dense(const sweep *s, const contender *c, const workload *w) {
+    bench_row few = {0}, all = {0};
+    if (!c->stage || !c->causal || c->stage != s->checked)
+        return 0;
+    workload_count(w, 0, contender_arith(c), &few);
+    workload_count(w, 1, contender_arith(c), &all);
+    return 4 * s->first * all.flops / few.flops; /* checked once, timed three times */
+}
+
+/* Is a row that would take `cost` more seconds left out? Then its status says so, after `what`. */
+static int is_too_long(const sweep *s, bench_row *row, const char *what, double cost) {
+    const double limit = (double)s->o->budget;
+    if (cost <= limit)
+        return 0;
+    snprintf(row->status, sizeof row->status,
+             "%s: would take about %.0f s, over its budget of %.0f s", what, cost, limit);
+    return 1;
+}
+
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
-    const double limit = (double)s->o->budget;
-    const double cost = predict_row(s, c->row, limit);
-    if (cost > limit) {
-        snprintf(c->row->status, sizeof c->row->status,
-                 "not run: would take about %.0f s, over its budget of %.0f s", cost, limit);
+    const double limit = (double)s->o->budget, cost = predict_row(s, c->row, limit);
+    if (is_too_long(s, c->row, "not run", cost > 0 ? cost : predict_dense(s, c, w)))
         return 0;
-    }
     progress_phase(&s->bar, c->row->name);
     nsa_status status = contender_open(c, w);
     if (!status && !c->peer) { /* the peers' program checks itself */
@@ -121,6 +140,15 @@ static int admit(sweep *s, contender *c, workload *w) {
         snprintf(c->row->checked, sizeof c->row->checked, "%s, %" PRId64 " rows", s->judge.name,
                  w->rows.shape[0]);
         status = status ? status : contender_check(c, w, s->judge.stage);
+    }
+    if (!status && !c->causal) {
+        s->checked = c->stage;
+        s->first = c->first;
+    }
+    if (!status &&
+        is_too_long(s, c->row, "agrees, but is not timed", c->row->cost + 3 * c->first)) {
+        contender_close(c);
+        return 0;
     }
     if (!status) {
         c->wanted = runs_of(s->o, c->first, limit - c->row->cost);
