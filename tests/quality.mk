@@ -62,7 +62,7 @@ FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
 FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
 FUZZ_SHARED  := $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)
 
-$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(FUZZ_SHARED)) $(FUZZ_EXTRA)
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/fuzz_%.c $(FUZZ_SHARED)) $(FUZZ_EXTRA)
 	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
 # A stage's objects, compiled with its own flags because its shared object asked for them first.
 define contract_rule
