@@ -28,7 +28,7 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 .PHONY: bad-stages
 bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ##@part
 
-TRIED := $(EVERY) $(BUILD)/nsa-bench $(BUILD)/corners bad-stages
+TRIED := $(EVERY) $(BUILD)/nsa-bench $(BUILD)/judge $(BUILD)/corners bad-stages
 test-bad-input: $(TRIED) ##@test bad files and options give one line
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
