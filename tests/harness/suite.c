@@ -254,17 +254,17 @@ static void handle_exit(void) {
  * exported. A process that a stage has forked may end. */
 #define TAKES_OVER __attribute__((visibility("default")))
 
-/* NOLINTNEXTLINE(bugprone-reserved-identifier): glibc's name, not ours */
+/* NOLINTBEGIN(*-reserved-identifier, *-declaration-parameter-name): glibc's names, not ours */
 TAKES_OVER void _exit(int code) {
     handle_exit();
     for (;;)
         syscall(SYS_exit_group, code);
 }
 
-/* NOLINTNEXTLINE(bugprone-reserved-identifier) */
 TAKES_OVER void _Exit(int code) {
     _exit(code);
 }
+/* NOLINTEND(*-reserved-identifier, *-declaration-parameter-name) */
 
 /* The handler needs its own stack: after too deep a recursion the normal one is full. */
 static void catch_signals(int on) {
