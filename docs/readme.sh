@@ -12,22 +12,11 @@
 #                                the stages and verdicts are compared, for times differ
 set -eu
 cd "$(dirname "$0")/.."
+. docs/between_markers.sh
 
 nsa=${NSA:-./build/nsa}
 bench=${NSA_BENCH:-./build/nsa-bench}
 log=${TEST_LOG:-build/test-all.log}
-check=0
-case "${1:-}" in
-'') ;;
---check) check=1 ;;
-*)
-    echo "usage: sh docs/readme.sh [--check]" >&2
-    exit 2
-    ;;
-esac
-
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
 # The rows of the stages, and the planted passage, indented as code.
 demo() {
@@ -85,40 +74,14 @@ ladder() {
     echo "| | PyTorch's FlashAttention-2, bfloat16 | | $(cells gpu 65536 torch_flash2)"
 }
 
-# What is between the markers of a page becomes what is in $work/PART; "replaced" lists the parts.
-fill() {
-    awk -v work="$work" '
-        /^<!-- readme:.* -->$/ {
-            part = $2
-            sub(/^readme:/, "", part)
-            print
-            print ""
-            while ((getline line <(work "/" part)) > 0) print line
-            print ""
-        }
-        /^<!-- \/readme:.* -->$/ { part = "" }
-        part == "" { print }' "$1"
-}
-
 # A stage's row of the demo without what differs from run to run: its queries, times, deviation.
 mask() {
     sed -E 's/^( +[0-9]+_[a-z0-9_]+) .* (oracle|OK)$/\1 \2/
         s/selected by stage [0-9a-z_]+/selected by a stage/'
 }
 
-demo >"$work/demo"
-tests >"$work/tests"
-ladder >"$work/ladder"
-fill README.md >"$work/page"
-if [ "$check" -eq 0 ]; then
-    cat "$work/page" >README.md
-    echo "readme: README.md shows this demo, this test run and these stages"
-    exit 0
-fi
-mask <README.md >"$work/is"
-mask <"$work/page" >"$work/should"
-if ! diff "$work/is" "$work/should"; then
-    echo "readme: README.md does not show what is printed: sh docs/readme.sh rewrites it" >&2
-    exit 1
-fi
+demo >"$work/parts/demo"
+tests >"$work/parts/tests"
+ladder >"$work/parts/ladder"
+refresh readme README.md readme
 echo "readme: README.md shows what the demo, the tests and the run files say"

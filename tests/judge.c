@@ -20,6 +20,7 @@
 
 #include <criterion/criterion.h>
 #include <criterion/hooks.h>
+#include <criterion/options.h>
 #include <criterion/parameterized.h>
 #include <errno.h>
 #include <malloc.h>
@@ -271,6 +272,12 @@ ReportHook(POST_ALL)(struct criterion_global_stats *stats) {
     const char *path = getenv("NSA_JUDGE_REPORT");
     const size_t n = path ? strlen(path) : 0;
     (void)stats;
+    if (!count) { /* Criterion, which passes nothing as a success, did not ask for the trials */
+        fprintf(stderr, "judge: no test matches --filter \"%s\"; --list names what there is\n",
+                criterion_options.pattern ? criterion_options.pattern : "");
+        fflush(stdout);
+        _exit(2);
+    }
     records_report(one_stage, missing, report, n > 4 && !strcmp(path + n - 4, ".xml"));
     records_remove();
     if (report && (ferror(report) | fclose(report))) {

@@ -100,6 +100,7 @@ forward_nothing|no_malloc|T=44|is not finite
 aborts|forward|T=100|CRASH
 hangs|forward|T=100|HANG
 exits|forward|T=100|EXIT: replay
+exits_at_once|forward|T=100|EXIT: replay
 allocates|no_malloc|T=100|forward allocated
 pool_overrun|forward|T=100|past the end of its block
 past_the_end|forward|T=100|reading out wrote outside its tensor

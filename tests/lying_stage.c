@@ -56,7 +56,8 @@ static const char *const others[] = {"none",
                                      "exits_at_97",
                                      "aborts",
                                      "hangs",
-                                     "exits"};
+                                     "exits",
+                                     "exits_at_once"};
 
 /* More slots than any case of the harness has: these lies only a bench can catch. */
 enum { MANY = 16 };
@@ -186,6 +187,8 @@ static nsa_status forward(void *self) {
         abort();
     if (tells("exits") || (tells("exits_at_97") && s->batch->T == 97))
         exit(0);
+    if (tells("exits_at_once"))
+        _exit(0);
     if (tells("hangs") && alarm(1)) { /* hang only if a limit was set */
         for (;;)
             pause();

@@ -28,7 +28,7 @@ $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so
 .PHONY: bad-stages
 bad-stages: $(BAD_STAGES:%=$(BUILD)/bad_stages/%.so) ##@part
 
-TRIED := $(EVERY) $(BUILD)/nsa-bench $(BUILD)/corners bad-stages
+TRIED := $(EVERY) $(BUILD)/nsa-bench $(BUILD)/judge $(BUILD)/corners bad-stages
 test-bad-input: $(TRIED) ##@test bad files and options give one line
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
@@ -62,7 +62,7 @@ FUZZ_MAIN    ?= -fsanitize=fuzzer,address,undefined
 FUZZ_PARTS   := $(addprefix tests/fuzz/,contract.c contract_inputs.c contract_memory.c)
 FUZZ_SHARED  := $(COMMON) $(IO) $(addprefix tests/harness/,case.c edges.c tensor.c)
 
-$(BUILD)/fuzz_%: $(call object,tests/fuzz/%.c $(FUZZ_SHARED)) $(FUZZ_EXTRA)
+$(BUILD)/fuzz_%: $(call object,tests/fuzz/fuzz_%.c $(FUZZ_SHARED)) $(FUZZ_EXTRA)
 	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(FUZZ_MAIN) $(CJSON_LIBS) -ldl -lm -pthread
 # A stage's objects, compiled with its own flags because its shared object asked for them first.
 define contract_rule

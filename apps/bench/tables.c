@@ -244,13 +244,30 @@ static void print_gpu(const bench_run *run) {
     printf("\n");
 }
 
+/* "NAME: FLAGS; NAME: FLAGS", the flags as code: outside a code span a Markdown page may show the
+ * two hyphens of --param as a dash. */
+static void print_own_flags(const char *text) {
+    const char *before = " (";
+    while (*text) {
+        const int name = (int)strcspn(text, ":"), part = (int)strcspn(text, ";");
+        if (name + 2 < part)
+            printf("%s%.*s: `%.*s`", before, name, text, part - name - 2, text + name + 2);
+        else
+            printf("%s%.*s", before, part, text);
+        text += part;
+        text += strspn(text, "; ");
+        before = "; ";
+    }
+    printf(")");
+}
+
 static void print_machine(const bench_run *run, const char *file) {
     if (file)
         printf("Run `%s`: ", file);
     printf("%s, %" PRId64 " cores, %" PRId64 " thread%s, load %.1f; %s, `%s`", run->cpu, run->cores,
            run->threads, run->threads == 1 ? "" : "s", run->load, run->compiler, run->flags);
     if (run->own_flags[0])
-        printf(" (%s)", run->own_flags);
+        print_own_flags(run->own_flags);
     printf("; commit %s, %s. Inputs `%s`, %" PRId64 " sequence%s.\n", run->commit, run->date,
            run->workload, run->batch, run->batch == 1 ? "" : "s");
     if (run->ceiling[CPU_SGEMM].median > 0)

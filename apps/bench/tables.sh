@@ -3,55 +3,36 @@
 #
 #   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
 #
-# in README.md, docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file notes/runs/RUN.json;
-# KIND as in `nsa bench --table FILE --what KIND`. With --check report what would change, and fail.
+# in README.md, docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file
+# notes/runs/RUN.json; KIND as in `nsa bench --table FILE --what KIND`. With --check report what
+# would change, and fail.
 set -eu
+cd "$(dirname "$0")/../.."
+. docs/between_markers.sh
 
-export NSA_BENCH="${NSA_BENCH:-./build/nsa-bench}"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 bad=0
 tables=0
 
-# Copy a page, with new tables between the markers. Every marker must be paired.
-rewrite() {
-    awk '
-    function stop(why) { print FILENAME ": " why >"/dev/stderr"; bad = 1; exit 1 }
-    /^<!-- table:.* -->$/ {
-        if (inside != "") stop("table:" inside " is not closed")
-        inside = substr($2, 7)
-        slash = index(inside, "/")
-        printf "%s\n\n", $0
-        fflush()
-        if (system("\"$NSA_BENCH\" --table notes/runs/" substr(inside, 1, slash - 1) \
-            ".json --what " substr(inside, slash + 1))) stop("no table " inside)
-        print ""
-        next
-    }
-    /^<!-- \/table:.* -->$/ {
-        if ($2 != "/table:" inside) stop($0 " closes nothing")
-        inside = ""
-    }
-    inside == ""
-    END { if (!bad && inside != "") stop("table:" inside " is not closed") }' "$1"
+# parts TABLE...: print these tables, for the page that shows them
+parts() {
+    rm -rf "$work/parts"
+    for table in "$@"; do
+        mkdir -p "$work/parts/$(dirname "$table")"
+        "${NSA_BENCH:-./build/nsa-bench}" --table "notes/runs/${table%%/*}.json" \
+            --what "${table#*/}" >"$work/parts/$table" || return 1
+    done
 }
 
 for page in README.md docs/*.md notes/*.md notes/log/*.md stages/*/README.md; do
-    here=$(grep -c '^<!-- table:' "$page" || true)
-    [ "$here" -gt 0 ] || continue
-    tables=$((tables + here))
-    if ! rewrite "$page" >"$work/page"; then
+    # shellcheck disable=SC2046 # their names are words
+    set -- $(sed -n 's/^<!-- table:\(.*\) -->$/\1/p' "$page")
+    [ $# -gt 0 ] || continue
+    tables=$((tables + $#))
+    if ! parts "$@"; then
         echo "tables: $page is left as it was" >&2
         bad=1
-    elif cmp -s "$page" "$work/page"; then
-        :
-    elif [ $# -gt 0 ]; then
-        echo "tables: $page differs from its run file; run make tables" >&2
-        diff -u "$page" "$work/page" >&2 || true
+    elif ! refresh table "$page" tables; then
         bad=1
-    else
-        cat "$work/page" >"$page"
-        echo "tables: $page rewritten"
     fi
 done
 [ $bad -ne 0 ] || echo "tables: $tables agree with their run files"

@@ -10,7 +10,7 @@
 
 /* Rows for timing a stage (two runs); limits for the oracle's rows, and how many of them are in the
  * second copy. */
-enum { FEW = 8, SOME = 40, MIN_ROWS = 24, MAX_ROWS = 96, IN_COPY = 8 };
+enum { FEW = 8, MIN_ROWS = 24, MAX_ROWS = 96, IN_COPY = 8 };
 
 static const char who[] = "nsa demo";
 
@@ -104,13 +104,19 @@ int demo_run_oracle(demo_state *s) {
 static nsa_status plan_rows(demo_state *s, const nsa_stage *stage, int left, demo_rows *rows,
                             double *seconds) {
     double few = 0, some = 0, T = (double)s->text.T;
+    int64_t count = FEW;
     nsa_status status = time_rows(s, stage, FEW, &few);
-    status = status ? status : time_rows(s, stage, SOME, &some);
+    /* Until the queries take half of the time: else a few queries timed at a busy moment would
+     * make each look free. */
+    do {
+        count *= 4;
+        status = status ? status : time_rows(s, stage, count, &some);
+    } while (!status && some < 2 * few && 4 * count <= s->text.T);
     status = status ? status : demo_rows_new(rows, s->text.T);
     if (status)
         return status;
     /* A line through two points: the cost of a call, and of each query. */
-    double each = fmax((some - few) / (SOME - FEW), 0), base = fmax(few - FEW * each, 0);
+    double each = fmax((some - few) / ((double)count - FEW), 0), base = fmax(few - FEW * each, 0);
     double share = (s->end - demo_now()) / left - s->reference.seconds;
     *seconds = base + T * each;
     if (*seconds <= share)

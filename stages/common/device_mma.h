@@ -20,7 +20,7 @@
 #ifdef NSA_SIMT
 #include "simt/bf16.h"
 
-#include "simt/tensor.h"
+#include "simt/tensor_core.h"
 /** The call site, as a last parameter, for the simulator's reports; nothing on a GPU. */
 #define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else

@@ -82,6 +82,8 @@ T=1e400|seq_len inf is not a whole number
 T=nan|is not a whole number
 T=0|seq_len 0 is not in 1..
 X=5|unknown key "X" in a case
+T=5,T=7|"T" is given twice in a case
+seqs=5+5,w=3,seqs=9|"seqs" is given twice in a case
 phi=max|phi "max" is not one of
 data=odd|data=odd is not one of normal, ties, planted, large
 seqs=5+x|seqs=5+x is not up to 16 lengths joined by +
@@ -106,6 +108,18 @@ refuse "a property that is not there" 'no property "frob"' check --stage 01 --pr
 refuse "a property that is not for the case" "no property named packing applies to that case" \
     check --stage 01 --property packing --case T=9
 refuse "a check of a stage that is not there" 'no stage "77"' check --stage 77
+judge=$(dirname "$NSA")/judge # the same harness under Criterion, with its options
+if [ -x "$judge" ]; then
+    timeout 120 "$judge" --filter 'nsa/frob' >"$work/stdout" 2>"$work/said"
+    code=$?
+    if [ $code -eq 2 ] && grep -q 'no test matches --filter "nsa/frob"' "$work/said"; then
+        pass "a filter that matches no test" "$(head -n 1 "$work/said")"
+    else
+        fail "a filter that matches no test" "exit code $code, expected 2: $(cat "$work/said")"
+    fi
+else
+    skip "a filter that matches no test: there is no $judge"
+fi
 nsa check --stage 01 --property backward --case T=100,scale=800 >"$work/said" 2>&1
 if grep -q '; ill-conditioned: moving every input by 2^-24 of itself moves d' "$work/said"; then
     pass "gradients that hang on the last digit" \

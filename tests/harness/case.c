@@ -121,6 +121,28 @@ static nsa_status parse_vector(test_case *c) {
     return NSA_OK;
 }
 
+/* "key=value,key=value"; splits `text` in place. Each key may be given once: the last of several
+ * values would win, and the case would not be the one that its author meant. */
+static nsa_status parse_parts(test_case *c, char *text) {
+    const char *given[sizeof c->text / 4]; /* a part has at least 4 characters: "T=5," */
+    int count = 0;
+    for (char *part; (part = strsep(&text, ","));) {
+        char *equals = strchr(part, '=');
+        if (!equals || equals == part || !equals[1])
+            return nsa_fail(NSA_ERR_CONFIG, "\"%s\" in a case is not key=value", part);
+        *equals = 0;
+        for (int i = 0; i < count; i++) {
+            if (!strcmp(given[i], part))
+                return nsa_fail(NSA_ERR_CONFIG, "\"%s\" is given twice in a case", part);
+        }
+        given[count++] = part;
+        nsa_status status = parse_one(c, part, equals + 1);
+        if (status)
+            return status;
+    }
+    return NSA_OK;
+}
+
 nsa_status case_parse(const char *text, test_case *c) {
     memset(c, 0, sizeof *c);
     c->cfg = case_defaults();
@@ -129,20 +151,14 @@ nsa_status case_parse(const char *text, test_case *c) {
                         sizeof c->text - 1);
     snprintf(c->text, sizeof c->text, "%s", text);
     c->seed = random_seed(text);
-    char parts[sizeof c->text], *remainder = parts;
+    char parts[sizeof c->text];
     snprintf(parts, sizeof parts, "%s", text);
-    for (char *part; (part = strsep(&remainder, ","));) {
-        char *equals = strchr(part, '=');
-        if (!equals || equals == part || !equals[1])
-            return nsa_fail(NSA_ERR_CONFIG, "\"%s\" in a case is not key=value", part);
-        *equals = 0;
-        nsa_status status = parse_one(c, part, equals + 1);
-        if (status)
-            return status;
-    }
+    nsa_status status = parse_parts(c, parts);
+    if (status)
+        return status;
     if (c->vector[0])
         return parse_vector(c);
-    nsa_status status = nsa_config_resolve(&c->cfg);
+    status = nsa_config_resolve(&c->cfg);
     status = status ? status : edge_check(c);
     int64_t tokens = 0;
     for (int b = 0; b < case_sequences(c); b++)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -225,11 +226,12 @@ part_set suite_parts(const nsa_stage *stage, const property *p) {
 
 /* The replay line, formatted before the trial: a signal handler may not call snprintf(). */
 static char replay[640];
-static int judging; /* a trial is running */
+static pid_t judging; /* the process that runs a trial; 0: none */
 
 int suite_ends_with = 0;
 
 static void end_program(const char *what, int code) {
+    judging = 0;
     if (write(STDERR_FILENO, what, strlen(what)) < 0 ||
         write(STDERR_FILENO, replay, strlen(replay)) < 0)
         _exit(1);
@@ -244,9 +246,25 @@ static void handle_signal(int signal_number) {
 
 /* A stage that calls exit(), even with 0, has failed. */
 static void handle_exit(void) {
-    if (judging)
+    if (judging && judging == getpid())
         end_program("\nEXIT: ", SUITE_EXIT);
 }
+
+/* atexit() does not see _exit(): these stand in for glibc's, for stages too, since they are
+ * exported. A process that a stage has forked may end. */
+#define TAKES_OVER __attribute__((visibility("default")))
+
+/* NOLINTBEGIN(*-reserved-identifier, *-declaration-parameter-name): glibc's names, not ours */
+TAKES_OVER void _exit(int code) {
+    handle_exit();
+    for (;;)
+        syscall(SYS_exit_group, code);
+}
+
+TAKES_OVER void _Exit(int code) {
+    _exit(code);
+}
+/* NOLINTEND(*-reserved-identifier, *-declaration-parameter-name) */
 
 /* The handler needs its own stack: after too deep a recursion the normal one is full. */
 static void catch_signals(int on) {
@@ -259,10 +277,11 @@ static void catch_signals(int on) {
         const stack_t alt_stack = {.ss_sp = stack, .ss_size = sizeof stack};
         sigaltstack(&alt_stack, NULL);
         atexit(handle_exit);
+        at_quick_exit(handle_exit);
     }
     for (int i = 0; i < 6; i++)
         sigaction(signals[i], &action, NULL);
-    judging = on;
+    judging = on ? getpid() : 0;
 }
 
 nsa_status suite_available(const nsa_stage *stage, const char *name) {

@@ -103,7 +103,7 @@ void faults_catch(); // while a kernel runs: invalid address, division by zero
 void faults_release();
 void faults_watch_host(); // report host code that touches device memory
 
-// ------------------------------------------------------------ tensor.cpp, device.cpp
+// ------------------------------------------------------------ tensor_core.cpp, device.cpp
 
 void copies_reset(); // at the start of a block: no copy is pending
 int device_major();  // major version of the simulated architecture

@@ -1,4 +1,4 @@
-/** @file npy.c
+/** @file fuzz_npy.c
  *  @brief Fuzz target: any bytes as a .npy file are refused with an error, or give a tensor that
  * fills its memory exactly and survives being written and read again. */
 #include "fuzz/bytes.h"

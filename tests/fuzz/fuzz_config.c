@@ -1,4 +1,4 @@
-/** @file config.c
+/** @file fuzz_config.c
  *  @brief Fuzz target: any bytes as a config.json are refused with an error, or give a legal config
  * that does not change when it is resolved again. */
 #include "fuzz/bytes.h"

@@ -1,5 +1,5 @@
 // Tensor core instructions as warp collectives, and asynchronous copies, done when waited for.
-#include "tensor.h"
+#include "tensor_core.h"
 
 #include "bf16.h"
 

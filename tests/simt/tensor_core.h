@@ -1,6 +1,6 @@
 // What stages/common/device_mma.h calls in place of tensor core and asynchronous copy instructions.
-#ifndef SIMT_TENSOR_H
-#define SIMT_TENSOR_H
+#ifndef SIMT_TENSOR_CORE_H
+#define SIMT_TENSOR_CORE_H
 
 #include "kernel.h"
 

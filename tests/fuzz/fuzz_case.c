@@ -1,4 +1,4 @@
-/** @file case.c
+/** @file fuzz_case.c
  *  @brief Fuzz target: any bytes as a case string are refused with an error, or give a consistent
  * case. */
 #include "fuzz/bytes.h"
