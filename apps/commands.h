@@ -9,7 +9,7 @@
 #ifndef COMMANDS_H
 #define COMMANDS_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 #include <argp.h>
 

@@ -4,6 +4,7 @@
 
 #include "common/counts.h"
 #include "common/tensors.h"
+#include "nsa_stage.h"
 
 #include <inttypes.h>
 #include <math.h>

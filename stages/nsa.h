@@ -1,7 +1,7 @@
 /**
  * @file nsa.h
- * @brief The contract: the inputs and results of Native Sparse Attention, and the table of
- * functions that a stage exports.
+ * @brief The contract, the caller's side: the inputs and results of Native Sparse Attention, and
+ * the calls. nsa_stage.h has the stage's side.
  *
  * docs/specification.md defines the operator (after arXiv:2502.11089). A caller opens a stage,
  * loads inputs, runs `forward` and `backward` or `prefill` and `decode`, and reads results. Every
@@ -18,6 +18,10 @@
  * `rows` are given), A active sequences of a decode step, Hq/Hkv query/key-value heads, G = Hq/Hkv,
  * dk/dv head dims, l/d compression block/stride, l' selection block, n blocks selected, N
  * compressed tokens, J selection blocks of the longest sequence.
+ *
+ * Tensors lie on the host or, for a stage that runs on a device, there. Without nsa_set_stream()
+ * every call waits for its end. With it calls only submit work to the caller's stream, as CUDA's own
+ * libraries do, and may be captured in a graph: docs/contract.md says what a graph holds.
  */
 #ifndef NSA_H
 #define NSA_H
@@ -30,7 +34,7 @@ extern "C" {
 #endif
 
 /** Changes with the structs below; a stage built for another number is refused. */
-#define NSA_ABI 4
+#define NSA_ABI 5
 /** Marks the one symbol that a stage exports, and the functions of libnsa. */
 #define NSA_EXPORT __attribute__((visibility("default")))
 /** Maximum threads of a context; a larger number is an error. */
@@ -124,8 +128,15 @@ typedef enum nsa_dtype {
     NSA_NONE = 0, /**< an absent tensor */
     NSA_F32,      /**< IEEE single */
     NSA_F64,      /**< IEEE double */
-    NSA_I32       /**< 32-bit signed integer */
+    NSA_I32,      /**< 32-bit signed integer */
+    NSA_BF16      /**< the upper half of an IEEE single */
 } nsa_dtype;
+
+/** Where the elements lie. */
+typedef enum nsa_place {
+    NSA_HOST = 0, /**< in the memory of the process */
+    NSA_DEVICE    /**< in that of the device a stage runs on */
+} nsa_place;
 
 /** A row-major, contiguous tensor that the caller owns. */
 typedef struct nsa_tensor {
@@ -133,6 +144,7 @@ typedef struct nsa_tensor {
     nsa_dtype dtype;  /**< NSA_NONE says that the tensor is absent */
     int32_t ndim;     /**< 1 to 3 */
     int64_t shape[3]; /**< the first `ndim` count */
+    nsa_place place;  /**< of the elements; cu_seqlens, rows and active are on the host */
 } nsa_tensor;
 
 /** Every tensor by name, in the specification's order: inputs, results, gradients. */
@@ -220,22 +232,17 @@ NSA_EXPORT nsa_id nsa_id_named(const char *name);
 /** @return elements of the tensor's shape, -1 if that overflows or a dimension is negative. */
 NSA_EXPORT int64_t nsa_count(const nsa_tensor *tensor);
 
-/** @return bytes of one element: 4, 8, or 0 for NSA_NONE. */
+/** @return bytes of one element: 2, 4, 8, or 0 for NSA_NONE. */
 NSA_EXPORT size_t nsa_dtype_size(nsa_dtype dtype);
 
 /** @return 1 if a config with this compressor has that phi weight (or its gradient), 0 if not; 1
  * for every tensor that is no phi weight. */
 NSA_EXPORT int nsa_has(const nsa_config *config, nsa_id id);
 
-/* ------------------------------------------------------------ stage's side */
+/* ------------------------------------------------------------------- calls */
 
-/** What the stage computes in; it decides the row of the tolerance table and the type of
- * results. */
-typedef enum nsa_arith {
-    NSA_FLOAT64 = 0, /**< double throughout; results are NSA_F64 */
-    NSA_FLOAT32,     /**< single throughout; results are NSA_F32 */
-    NSA_BFLOAT16     /**< bfloat16 inputs, single sums; results are NSA_F32 */
-} nsa_arith;
+/** The table of a stage, from nsa_find.h; nsa_stage.h says what is in it. */
+typedef struct nsa_stage nsa_stage;
 
 /** What a context will be asked to do; a stage allocates memory for nothing else. */
 enum {
@@ -244,7 +251,8 @@ enum {
     NSA_WANT_BRANCHES = 1 << 2,   /**< NSA_OUT_CMP, NSA_OUT_SLC, NSA_OUT_WIN */
     NSA_WANT_IMPORTANCE = 1 << 3, /**< NSA_IMPORTANCE */
     NSA_WANT_CAUSAL = 1 << 4,     /**< nsa_causal and NSA_OUT_CAUSAL */
-    NSA_DEBUG_MEMORY = 1 << 5     /**< poison memory with NaN where its contents must not matter */
+    NSA_DEBUG_MEMORY = 1 << 5,    /**< poison memory with NaN where its contents must not matter */
+    NSA_CHECK_VALUES = 1 << 6     /**< check gates and block lists of device tensors too; waits */
 };
 
 /** How a context will be used; all zero asks for a plain forward. */
@@ -254,86 +262,11 @@ typedef struct nsa_setup {
     int32_t threads;  /**< threads a CPU stage may use, up to NSA_MAX_THREADS; 0: its choice */
 } nsa_setup;
 
-/** Memory of one context; see common/pool.h. */
-typedef struct nsa_pool nsa_pool;
-
 /** Time of one part of a call, summed over the call. */
 typedef struct nsa_phase {
     const char *name; /**< "compress", "cmp", "select", "slc", "win", ... */
     double seconds;   /**< on the stage's own clock: monotonic, or the device's */
 } nsa_phase;
-
-/** What `open` gets: the resolved config and everything that follows from it. Lives as long as the
- * stage. */
-typedef struct nsa_plan {
-    nsa_config cfg;     /**< resolved and checked; without NSA_DECODE max_seqs is at most seq_len */
-    nsa_setup setup;    /**< max_rows filled in */
-    int64_t group;      /**< G = Hq / Hkv */
-    int64_t max_cmp;    /**< maximum compressed tokens of one load */
-    int64_t max_blocks; /**< maximum selection blocks of a sequence, in a load or a decode slot */
-    nsa_pool *pool;     /**< where the stage allocates its memory */
-} nsa_plan;
-
-/** What `load` gets besides the tensors: the pack, checked and complete. Valid until the
- * next load. */
-typedef struct nsa_batch {
-    int64_t T;                /**< tokens */
-    int64_t B;                /**< sequences, at least 1, at most the plan's max_seqs */
-    int64_t R;                /**< query rows to compute */
-    int64_t N;                /**< compressed tokens of all sequences */
-    int64_t J;                /**< selection blocks of the longest sequence */
-    const int64_t *seq;       /**< [B+1] first token of each sequence; seq[B] = T */
-    const int64_t *cmp;       /**< [B+1] first compressed token of each sequence; cmp[B] = N */
-    const int64_t *row;       /**< [R] the token that each query row belongs to, ascending */
-    const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
-    const int32_t *slot;      /**< [B] the slots that prefill fills; NULL without NSA_DECODE */
-} nsa_batch;
-
-/** What `load_step` gets besides the tensors: one token for each active sequence. */
-typedef struct nsa_step {
-    int64_t A;                /**< active sequences */
-    const int32_t *slot;      /**< [A] the cache slot of each */
-    const int64_t *pos;       /**< [A] tokens already in the slot: the new token's position t */
-    const int32_t *block_idx; /**< [A,Hkv,n] forced blocks, ascending, -1 last; NULL to select */
-} nsa_step;
-
-/** The table of functions a stage exports; inputs are checked before any of them is called, and
- * every tensor that a call needs is present. `self` is what `open` made. A half-written stage may
- * leave backward, decode, or prefill and decode NULL: the harness skips what needs them. */
-typedef struct nsa_stage {
-    uint32_t abi;     /**< NSA_ABI */
-    nsa_arith arith;  /**< what it computes in */
-    const char *idea; /**< the stage's one idea, a short phrase for `nsa list` */
-    /** NSA_OK if this machine can run the stage; else nsa_last_error() has the reason. */
-    nsa_status (*available)(void);
-    /** Allocate all memory from plan->pool, which reports a failed allocation. */
-    nsa_status (*open)(const nsa_plan *plan, void **self);
-    /** Copy the inputs into the stage's own memory, type and layout. */
-    nsa_status (*load)(void *self, const nsa_tensors *in, const nsa_batch *batch);
-    /** Copy [T,Hq,dv] output gradients; rows not listed count as zero, whatever they hold. */
-    nsa_status (*load_dout)(void *self, const nsa_tensor *dout);
-    /** Copy one token for each active sequence. */
-    nsa_status (*load_step)(void *self, const nsa_tensors *in, const nsa_step *step);
-    nsa_status (*forward)(void *self);  /**< over what was loaded */
-    nsa_status (*backward)(void *self); /**< after forward, load_dout; gradients start from zero */
-    nsa_status (*prefill)(void *self);  /**< forward, and sequence b fills slot batch->slot[b] */
-    nsa_status (*decode)(void *self);   /**< append the step's tokens and compute their rows */
-    /** Plain causal attention over pair 0 cmp, 1 slc or 2 win. Optional. */
-    nsa_status (*causal)(void *self, int pair);
-    /** Copy a result, in the result type of `arith`, contiguous, to `dst`. */
-    nsa_status (*read)(void *self, nsa_id id, void *dst);
-    /** Release what is not the pool's: streams, handles, device memory. */
-    void (*close)(void *self);
-    /** List the phases of the last call and their times; returns how many. Optional. */
-    int (*phases)(void *self, nsa_phase *list, int capacity);
-    const char *(*device)(void); /**< where it runs, "simulator" or the GPU; NULL for the CPU */
-    size_t (*free_memory)(void); /**< free bytes there, of a stage that has `device` */
-} nsa_stage;
-
-/** The one symbol a stage's shared object exports. @return the stage's table, never NULL. */
-NSA_EXPORT const nsa_stage *nsa_stage_get(void);
-
-/* ----------------------------------------------------------- caller's side */
 
 /** An open stage. Use it from one thread at a time. */
 typedef struct nsa_context nsa_context;
@@ -343,9 +276,17 @@ typedef struct nsa_context nsa_context;
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
+/** From now on submit all work to this stream and wait for nothing. May be called at any time, also
+ * while the stream is being captured; the caller orders it after the stream used before.
+ *  @param context  of a stage that runs on a device
+ *  @param stream   a cudaStream_t of that device; NULL is the default stream
+ *  @return NSA_ERR_UNSUPPORTED for a stage of the CPU, NSA_ERR_INPUT for another device's stream */
+NSA_EXPORT nsa_status nsa_set_stream(nsa_context *context, void *stream);
+
 /** Check and load the inputs of a forward or prefill: q, six keys and values, gate, phi weights of
- * the config, optionally cu_seqlens, rows, block_idx, dout and with NSA_DECODE `active`. float32 or
- * float64, converted. T = q.shape[0] is 0..seq_len. Earlier results are gone, caches stay. */
+ * the config, optionally cu_seqlens, rows, block_idx, dout and with NSA_DECODE `active`. float32,
+ * float64 or bfloat16, converted. T = q.shape[0] is 0..seq_len. Earlier results are gone, caches
+ * stay. Of device tensors gates and block lists are checked with NSA_CHECK_VALUES alone. */
 NSA_EXPORT nsa_status nsa_load(nsa_context *context, const nsa_tensors *in);
 
 /** Load the gradient of the output [T,Hq,dv] for backward, after a load. */
@@ -381,11 +322,12 @@ NSA_EXPORT nsa_status nsa_causal(nsa_context *context, int pair);
  *  @return NSA_ERR_STATE if that result does not exist yet. */
 NSA_EXPORT nsa_status nsa_result(const nsa_context *context, nsa_id id, nsa_tensor *tensor);
 
-/** Copy a result into `tensor`, whose type and shape must be those of nsa_result(). */
+/** Copy a result into `tensor`, on the host or the device, whose shape must be that of nsa_result()
+ * and whose type that or, for floats, NSA_BF16. */
 NSA_EXPORT nsa_status nsa_read(nsa_context *context, nsa_id id, nsa_tensor *tensor);
 
-/** @return tokens in a decode slot now, -1 if there is no such slot. */
-NSA_EXPORT int64_t nsa_slot_len(const nsa_context *context, int64_t slot);
+/** @return tokens in a decode slot now, -1 if there is no such slot. Waits for the device. */
+NSA_EXPORT int64_t nsa_slot_len(nsa_context *context, int64_t slot);
 
 /** @return how many phases of the last forward, backward, prefill or decode were listed; or 0. */
 NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int capacity);

@@ -2,7 +2,7 @@
  *  @brief Shared objects that are not valid stages, for `make test-bad-input`. WRONG selects the
  * fault: 0 exports nothing, 1 returns no table, 2 has another contract's number, 3 lacks forward, 4
  * is unavailable, 5 fails to open. */
-#include "nsa.h"
+#include "nsa_stage.h"
 
 #include <stddef.h>
 
@@ -37,8 +37,8 @@ static nsa_status call(void *self) {
     return NSA_ERR_DEVICE;
 }
 
-static nsa_status read(void *self, nsa_id id, void *dst) {
-    (void)self, (void)id, (void)dst;
+static nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
+    (void)self, (void)id, (void)to;
     return NSA_ERR_DEVICE;
 }
 

@@ -93,8 +93,8 @@ static nsa_status backward(void *self) {
     return NSA_OK;
 }
 
-static nsa_status read_result(void *self, nsa_id id, void *dst) {
-    (void)self, (void)id, (void)dst;
+static nsa_status read_result(void *self, nsa_id id, const nsa_tensor *to) {
+    (void)self, (void)id, (void)to;
     return NSA_OK;
 }
 
@@ -137,14 +137,14 @@ static nsa_tensors zeros(int64_t tokens) {
     static float values[32];
     nsa_tensors in = {0};
     for (int id = NSA_Q; id <= NSA_GATE; id++)
-        in.at[id] = (nsa_tensor){values, NSA_F32, 3, {tokens, 1, id == NSA_GATE ? 3 : 1}};
+        in.at[id] = (nsa_tensor){values, NSA_F32, 3, {tokens, 1, id == NSA_GATE ? 3 : 1}, NSA_HOST};
     return in;
 }
 
 /* A load of `count` sequences that end at these tokens. */
 static nsa_status load_pack(nsa_context *ctx, const int32_t *cu, int64_t count) {
     nsa_tensors in = zeros(cu[count]);
-    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {count + 1}};
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {count + 1}, NSA_HOST};
     return nsa_load(ctx, &in);
 }
 
@@ -174,7 +174,7 @@ static void check_names(void) {
             CHECK(of == NSA_ID_COUNT);
     }
     CHECK(!strcmp(nsa_phi_name((nsa_phi)9), "?"));
-    nsa_tensor t = {NULL, NSA_F32, 3, {INT64_MAX, 2, 1}};
+    nsa_tensor t = {NULL, NSA_F32, 3, {INT64_MAX, 2, 1}, NSA_HOST};
     CHECK(nsa_count(&t) == -1);
     t.ndim = 4;
     CHECK(nsa_count(&t) == -1);
@@ -291,8 +291,8 @@ static void check_threads(void) {
 static nsa_status load_for(nsa_context *ctx, const int32_t *cu, int32_t a, int32_t b) {
     int32_t slots[] = {a, b};
     nsa_tensors in = zeros(cu[2]);
-    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {3}};
-    in.at[NSA_ACTIVE] = (nsa_tensor){slots, NSA_I32, 1, {2}};
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {3}, NSA_HOST};
+    in.at[NSA_ACTIVE] = (nsa_tensor){slots, NSA_I32, 1, {2}, NSA_HOST};
     return nsa_load(ctx, &in);
 }
 
@@ -301,8 +301,8 @@ static void check_load_slots(nsa_context *ctx, const int32_t *cu) {
     static int32_t one[] = {1};
     nsa_tensors in = zeros(3);
     CHECK(load_for(ctx, cu, 2, 2) == NSA_ERR_INPUT && load_for(ctx, cu, 0, 3) == NSA_ERR_INPUT);
-    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {2}};
-    in.at[NSA_ACTIVE] = (nsa_tensor){one, NSA_I32, 1, {0}};
+    in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)cu, NSA_I32, 1, {2}, NSA_HOST};
+    in.at[NSA_ACTIVE] = (nsa_tensor){one, NSA_I32, 1, {0}, NSA_HOST};
     CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
     CHECK(strstr(nsa_last_error(), "active names 0 slots, the pack has 1 sequences"));
     in.at[NSA_ACTIVE].shape[0] = 1;
@@ -327,14 +327,14 @@ static void check_slots(void) {
     CHECK(nsa_slot_len(ctx, 0) == 3 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 4);
     static int32_t same[] = {0, 0};
     nsa_tensors in = zeros(2);
-    in.at[NSA_ACTIVE] = (nsa_tensor){same, NSA_I32, 1, {2}};
+    in.at[NSA_ACTIVE] = (nsa_tensor){same, NSA_I32, 1, {2}, NSA_HOST};
     CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
     in = zeros(3);
-    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {3}};
+    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {3}, NSA_HOST};
     CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
     CHECK(strstr(nsa_last_error(), "active names slot 0 twice"));
     in = zeros(2);
-    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {2}};
+    in.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {2}, NSA_HOST};
     CHECK(nsa_load_step(ctx, &in) == NSA_OK && nsa_decode(ctx) == NSA_OK);
     CHECK(nsa_slot_len(ctx, 0) == 4 && nsa_slot_len(ctx, 1) == 1 && nsa_slot_len(ctx, 2) == 5);
     check_load_slots(ctx, cu);

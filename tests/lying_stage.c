@@ -224,26 +224,16 @@ static nsa_status causal(void *self, int pair) {
     return truth->causal(((liar *)self)->self, pair);
 }
 
-/* The tensor to write: its shape, in the stage's result type. */
-static nsa_tensor shape_of(const liar *s, nsa_id id, void *dst) {
-    const nsa_batch *b = s->batch;
-    const nsa_lengths lengths = {.T = b->T, .R = s->step ? s->step->A : b->R, .N = b->N, .J = b->J};
-    nsa_tensor t = {.data = dst};
-    nsa_shape(&s->plan->cfg, &lengths, id, 1, &t);
-    t.dtype = id == NSA_BLOCK_IDX ? NSA_I32 : truth->arith == NSA_FLOAT64 ? NSA_F64 : NSA_F32;
-    return t;
-}
-
-static nsa_status read_result(void *self, nsa_id id, void *dst) {
+static nsa_status read_result(void *self, nsa_id id, const nsa_tensor *to) {
     liar *s = self;
-    const nsa_tensor t = shape_of(s, id, dst);
+    const size_t size = nsa_dtype_size(to->dtype);
     unsigned char row[8];
-    memcpy(row, dst, nsa_dtype_size(t.dtype));
-    nsa_status status = truth->read(s->self, id, dst);
+    memcpy(row, to->data, size);
+    nsa_status status = truth->read(s->self, id, to);
     if (tells("row_unwritten") && id == NSA_OUT)
-        memcpy(dst, row, nsa_dtype_size(t.dtype));
+        memcpy(to->data, row, size);
     if (!status)
-        lie_about(lie, s, id, &t);
+        lie_about(lie, s, id, to);
     return status;
 }
 

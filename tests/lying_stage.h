@@ -5,7 +5,7 @@
 #ifndef LYING_STAGE_H
 #define LYING_STAGE_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** An open stage, and the inputs that the lies use. */
 typedef struct liar {

@@ -19,7 +19,7 @@ static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int caus
     int32_t row = (int32_t)(w->T + DECODE_WARM - 1);
     nsa_tensors in = workload_slot(w, slot, w->T + DECODE_WARM);
     nsa_status status = NSA_OK;
-    in.at[NSA_ROWS] = (nsa_tensor){&row, NSA_I32, 1, {1}};
+    in.at[NSA_ROWS] = (nsa_tensor){&row, NSA_I32, 1, {1}, NSA_HOST};
     for (int k = 0; k < 2; k++) { /* its query and gates */
         const nsa_tensor *from = &w->step.at[k ? NSA_GATE : NSA_Q];
         const int64_t size = tensor_row(from), step = (DECODE_WARM - 1) * w->B + slot;

@@ -113,8 +113,8 @@ nsa_status slots_fill(const workload *w, nsa_context *ctx) {
     nsa_status status = NSA_OK;
     for (int32_t slot = 0; slot < w->B && !status; slot++) {
         nsa_tensors in = workload_slot(w, slot, w->T);
-        in.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}};
-        in.at[NSA_ROWS] = (nsa_tensor){NULL, NSA_I32, 1, {0}};
+        in.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}, NSA_HOST};
+        in.at[NSA_ROWS] = (nsa_tensor){NULL, NSA_I32, 1, {0}, NSA_HOST};
         status = nsa_load(ctx, &in);
         status = status ? status : nsa_prefill(ctx);
     }

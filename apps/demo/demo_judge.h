@@ -6,6 +6,7 @@
 #define DEMO_JUDGE_H
 
 #include "demo/demo_run.h"
+#include "nsa_stage.h"
 
 /** One row of the tolerance table. */
 typedef struct demo_tolerance {

@@ -141,8 +141,8 @@ static nsa_status prefill_one(decoder *d, int64_t b, int64_t prefix) {
             d->token[d->count] = d->cu[b] + d->count;
         for (int64_t row = first; row < len; row += 2)
             d->rows[R++] = (int32_t)row;
-        d->part.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}};
-        d->part.at[NSA_ROWS] = (nsa_tensor){d->rows, NSA_I32, 1, {R}};
+        d->part.at[NSA_ACTIVE] = (nsa_tensor){&slot, NSA_I32, 1, {1}, NSA_HOST};
+        d->part.at[NSA_ROWS] = (nsa_tensor){d->rows, NSA_I32, 1, {R}, NSA_HOST};
         status = prefill_listed(d);
         for (d->count = 0; d->count < R; d->count++) /* the results have these rows */
             d->token[d->count] = d->cu[b] + d->rows[d->count];
@@ -162,7 +162,7 @@ static nsa_status prefill(decoder *d, int64_t prefix) {
         d->next[b] = d->cu[b] + (d->count - d->prefix_cu[b]);
     }
     d->prefix_cu[d->B] = (int32_t)d->count;
-    d->part.at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}};
+    d->part.at[NSA_CU_SEQLENS] = (nsa_tensor){d->prefix_cu, NSA_I32, 1, {d->B + 1}, NSA_HOST};
     nsa_status status = prefill_listed(d);
     return status ? status : scatter(d);
 }
@@ -170,7 +170,7 @@ static nsa_status prefill(decoder *d, int64_t prefix) {
 /* Decode the listed tokens, one of each sequence that takes part in this step. */
 static nsa_status step(decoder *d, int64_t position) {
     gather(d);
-    d->part.at[NSA_ACTIVE] = (nsa_tensor){d->active, NSA_I32, 1, {d->count}};
+    d->part.at[NSA_ACTIVE] = (nsa_tensor){d->active, NSA_I32, 1, {d->count}, NSA_HOST};
     nsa_status status = nsa_load_step(d->ctx, &d->part);
     status = status ? status : nsa_decode(d->ctx);
     d->part.at[NSA_ACTIVE] = (nsa_tensor){0};

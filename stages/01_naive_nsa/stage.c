@@ -170,9 +170,9 @@ int64_t sequence_of(const stage *st, int64_t token) {
 
 /* ------------------------------------------------------------------- read */
 
-static nsa_status read(void *self, nsa_id id, void *dst) {
+static nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     const stage *st = self;
-    return read_result(&st->cfg, &st->batch, st->rows, id, st->result[id], dst);
+    return read_result(&st->cfg, &st->batch, st->rows, id, st->result[id], to);
 }
 
 NSA_CPU_STAGE(ARITH, IDEA)

@@ -222,7 +222,7 @@ void attend_blocks(const stage *st, work *w, const query_tile *qt, int branch, b
 void attend_tile(stage *st, work *w, const query_tile *qt, const int32_t *forced);
 
 /* read.c */
-nsa_status read(void *self, nsa_id id, void *dst);
+nsa_status read(void *self, nsa_id id, const nsa_tensor *to);
 
 /* forward.c, decode.c, backward*.c */
 void add_mean_times(stage *st);

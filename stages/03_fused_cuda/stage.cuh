@@ -227,7 +227,7 @@ nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens);
 nsa_status compress_pack(stage *st);
 
 /* read.cu */
-nsa_status read(void *self, nsa_id id, void *dst);
+nsa_status read(void *self, nsa_id id, const nsa_tensor *to);
 
 /* load.cu: the batch's rows in tiles of up to `rows` neighbours, to `tiles` on the device */
 nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);

@@ -7,7 +7,10 @@
 #include <stdio.h>
 
 static const char *dtype_name(nsa_dtype dtype) {
-    return dtype == NSA_F32 ? "float32" : dtype == NSA_F64 ? "float64" : "int32";
+    return dtype == NSA_F32    ? "float32"
+           : dtype == NSA_F64  ? "float64"
+           : dtype == NSA_BF16 ? "bfloat16"
+                               : "int32";
 }
 
 /* "[97,4,8]" into a small buffer */
@@ -21,21 +24,44 @@ static const char *shape_text(const nsa_tensor *t, char *text, size_t capacity) 
     return text;
 }
 
-nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
+/* The host reads these: grids and tables follow from them. */
+static int is_host_only(nsa_id id) {
+    return id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE;
+}
+
+nsa_status nsa_check_place(const nsa_context *ctx, nsa_id id, const nsa_tensor *tensor) {
+    const char *name = nsa_name(id);
+    const size_t size = nsa_dtype_size(tensor->dtype);
+    if (tensor->place == NSA_HOST)
+        return NSA_OK;
+    if (tensor->place != NSA_DEVICE)
+        return nsa_fail(NSA_ERR_INPUT, "%s has place %d, which is unknown", name,
+                        (int)tensor->place);
+    if (!ctx->stage->check)
+        return nsa_fail(NSA_ERR_INPUT, "%s is on a device, but this stage runs on the CPU", name);
+    if (is_host_only(id))
+        return nsa_fail(NSA_ERR_INPUT, "%s is on the device, but the host has to read it", name);
+    if ((uintptr_t)tensor->data % size)
+        return nsa_fail(NSA_ERR_INPUT, "%s is at %p, which is no multiple of its element's %zu bytes",
+                        name, tensor->data, size);
+    return nsa_count(tensor) ? ctx->stage->check(ctx->self, id, tensor) : NSA_OK;
+}
+
+nsa_status nsa_check_tensor(const nsa_context *ctx, const nsa_lengths *lengths, nsa_id id,
                             const nsa_tensor *tensor) {
     const char *name = nsa_name(id);
-    int is_int = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
+    int is_int = is_host_only(id) || id == NSA_BLOCK_IDX;
     if (tensor->dtype == NSA_NONE)
         return nsa_fail(NSA_ERR_INPUT, "%s is missing", name);
-    if ((unsigned)tensor->dtype > NSA_I32)
+    if ((unsigned)tensor->dtype > NSA_BF16)
         return nsa_fail(NSA_ERR_INPUT, "%s has element type %d, which is unknown", name,
                         (int)tensor->dtype);
     if (is_int != (tensor->dtype == NSA_I32))
         return nsa_fail(NSA_ERR_INPUT, "%s is %s, expected %s", name, dtype_name(tensor->dtype),
-                        is_int ? "int32" : "float32 or float64");
+                        is_int ? "int32" : "float32, float64 or bfloat16");
     nsa_tensor expected;
     char got_text[96], expected_text[96];
-    nsa_shape(config, lengths, id, 0, &expected);
+    nsa_shape(&ctx->plan.cfg, lengths, id, 0, &expected);
     int same = expected.ndim == tensor->ndim;
     for (int i = 0; same && i < expected.ndim; i++)
         same = expected.shape[i] < 0 || expected.shape[i] == tensor->shape[i];
@@ -51,13 +77,13 @@ nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths
                         shape_text(tensor, got_text, sizeof got_text));
     if (count && !tensor->data)
         return nsa_fail(NSA_ERR_INPUT, "%s has no data", name);
-    return NSA_OK;
+    return nsa_check_place(ctx, id, tensor);
 }
 
 static nsa_status check_gate(const nsa_tensor *gate, int64_t heads) {
     for (int64_t i = 0, count = nsa_count(gate); i < count; i++) {
-        double g = gate->dtype == NSA_F64 ? ((const double *)gate->data)[i]
-                                          : (double)((const float *)gate->data)[i];
+        double g;
+        nsa_copy_f64(&g, gate, i, 1);
         if (!(g >= 0 && g <= 1))
             return nsa_fail(NSA_ERR_INPUT,
                             "gate[%" PRId64 ",%" PRId64 ",%" PRId64 "] = %g is not in [0,1]",
@@ -153,15 +179,17 @@ static nsa_status check_strays(const nsa_context *ctx, const nsa_tensors *in, in
     return NSA_OK;
 }
 
-/* q, keys, values and the gate: the inputs that a load and a step share. */
-static nsa_status check_tokens(const nsa_config *config, const nsa_tensors *in,
+/* q, keys, values and the gate: the inputs that a load and a step share. A device's gates are for
+ * the stage to check. */
+static nsa_status check_tokens(const nsa_context *ctx, const nsa_tensors *in,
                                const nsa_lengths *lengths) {
+    const nsa_tensor *gate = &in->at[NSA_GATE];
     nsa_status status = NSA_OK;
     for (int id = NSA_Q; id <= NSA_GATE && !status; id++)
-        status = nsa_check_tensor(config, lengths, (nsa_id)id, &in->at[id]);
+        status = nsa_check_tensor(ctx, lengths, (nsa_id)id, &in->at[id]);
     if (!status && in->at[NSA_BLOCK_IDX].dtype)
-        status = nsa_check_tensor(config, lengths, NSA_BLOCK_IDX, &in->at[NSA_BLOCK_IDX]);
-    return status ? status : check_gate(&in->at[NSA_GATE], config->q_heads);
+        status = nsa_check_tensor(ctx, lengths, NSA_BLOCK_IDX, &in->at[NSA_BLOCK_IDX]);
+    return status || gate->place ? status : check_gate(gate, ctx->plan.cfg.q_heads);
 }
 
 /* The slots that a load or a step names: distinct ones that exist. */
@@ -169,7 +197,7 @@ static nsa_status check_active(const nsa_context *ctx, const nsa_tensor *active)
     const int64_t slots = ctx->plan.cfg.max_seqs;
     const int32_t *slot = active->data;
     const nsa_lengths lengths = {0};
-    nsa_status status = nsa_check_tensor(&ctx->plan.cfg, &lengths, NSA_ACTIVE, active);
+    nsa_status status = nsa_check_tensor(ctx, &lengths, NSA_ACTIVE, active);
     for (int64_t a = 0; !status && a < active->shape[0]; a++) {
         if (slot[a] < 0 || slot[a] >= slots)
             return nsa_fail(NSA_ERR_INPUT, "active[%" PRId64 "] = %d is not in 0..%" PRId64, a,
@@ -205,18 +233,18 @@ nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_bat
                         config->seq_len);
     batch->R = batch->T;
     nsa_lengths lengths = {.T = batch->T};
-    status = check_tokens(config, in, &lengths);
+    status = check_tokens(ctx, in, &lengths);
     for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST && !status; id++) {
         if (nsa_has(config, (nsa_id)id))
-            status = nsa_check_tensor(config, &lengths, (nsa_id)id, &in->at[id]);
+            status = nsa_check_tensor(ctx, &lengths, (nsa_id)id, &in->at[id]);
     }
     if (!status && cu->dtype)
-        status = nsa_check_tensor(config, &lengths, NSA_CU_SEQLENS, cu);
+        status = nsa_check_tensor(ctx, &lengths, NSA_CU_SEQLENS, cu);
     if (!status && cu->dtype)
         status = check_cu_seqlens(ctx, cu, batch);
     status = status ? status : check_load_slots(ctx, &in->at[NSA_ACTIVE], batch->B);
     if (!status && rows->dtype)
-        status = nsa_check_tensor(config, &lengths, NSA_ROWS, rows);
+        status = nsa_check_tensor(ctx, &lengths, NSA_ROWS, rows);
     if (!status && rows->dtype)
         status = check_rows(rows, batch);
     if (!status && batch->R > ctx->plan.setup.max_rows)
@@ -235,10 +263,10 @@ nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_ste
         return status;
     const int32_t *slot = active->data;
     step->A = lengths.T = active->shape[0];
-    for (int64_t a = 0; a < step->A; a++) {
+    for (int64_t a = 0; a < step->A && !ctx->streams; a++) { /* else a kernel looks */
         if (ctx->len[slot[a]] >= config->max_seq_len)
             return nsa_fail(NSA_ERR_INPUT, "slot %d is full: max_seq_len is %" PRId64, slot[a],
                             config->max_seq_len);
     }
-    return check_tokens(config, in, &lengths);
+    return check_tokens(ctx, in, &lengths);
 }

@@ -9,6 +9,25 @@
 
 /* ------------------------------------------------------------------- loads */
 
+/* The error that a kernel found since the last call, if any. */
+static nsa_status pending(const nsa_context *ctx) {
+    return ctx->stage->pending ? ctx->stage->pending(ctx->self) : NSA_OK;
+}
+
+nsa_status nsa_set_stream(nsa_context *ctx, void *stream) {
+    if (!ctx->stage->set_stream)
+        return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage runs on the CPU, which has no streams");
+    const nsa_status status = ctx->stage->set_stream(ctx->self, stream);
+    ctx->streams |= !status;
+    return status;
+}
+
+/* *at = value; `same` becomes 0 if it was another. */
+static void keep(int64_t *at, int64_t value, int *same) {
+    *same &= *at == value;
+    *at = value;
+}
+
 /* Fill in the batch's offsets: seq from cu_seqlens, cmp from each sequence's number of compressed
  * tokens (Eq. 7). If the pack has more sequences than the plan's max_seqs, the empty ones are
  * dropped: they have no results, and at most T others remain. */
@@ -17,20 +36,24 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
     const int32_t *rows = in->at[NSA_ROWS].dtype ? in->at[NSA_ROWS].data : NULL;
     const int64_t given = batch->B;
     const int fits = given <= ctx->plan.cfg.max_seqs;
-    ctx->seq[0] = ctx->cmp[0] = ctx->seq[1] = ctx->cmp[1] = batch->J = batch->B = 0;
+    batch->J = batch->B = 0;
     for (int64_t i = 0, b = 0; i < given; i++) {
         const int64_t end = cu ? cu[i + 1] : batch->T, len = end - ctx->seq[b];
         const int64_t blocks = blocks_of(&ctx->plan.cfg, len);
         if (!fits && len == 0)
             continue;
-        ctx->seq[b + 1] = end;
-        ctx->cmp[b + 1] = ctx->cmp[b] + nsa_cmp_tokens(&ctx->plan.cfg, len);
+        keep(&ctx->seq[b + 1], end, &batch->same);
+        keep(&ctx->cmp[b + 1], ctx->cmp[b] + nsa_cmp_tokens(&ctx->plan.cfg, len), &batch->same);
         batch->J = blocks > batch->J ? blocks : batch->J;
         batch->B = ++b;
     }
-    batch->B = batch->B ? batch->B : 1; /* an empty pack is one empty sequence */
+    if (!batch->B) { /* an empty pack is one empty sequence */
+        keep(&ctx->seq[1], 0, &batch->same);
+        keep(&ctx->cmp[1], 0, &batch->same);
+        batch->B = 1;
+    }
     for (int64_t r = 0; r < batch->R; r++)
-        ctx->row[r] = rows ? rows[r] : r;
+        keep(&ctx->row[r], rows ? rows[r] : r, &batch->same);
     batch->N = ctx->cmp[batch->B];
     batch->seq = ctx->seq;
     batch->cmp = ctx->cmp;
@@ -40,9 +63,12 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
 /* The slot of each sequence, should it be prefilled: as `active` says, or in the pack's order. */
 static void fill_slots(nsa_context *ctx, const nsa_tensor *active, nsa_batch *batch) {
     const int32_t *slot = active->dtype ? active->data : NULL;
-    ctx->keeps_slots = slot != NULL;
-    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++)
-        ctx->load_slot[b] = slot ? slot[b] : (int32_t)b;
+    batch->keeps_slots = slot != NULL;
+    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++) {
+        const int32_t s = slot ? slot[b] : (int32_t)b;
+        batch->same &= ctx->load_slot[b] == s;
+        ctx->load_slot[b] = s;
+    }
     batch->slot = ctx->load_slot;
 }
 
@@ -65,30 +91,36 @@ static nsa_status forced_rows(nsa_context *ctx, const int32_t *idx, nsa_batch *b
 
 nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
     nsa_batch batch = {0};
-    nsa_status status = nsa_check_load(ctx, in, &batch);
-    const nsa_tensor *dout = &in->at[NSA_DOUT];
+    nsa_status status = pending(ctx);
+    status = status ? status : nsa_check_load(ctx, in, &batch);
+    const nsa_tensor *dout = &in->at[NSA_DOUT], *idx = &in->at[NSA_BLOCK_IDX];
     if (!status && dout->dtype)
-        status = nsa_check_tensor(&ctx->plan.cfg, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
+        status = nsa_check_tensor(ctx, &(nsa_lengths){.T = batch.T}, NSA_DOUT, dout);
     if (status)
         return status;
     ctx->done = 0; /* the previous load or step is no longer valid */
+    batch.same = ctx->packed && batch.T == ctx->batch.T && batch.R == ctx->batch.R;
     fill_batch(ctx, in, &batch);
     fill_slots(ctx, &in->at[NSA_ACTIVE], &batch);
-    if (in->at[NSA_BLOCK_IDX].dtype)
-        status = forced_rows(ctx, in->at[NSA_BLOCK_IDX].data, &batch);
+    batch.same &= batch.B == ctx->batch.B && batch.keeps_slots == ctx->batch.keeps_slots;
+    if (idx->dtype && idx->place == NSA_HOST)
+        status = forced_rows(ctx, idx->data, &batch);
     ctx->batch = batch;
+    ctx->packed = 0;
     status = status ? status : ctx->stage->load(ctx->self, in, &ctx->batch);
-    if (!status)
+    if (!status) {
         ctx->done |= WEIGHTS | LOADED;
+        ctx->packed = 1;
+    }
     return status || !dout->dtype ? status : nsa_load_dout(ctx, dout);
 }
 
-/* An error if `required` (LOADED | FORWARD | ...) has not been done yet. */
+/* An error if `required` (LOADED | FORWARD | ...) has not been done yet, or a kernel found one. */
 static nsa_status require_done(const nsa_context *ctx, unsigned required, const char *call,
                                const char *before) {
     if ((ctx->done & required) != required)
         return nsa_fail(NSA_ERR_STATE, "%s needs %s before it", call, before);
-    return NSA_OK;
+    return pending(ctx);
 }
 
 static nsa_status require_flag(const nsa_context *ctx, unsigned flag, const char *call,
@@ -102,40 +134,72 @@ nsa_status nsa_load_dout(nsa_context *ctx, const nsa_tensor *dout) {
     nsa_lengths lengths = {.T = ctx->batch.T};
     nsa_status status = require_flag(ctx, NSA_BACKWARD, "load_dout", "NSA_BACKWARD");
     status = status ? status : require_done(ctx, LOADED, "load_dout", "a load");
-    status = status ? status : nsa_check_tensor(&ctx->plan.cfg, &lengths, NSA_DOUT, dout);
+    status = status ? status : nsa_check_tensor(ctx, &lengths, NSA_DOUT, dout);
     status = status ? status : ctx->stage->load_dout(ctx->self, dout);
     if (!status)
         ctx->done |= DOUT;
     return status;
 }
 
-nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
+/* Lengths of the slots, of a stage that keeps them on its device. */
+static nsa_status ask_lens(nsa_context *ctx) {
+    const int there = ctx->len && ctx->stage->slot_lens && !ctx->streams;
+    return there ? ctx->stage->slot_lens(ctx->self, ctx->len) : NSA_OK;
+}
+
+/* Copy the slots of a step, whether they are those of the step before, and their positions, if the
+ * host knows them. */
+static void fill_step(nsa_context *ctx, const int32_t *slot, nsa_step *step) {
+    step->same = ctx->stepped && step->A == ctx->step.A;
+    for (int64_t a = 0; a < step->A; a++) {
+        step->same &= ctx->slot[a] == slot[a];
+        ctx->slot[a] = slot[a];
+        ctx->pos[a] = ctx->len[slot[a]];
+    }
+    step->slot = ctx->slot;
+    step->pos = ctx->streams ? NULL : ctx->pos;
+}
+
+/* Check and sort the block lists of a step, if they are on the host. */
+static nsa_status forced_step(nsa_context *ctx, const nsa_tensor *idx, nsa_step *step) {
     const nsa_config *c = &ctx->plan.cfg;
+    const int32_t *src = idx->data;
+    nsa_status status = NSA_OK;
+    if (!idx->dtype || idx->place == NSA_DEVICE)
+        return NSA_OK;
+    if (ctx->streams)
+        return nsa_fail(NSA_ERR_INPUT, "block_idx of a step is on the host: with nsa_set_stream() "
+                                       "only the device knows the positions to check it by");
+    for (int64_t i = 0; i < step->A * c->kv_heads && !status; i++) {
+        const int64_t a = i / c->kv_heads;
+        status = nsa_check_blocks(ctx->step_idx + i * c->slc_count, src + i * c->slc_count,
+                                  c->slc_count, ctx->pos[a] / c->slc_block, "slot", step->slot[a]);
+    }
+    step->block_idx = ctx->step_idx;
+    return status;
+}
+
+nsa_status nsa_load_step(nsa_context *ctx, const nsa_tensors *in) {
     nsa_step step = {0};
     nsa_status status = require_flag(ctx, NSA_DECODE, "load_step", "NSA_DECODE");
     if (!status && !ctx->stage->decode)
         status = nsa_fail(NSA_ERR_UNSUPPORTED, "this stage has no decode");
     status =
         status ? status : require_done(ctx, WEIGHTS, "load_step", "a load (for the phi weights)");
+    status = status ? status : ask_lens(ctx);
     status = status ? status : nsa_check_step(ctx, in, &step);
-    const int32_t *slot = in->at[NSA_ACTIVE].data, *idx = in->at[NSA_BLOCK_IDX].data;
     if (status)
         return status;
     ctx->done &= WEIGHTS; /* the step replaces the load and all results */
-    for (int64_t a = 0; a < step.A && !status; a++) {
-        ctx->slot[a] = slot[a];
-        ctx->pos[a] = ctx->len[slot[a]];
-        for (int64_t i = a * c->kv_heads; idx && i < (a + 1) * c->kv_heads && !status; i++)
-            status = nsa_check_blocks(ctx->step_idx + i * c->slc_count, idx + i * c->slc_count,
-                                      c->slc_count, ctx->pos[a] / c->slc_block, "slot", slot[a]);
-    }
-    step.slot = ctx->slot;
-    step.pos = ctx->pos;
-    step.block_idx = idx ? ctx->step_idx : NULL;
+    fill_step(ctx, in->at[NSA_ACTIVE].data, &step);
+    status = forced_step(ctx, &in->at[NSA_BLOCK_IDX], &step);
     ctx->step = step;
+    ctx->stepped = 0;
     status = status ? status : ctx->stage->load_step(ctx->self, in, &ctx->step);
-    if (!status)
+    if (!status) {
         ctx->done |= STEP;
+        ctx->stepped = 1;
+    }
     return status;
 }
 
@@ -186,7 +250,7 @@ nsa_status nsa_prefill(nsa_context *ctx) {
     ctx->done &= WEIGHTS | LOADED | DOUT;
     for (int64_t b = 0; b < ctx->batch.B; b++)
         ctx->len[slot[b]] = 0;
-    if (!ctx->keeps_slots)
+    if (!ctx->batch.keeps_slots)
         memset(ctx->len, 0, (size_t)c->max_seqs * sizeof *ctx->len);
     nsa_pool_poison(ctx->plan.pool, NSA_MEM_FORWARD | NSA_MEM_SCRATCH);
     status = ctx->stage->prefill(ctx->self);
@@ -229,8 +293,12 @@ nsa_status nsa_causal(nsa_context *ctx, int pair) {
     return status;
 }
 
-int64_t nsa_slot_len(const nsa_context *ctx, int64_t slot) {
-    return slot < 0 || slot >= ctx->max_seqs ? -1 : ctx->len ? ctx->len[slot] : 0;
+int64_t nsa_slot_len(nsa_context *ctx, int64_t slot) {
+    if (slot < 0 || slot >= ctx->max_seqs)
+        return -1;
+    if (ctx->len && ctx->stage->slot_lens && ctx->stage->slot_lens(ctx->self, ctx->len))
+        return -1; /* the device failed: nsa_last_error() */
+    return ctx->len ? ctx->len[slot] : 0;
 }
 
 /* ----------------------------------------------------------------- results */
@@ -281,9 +349,11 @@ nsa_status nsa_result(const nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
 nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
     nsa_tensor is;
     nsa_status status = nsa_result(ctx, id, &is);
+    status = status ? status : pending(ctx);
     if (status)
         return status;
-    int same = is.dtype == tensor->dtype && is.ndim == tensor->ndim;
+    const int half = tensor->dtype == NSA_BF16 && is.dtype != NSA_I32;
+    int same = (is.dtype == tensor->dtype || half) && is.ndim == tensor->ndim;
     for (int i = 0; same && i < is.ndim; i++)
         same = is.shape[i] == tensor->shape[i];
     if (!same)
@@ -294,7 +364,8 @@ nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
     int64_t count = nsa_count(&is);
     if (count && !tensor->data)
         return nsa_fail(NSA_ERR_INPUT, "%s: the tensor to read into has no data", nsa_name(id));
-    return count ? ctx->stage->read(ctx->self, id, tensor->data) : NSA_OK;
+    status = nsa_check_place(ctx, id, tensor);
+    return status || !count ? status : ctx->stage->read(ctx->self, id, tensor);
 }
 
 int nsa_phases(nsa_context *ctx, nsa_phase *list, int capacity) {

@@ -28,13 +28,16 @@ struct nsa_context {
     nsa_batch batch;        /**< of the last load */
     nsa_step step;          /**< of the last load_step */
     unsigned done;          /**< LOADED | FORWARD | ... */
+    int packed;             /**< the stage has the tables of `batch`, */
+    int stepped;            /**< and those of `step` */
+    int streams;            /**< nsa_set_stream() was called: calls do not wait */
     int64_t max_seqs;       /**< as the caller set it; plan.cfg.max_seqs may be smaller */
     int64_t *seq;           /**< [max_seqs+1] behind batch.seq */
     int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */
     int64_t *row;           /**< [max_rows] behind batch.row */
     int32_t *block_idx;     /**< [max_rows,Hkv,n] behind batch.block_idx */
-    int keeps_slots;        /**< the load had `active`: a prefill leaves all other slots alone */
-    int64_t *len;           /**< [max_seqs] tokens in each decode slot; NULL without NSA_DECODE */
+    int64_t *len;           /**< [max_seqs] tokens in each decode slot, of a stage with slot_lens
+                                 when it was last asked; NULL without NSA_DECODE */
     int32_t *load_slot;     /**< [max_seqs] behind batch.slot; NULL without NSA_DECODE */
     int32_t *slot;          /**< [max_seqs] behind step.slot */
     int64_t *pos;           /**< [max_seqs] behind step.pos */
@@ -52,9 +55,12 @@ nsa_status nsa_check_load(const nsa_context *ctx, const nsa_tensors *in, nsa_bat
 /** Check the tensors of a decode step and find A. */
 nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_step *step);
 
-/** Check that one tensor is present, with the right type, shape and pointer. */
-nsa_status nsa_check_tensor(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
+/** Check that one input is present, with the right type, shape, place and pointer. */
+nsa_status nsa_check_tensor(const nsa_context *ctx, const nsa_lengths *lengths, nsa_id id,
                             const nsa_tensor *tensor);
+
+/** Check where a tensor lies, an input or one to read into. */
+nsa_status nsa_check_place(const nsa_context *ctx, nsa_id id, const nsa_tensor *tensor);
 
 /** Check one forced row of `n` blocks for a query in block `own_block` and copy it, ascending, -1
  * last.

@@ -46,17 +46,29 @@ static inline void load_rows(const nsa_batch *batch, real *dst, const nsa_tensor
         copy(dst + r * row_width, src, batch->row[r] * row_width, row_width);
 }
 
+/** Copy `count` elements of a result to element `first` of the tensor that is read into. */
+static inline void store_result(const nsa_tensor *to, int64_t first, const real *src,
+                                int64_t count) {
+    if (to->dtype != NSA_BF16 && count)
+        memcpy((real *)to->data + first, src, (size_t)count * sizeof *src);
+    for (int64_t i = 0; i < count && to->dtype == NSA_BF16; i++)
+        ((uint16_t *)to->data)[first + i] = nsa_bf16_from_f32((float)src[i]);
+}
+
 /** Copy a result that lies in `src` as the contract wants it; NULL if the stage keeps none. `rows`
  *  are those of the last forward, prefill or decode. */
 static inline nsa_status read_result(const nsa_config *c, const nsa_batch *b, int64_t rows,
-                                     nsa_id id, const void *src, void *dst) {
+                                     nsa_id id, const void *src, const nsa_tensor *to) {
     const nsa_lengths lengths = {
         .T = b->T, .R = id == NSA_OUT_CAUSAL ? b->R : rows, .N = b->N, .J = b->J};
     nsa_tensor shape;
     nsa_shape(c, &lengths, id, 1, &shape);
     if (!src)
         return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
-    memcpy(dst, src, (size_t)nsa_count(&shape) * (id == NSA_BLOCK_IDX ? 4 : sizeof(real)));
+    if (id == NSA_BLOCK_IDX)
+        memcpy(to->data, src, (size_t)nsa_count(&shape) * sizeof(int32_t));
+    else
+        store_result(to, 0, src, nsa_count(&shape));
     return NSA_OK;
 }
 

@@ -19,7 +19,7 @@
 #ifndef NSA_DEVICE_H
 #define NSA_DEVICE_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 #ifdef NSA_SIMT
 #include "simt/simt.h"

@@ -1,6 +1,7 @@
 /** @file find.c
  *  @brief Finding stages: `NN_name.so` in a folder, opened with dlopen, asked for its table. */
 #include "nsa_find.h"
+#include "nsa_stage.h"
 
 #include <ctype.h>
 #include <dirent.h>

@@ -47,6 +47,8 @@ static nsa_status alloc_context_memory(nsa_context *ctx) {
     ctx->row = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows, sizeof *ctx->row);
     ctx->block_idx =
         nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows * idx_stride, sizeof *ctx->block_idx);
+    if (ctx->seq && ctx->cmp)
+        ctx->seq[0] = ctx->cmp[0] = 0;
     if (!(ctx->plan.setup.flags & NSA_DECODE))
         return nsa_pool_status(pool);
     ctx->len = nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, seqs, sizeof *ctx->len);

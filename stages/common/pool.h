@@ -10,7 +10,7 @@
 #ifndef NSA_POOL_H
 #define NSA_POOL_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** When a block's contents become invalid. */
 typedef enum nsa_memory_kind {

@@ -59,7 +59,10 @@ nsa_id nsa_id_named(const char *name) {
 }
 
 size_t nsa_dtype_size(nsa_dtype dtype) {
-    return dtype == NSA_F64 ? 8 : dtype == NSA_F32 || dtype == NSA_I32 ? 4 : 0;
+    return dtype == NSA_F64                       ? 8
+           : dtype == NSA_F32 || dtype == NSA_I32 ? 4
+           : dtype == NSA_BF16                    ? 2
+                                                  : 0;
 }
 
 int64_t nsa_count(const nsa_tensor *tensor) {
@@ -141,20 +144,35 @@ void nsa_shape(const nsa_config *config, const nsa_lengths *lengths, nsa_id id, 
         tensor->shape[tensor->ndim] = dimension(config, lengths, letters[tensor->ndim]);
 }
 
+float nsa_bf16_to_f32(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+uint16_t nsa_bf16_from_f32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x)
+        return (uint16_t)(bits >> 16 | 0x40); /* a quiet NaN: rounding could make it infinite */
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
 void nsa_copy_f64(double *dst, const nsa_tensor *src, int64_t first, int64_t count) {
-    if (src->dtype == NSA_F64 && count) {
+    if (src->dtype == NSA_F64 && count)
         memcpy(dst, (const double *)src->data + first, (size_t)count * sizeof *dst);
-    } else {
-        for (int64_t i = 0; i < count; i++)
-            dst[i] = ((const float *)src->data)[first + i];
-    }
+    for (int64_t i = 0; i < count && src->dtype == NSA_F32; i++)
+        dst[i] = (double)((const float *)src->data)[first + i];
+    for (int64_t i = 0; i < count && src->dtype == NSA_BF16; i++)
+        dst[i] = (double)nsa_bf16_to_f32(((const uint16_t *)src->data)[first + i]);
 }
 
 void nsa_copy_f32(float *dst, const nsa_tensor *src, int64_t first, int64_t count) {
-    if (src->dtype == NSA_F32 && count) {
+    if (src->dtype == NSA_F32 && count)
         memcpy(dst, (const float *)src->data + first, (size_t)count * sizeof *dst);
-    } else {
-        for (int64_t i = 0; i < count; i++)
-            dst[i] = (float)((const double *)src->data)[first + i];
-    }
+    for (int64_t i = 0; i < count && src->dtype == NSA_F64; i++)
+        dst[i] = (float)((const double *)src->data)[first + i];
+    for (int64_t i = 0; i < count && src->dtype == NSA_BF16; i++)
+        dst[i] = nsa_bf16_to_f32(((const uint16_t *)src->data)[first + i]);
 }

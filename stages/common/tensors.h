@@ -25,6 +25,12 @@ NSA_EXPORT void nsa_shape(const nsa_config *config, const nsa_lengths *lengths, 
 /** @return the input whose gradient `id` is (NSA_DQ gives NSA_Q), NSA_ID_COUNT if it is none. */
 NSA_EXPORT nsa_id nsa_gradient_of(nsa_id id);
 
+/** @return the value of a bfloat16. */
+NSA_EXPORT float nsa_bf16_to_f32(uint16_t x);
+
+/** @return the nearest bfloat16, of two the even one; a NaN stays one. */
+NSA_EXPORT uint16_t nsa_bf16_from_f32(float x);
+
 /** Copy `count` elements from element `first` of a float tensor, converting to double. */
 NSA_EXPORT void nsa_copy_f64(double *dst, const nsa_tensor *src, int64_t first, int64_t count);
 

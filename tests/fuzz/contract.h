@@ -6,7 +6,7 @@
 #define FUZZ_CONTRACT_H
 
 #include "fuzz/bytes.h"
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** Inputs of one call, each in memory of exactly its size. */
 typedef struct drawn {

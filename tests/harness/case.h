@@ -9,7 +9,7 @@
 #ifndef HARNESS_CASE_H
 #define HARNESS_CASE_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** How the inputs are drawn. */
 typedef enum case_data {

@@ -9,7 +9,7 @@
 #ifndef HARNESS_PARTS_H
 #define HARNESS_PARTS_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** The parts, in the order in which a stage is written. */
 typedef enum stage_part {

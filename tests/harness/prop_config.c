@@ -194,7 +194,7 @@ static void break_input(const broken_input *b, nsa_tensor *t) {
             tensor_set(t, b->index, b->value);
         break;
     case STRAY:
-        *t = (nsa_tensor){something, NSA_F32, 1, {1}};
+        *t = (nsa_tensor){something, NSA_F32, 1, {1}, NSA_HOST};
         break;
     }
 }

@@ -117,7 +117,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
     }
     for (int32_t a = 0; a < A; a++)
         active[a] = a;
-    x.step.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {A}};
+    x.step.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {A}, NSA_HOST};
     if (s->stage->device)
         status = status ? status : judge_device(s->stage, &cfg, &setup, &x);
     status = status ? status : nsa_open(s->stage, &cfg, &setup, &ctx);

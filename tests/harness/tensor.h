@@ -5,7 +5,7 @@
 #ifndef HARNESS_TENSOR_H
 #define HARNESS_TENSOR_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 /** Allocate fenced memory for `t` (dtype, ndim and shape are set), all bits one: NaN, or -1. */
 nsa_status tensor_alloc(nsa_tensor *t);
