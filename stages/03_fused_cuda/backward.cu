@@ -65,6 +65,7 @@ static grad_args gradients_of(const stage *st) {
 nsa_status backward(void *self) {
     stage *st = (stage *)self;
     const grad_args args = gradients_of(st);
+    TRY(poison(st, NSA_MEM_BACKWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(zero_gradients(st));
     if (args.R) {

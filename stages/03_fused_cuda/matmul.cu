@@ -44,14 +44,17 @@ static __device__ __forceinline__ void store_operand(float *s_x, tile_part part,
         s_x[(part.k + j * part.dk) * MATMUL_LD + part.i + j * part.di] = r_x[j];
 }
 
-/* C = A B + D, see compress.cuh. Grid: (M / 64, N / 64). Block: 4 warps with 16 rows and 64 columns
- * of C each. Shared: 9 KiB, 16 elements of the summed dimension at a time, while the next 16 are
- * loaded into registers. */
+/* C = A B + D, see compress.cuh. Grid: M / 64 times N / 64, in x alone, for y ends at 65535 and
+ * the mlp may have more hidden units. Block: 4 warps with 16 rows and 64 columns of C each. Shared:
+ * 9 KiB, 16 elements of the summed dimension at a time, while the next 16 are loaded into
+ * registers. */
 static __global__ void __launch_bounds__(MATMUL_THREADS)
     matmul_kernel(product_size size, matrix a, matrix b, matrix c, matrix d) {
     __shared__ __align__(16) float s_a[MATMUL_K * MATMUL_LD];
     __shared__ __align__(16) float s_b[MATMUL_K * MATMUL_LD];
-    const int64_t m0 = (int64_t)blockIdx.x * MATMUL_TILE, n0 = (int64_t)blockIdx.y * MATMUL_TILE;
+    const unsigned m_tiles = (unsigned)((size.M + MATMUL_TILE - 1) / MATMUL_TILE);
+    const int64_t m0 = (int64_t)(blockIdx.x % m_tiles) * MATMUL_TILE;
+    const int64_t n0 = (int64_t)(blockIdx.x / m_tiles) * MATMUL_TILE;
     const int M = (int)(size.M - m0), N = (int)(size.N - n0); /* that are left */
     const int row = (int)threadIdx.x / WARP_SIZE * TILE_ROWS + lane_row();
     matrix bt = {b.at + n0 * b.col, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */
@@ -87,9 +90,10 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
 }
 
 nsa_status matmul_plus(stage *st, product_size size, matrix a, matrix b, matrix c, matrix d) {
-    const dim3 grid((unsigned)((size.M + MATMUL_TILE - 1) / MATMUL_TILE),
-                    (unsigned)((size.N + MATMUL_TILE - 1) / MATMUL_TILE));
-    NSA_LAUNCH(matmul_kernel, grid, MATMUL_THREADS, 0, st->stream, size, a, b, c, d);
+    const int64_t m_tiles = (size.M + MATMUL_TILE - 1) / MATMUL_TILE;
+    const int64_t n_tiles = (size.N + MATMUL_TILE - 1) / MATMUL_TILE;
+    NSA_LAUNCH(matmul_kernel, (unsigned)(m_tiles * n_tiles), MATMUL_THREADS, 0, st->stream, size, a,
+               b, c, d);
     NSA_LAUNCHED("matmul");
     return NSA_OK;
 }

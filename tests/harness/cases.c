@@ -97,6 +97,12 @@ const listed_case cases[] = {
     {"T=140,l=1,d=1,l2=1,n=128,Hq=2,Hkv=1", 0},
     {"T=300,l=256,d=1,l2=256,n=2,init=0,local=1,dk=4,dv=4,Hq=2,Hkv=1", 0},
     {"T=100,l=32,d=8,l2=32,phi=gated,dk=4,dv=4", 0},
+    {"T=100,l=40,d=8,l2=40,phi=gated,dk=4,dv=4", 0}, /* more tokens than a warp has lanes */
+    {"T=200,Hq=2,Hkv=1,dk=2,dv=2,l=48,d=1,l2=48,n=2,init=0,local=1", 0},
+    /* every row's only block lies in two blocks of memory */
+    {"T=160,Hq=1,Hkv=1,dk=1,dv=1,l=8,d=4,l2=48,n=1,init=0,local=1", 0},
+    /* a batch of the compressors has more than 256 rows: its sums over rows are in parts */
+    {"T=60,Hq=9,Hkv=9,dk=2,dv=2,l=2,d=1,l2=4,phi=gated", 0},
     /* exact ties */
     {"T=140,data=ties", QUICK | PATH},
     {"T=140,data=ties,phi=gated", 0},
@@ -104,6 +110,8 @@ const listed_case cases[] = {
     {"T=200,data=planted,n=6", QUICK | PATH},
     {"T=200,data=planted,n=5,phi=gated,Hq=8", 0},
     {"T=200,data=planted,n=6,phi=mlp,hidden=6,Hq=16,Hkv=1", 0},
+    /* the first block and one of which not all is visible: equal terms in opposite order */
+    {"T=64,data=ties,init=0,local=1,l=12,d=4,l2=12,n=3,Hq=1,Hkv=1,dk=2,dv=2", QUICK},
     /* packs: empty sequences, sequences shorter than a block, edges in the middle of blocks */
     {"seqs=40+33", 0},
     {"seqs=15+0+115+70,phi=mlp,hidden=6", QUICK | PATH},
@@ -129,6 +137,11 @@ const listed_case cases[] = {
     {"T=4300,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=9", PATH},
     /* 2048: two-level summation has just filled its first partial sum */
     {"T=2048,Hq=2,Hkv=1,dk=3,dv=2,l=1,d=1,l2=4,n=4,w=5,rows=5", 0},
+    /* long sums of a group of several tiles, and of wide outputs */
+    {"T=4200,Hq=17,Hkv=1,dk=2,dv=65,l=1,d=1,l2=4,n=4,w=5,rows=3", 0},
+    /* decode splits the compressed keys and the window's, and each warp has several blocks of them
+     */
+    {"T=520,Hq=1,Hkv=1,dk=2,dv=2,l=1,d=1,l2=4,n=4,w=300", 0},
     /* 65535 compressed keys. The gradients of pe are small remainders: the dS of a row cancel. So
      * they show how exact the sum over all those keys is. (The seed is one with a remainder that is
      * not too small: the smaller it is, the closer any float32 stage comes to the tolerance.) */
