@@ -20,8 +20,8 @@
  * compressed tokens, J selection blocks of the longest sequence.
  *
  * Tensors lie on the host or, for a stage that runs on a device, there. Without nsa_set_stream()
- * every call waits for its end. With it calls only submit work to the caller's stream, as CUDA's own
- * libraries do, and may be captured in a graph: docs/contract.md says what a graph holds.
+ * every call waits for its end. With it calls only submit work to the caller's stream, as CUDA's
+ * own libraries do, and may be captured in a graph: docs/contract.md says what a graph holds.
  */
 #ifndef NSA_H
 #define NSA_H

@@ -54,12 +54,13 @@ typedef struct nsa_batch {
 
 /** What `load_step` gets besides the tensors: one token for each active sequence. */
 typedef struct nsa_step {
-    int64_t A;                /**< active sequences */
-    const int32_t *slot;      /**< [A] the cache slot of each */
-    int same;                 /**< 1 if the slots are those of the step before */
-    const int64_t *pos;       /**< [A] tokens already in the slot: the new token's position t; NULL
-                                 if only the device knows them */
-    const int32_t *block_idx; /**< [A,Hkv,n] forced blocks, ascending, -1 last; NULL as in a batch */
+    int64_t A;           /**< active sequences */
+    const int32_t *slot; /**< [A] the cache slot of each */
+    int same;            /**< 1 if the slots are those of the step before */
+    const int64_t *pos;  /**< [A] tokens already in the slot: the new token's position t; NULL
+                            if only the device knows them */
+    const int32_t
+        *block_idx; /**< [A,Hkv,n] forced blocks, ascending, -1 last; NULL as in a batch */
 } nsa_step;
 
 /** The table of functions a stage exports; inputs are checked before any of them is called, and

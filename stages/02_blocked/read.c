@@ -43,8 +43,8 @@ nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     case NSA_DPHI_K_W1:
     case NSA_DPHI_V_W1: {
         const int pair = id == NSA_DPHI_K_W1 ? KEYS : VALUES;
-        unpack_rows(to, st->dphi[pair][W1], st->cfg.phi_hidden,
-                    st->cfg.cmp_block * width(st, pair), z_width(st, pair));
+        unpack_rows(to, st->dphi[pair][W1], st->cfg.phi_hidden, st->cfg.cmp_block * width(st, pair),
+                    z_width(st, pair));
         break;
     }
     case NSA_K_PHI:

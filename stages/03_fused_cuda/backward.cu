@@ -83,6 +83,5 @@ nsa_status backward(void *self) {
     }
     TRY(compress_pack_backward(st));
     TRY(record_phase(st, PHASE_PHI));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }

@@ -36,6 +36,8 @@ static __global__ void __launch_bounds__(SPAN_THREADS) gather_kernel(key_spans x
     const int64_t m = blockIdx.x;
     const int D = x.in.D, lD = x.l * D;
     const real *g_x = span_rows(&x, m);
+    if (x.g_rows && m >= *x.g_rows)
+        return;
     for (int i = (int)threadIdx.x; i < lD; i += SPAN_THREADS)
         to[m * lD + i] = g_x[i / D * x.in.Dp + i % D] + (x.pe ? x.pe[i] : 0);
 }
@@ -54,7 +56,8 @@ static __global__ void silu_kernel(const real *u, int64_t count, real *h, real *
 
 /* What `tokens` are compressed from. */
 key_spans spans_of(const stage *st, const kv_blocks *in, int pair, const cmp_tokens *tokens) {
-    return {view_of(st, &in[RAW], pair), tokens->first, tokens->count, st->c.l, st->phi[pair][PE]};
+    return {view_of(st, &in[RAW], pair), tokens->first, tokens->count, st->c.l,
+            st->phi[pair][PE],           tokens->g_rows};
 }
 
 nsa_status gather(stage *st, const key_spans *x, real *to) {
@@ -76,8 +79,8 @@ static nsa_status mlp_hidden(stage *st, int pair, const key_spans *x, real *u) {
     real *const *phi = st->phi[pair], *z = st->phi_scratch.z;
     const int64_t M = x->count * x->in.Hkv, lD = (int64_t)x->l * x->in.D, H = st->c.hidden;
     TRY(gather(st, x, z));
-    return matmul_plus(st, {M, H, lD}, rows_of(z, lD), columns_of(phi[W1], lD), rows_of(u, H),
-                       repeat_row(phi[B1]));
+    return matmul_plus(st, {M, H, lD, x->g_rows}, rows_of(z, lD), columns_of(phi[W1], lD),
+                       rows_of(u, H), repeat_row(phi[B1]));
 }
 
 /* y = W2 silu(W1 z + b1) + b2, the paper's MLP, a batch at a time. u stays for backward. */
@@ -91,8 +94,8 @@ static nsa_status phi_mlp(stage *st, int pair, key_spans x, const int64_t *key, 
         real *u = st->u[pair] + i * to.Hkv * H;
         TRY(mlp_hidden(st, pair, &x, u));
         TRY(silu(st, u, M * H, s->h, NULL));
-        TRY(matmul_plus(st, {M, D, H}, rows_of(s->h, H), columns_of(phi[W2], H), rows_of(s->y, D),
-                        repeat_row(phi[B2])));
+        TRY(matmul_plus(st, {M, D, H, x.g_rows}, rows_of(s->h, H), columns_of(phi[W2], H),
+                        rows_of(s->y, D), repeat_row(phi[B2])));
         TRY(pack_keys(st, s->y, key, x.count, to));
     }
     return NSA_OK;

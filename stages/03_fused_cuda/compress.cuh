@@ -34,7 +34,8 @@ static inline matrix repeat_row(real *x) {
 
 /* Sizes of a product: C [M,N], A [M,K], B [K,N]. */
 typedef struct product_size {
-    int64_t M, N, K; /* each below 2^31 */
+    int64_t M, N, K;              /* each below 2^31 */
+    const int64_t *g_rows = NULL; /* on the device: how many rows of C are wanted, if not all M */
 } product_size;
 
 /* matmul.cu: C = A B + D; D may be C, and is left out if D.at is NULL. Every element is one sum
@@ -55,7 +56,8 @@ typedef struct key_spans {
     const int64_t *first; /* [count] index of the first key */
     int64_t count;
     int l;
-    const real *pe; /* [l,D], added to the keys; NULL: nothing is */
+    const real *pe;        /* [l,D], added to the keys; NULL: nothing is */
+    const int64_t *g_rows = NULL; /* as in cmp_tokens */
 } key_spans;
 
 /* Row 0 of span m; its rows are in.Dp apart. */

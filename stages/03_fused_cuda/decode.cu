@@ -1,15 +1,20 @@
 /** @file
  *  @brief Decode: caches in the same blocks, one slot a sequence, one row a step. open() fixes the
- *  grids of attention's launches; what changes from step to step lies in device memory. */
+ *  grids of attention's launches; what changes from step to step, lengths too, lies in device
+ *  memory, so that a graph of a step can be launched again and again. */
 #include "decode.cuh"
 #include "load.cuh"
 
 /* The struct that st->decoder points to. */
 typedef struct decoder {
     decode_args args;
+    int64_t *len;             /* [max_seqs] tokens in each slot */
+    int32_t *t, *slot;        /* [max_seqs] position of each row, -1 if there is none; its slot */
+    int64_t *key;             /* [max_seqs] the new token's index in the caches; -1 for no row */
     cmp_tokens cmp, host_cmp; /* [max_seqs] the compressed tokens that the step completes */
-    int64_t *key, *host_key;  /* [max_seqs] the new tokens' indices in the caches */
-    int32_t *host_ints;       /* [2,max_seqs] positions and slots */
+    int64_t *cmp_rows;        /* [1] how many times Hkv */
+    int64_t *refused;         /* [2] how often a slot was full, and the last such slot */
+    int64_t *host_refused, seen; /* a copy in pinned memory; how often was reported */
 } decoder;
 
 /* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
@@ -37,11 +42,23 @@ static void open_caches(stage *st) {
 /* What load_step() lists of a step's rows. */
 static void open_coords(stage *st, decoder *dec) {
     const int64_t rows = st->cfg.max_seqs;
-    nsa_pool *pool = st->plan->pool;
     open_cmp_tokens(st, &dec->cmp, &dec->host_cmp, rows);
+    dec->len = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
+    dec->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int32_t));
+    dec->slot = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int32_t));
     dec->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
-    dec->host_key = (int64_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
-    dec->host_ints = (int32_t *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 2 * rows, sizeof(int32_t));
+    dec->cmp_rows = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 1, sizeof(int64_t));
+    dec->refused = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2, sizeof(int64_t));
+    if (cudaMallocHost((void **)&dec->host_refused, 2 * sizeof(int64_t)) != cudaSuccess)
+        st->failed = 1;
+    else
+        dec->host_refused[0] = 0;
+}
+
+void close_decode(stage *st) {
+    const decoder *dec = (const decoder *)st->decoder;
+    if (dec && dec->host_refused)
+        (void)cudaFreeHost(dec->host_refused);
 }
 
 nsa_status open_decode(stage *st) {
@@ -50,7 +67,10 @@ nsa_status open_decode(stage *st) {
     decoder *dec = (decoder *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 1, sizeof *dec);
     if (!dec)
         return nsa_pool_status(pool);
+    memset(dec, 0, sizeof *dec);
+    st->decoder = dec;
     open_caches(st);
+    open_coords(st, dec);
     decode_args *a = &dec->args;
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
@@ -67,8 +87,8 @@ nsa_status open_decode(stage *st) {
         a->slot_blocks[x] = st->slot_blocks[x];
         a->out_x[x] = st->plan->setup.flags & NSA_WANT_BRANCHES ? st->out_x[x] : NULL;
     }
-    a->t = st->row_t;
-    a->slot = st->row_seq; /* in a step, a row's sequence is its slot */
+    a->t = dec->t;
+    a->slot = dec->slot;
     a->q_t = st->q_t;
     a->gate = st->gate;
     a->scores = (real *)device_alloc(
@@ -77,8 +97,6 @@ nsa_status open_decode(stage *st) {
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    open_coords(st, dec);
-    st->decoder = dec;
     return st->failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
 }
 
@@ -101,60 +119,125 @@ static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, i
     return NSA_OK;
 }
 
+/* Lengths of the slots that a pack fills; all others become empty unless they keep their tokens.
+ * One CUDA block. */
+static __global__ void fill_slots_kernel(const sequence *g_seqs, int64_t B, int keeps,
+                                         int64_t slots, int64_t *g_len) {
+    for (int64_t s = threadIdx.x; s < slots && !keeps; s += THREADS)
+        g_len[s] = 0;
+    __syncthreads();
+    for (int64_t b = threadIdx.x; b < B; b += THREADS)
+        g_len[g_seqs[b].slot] = g_seqs[b].len;
+}
+
 nsa_status prefill(void *self) {
     stage *st = (stage *)self;
+    const decoder *dec = (const decoder *)st->decoder;
     TRY(forward(self));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         for (int x = 0; x < LAYOUTS; x++)
-            TRY(copy_blocks(st, x, st->batch.slot[b] * st->slot_blocks[x], sq->first_block[x],
+            TRY(copy_blocks(st, x, sq->slot * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
     }
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    NSA_LAUNCH(fill_slots_kernel, 1, THREADS, 0, st->stream, st->seqs, st->batch.B,
+               st->batch.keeps_slots, st->cfg.max_seqs, dec->len);
+    NSA_LAUNCHED("fill_slots");
+    return finish(st);
 }
 
-/* Load positions and slots of the rows, where their keys go, and the compressed tokens that they
- * complete: token number `len` of a slot completes i = (len - l)/d, if d divides len - l. */
+nsa_status slot_lens(void *self, int64_t *len) {
+    stage *st = (stage *)self;
+    return copy_to_host(st, len, ((const decoder *)st->decoder)->len,
+                        (size_t)st->cfg.max_seqs * sizeof *len);
+}
+
+nsa_status pending(void *self) {
+    decoder *dec = (decoder *)((const stage *)self)->decoder;
+    if (!dec || *(volatile int64_t *)dec->host_refused == dec->seen)
+        return NSA_OK;
+    dec->seen = dec->host_refused[0];
+    return nsa_fail(NSA_ERR_INPUT,
+                    "slot %lld was full in an earlier step, which left it alone: max_seq_len is "
+                    "%lld",
+                    (long long)dec->host_refused[1],
+                    (long long)((const stage *)self)->cfg.max_seq_len);
+}
+
+/* What follows from the lengths of the slots. */
+typedef struct step_coords {
+    int64_t A, max_len, slot_keys[LAYOUTS]; /* keys that a slot has room for */
+    const int64_t *len;
+    const int32_t *slot;
+    int32_t *t;
+    int64_t *key, *cmp_first, *cmp_key, *cmp_rows, *refused;
+} step_coords;
+
+/* Positions of the rows, where their keys go, and the compressed tokens that they complete: token
+ * number `len` of a slot completes i = (len - l)/d, if d divides len - l. A full slot is left
+ * alone. One CUDA block, one thread: the list of compressed tokens keeps the order of the rows. */
+static __global__ void step_coords_kernel(dims c, step_coords x, int64_t rows) {
+    int64_t n = 0;
+    for (int64_t a = 0; a < rows; a++) {
+        const int64_t slot = x.slot[a], t = x.len[slot], begin = t + 1 - c.l;
+        const bool there = a < x.A && t < x.max_len;
+        if (a < x.A && !there) {
+            x.refused[0]++;
+            x.refused[1] = slot;
+        }
+        x.t[a] = there ? (int32_t)t : -1;
+        x.key[a] = there ? slot * x.slot_keys[RAW] + t : -1;
+        if (!there || begin < 0 || begin % c.d)
+            continue;
+        x.cmp_first[n] = slot * x.slot_keys[RAW] + begin;
+        x.cmp_key[n++] = slot * x.slot_keys[CMP] + begin / c.d;
+    }
+    *x.cmp_rows = n * c.Hkv;
+    for (; n < x.A; n++) {
+        x.cmp_first[n] = 0;
+        x.cmp_key[n] = -1;
+    }
+}
+
 static nsa_status load_coords(stage *st, const nsa_step *step) {
     const nsa_config *c = &st->cfg;
     decoder *dec = (decoder *)st->decoder;
-    int32_t *t = dec->host_ints, *slot = t + c->max_seqs;
-    cmp_tokens *cmp = &dec->host_cmp;
-    cmp->count = 0;
-    for (int64_t a = 0; a < c->max_seqs; a++) {
-        const int64_t len = a < step->A ? step->pos[a] + 1 : 0, begin = len - c->cmp_block;
-        t[a] = (int32_t)(len - 1);
-        slot[a] = a < step->A ? step->slot[a] : 0;
-        const int64_t first = slot[a] * st->slot_blocks[RAW] * BLOCK;
-        dec->host_key[a] = first + len - 1;
-        if (begin < 0 || begin % c->cmp_stride)
-            continue;
-        cmp->first[cmp->count] = first + begin;
-        cmp->key[cmp->count++] = slot[a] * st->slot_blocks[CMP] * BLOCK + begin / c->cmp_stride;
-    }
-    const size_t rows = (size_t)c->max_seqs;
-    TRY(copy_to_device(st, st->row_t, t, rows * sizeof *t));
-    TRY(copy_to_device(st, st->row_seq, slot, rows * sizeof *slot));
-    TRY(copy_to_device(st, dec->key, dec->host_key, (size_t)step->A * sizeof *dec->key));
-    return copy_cmp_tokens(st, &dec->cmp, cmp);
+    step_coords x = {step->A,  c->max_seq_len, {0},          dec->len,      dec->slot,   dec->t,
+                     dec->key, dec->cmp.first, dec->cmp.key, dec->cmp_rows, dec->refused};
+    for (int i = 0; i < LAYOUTS; i++)
+        x.slot_keys[i] = st->slot_blocks[i] * BLOCK;
+    dec->cmp.count = step->A; /* there is room for one a row */
+    dec->cmp.g_rows = dec->cmp_rows;
+    if (!step->same)
+        TRY(copy_to_device(st, dec->slot, step->slot, (size_t)step->A * sizeof *dec->slot));
+    NSA_LAUNCH(step_coords_kernel, 1, 1, 0, st->stream, st->c, x, c->max_seqs);
+    NSA_LAUNCHED("step_coords");
+    NSA_CUDA(cudaMemcpyAsync(dec->host_refused, dec->refused, 2 * sizeof(int64_t),
+                             cudaMemcpyDeviceToHost, st->stream));
+    return NSA_OK;
 }
 
 /* New keys and values go straight into the caches; q and gate into row tiles. */
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     stage *st = (stage *)self;
-    const dims *c = &st->c;
     decoder *dec = (decoder *)st->decoder;
     st->step = *step;
     TRY(load_coords(st, step));
-    TRY(load_queries(st, in, NULL, step->A));
+    TRY(load_queries(st, in, NULL, NULL, step->A));
     TRY(load_keys(st, in, dec->key, step->A, st->cache));
-    dec->args.forced = step->block_idx != NULL;
-    if (step->block_idx)
-        TRY(copy_to_device(st, st->forced_idx, step->block_idx,
-                           (size_t)(step->A * c->Hkv * c->n) * sizeof(int32_t)));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    TRY(load_block_lists(st, {&in->at[NSA_BLOCK_IDX], step->block_idx, NULL, dec->t}, step->A));
+    TRY(check_values(st, in, step->A));
+    dec->args.forced = st->forced;
+    return finish(st);
+}
+
+/* The rows of a step are now in their slots. */
+static __global__ void advance_kernel(const int32_t *g_t, const int32_t *g_slot, int64_t A,
+                                      int64_t *g_len) {
+    for (int64_t a = first_of_thread(); a < A; a += threads_of_grid()) {
+        if (g_t[a] >= 0)
+            g_len[g_slot[a]] = g_t[a] + 1;
+    }
 }
 
 nsa_status decode(void *self) {
@@ -177,7 +260,9 @@ nsa_status decode(void *self) {
     TRY(record_phase(st, PHASE_CMP));
     TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
+    NSA_LAUNCH(advance_kernel, grid_for(st->rows), THREADS, 0, st->stream, dec->t, dec->slot,
+               st->rows, dec->len);
+    NSA_LAUNCHED("advance");
     TRY(record_phase(st, PHASE_SLC_WIN));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }

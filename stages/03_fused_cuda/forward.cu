@@ -22,7 +22,7 @@ attend_args make_attend_args(const stage *st) {
     a.block_idx = st->block_idx;
     a.importance = st->importance;
     a.J = st->batch.J;
-    a.forced = st->batch.block_idx != NULL;
+    a.forced = st->forced;
     return a;
 }
 
@@ -42,8 +42,7 @@ nsa_status forward(void *self) {
                                  st->stream));
     TRY(attend_slc_win(st, &args));
     TRY(record_phase(st, PHASE_SLC_WIN));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }
 
 nsa_status causal(void *self, int pair) {
@@ -54,6 +53,5 @@ nsa_status causal(void *self, int pair) {
     TRY(start_phases(st));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
     TRY(record_phase(st, PHASE_CMP));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }

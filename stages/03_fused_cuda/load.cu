@@ -1,7 +1,7 @@
 /** @file
- *  @brief Copy inputs to the device: each tensor in chunks, which a kernel then packs into its
- *  layout. K and V become stage 02's blocks; Q and dO become row tiles, the A of the tile
- *  product. */
+ *  @brief Inputs into the stage's layouts: kernels read the caller's tensor on the device, or what
+ * a transfer of the host's has brought. K and V become stage 02's blocks; Q and dO become row
+ * tiles, the A of the tile product. */
 #include "load.cuh"
 
 /* Where rows of all heads go: transposed [tiles][D8][16] and, unless it is NULL, natural
@@ -11,49 +11,83 @@ typedef struct row_view {
     int D, D8, Dp;
 } row_view;
 
+enum {
+    PACK_COLS = 32,         /* columns of keys that are transposed at a time */
+    PACK_WARPS = 8,         /* of a CUDA block that packs keys, */
+    ROW_WARPS = 4,          /* and of one that packs a row tile */
+    MAX_DIM = 4 * TILE_COLS /* of a head */
+};
+
 /* ------------------------------------------------------------ the layouts */
 
-/* g_src [count,Hq,D], the rows from result row `row` on -> row tiles. Head h of row r is row
- * h % G % 16 of tile (r Hkv + h/G) GT + h % G / 16. One element a thread. */
-static __global__ void pack_rows_kernel(dims c, const real *g_src, int64_t row, int64_t count,
-                                        row_view to) {
-    const int D = to.D;
-    const int64_t all = count * c.Hq * D;
-    for (int64_t i = first_of_thread(); i < all; i += threads_of_grid()) {
-        const int64_t r = row + i / D / c.Hq;
-        const int h = (int)(i / D % c.Hq), col = (int)(i % D), g = h % c.G;
-        const int64_t tile = (r * c.Hkv + h / c.G) * c.GT + g / TILE_ROWS;
-        to.transposed[(tile * to.D8 + col) * TILE_ROWS + g % TILE_ROWS] = g_src[i];
-        if (to.natural)
-            to.natural[(tile * TILE_ROWS + g % TILE_ROWS) * to.Dp + col] = g_src[i];
+/* x [rows,Hq,D], from result row `row` on -> row tiles. The heads of a tile are neighbours: they
+ * are read and, transposed in shared memory, written without a gap. Grid: tiles. Block: 4 warps.
+ * Shared: a tile, rows one float longer, so that neither way two lanes meet in a bank. */
+static __global__ void __launch_bounds__(ROW_WARPS *WARP_SIZE)
+    pack_rows_kernel(dims c, source x, int64_t row, row_view to) {
+    __shared__ float s_x[TILE_ROWS * (MAX_DIM + 1)];
+    const int64_t tile = row * c.Hkv * c.GT + blockIdx.x, r = tile / (c.Hkv * c.GT);
+    const int h = (int)(tile / c.GT % c.Hkv), g0 = (int)(tile % c.GT) * TILE_ROWS;
+    const int heads = min((int)TILE_ROWS, c.G - g0), g = (int)threadIdx.x % TILE_ROWS;
+    const int64_t first = (source_row(&x, r) * c.Hq + h * c.G + g0) * to.D;
+    for (int i = (int)threadIdx.x / WARP_SIZE; i < heads; i += ROW_WARPS) {
+        for (int col = lane_id(); col < to.D; col += WARP_SIZE) {
+            const float value = nsa_element(x.data, x.dtype, first + i * to.D + col);
+            s_x[i * (MAX_DIM + 1) + col] = value;
+            if (to.natural)
+                to.natural[(tile * TILE_ROWS + i) * to.Dp + col] = value;
+        }
+    }
+    __syncthreads();
+    for (int col = (int)threadIdx.x / TILE_ROWS; col < to.D && g < heads;
+         col += ROW_WARPS * WARP_SIZE / TILE_ROWS)
+        to.transposed[(tile * to.D8 + col) * TILE_ROWS + g] = s_x[g * (MAX_DIM + 1) + col];
+}
+
+/* x [rows,Hkv,D], from row `row` on -> blocks: row i of the tensor is key number g_key[i], or none
+ * if that is -1. Grid: (64 rows, head). Block: 8 warps. Shared: 64 keys, 32 columns at a time. */
+static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
+    pack_keys_kernel(source x, const int64_t *g_key, int64_t row, int64_t count, key_view to) {
+    __shared__ float s_x[BLOCK * (PACK_COLS + 1)];
+    const int warp = (int)threadIdx.x / WARP_SIZE, h = (int)(blockIdx.x % to.Hkv);
+    const int64_t t0 = blockIdx.x / to.Hkv * BLOCK;
+    const int n = (int)(count - t0 < BLOCK ? count - t0 : BLOCK);
+    for (int c0 = 0; c0 < to.D; c0 += PACK_COLS) {
+        const int c = c0 + lane_id();
+        for (int t = warp; t < n && c < to.D; t += PACK_WARPS) {
+            const int64_t r = source_row(&x, row + t0 + t), key = g_key[row + t0 + t];
+            const float value = nsa_element(x.data, x.dtype, (r * to.Hkv + h) * to.D + c);
+            s_x[t * (PACK_COLS + 1) + c - c0] = value;
+            if (to.natural && key >= 0)
+                natural_row(&to, h, key)[c] = value;
+        }
+        __syncthreads();
+        const int t = (int)threadIdx.x % BLOCK, last = min(c0 + PACK_COLS, to.D);
+        const int64_t key = t < n ? g_key[row + t0 + t] : -1;
+        for (int col = c0 + (int)threadIdx.x / BLOCK; to.transposed && key >= 0 && col < last;
+             col += PACK_WARPS * WARP_SIZE / BLOCK)
+            *transposed_at(&to, h, key, col) = s_x[t * (PACK_COLS + 1) + col - c0];
+        __syncthreads();
     }
 }
 
-/* g_src [count,Hkv,D] -> blocks: token i is key number g_key[i]. One element a thread. */
-static __global__ void pack_keys_kernel(const real *g_src, const int64_t *g_key, int64_t count,
-                                        key_view to) {
-    const int64_t all = count * to.Hkv * to.D;
-    for (int64_t i = first_of_thread(); i < all; i += threads_of_grid()) {
-        const int64_t m = i / to.D;
-        store_key(&to, m % to.Hkv, g_key[m / to.Hkv], (int)(i % to.D), g_src[i]);
-    }
+/* Rows row.. of to [rows,size] = those of x. One element a thread. */
+static __global__ void copy_rows_kernel(source x, int64_t row, int64_t count, int64_t size,
+                                        real *to) {
+    for (int64_t i = first_of_thread(); i < count * size; i += threads_of_grid())
+        to[row * size + i] =
+            nsa_element(x.data, x.dtype, source_row(&x, row + i / size) * size + i % size);
 }
 
-/* -------------------------------------------------------------- transfers */
+/* --------------------------------------------------------------- sources */
 
-/* Rows of a tensor [T,size]: those of the tokens listed, or the first `count` if that is NULL. */
+/* Rows of a tensor [T,size]: those of the tokens listed, on host and device, or the first `count`
+ * if that is NULL. */
 typedef struct tensor_rows {
     const nsa_tensor *x;
-    const int64_t *tokens;
+    const int64_t *tokens, *g_tokens;
     int64_t count, size;
 } tensor_rows;
-
-nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes) {
-    if (bytes)
-        NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, st->stream));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
-}
 
 nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from) {
     const size_t bytes = (size_t)from->count * sizeof *to->first;
@@ -62,40 +96,56 @@ nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from) {
     return copy_to_device(st, to->key, from->key, bytes);
 }
 
-/* Rows r.. to the device, as many as one transfer takes. @return their number in `n` */
-static nsa_status upload(stage *st, tensor_rows src, int64_t r, real *to, int64_t *n) {
+/* Where kernels find rows r.. of a tensor: all of a device tensor, or as many as one transfer of
+ * the host's takes. @return their number in `n` */
+static nsa_status find_rows(stage *st, tensor_rows src, int64_t r, int64_t *n, source *from) {
     const int64_t max_rows = st->chunk / src.size;
-    *n = src.count - r < max_rows ? src.count - r : max_rows;
+    *n = src.count - r;
+    *from = {src.x->data, src.x->dtype, src.g_tokens, 0};
+    if (src.x->place == NSA_DEVICE)
+        return NSA_OK;
+    *n = *n < max_rows ? *n : max_rows;
+    *from = {st->dev_staging, NSA_F32, NULL, r};
     if (!src.tokens)
         nsa_copy_f32(st->host_staging, src.x, r * src.size, *n * src.size);
     for (int64_t i = 0; i < *n && src.tokens; i++)
         nsa_copy_f32(st->host_staging + i * src.size, src.x, src.tokens[r + i] * src.size,
                      src.size);
-    return copy_to_device(st, to, st->host_staging, (size_t)(*n * src.size) * sizeof(real));
+    return copy_to_device(st, st->dev_staging, st->host_staging,
+                          (size_t)(*n * src.size) * sizeof(real));
 }
 
 /* All rows to an array of the same layout. */
-static nsa_status upload_all(stage *st, tensor_rows src, real *to) {
-    for (int64_t r = 0, n; r < src.count; r += n)
-        TRY(upload(st, src, r, to + r * src.size, &n));
+static nsa_status copy_rows(stage *st, tensor_rows src, real *to) {
+    source from;
+    for (int64_t r = 0, n; r < src.count; r += n) {
+        TRY(find_rows(st, src, r, &n, &from));
+        NSA_LAUNCH(copy_rows_kernel, grid_for(n * src.size), THREADS, 0, st->stream, from, r, n,
+                   src.size, to);
+        NSA_LAUNCHED("copy_rows");
+    }
     return NSA_OK;
 }
 
 static nsa_status load_rows(stage *st, tensor_rows src, row_view to) {
+    const int64_t tiles = st->c.Hkv * (int64_t)st->c.GT; /* of a row */
+    source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
-        TRY(upload(st, src, r, st->dev_staging, &n));
-        NSA_LAUNCH(pack_rows_kernel, grid_for(n * src.size), THREADS, 0, st->stream, st->c,
-                   st->dev_staging, r, n, to);
+        TRY(find_rows(st, src, r, &n, &from));
+        NSA_LAUNCH(pack_rows_kernel, (unsigned)(n * tiles), ROW_WARPS * WARP_SIZE, 0, st->stream,
+                   st->c, from, r, to);
         NSA_LAUNCHED("pack_rows");
     }
     return NSA_OK;
 }
 
-nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens, int64_t R) {
+nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
+                        const int64_t *g_tokens, int64_t R) {
     const dims *c = &st->c;
-    TRY(load_rows(st, {&in->at[NSA_Q], tokens, R, (int64_t)c->Hq * c->dk},
+    TRY(load_rows(st, {&in->at[NSA_Q], tokens, g_tokens, R, (int64_t)c->Hq * c->dk},
                   {st->q_t, st->q_n, c->dk, c->dk8, c->wp}));
-    return upload_all(st, {&in->at[NSA_GATE], tokens, R, (int64_t)c->Hq * BRANCHES}, st->gate);
+    return copy_rows(st, {&in->at[NSA_GATE], tokens, g_tokens, R, (int64_t)c->Hq * BRANCHES},
+                     st->gate);
 }
 
 /* ---------------------------------------------------------- keys and values */
@@ -126,22 +176,30 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     return NSA_OK;
 }
 
-nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to) {
-    NSA_LAUNCH(pack_keys_kernel, grid_for(count * to.Hkv * to.D), THREADS, 0, st->stream, src, key,
-               count, to);
+static nsa_status pack_rows_of_keys(stage *st, source x, const int64_t *key, int64_t row,
+                                    int64_t count, key_view to) {
+    const int64_t tiles = (count + BLOCK - 1) / BLOCK * to.Hkv;
+    if (count)
+        NSA_LAUNCH(pack_keys_kernel, (unsigned)tiles, PACK_WARPS * WARP_SIZE, 0, st->stream, x, key,
+                   row, count, to);
     NSA_LAUNCHED("pack_keys");
     return NSA_OK;
 }
 
+nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to) {
+    return pack_rows_of_keys(st, {src, NSA_F32, NULL, 0}, key, 0, count, to);
+}
+
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to) {
+    source from;
     for (int i = SLC * PAIR; i < LAYOUTS * PAIR; i++) {
-        const int branch = i / PAIR, source = branch == RAW ? CMP : branch;
+        const int branch = i / PAIR, tensor = branch == RAW ? CMP : branch;
         const key_view view = view_of(st, &to[branch], i % PAIR);
-        const nsa_tensor *x = &in->at[NSA_K_CMP + source * PAIR + i % PAIR];
+        const nsa_tensor *x = &in->at[NSA_K_CMP + tensor * PAIR + i % PAIR];
         for (int64_t t = 0, n; t < count; t += n) {
-            TRY(upload(st, {x, NULL, count, (int64_t)view.Hkv * view.D}, t, st->dev_staging, &n));
-            TRY(pack_keys(st, st->dev_staging, key + t, n, view));
+            TRY(find_rows(st, {x, NULL, NULL, count, (int64_t)view.Hkv * view.D}, t, &n, &from));
+            TRY(pack_rows_of_keys(st, from, key, t, n, view));
         }
     }
     return NSA_OK;
@@ -161,6 +219,7 @@ static void make_sequences(stage *st) {
         sq->cmp = batch->cmp[b];
         sq->len = batch->seq[b + 1] - sq->token;
         sq->n_cmp = batch->cmp[b + 1] - sq->cmp;
+        sq->slot = batch->slot ? batch->slot[b] : 0;
         for (int x = 0; x < LAYOUTS; x++) {
             sq->first_block[x] = first[x];
             first[x] += ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK;
@@ -174,7 +233,7 @@ static void make_sequences(stage *st) {
     }
 }
 
-/* Positions and sequences of the rows. */
+/* Tokens, positions and sequences of the rows. */
 static nsa_status load_row_coords(stage *st) {
     const nsa_batch *batch = &st->batch;
     const size_t bytes = (size_t)batch->R * sizeof *st->row_t;
@@ -185,6 +244,7 @@ static nsa_status load_row_coords(stage *st) {
         row_t[r] = (int32_t)(batch->row[r] - batch->seq[b]);
         row_seq[r] = (int32_t)b;
     }
+    TRY(copy_to_device(st, st->token, batch->row, (size_t)batch->R * sizeof *st->token));
     TRY(copy_to_device(st, st->row_t, row_t, bytes));
     return copy_to_device(st, st->row_seq, row_seq, bytes);
 }
@@ -208,17 +268,17 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
         if (st->phi[pair][w])
-            TRY(upload_all(st, {&in->at[NSA_PHI_FIRST + i], NULL, weight_count(st, pair, w), 1},
-                           st->phi[pair][w]));
+            TRY(copy_rows(st,
+                          {&in->at[NSA_PHI_FIRST + i], NULL, NULL, weight_count(st, pair, w), 1},
+                          st->phi[pair][w]));
     }
     return NSA_OK;
 }
 
-nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
-    stage *st = (stage *)self;
-    const dims *c = &st->c;
-    const size_t idx_bytes = (size_t)(batch->R * c->Hkv * c->n) * sizeof(int32_t);
-    st->batch = *batch;
+/* What follows from the geometry of the pack: tables, which a graph of the pack goes on to use, and
+ * zeros past the ends of sequences. */
+static nsa_status load_tables(stage *st) {
+    const nsa_batch *batch = &st->batch;
     make_sequences(st);
     TRY(copy_to_device(st, st->seqs, st->host_seqs, (size_t)batch->B * sizeof *st->seqs));
     TRY(copy_to_device(st, st->key, st->host_key, (size_t)batch->T * sizeof *st->key));
@@ -227,22 +287,29 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
     if (st->plan->setup.flags & NSA_BACKWARD)
         TRY(make_grad_tiles(st));
-    if (batch->block_idx)
-        TRY(copy_to_device(st, st->forced_idx, batch->block_idx, idx_bytes));
-    TRY(load_queries(st, in, batch->row, batch->R));
     for (int x = SLC; x < LAYOUTS; x++)
         TRY(zero_blocks(st, &st->in[x]));
+    return NSA_OK;
+}
+
+nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
+    stage *st = (stage *)self;
+    st->batch = *batch;
+    if (!batch->same)
+        TRY(load_tables(st));
+    TRY(load_queries(st, in, batch->row, st->token, batch->R));
     TRY(load_keys(st, in, st->key, batch->T, st->in));
     TRY(load_weights(st, in));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    TRY(load_block_lists(st, {&in->at[NSA_BLOCK_IDX], batch->block_idx, st->token, st->row_t},
+                         batch->R));
+    TRY(check_values(st, in, batch->R));
+    return finish(st);
 }
 
 nsa_status load_dout(void *self, const nsa_tensor *dout) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
-    TRY(load_rows(st, {dout, st->batch.row, st->batch.R, (int64_t)c->Hq * c->dv},
+    TRY(load_rows(st, {dout, st->batch.row, st->token, st->batch.R, (int64_t)c->Hq * c->dv},
                   {st->dout_t, st->dout_n, c->dv, c->dv8, c->wp}));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }

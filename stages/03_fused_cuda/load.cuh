@@ -3,6 +3,7 @@
 #ifndef LOAD_CUH
 #define LOAD_CUH
 
+#include "common/device_tensor.h"
 #include "stage.cuh"
 
 /* Floats of one transfer, or of one token if that is more. NSA_DEBUG_MEMORY makes it short, so that
@@ -26,6 +27,28 @@ static __device__ __forceinline__ int64_t threads_of_grid(void) {
     return (int64_t)gridDim.x * blockDim.x;
 }
 
+/* Rows of a tensor where kernels can read them: row r is that of token g_token[r], or of token r if
+ * that is NULL, and `data` begins with token `first`. */
+typedef struct source {
+    const void *data;
+    nsa_dtype dtype;
+    const int64_t *g_token;
+    int64_t first;
+} source;
+
+static __device__ __forceinline__ int64_t source_row(const source *x, int64_t r) {
+    return (x->g_token ? x->g_token[r] : r) - x->first;
+}
+
+/* The block lists of a load or a step: the input, on the host already checked and sorted, or on the
+ * device with the token and the position of each row. */
+typedef struct block_lists {
+    const nsa_tensor *x;
+    const int32_t *checked;
+    const int64_t *g_token;
+    const int32_t *g_t;
+} block_lists;
+
 /* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
  * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
  * for each index. */
@@ -40,13 +63,17 @@ static __host__ __device__ __forceinline__ real *natural_row(const key_view *x, 
     return x->natural + (h * x->stride * BLOCK + key) * x->Dp;
 }
 
-/* Element c of a key of head h, in both layouts. */
+static __device__ __forceinline__ real *transposed_at(const key_view *x, int64_t h, int64_t key,
+                                                      int c) {
+    return x->transposed + ((h * x->stride + key / BLOCK) * x->D8 + c) * BLOCK + key % BLOCK;
+}
+
+/* Element c of a key of head h, in both layouts; nothing if `key` is -1. */
 static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, int64_t key, int c,
                                                  float x) {
-    const int64_t block = h * to->stride + key / BLOCK;
-    if (to->transposed)
-        to->transposed[(block * to->D8 + c) * BLOCK + key % BLOCK] = x;
-    if (to->natural)
+    if (to->transposed && key >= 0)
+        *transposed_at(to, h, key, c) = x;
+    if (to->natural && key >= 0)
         natural_row(to, h, key)[c] = x;
 }
 
@@ -58,16 +85,19 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in);
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);
-/* Copy bytes to the device and wait: `from` may be reused. */
-nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
-/* The same of compressed tokens, `to` on the device and `from` on the host. */
+/* Copy compressed tokens, `to` on the device and `from` on the host. */
 nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from);
-/* Queries and gates of R rows: those of the tokens listed, or the first if `tokens` is NULL. */
-nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens, int64_t R);
+/* Queries and gates of R rows: those of the tokens listed, on host and device, or the first. */
+nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
+                        const int64_t *g_tokens, int64_t R);
 /* Keys and values of `count` tokens into the blocks `to` [LAYOUTS]: token i as key number key[i],
  * which is on the device. */
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to);
+/* stream.cu: block lists to st->forced_idx, for `rows` rows; sets st->forced. */
+nsa_status load_block_lists(stage *st, block_lists lists, int64_t rows);
+/* stream.cu: with NSA_CHECK_VALUES an error if gates or lists of device tensors break a rule. */
+nsa_status check_values(stage *st, const nsa_tensors *in, int64_t rows);
 /* The same for one array src [count,Hkv,D] on the device. */
 nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to);
 

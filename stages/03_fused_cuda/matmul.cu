@@ -55,6 +55,8 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
     const unsigned m_tiles = (unsigned)((size.M + MATMUL_TILE - 1) / MATMUL_TILE);
     const int64_t m0 = (int64_t)(blockIdx.x % m_tiles) * MATMUL_TILE;
     const int64_t n0 = (int64_t)(blockIdx.x / m_tiles) * MATMUL_TILE;
+    if (size.g_rows && m0 >= *size.g_rows)
+        return;
     const int M = (int)(size.M - m0), N = (int)(size.N - n0); /* that are left */
     const int row = (int)threadIdx.x / WARP_SIZE * TILE_ROWS + lane_row();
     matrix bt = {b.at + n0 * b.col, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */

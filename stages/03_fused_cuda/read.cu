@@ -1,77 +1,138 @@
 /** @file
- *  @brief Copy results to the host: out of the blocks, without the padding. */
+ *  @brief Copy results out of the blocks, without the padding: to the caller's tensor on the
+ * device, or by way of a buffer there to the host's. */
 #include "load.cuh"
 
-static nsa_status copy_to_host(stage *st, void *dst, const void *src, size_t bytes) {
-    if (bytes)
-        NSA_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, st->stream));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+enum { READ_WARPS = 8 /* of a CUDA block, a row each */ };
+
+/* Where a kernel writes the rows from `first` on. */
+typedef struct target {
+    void *data;
+    nsa_dtype dtype;
+    int64_t first;
+} target;
+
+/* Rows row.. of to [rows,D] = src [rows,padded], up to element `count` of all. Grid: 8 rows. */
+static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
+    unpack_rows_kernel(const real *g_src, int64_t D, int64_t padded, int64_t count, target to) {
+    const int64_t r = to.first + (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
+    for (int64_t c = lane_id(); c < D && r * D + c < count; c += WARP_SIZE)
+        nsa_store_element(to.data, to.dtype, (r - to.first) * D + c, g_src[r * padded + c]);
 }
 
-/* dst [rows,D] = src [rows,padded] without the padding. */
-static nsa_status read_rows(stage *st, real *dst, const real *src, int64_t rows, int64_t D,
+/* Tokens first.. of to [T,Hkv,D] = natural rows number g_key[t] of each head. Grid: 8 rows of
+ * `count` times Hkv. */
+static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
+    unpack_keys_kernel(key_view from, const int64_t *g_key, int64_t count, target to) {
+    const int64_t i = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
+    const int h = (int)(i % from.Hkv);
+    if (i >= count * from.Hkv)
+        return;
+    const real *g_row = natural_row(&from, h, g_key[to.first + i / from.Hkv]);
+    for (int c = lane_id(); c < from.D; c += WARP_SIZE)
+        nsa_store_element(to.data, to.dtype, i * from.D + c, g_row[c]);
+}
+
+static unsigned row_grid(int64_t rows) {
+    return (unsigned)((rows + READ_WARPS - 1) / READ_WARPS);
+}
+
+/* Where rows r.. of `size` elements go: all to a device tensor, or as many as one transfer to the
+ * host takes. @return their number in `n` */
+static target find_target(const stage *st, const nsa_tensor *to, int64_t size, int64_t r,
+                          int64_t rows, int64_t *n) {
+    const int64_t max_rows = st->chunk / size;
+    *n = rows - r;
+    if (to->place == NSA_DEVICE)
+        return {to->data, to->dtype, 0};
+    *n = *n < max_rows ? *n : max_rows;
+    return {st->dev_staging, to->dtype, r};
+}
+
+/* Rows r.. of `size` elements from the buffer to the host's tensor, of which `count` elements are
+ * all; nothing if it is on the device. */
+static nsa_status copy_target(stage *st, const nsa_tensor *to, int64_t size, int64_t r, int64_t n,
+                              int64_t count) {
+    const int64_t element = (int64_t)nsa_dtype_size(to->dtype);
+    const int64_t left = count - r * size, all = n * size < left ? n * size : left;
+    if (to->place == NSA_DEVICE)
+        return NSA_OK;
+    return copy_to_host(st, (char *)to->data + r * size * element, st->dev_staging,
+                        (size_t)(all * element));
+}
+
+/* to [rows,D] = src [rows,padded] without the padding, `count` elements. */
+static nsa_status read_rows(stage *st, const nsa_tensor *to, const real *src, int64_t D,
                             int64_t padded) {
-    const size_t size = (size_t)D * sizeof *dst;
-    NSA_CUDA(cudaMemcpy2DAsync(dst, size, src, (size_t)padded * sizeof *src, size, (size_t)rows,
-                               cudaMemcpyDeviceToHost, st->stream));
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
-}
-
-/* Keys, values or their gradients of one branch, from natural blocks to dst [T or N,Hkv,D]. A
- * head's keys of a sequence are contiguous rows. */
-static nsa_status read_keys(stage *st, int branch, key_view from, real *dst) {
-    const size_t size = (size_t)from.D * sizeof *dst;
-    for (int64_t i = 0; i < st->batch.B * from.Hkv; i++) {
-        const sequence *sq = &st->host_seqs[i / from.Hkv];
-        const int64_t h = i % from.Hkv, first = branch == CMP ? sq->cmp : sq->token;
-        const int64_t keys = branch == CMP ? sq->n_cmp : sq->len;
-        if (keys)
-            NSA_CUDA(cudaMemcpy2DAsync(dst + (first * from.Hkv + h) * from.D,
-                                       (size_t)from.Hkv * size,
-                                       natural_row(&from, h, sq->first_block[branch] * BLOCK),
-                                       (size_t)from.Dp * sizeof *dst, size, (size_t)keys,
-                                       cudaMemcpyDeviceToHost, st->stream));
+    const int64_t count = nsa_count(to), rows = (count + D - 1) / D;
+    for (int64_t r = 0, n; r < rows; r += n) {
+        const target at = find_target(st, to, D, r, rows, &n);
+        NSA_LAUNCH(unpack_rows_kernel, row_grid(n), READ_WARPS * WARP_SIZE, 0, st->stream, src, D,
+                   padded, count, at);
+        NSA_LAUNCHED("unpack_rows");
+        TRY(copy_target(st, to, D, r, n, count));
     }
-    NSA_CUDA(cudaStreamSynchronize(st->stream));
-    return NSA_OK;
+    return finish(st);
 }
 
-nsa_status read(void *self, nsa_id id, void *to) {
+/* An array without padding, in rows of any width. */
+static nsa_status read_array(stage *st, const nsa_tensor *to, const real *src) {
+    return read_rows(st, to, src, TILE_COLS, TILE_COLS);
+}
+
+/* Keys, values or their gradients of one branch, from natural blocks to [T or N,Hkv,D]. */
+static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tensor *to) {
+    const int64_t *key = branch == CMP ? st->cmp.key : st->key;
+    const int64_t rows = branch == CMP ? st->batch.N : st->batch.T, size = from.Hkv * from.D;
+    for (int64_t t = 0, n; t < rows; t += n) {
+        const target at = find_target(st, to, size, t, rows, &n);
+        NSA_LAUNCH(unpack_keys_kernel, row_grid(n * from.Hkv), READ_WARPS * WARP_SIZE, 0,
+                   st->stream, from, key, n, at);
+        NSA_LAUNCHED("unpack_keys");
+        TRY(copy_target(st, to, size, t, n, rows * size));
+    }
+    return finish(st);
+}
+
+static nsa_status read_blocks(stage *st, const nsa_tensor *to) {
+    const size_t bytes = (size_t)nsa_count(to) * sizeof(int32_t);
+    if (to->place == NSA_HOST)
+        return copy_to_host(st, to->data, st->block_idx, bytes);
+    NSA_CUDA(cudaMemcpyAsync(to->data, st->block_idx, bytes, cudaMemcpyDeviceToDevice, st->stream));
+    return finish(st);
+}
+
+nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
-    const int64_t heads = st->rows * c->Hq, groups = st->rows * c->Hkv;
     const int kv = (int)id - NSA_DK_CMP, phi = (int)id - NSA_DPHI_K_PE; /* among such gradients */
-    real *dst = (real *)to;
     switch (id) {
     case NSA_OUT:
-        return read_rows(st, dst, st->out, heads, c->dv, c->dvp);
+        return read_rows(st, to, st->out, c->dv, c->dvp);
     case NSA_OUT_CMP:
     case NSA_OUT_SLC:
     case NSA_OUT_WIN:
-        return read_rows(st, dst, st->out_x[id - NSA_OUT_CMP], heads, c->dv, c->dvp);
+        return read_rows(st, to, st->out_x[id - NSA_OUT_CMP], c->dv, c->dvp);
     case NSA_OUT_CAUSAL:
-        return read_rows(st, dst, st->out_causal, st->batch.R * c->Hq, c->dv, c->dvp);
+        return read_rows(st, to, st->out_causal, c->dv, c->dvp);
     case NSA_BLOCK_IDX:
-        return copy_to_host(st, to, st->block_idx, (size_t)(groups * c->n) * sizeof(int32_t));
+        return read_blocks(st, to);
     case NSA_IMPORTANCE:
-        return copy_to_host(st, to, st->importance, (size_t)(groups * st->batch.J) * sizeof(real));
+        return read_array(st, to, st->importance);
     case NSA_K_PHI:
     case NSA_V_PHI:
-        return read_keys(st, CMP, view_of(st, &st->in[CMP], id - NSA_K_PHI), dst);
+        return read_keys(st, CMP, view_of(st, &st->in[CMP], id - NSA_K_PHI), to);
     case NSA_DQ:
-        return read_rows(st, dst, st->dq, heads, c->dk, c->dkp);
+        return read_rows(st, to, st->dq, c->dk, c->dkp);
     case NSA_DGATE:
-        return copy_to_host(st, to, st->dgate, (size_t)(heads * BRANCHES) * sizeof(real));
+        return read_array(st, to, st->dgate);
     default:
         break;
     }
     if (phi >= 0)
-        return copy_to_host(st, to, st->dphi[phi / WEIGHTS][phi % WEIGHTS],
-                            (size_t)weight_count(st, phi / WEIGHTS, phi % WEIGHTS) * sizeof(real));
+        return read_array(st, to, st->dphi[phi / WEIGHTS][phi % WEIGHTS]);
     if (kv >= 0)
         return read_keys(st, kv < PAIR ? RAW : kv / PAIR,
-                         gradient_view(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), dst);
+                         gradient_view(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), to);
     return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
 }

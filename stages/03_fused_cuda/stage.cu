@@ -124,6 +124,7 @@ static void open_tables(stage *st, int64_t T, int64_t R) {
     const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
     st->host_tiles = (row_range *)host_alloc(st, tiles, sizeof(row_range));
     st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
+    st->token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
     st->host_rows = (int32_t *)host_alloc(st, 2 * R, sizeof(int32_t));
     st->host_key = (int64_t *)host_alloc(st, T, sizeof(int64_t));
     st->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(row_range));
@@ -155,6 +156,7 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
     st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
                                              sizeof(int32_t));
+    st->bad = (uint64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2, sizeof *st->bad);
     for (int x = 0; x < LAYOUTS; x++) /* each sequence begins a block and may leave one unfilled */
         open_blocks(st, x, (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs);
     if (!backward)
@@ -202,23 +204,26 @@ static void close(void *self) {
         return;
     if (st->stream)
         (void)cudaStreamSynchronize(st->stream); /* no one to report an error to */
+    close_decode(st);
     for (int i = 0; i < st->n_buffers; i++)
         (void)cudaFree(st->buffers[i].ptr);
     for (int i = 0; i <= MAX_INTERVALS; i++) {
         if (st->event[i])
             (void)cudaEventDestroy(st->event[i]);
     }
-    if (st->stream)
-        (void)cudaStreamDestroy(st->stream);
+    if (st->own_stream)
+        (void)cudaStreamDestroy(st->own_stream);
 }
 
 static nsa_status open_all(stage *st) {
     const int64_t T = st->cfg.seq_len, R = st->plan->setup.max_rows;
-    int device, max_shared;
-    NSA_CUDA(cudaGetDevice(&device));
-    NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    int max_shared;
+    NSA_CUDA(cudaGetDevice(&st->device));
+    NSA_CUDA(
+        cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, st->device));
     st->max_shared = (size_t)max_shared;
-    NSA_CUDA(cudaStreamCreateWithFlags(&st->stream, cudaStreamNonBlocking));
+    NSA_CUDA(cudaStreamCreate(&st->own_stream)); /* ordered with the default stream */
+    st->stream = st->own_stream;
     for (int i = 0; i <= MAX_INTERVALS; i++)
         NSA_CUDA(cudaEventCreate(&st->event[i]));
     open_tables(st, T, R);
@@ -260,12 +265,16 @@ static nsa_status open(const nsa_plan *plan, void **self) {
 /* ------------------------------------------------------------------ timing */
 
 nsa_status start_phases(stage *st) {
-    st->intervals = 0;
+    st->intervals = nsa_capturing(st->stream) ? -1 : 0; /* a graph's events cannot be asked */
+    if (st->intervals < 0)
+        return NSA_OK;
     NSA_CUDA(cudaEventRecord(st->event[0], st->stream));
     return NSA_OK;
 }
 
 nsa_status record_phase(stage *st, int phase) {
+    if (st->intervals < 0)
+        return NSA_OK;
     if (st->intervals < MAX_INTERVALS)
         st->interval_phase[st->intervals++] = phase;
     NSA_CUDA(cudaEventRecord(st->event[st->intervals], st->stream));
@@ -278,6 +287,8 @@ static int phases(void *self, nsa_phase *list, int capacity) {
     const stage *st = (const stage *)self;
     double seconds[PHASES] = {0};
     int n = 0;
+    if (st->intervals > 0)
+        (void)cudaEventSynchronize(st->event[st->intervals]);
     for (int i = 0; i < st->intervals; i++) {
         float ms = 0;
         if (cudaEventElapsedTime(&ms, st->event[i], st->event[i + 1]) == cudaSuccess)
@@ -292,9 +303,28 @@ static int phases(void *self, nsa_phase *list, int capacity) {
 
 extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
     static const nsa_stage table = {
-        NSA_ABI,         ARITH,           IDEA,    available, open,   load, load_dout, load_step,
-        forward,         backward,        prefill, decode,    causal, read, close,     phases,
-        nsa_device_name, nsa_free_memory,
+        NSA_ABI,
+        ARITH,
+        IDEA,
+        available,
+        open,
+        load,
+        load_dout,
+        load_step,
+        forward,
+        backward,
+        prefill,
+        decode,
+        causal,
+        read,
+        close,
+        phases,
+        nsa_device_name,
+        nsa_free_memory,
+        set_stream,
+        check,
+        pending,
+        slot_lens,
     };
     return &table;
 }

@@ -61,6 +61,7 @@ typedef struct sequence {
     int64_t len;                  /* tokens */
     int64_t n_cmp;                /* compressed tokens, N */
     int64_t token, cmp;           /* its first token in the pack, its first compressed token */
+    int64_t slot;                 /* of the caches, that it prefills */
     int64_t first_block[LAYOUTS]; /* where it begins in each branch */
 } sequence;
 
@@ -80,8 +81,9 @@ typedef struct row_stats {
  * blocks: first block * BLOCK + position. */
 typedef struct cmp_tokens {
     int64_t *first; /* [count] the first of its l tokens, in RAW */
-    int64_t *key;   /* [count] its own index, in CMP */
+    int64_t *key;   /* [count] its own index, in CMP; -1 for none */
     int64_t count;
+    const int64_t *g_rows = NULL; /* on the device: Hkv times those before the first none */
 } cmp_tokens;
 
 /* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
@@ -146,7 +148,8 @@ typedef struct stage {
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
-    cudaStream_t stream;
+    int device;
+    cudaStream_t stream, own_stream;      /* where calls submit; the same until set_stream() */
     cudaEvent_t event[MAX_INTERVALS + 1]; /* interval i ends at event[i + 1] */
     int interval_phase[MAX_INTERVALS], intervals;
     buffer buffers[MAX_BUFFERS];
@@ -161,6 +164,7 @@ typedef struct stage {
     sequence *seqs, *host_seqs; /* [B] */
     int32_t *row_t, *row_seq;   /* [R] position in its sequence; its sequence */
     int32_t *host_rows;         /* [2,R] */
+    int64_t *token;             /* [R] its token in the pack */
     int64_t *key, *host_key;    /* [T] each token's index in SLC, WIN and RAW */
     cmp_tokens cmp, host_cmp;   /* [N] the compressed tokens */
     real *q_t, *q_n;            /* [R,Hkv,GT][dk8][16]  [R,Hkv,GT][16][wp] */
@@ -175,8 +179,10 @@ typedef struct stage {
     real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
     row_stats *stats;                         /* [R,Hq,3] */
     int32_t *block_idx;                       /* [R,Hkv,n] */
-    int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step */
-    real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
+    int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step, */
+    bool forced;                              /* which had block lists */
+    uint64_t *bad;    /* [2] first gate, first row whose list, that breaks a rule */
+    real *importance; /* [R,Hkv,J]; NULL if not wanted */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
     real *dphi[PAIR][WEIGHTS];
@@ -221,6 +227,14 @@ nsa_status poison(stage *st, unsigned kinds);
 nsa_status start_phases(stage *st);
 nsa_status record_phase(stage *st, int phase);
 
+/* stream.cu: copies between host and device, which wait and are refused in a capture; what ends a
+ * call: waits, unless the caller has set a stream. */
+nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
+nsa_status copy_to_host(stage *st, void *to, const void *from, size_t bytes);
+nsa_status finish(stage *st);
+nsa_status set_stream(void *self, void *stream);
+nsa_status check(void *self, nsa_id id, const nsa_tensor *tensor);
+
 /* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
 nsa_status open_compress(stage *st);
 nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens);
@@ -243,9 +257,12 @@ attend_args make_attend_args(const stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status open_decode(stage *st);
+void close_decode(stage *st);
 nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
+nsa_status pending(void *self);
+nsa_status slot_lens(void *self, int64_t *len);
 /* Allocates what backward needs beyond the fields above; sets st->scratch. */
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);

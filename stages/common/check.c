@@ -42,8 +42,9 @@ nsa_status nsa_check_place(const nsa_context *ctx, nsa_id id, const nsa_tensor *
     if (is_host_only(id))
         return nsa_fail(NSA_ERR_INPUT, "%s is on the device, but the host has to read it", name);
     if ((uintptr_t)tensor->data % size)
-        return nsa_fail(NSA_ERR_INPUT, "%s is at %p, which is no multiple of its element's %zu bytes",
-                        name, tensor->data, size);
+        return nsa_fail(NSA_ERR_INPUT,
+                        "%s is at %p, which is no multiple of its element's %zu bytes", name,
+                        tensor->data, size);
     return nsa_count(tensor) ? ctx->stage->check(ctx->self, id, tensor) : NSA_OK;
 }
 

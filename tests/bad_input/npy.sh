@@ -63,7 +63,7 @@ done <<'FILES'
 >f8|False|(1, 2, 4)|64|type '>f8' is not one of
 <f2|False|(1, 2, 4)|16|type '<f2' is not one of
 <i8|False|(1, 2, 4)|64|type '<i8' is not one of
-<i4|False|(1, 2, 4)|32|q is int32, expected float32 or float64
+<i4|False|(1, 2, 4)|32|q is int32, expected float32, float64 or bfloat16
 <f4|True|(1, 2, 4)|32|fortran_order is True, expected False
 <f4|Maybe|(1, 2, 4)|32|expected True or False
 <f4|False|(1, 2, 5)|32|32 bytes of data, expected 40

@@ -127,7 +127,7 @@ static const broken_input wrong[] = {
     {NSA_V_WIN, GONE, 0, 0, "v_win is missing"},
     {NSA_GATE, GONE, 0, 0, "gate is missing"},
     {NSA_PHI_K_PE, GONE, 0, 0, "phi_k_pe is missing"},
-    {NSA_K_SLC, TYPE, 0, 0, "k_slc is int32, expected float32 or float64"},
+    {NSA_K_SLC, TYPE, 0, 0, "k_slc is int32, expected float32, float64 or bfloat16"},
     {NSA_Q, SHAPE, 0, 0, "q holds 101 tokens, seq_len is 100"},
     {NSA_V_CMP, SHAPE, 0, 0, "v_cmp has shape"},
     {NSA_PHI_V_PE, SHAPE, 0, 0, "phi_v_pe has shape"},
