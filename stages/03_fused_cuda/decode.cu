@@ -67,7 +67,7 @@ nsa_status open_decode(stage *st) {
     decoder *dec = (decoder *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 1, sizeof *dec);
     if (!dec)
         return nsa_pool_status(pool);
-    memset(dec, 0, sizeof *dec);
+    *dec = decoder();
     st->decoder = dec;
     open_caches(st);
     open_coords(st, dec);

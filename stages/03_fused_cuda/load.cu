@@ -51,7 +51,7 @@ static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
     __shared__ float s_x[BLOCK * (PACK_COLS + 1)];
     const int warp = (int)threadIdx.x / WARP_SIZE, h = (int)(blockIdx.x % to.Hkv);
     const int64_t t0 = blockIdx.x / to.Hkv * BLOCK;
-    const int n = (int)(count - t0 < BLOCK ? count - t0 : BLOCK);
+    const int n = count - t0 < BLOCK ? (int)(count - t0) : (int)BLOCK;
     for (int c0 = 0; c0 < to.D; c0 += PACK_COLS) {
         const int c = c0 + lane_id();
         for (int t = warp; t < n && c < to.D; t += PACK_WARPS) {

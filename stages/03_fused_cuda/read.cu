@@ -12,11 +12,11 @@ typedef struct target {
     int64_t first;
 } target;
 
-/* Rows row.. of to [rows,D] = src [rows,padded], up to element `count` of all. Grid: 8 rows. */
+/* Rows row.. of to [rows,D] = src [rows,padded], up to element `end` of all. Grid: 8 rows. */
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
-    unpack_rows_kernel(const real *g_src, int64_t D, int64_t padded, int64_t count, target to) {
+    unpack_rows_kernel(const real *g_src, int64_t D, int64_t padded, int64_t end, target to) {
     const int64_t r = to.first + (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
-    for (int64_t c = lane_id(); c < D && r * D + c < count; c += WARP_SIZE)
+    for (int64_t c = lane_id(); c < D && r * D + c < end; c += WARP_SIZE)
         nsa_store_element(to.data, to.dtype, (r - to.first) * D + c, g_src[r * padded + c]);
 }
 
@@ -61,14 +61,15 @@ static nsa_status copy_target(stage *st, const nsa_tensor *to, int64_t size, int
                         (size_t)(all * element));
 }
 
-/* to [rows,D] = src [rows,padded] without the padding, `count` elements. */
+/* to [rows,D] = src [rows,padded] without the padding. */
 static nsa_status read_rows(stage *st, const nsa_tensor *to, const real *src, int64_t D,
                             int64_t padded) {
     const int64_t count = nsa_count(to), rows = (count + D - 1) / D;
     for (int64_t r = 0, n; r < rows; r += n) {
         const target at = find_target(st, to, D, r, rows, &n);
+        const int64_t end = (r + n) * D < count ? (r + n) * D : count;
         NSA_LAUNCH(unpack_rows_kernel, row_grid(n), READ_WARPS * WARP_SIZE, 0, st->stream, src, D,
-                   padded, count, at);
+                   padded, end, at);
         NSA_LAUNCHED("unpack_rows");
         TRY(copy_target(st, to, D, r, n, count));
     }

@@ -251,7 +251,7 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     stage *st = (stage *)nsa_pool_alloc(plan->pool, NSA_MEM_PERSISTENT, 1, sizeof *st);
     if (!st)
         return nsa_pool_status(plan->pool);
-    memset(st, 0, sizeof *st);
+    *st = stage();
     st->plan = plan;
     st->cfg = plan->cfg;
     st->c = dims_of(plan);
