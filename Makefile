@@ -235,7 +235,7 @@ install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stag
 	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa
 	install -m 755 $(BUILD)/libnsa.so $(DESTDIR)$(PREFIX)/lib/libnsa.so
 	install -m 755 $(STAGES:%=$(BUILD)/stages/%.so) $(DESTDIR)$(PREFIX)/lib/nsa/stages
-	install -m 644 stages/nsa.h stages/nsa_stage.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
+	install -m 644 stages/nsa.h stages/nsa_stage.h stages/nsa_device.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
 	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h timer.h cpu_stage.h) \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/nsa

@@ -277,7 +277,8 @@ NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
 /** From now on submit all work to this stream and wait for nothing. May be called at any time, also
- * while the stream is being captured; the caller orders it after the stream used before.
+ * while the stream is being captured; the caller orders it after the stream used before, and keeps
+ * it until the last call.
  *  @param context  of a stage that runs on a device
  *  @param stream   a cudaStream_t of that device; NULL is the default stream
  *  @return NSA_ERR_UNSUPPORTED for a stage of the CPU, NSA_ERR_INPUT for another device's stream */

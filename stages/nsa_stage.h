@@ -6,7 +6,7 @@
 #ifndef NSA_STAGE_H
 #define NSA_STAGE_H
 
-#include "nsa.h"
+#include "nsa_device.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -103,6 +103,7 @@ struct nsa_stage {
     nsa_status (*pending)(void *self);
     /** Tokens of all decode slots [max_seqs], which live on the device; waits. */
     nsa_status (*slot_lens)(void *self, int64_t *len);
+    const nsa_device_calls *calls; /**< memory and streams of the device, for callers */
 };
 
 /** The one symbol a stage's shared object exports. @return the stage's table, never NULL. */

@@ -1,5 +1,6 @@
 /** @file
  *  @brief Memory of this stage: open, close, timing, and its table for the contract. */
+#include "common/device_calls.h"
 #include "load.cuh"
 
 #include <string.h>
@@ -202,8 +203,8 @@ static void close(void *self) {
     stage *st = (stage *)self;
     if (!st)
         return;
-    if (st->stream)
-        (void)cudaStreamSynchronize(st->stream); /* no one to report an error to */
+    if (st->own_stream)
+        (void)cudaStreamSynchronize(st->own_stream); /* no one to report an error to */
     close_decode(st);
     for (int i = 0; i < st->n_buffers; i++)
         (void)cudaFree(st->buffers[i].ptr);
@@ -324,7 +325,7 @@ extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
         set_stream,
         check,
         pending,
-        slot_lens,
+        slot_lens, &nsa_calls,
     };
     return &table;
 }

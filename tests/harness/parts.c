@@ -31,6 +31,7 @@ const char *part_name(stage_part p) {
                                                   "nan",
                                                   "repeat",
                                                   "memory",
+                                                  "tensors",
                                                   "errors"};
     return names[p];
 }

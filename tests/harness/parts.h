@@ -38,6 +38,7 @@ typedef enum stage_part {
     PART_NAN,
     PART_REPEAT,
     PART_MEMORY,
+    PART_TENSORS, /* of any type, and on a device */
     PART_ERRORS,
     PART_COUNT
 } stage_part;

@@ -80,7 +80,7 @@ static nsa_status calls_take(const nsa_stage *stage, const nsa_config *cfg, cons
 /* Nothing is allocated on the device after open. A kernel's first launch takes memory too, so the
  * first context, which launches them all, does not count. Other programs may use the device, and
  * move its free memory either way: a stage that allocates takes some each time. */
-static nsa_status judge_device(const nsa_stage *stage, const nsa_config *cfg,
+static nsa_status take_nothing(const nsa_stage *stage, const nsa_config *cfg,
                                const nsa_setup *setup, const calls *x) {
     int64_t taken = 0;
     nsa_status status = calls_take(stage, cfg, setup, x, &taken);
@@ -119,7 +119,7 @@ nsa_status judge_no_malloc(const subject *s, const test_case *c) {
         active[a] = a;
     x.step.at[NSA_ACTIVE] = (nsa_tensor){active, NSA_I32, 1, {A}, NSA_HOST};
     if (s->stage->device)
-        status = status ? status : judge_device(s->stage, &cfg, &setup, &x);
+        status = status ? status : take_nothing(s->stage, &cfg, &setup, &x);
     status = status ? status : nsa_open(s->stage, &cfg, &setup, &ctx);
     if (!s->stage->device)
         status = status ? status : count_calls(s->stage, ctx, &x);

@@ -94,5 +94,10 @@ nsa_status judge_threads(const subject *s, const test_case *c);    /**< any numb
 nsa_status judge_no_malloc(const subject *s, const test_case *c);  /**< no allocation in a call */
 nsa_status judge_bad_config(const subject *s, const test_case *c); /**< rules broken one by one */
 nsa_status judge_bad_input(const subject *s, const test_case *c);  /**< wrong tensors and order */
+nsa_status judge_bfloat16(const subject *s, const test_case *c);   /**< bfloat16 tensors */
+nsa_status judge_device(const subject *s, const test_case *c);     /**< tensors on a device */
+nsa_status judge_graph(const subject *s, const test_case *c);      /**< calls as a graph */
+nsa_status judge_graph_step(const subject *s, const test_case *c); /**< decode steps as a graph */
+nsa_status judge_bad_device(const subject *s, const test_case *c); /**< wrong pointers, streams */
 
 #endif

@@ -82,6 +82,20 @@ static int has_several_compressed(const subject *s, const test_case *c) {
            case_length(c, 0) >= c->cfg.cmp_block && case_max_len(c) >= 2 * c->cfg.cmp_block;
 }
 
+/* A few dozen tokens, any pack. */
+static int short_case(const subject *s, const test_case *c) {
+    (void)s;
+    return c->cfg.seq_len <= 70;
+}
+
+static int short_on_device(const subject *s, const test_case *c) {
+    return s->stage->calls && short_case(s, c);
+}
+
+static int steps_on_device(const subject *s, const test_case *c) {
+    return s->stage->calls && one_sequence(s, c) && c->cfg.seq_len >= 5 && c->cfg.seq_len <= 70;
+}
+
 static int is_bad_input_case(const subject *s, const test_case *c) {
     (void)s;
     return c->cfg.phi == NSA_PHI_GATED && c->cfg.seq_len == 100 && !c->seqs && all_rows_wanted(c);
@@ -100,6 +114,8 @@ const property properties[] = {
      NEEDS_NOTHING, is_bad_config_case, judge_bad_config, NULL},
     {"bad_input", "wrong tensors and calls out of order are errors", PART(ERRORS), NEEDS_NOTHING,
      is_bad_input_case, judge_bad_input, NULL},
+    {"bad_device", "a device tensor or stream that is none is an error", PART(ERRORS),
+     NEEDS_NOTHING, is_bad_input_case, judge_bad_device, NULL},
     {"vector", "results are those of an independent program", PARTS_FORWARD | PARTS_BACKWARD,
      NEEDS_NOTHING, is_vector, judge_vector, NULL},
     {"forward", "outputs, importance and selection are the oracle's", PARTS_FORWARD, NEEDS_NOTHING,
@@ -133,6 +149,14 @@ const property properties[] = {
      PART(COMPRESS), SAMPLED, has_several_compressed, judge_equal, NULL},
     {"repeat", "the same call gives the same bits, whatever ran before", PART(REPEAT), SAMPLED,
      all_rows, judge_repeat, NULL},
+    {"bfloat16", "bfloat16 tensors give the bits of float32 ones", PART(TENSORS), SAMPLED,
+     short_case, judge_bfloat16, NULL},
+    {"device", "tensors on the device give the bits of the host's", PART(TENSORS), SAMPLED,
+     short_on_device, judge_device, NULL},
+    {"graph", "load, passes and reads launched as a graph give the same bits", PART(TENSORS),
+     SAMPLED, short_on_device, judge_graph, NULL},
+    {"graph_step", "a decode step launched as a graph gives the same bits, and fills no full slot",
+     PART(TENSORS), NEEDS_PREFILL | SAMPLED, steps_on_device, judge_graph_step, NULL},
     {"threads", "1, 2, 3 and 7 threads give the same rows, and each the same gradients twice",
      PART(REPEAT), NEEDS_NOTHING, many_tiles, judge_threads, threads_cannot},
     {"no_malloc", "no call allocates", PART(MEMORY), NEEDS_NOTHING, all_rows_once, judge_no_malloc,

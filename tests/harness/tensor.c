@@ -2,6 +2,7 @@
  *  @brief Fenced tensors. */
 #include "harness/tensor.h"
 #include "common/fence.h"
+#include "common/tensors.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,8 @@ double tensor_get(const nsa_tensor *t, int64_t i) {
         return ((const double *)t->data)[i];
     case NSA_I32:
         return ((const int32_t *)t->data)[i];
+    case NSA_BF16:
+        return (double)nsa_bf16_to_f32(((const uint16_t *)t->data)[i]);
     default:
         return 0;
     }
@@ -110,6 +113,8 @@ double tensor_get(const nsa_tensor *t, int64_t i) {
 void tensor_set(nsa_tensor *t, int64_t i, double value) {
     if (t->dtype == NSA_F64)
         ((double *)t->data)[i] = value;
+    else if (t->dtype == NSA_BF16)
+        ((uint16_t *)t->data)[i] = nsa_bf16_from_f32((float)value);
     else
         ((float *)t->data)[i] = (float)value;
 }
