@@ -10,15 +10,20 @@ typedef std::vector<std::function<cudaError_t()>> Work;
 
 struct simtGraph {
     Work work;
+    int device; // of the stream in which the capture began
 };
 struct simtGraphExec {
     Work work;
+    int device;
 };
 struct simtStream {
+    int device;
+    bool blocking;    // ordered with the default stream
     simtGraph *graph; // that it is captured into, or NULL
     bool origin;      // whether the capture began here
 };
 struct simtEvent {
+    int device;
     bool recorded;
     double time;
     simtGraph *graph; // if recorded in a captured stream
@@ -27,11 +32,16 @@ struct simtEvent {
 namespace simt {
 
 static std::vector<simtStream *> streams;
+static std::vector<simtEvent *> events;
 static int captures;         // in progress
 static bool capture_invalid; // a call was made that is not allowed in a capture
 
 bool stream_known(cudaStream_t stream) {
     return !stream || std::find(streams.begin(), streams.end(), stream) != streams.end();
+}
+
+int stream_device(cudaStream_t stream) {
+    return stream ? stream->device : device_current();
 }
 
 bool capturing(cudaStream_t stream) {
@@ -65,6 +75,12 @@ static cudaError_t known(const char *call, cudaStream_t stream) {
                : report(cudaErrorInvalidResourceHandle, "%s: no such stream", call);
 }
 
+static cudaError_t known(const char *call, cudaEvent_t event) {
+    return std::find(events.begin(), events.end(), event) != events.end()
+               ? cudaSuccess
+               : report(cudaErrorInvalidResourceHandle, "%s: no such event", call);
+}
+
 static double seconds() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -85,9 +101,9 @@ using namespace simt;
 
 // --------------------------------------------------------------------- streams
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
     Guard guard(lock);
-    *stream = new simtStream{nullptr, false};
+    *stream = new simtStream{device_current(), !(flags & cudaStreamNonBlocking), nullptr, false};
     streams.push_back(*stream);
     return cudaSuccess;
 }
@@ -130,6 +146,7 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     Guard guard(lock);
     cudaError_t error = known("cudaStreamWaitEvent", stream);
+    error = error ? error : known("cudaStreamWaitEvent", event);
     if (!error && stream && event->graph && !stream->graph)
         stream->graph = event->graph;
     return error;
@@ -139,7 +156,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     Guard guard(lock);
-    *event = new simtEvent{false, 0, nullptr};
+    *event = new simtEvent{device_current(), false, 0, nullptr};
+    events.push_back(*event);
     return cudaSuccess;
 }
 
@@ -150,8 +168,13 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     Guard guard(lock);
     cudaError_t error = known("cudaEventRecord", stream);
+    error = error ? error : known("cudaEventRecord", event);
     if (error)
         return error;
+    if (event->device != stream_device(stream))
+        return report(cudaErrorInvalidResourceHandle,
+                      "cudaEventRecord: the event belongs to device %d, the stream to device %d",
+                      event->device, stream_device(stream));
     event->graph = stream ? stream->graph : nullptr;
     return submit(stream, [event] {
         event->recorded = true;
@@ -162,6 +185,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventSynchronize", event);
+    if (error)
+        return error;
     if (captures && event->graph)
         return not_in_capture("cudaEventSynchronize");
     return cudaGetLastError();
@@ -173,6 +199,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t stop) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventElapsedTime", start);
+    error = error ? error : known("cudaEventElapsedTime", stop);
+    if (error)
+        return error;
+    if (start->device != stop->device)
+        return report(cudaErrorInvalidResourceHandle,
+                      "cudaEventElapsedTime: the events belong to two devices");
     if (!start->recorded || !stop->recorded)
         return report(cudaErrorInvalidResourceHandle,
                       "cudaEventElapsedTime: an event was not recorded");
@@ -182,6 +215,10 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t stop)
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventDestroy", event);
+    if (error)
+        return error;
+    events.erase(std::find(events.begin(), events.end(), event));
     delete event;
     return cudaSuccess;
 }
@@ -197,7 +234,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
         return report(cudaErrorStreamCaptureUnsupported, "cudaStreamBeginCapture: %s",
                       stream ? "the stream is being captured already"
                              : "the default stream cannot be captured");
-    stream->graph = new simtGraph;
+    stream->graph = new simtGraph{{}, stream->device};
     stream->origin = true;
     capture_invalid = captures++ ? capture_invalid : false;
     return cudaSuccess;
@@ -225,13 +262,21 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
     Guard guard(lock);
+    cudaError_t error = known("cudaStreamIsCapturing", stream);
+    if (error)
+        return error;
+    for (const simtStream *s : streams) // as CUDA answers; this harms no capture
+        if (!stream && s->graph && s->blocking)
+            return report(cudaErrorStreamCaptureImplicit,
+                          "cudaStreamIsCapturing: of the default stream, while a stream that is "
+                          "ordered with it is captured");
     *status = capturing(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
     Guard guard(lock);
-    *exec = graph ? new simtGraphExec{graph->work} : nullptr;
+    *exec = graph ? new simtGraphExec{graph->work, graph->device} : nullptr;
     return graph ? cudaSuccess : report(cudaErrorInvalidValue, "cudaGraphInstantiate: no graph");
 }
 
@@ -242,11 +287,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
         return error ? error : report(cudaErrorInvalidValue, "cudaGraphLaunch: no graph");
     if (capturing(stream))
         return not_in_capture("cudaGraphLaunch");
-    arena_open();
+    arena_open(exec->device); // once for all its kernels
     for (auto &work : exec->work)
         if (!error)
             error = work();
-    arena_close();
+    arena_close(exec->device);
     return error;
 }
 
