@@ -147,9 +147,24 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     Guard guard(lock);
     cudaError_t error = known("cudaStreamWaitEvent", stream);
     error = error ? error : known("cudaStreamWaitEvent", event);
-    if (!error && stream && event->graph && !stream->graph)
+    if (error)
+        return error;
+    if (!stream && event->graph) {
+        capture_invalid = true;
+        return report(cudaErrorStreamCaptureImplicit,
+                      "cudaStreamWaitEvent: the default stream cannot join a capture");
+    }
+    bool elsewhere = event->graph ? capturing(stream) && event->graph != stream->graph
+                                  : capturing(stream) && event->recorded;
+    if (elsewhere) {
+        capture_invalid = true;
+        return report(cudaErrorStreamCaptureIsolation,
+                      "cudaStreamWaitEvent: a captured stream waits for an event that was recorded "
+                      "outside of its capture");
+    }
+    if (event->graph)
         stream->graph = event->graph;
-    return error;
+    return cudaSuccess;
 }
 
 // ---------------------------------------------------------------------- events
@@ -250,6 +265,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     for (simtStream *s : streams) // those that joined leave
         if (s->graph == made)
             s->graph = nullptr, s->origin = false;
+    for (simtEvent *e : events)
+        e->graph = e->graph == made ? nullptr : e->graph;
     captures--;
     if (capture_invalid) {
         delete made;

@@ -133,8 +133,50 @@ static void test_default_stream() {
     free_all();
 }
 
+// A captured stream may wait for work of its own capture, for nothing outside of it.
+static void test_capture_waits() {
+    float h[32] = {}, *g = device(32, h);
+    cudaStream_t origin, joined;
+    cudaEvent_t inside, outside;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    EXPECT_OK(cudaStreamCreateWithFlags(&origin, cudaStreamNonBlocking));
+    EXPECT_OK(cudaStreamCreateWithFlags(&joined, cudaStreamNonBlocking));
+    EXPECT_OK(cudaEventCreateWithFlags(&inside, cudaEventDisableTiming));
+    EXPECT_OK(cudaEventCreateWithFlags(&outside, cudaEventDisableTiming));
+    EXPECT_OK(cudaEventRecord(outside, joined));
+    EXPECT_OK(cudaStreamBeginCapture(origin, cudaStreamCaptureModeGlobal));
+    EXPECT(cudaStreamWaitEvent(origin, outside, 0) == cudaErrorStreamCaptureIsolation, "isolation");
+    expect_report("isolation", "waits for an event that was recorded outside", "");
+    EXPECT(cudaStreamEndCapture(origin, &graph) == cudaErrorStreamCaptureInvalidated, "isolation");
+    (void)cudaGetLastError();
+    EXPECT_OK(cudaStreamBeginCapture(origin, cudaStreamCaptureModeGlobal));
+    EXPECT_OK(cudaEventRecord(inside, origin));
+    EXPECT_OK(cudaStreamWaitEvent(joined, inside, 0));
+    NSA_LAUNCH(add, dim3(1), dim3(32), 0, joined, g, 1.0f);
+    EXPECT_OK(cudaEventRecord(outside, joined));
+    EXPECT_OK(cudaStreamWaitEvent(origin, outside, 0));
+    EXPECT_OK(cudaStreamEndCapture(origin, &graph));
+    EXPECT_OK(cudaGraphInstantiate(&exec, graph, 0));
+    EXPECT_OK(cudaGraphLaunch(exec, origin));
+    EXPECT_OK(cudaStreamSynchronize(origin));
+    copy_to_host(h, g, 32);
+    EXPECT(h[31] == 1, "joined: %g", (double)h[31]);
+    EXPECT_OK(cudaEventRecord(inside, origin)); // the capture has left both
+    EXPECT_OK(cudaStreamWaitEvent(joined, inside, 0));
+    EXPECT_OK(cudaStreamSynchronize(joined));
+    EXPECT_OK(cudaGraphExecDestroy(exec));
+    EXPECT_OK(cudaGraphDestroy(graph));
+    EXPECT_OK(cudaEventDestroy(inside));
+    EXPECT_OK(cudaEventDestroy(outside));
+    EXPECT_OK(cudaStreamDestroy(origin));
+    EXPECT_OK(cudaStreamDestroy(joined));
+    free_all();
+}
+
 void test_pointers() {
     test_attributes();
     test_graph_copies();
     test_default_stream();
+    test_capture_waits();
 }
