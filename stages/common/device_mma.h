@@ -17,14 +17,13 @@
 
 #include "device.h"
 
-#ifdef NSA_SIMT
-#include "simt/bf16.h"
+#include "device_bf16.h"
 
+#ifdef NSA_SIMT
 #include "simt/tensor_core.h"
 /** The call site, as a last parameter, for the simulator's reports; nothing on a GPU. */
 #define NSA_CALL_SITE , simt::Where where = SIMT_HERE
 #else
-#include <cuda_bf16.h>
 #define NSA_CALL_SITE
 #endif
 

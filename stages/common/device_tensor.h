@@ -7,26 +7,22 @@
 #define NSA_DEVICE_TENSOR_H
 
 #include "common/device.h"
+#include "common/device_bf16.h"
 
 /** @return element i as a float, of float32, float64 or bfloat16 elements. */
 static __device__ __forceinline__ float nsa_element(const void *x, nsa_dtype dtype, int64_t i) {
-    if (dtype == NSA_F32)
-        return ((const float *)x)[i];
-    if (dtype == NSA_BF16)
-        return __uint_as_float((uint32_t)((const uint16_t *)x)[i] << 16);
-    return (float)((const double *)x)[i];
+    return dtype == NSA_F32    ? nsa_load_float((const float *)x + i)
+           : dtype == NSA_BF16 ? nsa_load_float((const __nv_bfloat16 *)x + i)
+                               : nsa_load_float((const double *)x + i);
 }
 
-/** Element i = value, of float32 or bfloat16 elements; nsa_bf16_from_f32() says how it rounds. */
+/** Element i = value, of float32 or bfloat16 elements. */
 static __device__ __forceinline__ void nsa_store_element(void *x, nsa_dtype dtype, int64_t i,
                                                          float value) {
-    const uint32_t bits = __float_as_uint(value);
-    if (dtype == NSA_F32)
-        ((float *)x)[i] = value;
-    else if (value != value)
-        ((uint16_t *)x)[i] = (uint16_t)(bits >> 16 | 0x40);
+    if (dtype == NSA_BF16)
+        nsa_store_float((__nv_bfloat16 *)x + i, value);
     else
-        ((uint16_t *)x)[i] = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+        nsa_store_float((float *)x + i, value);
 }
 
 /** For nsa_stage.check: @return NSA_OK if `tensor` begins and ends in memory of this device. Freed

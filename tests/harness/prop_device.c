@@ -223,19 +223,20 @@ static nsa_status refuse_others(const nsa_stage *stage, nsa_context *ctx,
 static nsa_status refuse_in_capture(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
                                     const nsa_tensors *there) {
     static const char *const text = "a graph holds device tensors only";
-    nsa_tensors shorter = rows_from(there, 0, there->at[NSA_Q].shape[0] - 1);
+    nsa_tensors host = *in, shorter = rows_from(there, 0, there->at[NSA_Q].shape[0] - 1);
     nsa_tensor out = {0};
     void *stream = NULL, *graph = NULL;
-    shorter.at[NSA_CU_SEQLENS] = (nsa_tensor){0};
+    host.at[NSA_BLOCK_IDX] = (nsa_tensor){0}; /* those of check_values() */
     nsa_status status = stage->calls->stream_new(&stream);
     status = status ? status : nsa_set_stream(ctx, stream);
+    shorter.at[NSA_BLOCK_IDX] = (nsa_tensor){0};
     status = status ? status : nsa_load(ctx, there);
     status = status ? status : nsa_forward(ctx);
     status = status ? status : nsa_result(ctx, NSA_OUT, &out);
     status = status ? status : tensor_alloc(&out);
     status = status ? status : stage->calls->capture(stream);
     status = status ? status : expect_error(nsa_read(ctx, NSA_OUT, &out), NSA_ERR_STATE, text);
-    status = status ? status : expect_error(nsa_load(ctx, in), NSA_ERR_STATE, text);
+    status = status ? status : expect_error(nsa_load(ctx, &host), NSA_ERR_STATE, text);
     status = status ? status : expect_error(nsa_load(ctx, &shorter), NSA_ERR_STATE, text);
     (void)stage->calls->capture_end(stream, &graph);
     stage->calls->graph_free(graph);

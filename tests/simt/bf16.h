@@ -1,4 +1,5 @@
 // bfloat16: the upper half of a float32, rounded to the nearest, ties to even; NaN stays NaN.
+// Copy functions are written out as in types.h, for the check of alignment.
 #ifndef SIMT_BF16_H
 #define SIMT_BF16_H
 
@@ -23,12 +24,27 @@ struct __nv_bfloat16 {
     __nv_bfloat16() = default;
     __nv_bfloat16(float x) : bits(simt::bf16_bits(x)) {
     }
+    __nv_bfloat16(const __nv_bfloat16 &v) : bits(v.bits) {
+    }
+    __nv_bfloat16 &operator=(const __nv_bfloat16 &v) {
+        bits = v.bits;
+        return *this;
+    }
     operator float() const {
         return simt::bf16_value(bits);
     }
 };
 struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
+    __nv_bfloat162() = default;
+    __nv_bfloat162(const __nv_bfloat16 &vx, const __nv_bfloat16 &vy) : x(vx), y(vy) {
+    }
+    __nv_bfloat162(const __nv_bfloat162 &v) : x(v.x), y(v.y) {
+    }
+    __nv_bfloat162 &operator=(const __nv_bfloat162 &v) {
+        x = v.x, y = v.y;
+        return *this;
+    }
 };
 typedef __nv_bfloat16 nv_bfloat16;
 typedef __nv_bfloat162 nv_bfloat162;

@@ -363,7 +363,7 @@ bool launch_run(const Launch &launch) {
     abandoned = false;
     note_kernel(launch.name);
     running = &launch;
-    arena_open();
+    arena_open(launch.device);
     faults_catch();
     size_t stride = order == RANDOM ? coprime_stride(n) : 1;
     for (size_t i = 0, block = order == RANDOM ? random_next() % n : 0; i < n; i++) {
@@ -374,8 +374,8 @@ bool launch_run(const Launch &launch) {
     }
     faults_release();
     char text[256];
-    bool whole = arena_check(text, sizeof text);
-    arena_close();
+    bool whole = arena_check(launch.device, text, sizeof text);
+    arena_close(launch.device);
     running = nullptr;
     if (!whole && !abandoned)
         report(cudaErrorLaunchFailure, "kernel %s: %s", launch.name, text);

@@ -1,4 +1,4 @@
-// Memory calls of the host: allocation, copies, fills.
+// Memory calls of the host: allocation on a device, copies, fills. Copies may name any device.
 #include "engine.h"
 
 #include "common/fence.h"
@@ -13,21 +13,7 @@ cudaError_t device_alloc(void **address, size_t bytes) {
     cudaError_t refused = not_in_capture("cudaMalloc");
     if (refused || !bytes)
         return refused;
-    return arena_alloc(address, bytes);
-}
-
-cudaError_t host_alloc(void **address, size_t bytes) {
-    Guard guard(lock);
-    cudaError_t refused = not_in_capture("cudaMallocHost");
-    if (refused || !bytes)
-        return refused;
-    if (posix_memalign(address, 4096, bytes)) {
-        *address = nullptr;
-        return report(cudaErrorMemoryAllocation, "cudaMallocHost: no room for %zu bytes", bytes);
-    }
-    memset(*address, 0xff, bytes);
-    nsa_forget(*address, bytes);
-    return cudaSuccess;
+    return arena_alloc(device_current(), address, bytes);
 }
 
 cudaError_t symbol_copy(void *to, const void *from, size_t bytes) {
@@ -39,7 +25,7 @@ cudaError_t symbol_copy(void *to, const void *from, size_t bytes) {
 // Check that one side of a copy is where `kind` says.
 static cudaError_t check_side(const char *call, const char *side, const void *address, size_t bytes,
                               cudaMemcpyKind kind, cudaMemcpyKind host, cudaMemcpyKind device) {
-    bool on_device = arena_owns(address);
+    bool on_device = arena_device(address) >= 0;
     bool either = kind == cudaMemcpyDefault;
     if (on_device && !either && (kind == cudaMemcpyHostToHost || kind == host))
         return report(cudaErrorInvalidValue, "%s: the %s is device memory, not the host's", call,
@@ -68,11 +54,23 @@ struct Rows {
     size_t to_pitch, from_pitch, width, height;
 };
 
-static cudaError_t copy_rows(const Rows &r) {
-    arena_open();
+// Graphs are checked again when they run: what they copy may have been freed since.
+static cudaError_t check_rows(const char *call, const Rows &r, cudaMemcpyKind kind) {
+    cudaError_t error = cudaSuccess;
+    size_t step = r.height > 1 ? r.height - 1 : 1; // the first row and the last
+    for (size_t i = 0; i < r.height && !error; i += step)
+        error = check_copy(call, r.to + i * r.to_pitch, r.from + i * r.from_pitch, r.width, kind);
+    return error;
+}
+
+static cudaError_t copy_rows(const char *call, const Rows &r, cudaMemcpyKind kind) {
+    cudaError_t error = check_rows(call, r, kind);
+    if (error)
+        return error;
+    arena_open(EVERY_DEVICE);
     for (size_t i = 0; i < r.height; i++)
         memmove(r.to + i * r.to_pitch, r.from + i * r.from_pitch, r.width);
-    arena_close();
+    arena_close(EVERY_DEVICE);
     return cudaSuccess;
 }
 
@@ -84,13 +82,8 @@ static cudaError_t copy(const char *call, const Rows &r, cudaMemcpyKind kind, cu
     if (r.to_pitch < r.width || r.from_pitch < r.width)
         return report(cudaErrorInvalidValue, "%s: a pitch is smaller than the width %zu", call,
                       r.width);
-    for (size_t i = 0; i<r.height; i += r.height> 1 ? r.height - 1 : 1) { // first and last row
-        cudaError_t error =
-            check_copy(call, r.to + i * r.to_pitch, r.from + i * r.from_pitch, r.width, kind);
-        if (error)
-            return error;
-    }
-    return submit(stream, [r] { return copy_rows(r); });
+    cudaError_t error = check_rows(call, r, kind);
+    return error ? error : submit(stream, [=] { return copy_rows(call, r, kind); });
 }
 
 } // namespace simt
@@ -103,18 +96,10 @@ cudaError_t cudaFree(void *address) {
     return refused || !address ? refused : arena_free(address);
 }
 
-cudaError_t cudaFreeHost(void *address) {
-    Guard guard(lock);
-    if (arena_owns(address))
-        return report(cudaErrorInvalidValue, "cudaFreeHost: %p is device memory", address);
-    free(address);
-    return cudaSuccess;
-}
-
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     Guard guard(lock);
     size_t used;
-    arena_usage(&used, total);
+    arena_usage(device_current(), &used, total);
     *available = *total - used;
     return cudaSuccess;
 }
@@ -149,18 +134,25 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
     return copy("cudaMemcpy2DAsync", rows, kind, stream);
 }
 
+static cudaError_t check_fill(const char *call, const void *to, size_t bytes) {
+    const char *wrong = arena_device(to) >= 0 ? arena_range(to, bytes) : "memory of the host";
+    return wrong ? report(cudaErrorInvalidValue, "%s: %s, is not inside an allocation", call, wrong)
+                 : cudaSuccess;
+}
+
 static cudaError_t fill(const char *call, void *to, int byte, size_t bytes, cudaStream_t stream) {
     if (!bytes)
         return cudaSuccess;
     if (!stream_known(stream))
         return report(cudaErrorInvalidResourceHandle, "%s: no such stream", call);
-    const char *wrong = arena_owns(to) ? arena_range(to, bytes) : "memory of the host";
-    if (wrong)
-        return report(cudaErrorInvalidValue, "%s: %s, is not inside an allocation", call, wrong);
-    return submit(stream, [to, byte, bytes] {
-        arena_open();
+    cudaError_t wrong = check_fill(call, to, bytes);
+    return wrong ? wrong : submit(stream, [=] {
+        cudaError_t error = check_fill(call, to, bytes);
+        if (error)
+            return error;
+        arena_open(EVERY_DEVICE);
         memset(to, byte, bytes);
-        arena_close();
+        arena_close(EVERY_DEVICE);
         return cudaSuccess;
     });
 }

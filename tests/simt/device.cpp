@@ -1,10 +1,13 @@
 // The simulated device: its properties, and which launches it accepts.
 //
 // NSA_SIMT_DEVICE names the architecture. Only limits differ: what a kernel computes is the same.
+// NSA_SIMT_DEVICES=2 makes a second device of the same kind.
 #include "engine.h"
 
 #include <map>
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 namespace simt {
 
@@ -31,6 +34,25 @@ static const Profile &profile() {
 
 int device_major() {
     return profile().major;
+}
+
+// The current device of each thread of the host. Not thread_local: that is shared memory here.
+static pthread_key_t current_key() {
+    static const pthread_key_t key = [] {
+        pthread_key_t k;
+        if (pthread_key_create(&k, nullptr))
+            abort();
+        return k;
+    }();
+    return key;
+}
+
+int device_current() {
+    return (int)(intptr_t)pthread_getspecific(current_key());
+}
+
+static int device_count() {
+    return strcmp(setting("NSA_SIMT_DEVICES", "1"), "2") ? 1 : MAX_DEVICES;
 }
 
 static std::map<const void *, int> dynamic_limits; // of kernels with a larger limit
@@ -108,12 +130,19 @@ void launch_submit(const char *name, const void *kernel, dim3 grid, dim3 block, 
         report(cudaErrorInvalidResourceHandle, "kernel %s: no such stream", name);
         return;
     }
+    int device = device_current();
+    if (stream_device(stream) != device) {
+        report(cudaErrorInvalidResourceHandle,
+               "kernel %s: the stream belongs to device %d, the current device is %d", name,
+               stream_device(stream), device);
+        return;
+    }
     if (!capturing(stream)) { // run now, without a copy of the arguments
-        Launch now = {name, grid, block, shared, std::move(body)};
+        Launch now = {name, grid, block, shared, device, std::move(body)};
         submit(stream, [&now] { return launch_run(now) ? cudaSuccess : cudaErrorLaunchFailure; });
         return;
     }
-    Launch later = {name, grid, block, shared, std::move(body)};
+    Launch later = {name, grid, block, shared, device, std::move(body)};
     submit(stream, [later] { return launch_run(later) ? cudaSuccess : cudaErrorLaunchFailure; });
 }
 
@@ -124,24 +153,29 @@ void launch_submit(const char *name, const void *kernel, dim3 grid, dim3 block, 
 using namespace simt;
 
 static cudaError_t known_device(int device) {
-    return device == 0
+    int count = device_count();
+    return device >= 0 && device < count
                ? cudaSuccess
-               : report(cudaErrorInvalidDevice, "device %d: there is only device 0", device);
+               : report(cudaErrorInvalidDevice, "device %d: there %s", device,
+                        count > 1 ? "are devices 0 and 1" : "is only device 0");
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    *count = device_count();
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *device) {
-    *device = 0;
+    *device = device_current();
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
     Guard guard(lock);
-    return known_device(device);
+    cudaError_t error = known_device(device);
+    if (!error && pthread_setspecific(current_key(), (void *)(intptr_t)device))
+        abort();
+    return error;
 }
 
 cudaError_t cudaDeviceReset() {
@@ -176,7 +210,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device) {
     prop->maxBlocksPerMultiProcessor = p.blocks;
     prop->maxThreadsDim[0] = prop->maxThreadsDim[1] = 1024, prop->maxThreadsDim[2] = 64;
     prop->maxGridSize[0] = 0x7fffffff, prop->maxGridSize[1] = prop->maxGridSize[2] = 65535;
-    arena_usage(&used, &prop->totalGlobalMem);
+    arena_usage(device, &used, &prop->totalGlobalMem);
     prop->sharedMemPerBlock = DEFAULT_SHARED;
     prop->sharedMemPerBlockOptin = (size_t)p.optin << 10;
     prop->sharedMemPerMultiprocessor = (size_t)p.shared << 10;

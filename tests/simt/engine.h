@@ -12,7 +12,7 @@
 
 namespace simt {
 
-enum { MAX_THREADS = 1024, MAX_WARPS = 32 };
+enum { MAX_THREADS = 1024, MAX_WARPS = 32, MAX_DEVICES = 2, EVERY_DEVICE = -1 };
 
 extern std::recursive_mutex lock; // held by every call of the runtime
 typedef std::lock_guard<std::recursive_mutex> Guard;
@@ -38,6 +38,7 @@ struct Launch {
     const char *name;
     dim3 grid, block;
     size_t shared;
+    int device;
     std::function<void()> body;
 };
 
@@ -71,16 +72,18 @@ uint32_t lanes_missing(int warp, uint32_t mask); // lanes that have not arrived 
 
 // ------------------------------------------------------------------ memory.cpp
 
-void arena_open();                         // device memory may be touched
-void arena_close();                        // may not be touched
-bool arena_owns(const void *address);      // is it in the arena, allocated or not?
-bool arena_check(char *text, size_t size); // false if a fence is broken; text: which
+// Each device has an arena of its own. Open: its memory may be touched.
+void arena_open(int device); // EVERY_DEVICE for copies
+void arena_close(int device);
+int arena_device(const void *address); // whose arena it lies in, allocated or not; -1: in none
+bool arena_check(int device, char *text, size_t size); // false if a fence is broken; text: which
 bool arena_describe(const void *address, char *text, size_t size); // names its allocation
+bool arena_holds(const void *address, size_t bytes); // do all of them lie in one allocation?
 // NULL if that range of device memory may be copied to or from, else what is wrong
 const char *arena_range(const void *address, size_t bytes);
-cudaError_t arena_alloc(void **address, size_t bytes);
+cudaError_t arena_alloc(int device, void **address, size_t bytes);
 cudaError_t arena_free(void *address);
-void arena_usage(size_t *used, size_t *size);
+void arena_usage(int device, size_t *used, size_t *size);
 
 // ------------------------------------------------------------------ shared.cpp
 
@@ -105,8 +108,9 @@ void faults_watch_host(); // report host code that touches device memory
 
 // ------------------------------------------------------------ tensor_core.cpp, device.cpp
 
-void copies_reset(); // at the start of a block: no copy is pending
-int device_major();  // major version of the simulated architecture
+void copies_reset();  // at the start of a block: no copy is pending
+int device_major();   // major version of the simulated architecture
+int device_current(); // of the calling thread of the host
 
 // ------------------------------------------------------------------ stream.cpp
 
@@ -116,6 +120,7 @@ bool capturing(cudaStream_t stream);
 // An error if a stream is being captured: `what` would wait or allocate.
 cudaError_t not_in_capture(const char *what);
 bool stream_known(cudaStream_t stream);
+int stream_device(cudaStream_t stream); // of the default stream: the current device
 
 } // namespace simt
 

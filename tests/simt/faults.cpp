@@ -36,6 +36,11 @@ static void in_kernel(int signal, siginfo_t *info, void *) {
         snprintf(whose, sizeof whose, "%s",
                  (uintptr_t)info->si_addr < 4096 ? "a null pointer or near one"
                                                  : "which is not device memory");
+    int owner = arena_device(info->si_addr);
+    if (launch_running() && owner >= 0 && owner != launch_running()->device)
+        launch_fault("touched address 0x%zx, %s, of device %d; the kernel runs on device %d, and "
+                     "there is no peer access",
+                     (size_t)info->si_addr, whose, owner, launch_running()->device);
     launch_fault("touched address 0x%zx, %s", (size_t)info->si_addr, whose);
 }
 
@@ -69,6 +74,10 @@ void faults_release() {
 }
 
 void faults_watch_host() {
+    static bool watching;
+    if (watching) // a second arena: the handler must not take itself for the one before
+        return;
+    watching = true;
     struct sigaction ours = {};
     ours.sa_sigaction = in_host;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;

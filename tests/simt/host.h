@@ -1,7 +1,7 @@
 // The simulated part of CUDA's runtime API: names, types and meanings are CUDA's.
 //
-// There is one device. Calls run a stream's work before they return, unless the stream is being
-// captured.
+// There is one device, or two with NSA_SIMT_DEVICES=2. Calls run a stream's work before they
+// return, unless the stream is being captured.
 #ifndef SIMT_HOST_H
 #define SIMT_HOST_H
 
@@ -26,6 +26,7 @@ enum cudaError_t {
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureUnmatched = 903,
+    cudaErrorStreamCaptureIsolation = 905,
     cudaErrorStreamCaptureImplicit = 906
 };
 typedef cudaError_t cudaError;
@@ -49,6 +50,9 @@ typedef struct simtGraphExec *cudaGraphExec_t;
 #define cudaEventBlockingSync  1u
 #define cudaEventDisableTiming 2u
 #define cudaHostAllocDefault   0u
+#define cudaHostAllocPortable  1u
+#define cudaHostAllocMapped    2u
+#define cudaInvalidDeviceId    (-2)
 #define CUDART_VERSION         12000
 #define cudaStreamLegacy       ((cudaStream_t)0)
 
@@ -153,6 +157,21 @@ template <class T> inline cudaError_t cudaMallocHost(T **address, size_t bytes, 
 template <class T> inline cudaError_t cudaHostAlloc(T **address, size_t bytes, unsigned flags) {
     return cudaMallocHost(address, bytes, flags);
 }
+enum cudaMemoryType {
+    cudaMemoryTypeUnregistered,
+    cudaMemoryTypeHost,
+    cudaMemoryTypeDevice,
+    cudaMemoryTypeManaged // nothing is, here
+};
+
+struct cudaPointerAttributes {
+    cudaMemoryType type;
+    int device; // cudaInvalidDeviceId if unregistered
+    void *devicePointer, *hostPointer;
+};
+
+// Memory that is neither a device's nor from cudaMallocHost() is unregistered, which is no error.
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *address);
 cudaError_t cudaFree(void *address);
 cudaError_t cudaFreeHost(void *address);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total);

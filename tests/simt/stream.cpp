@@ -10,15 +10,20 @@ typedef std::vector<std::function<cudaError_t()>> Work;
 
 struct simtGraph {
     Work work;
+    int device; // of the stream in which the capture began
 };
 struct simtGraphExec {
     Work work;
+    int device;
 };
 struct simtStream {
+    int device;
+    bool blocking;    // ordered with the default stream
     simtGraph *graph; // that it is captured into, or NULL
     bool origin;      // whether the capture began here
 };
 struct simtEvent {
+    int device;
     bool recorded;
     double time;
     simtGraph *graph; // if recorded in a captured stream
@@ -27,11 +32,16 @@ struct simtEvent {
 namespace simt {
 
 static std::vector<simtStream *> streams;
+static std::vector<simtEvent *> events;
 static int captures;         // in progress
 static bool capture_invalid; // a call was made that is not allowed in a capture
 
 bool stream_known(cudaStream_t stream) {
     return !stream || std::find(streams.begin(), streams.end(), stream) != streams.end();
+}
+
+int stream_device(cudaStream_t stream) {
+    return stream ? stream->device : device_current();
 }
 
 bool capturing(cudaStream_t stream) {
@@ -65,6 +75,12 @@ static cudaError_t known(const char *call, cudaStream_t stream) {
                : report(cudaErrorInvalidResourceHandle, "%s: no such stream", call);
 }
 
+static cudaError_t known(const char *call, cudaEvent_t event) {
+    return std::find(events.begin(), events.end(), event) != events.end()
+               ? cudaSuccess
+               : report(cudaErrorInvalidResourceHandle, "%s: no such event", call);
+}
+
 static double seconds() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -85,9 +101,9 @@ using namespace simt;
 
 // --------------------------------------------------------------------- streams
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
     Guard guard(lock);
-    *stream = new simtStream{nullptr, false};
+    *stream = new simtStream{device_current(), !(flags & cudaStreamNonBlocking), nullptr, false};
     streams.push_back(*stream);
     return cudaSuccess;
 }
@@ -130,16 +146,33 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     Guard guard(lock);
     cudaError_t error = known("cudaStreamWaitEvent", stream);
-    if (!error && stream && event->graph && !stream->graph)
+    error = error ? error : known("cudaStreamWaitEvent", event);
+    if (error)
+        return error;
+    if (!stream && event->graph) {
+        capture_invalid = true;
+        return report(cudaErrorStreamCaptureImplicit,
+                      "cudaStreamWaitEvent: the default stream cannot join a capture");
+    }
+    bool elsewhere = event->graph ? capturing(stream) && event->graph != stream->graph
+                                  : capturing(stream) && event->recorded;
+    if (elsewhere) {
+        capture_invalid = true;
+        return report(cudaErrorStreamCaptureIsolation,
+                      "cudaStreamWaitEvent: a captured stream waits for an event that was recorded "
+                      "outside of its capture");
+    }
+    if (event->graph)
         stream->graph = event->graph;
-    return error;
+    return cudaSuccess;
 }
 
 // ---------------------------------------------------------------------- events
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     Guard guard(lock);
-    *event = new simtEvent{false, 0, nullptr};
+    *event = new simtEvent{device_current(), false, 0, nullptr};
+    events.push_back(*event);
     return cudaSuccess;
 }
 
@@ -150,8 +183,13 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     Guard guard(lock);
     cudaError_t error = known("cudaEventRecord", stream);
+    error = error ? error : known("cudaEventRecord", event);
     if (error)
         return error;
+    if (event->device != stream_device(stream))
+        return report(cudaErrorInvalidResourceHandle,
+                      "cudaEventRecord: the event belongs to device %d, the stream to device %d",
+                      event->device, stream_device(stream));
     event->graph = stream ? stream->graph : nullptr;
     return submit(stream, [event] {
         event->recorded = true;
@@ -162,6 +200,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventSynchronize", event);
+    if (error)
+        return error;
     if (captures && event->graph)
         return not_in_capture("cudaEventSynchronize");
     return cudaGetLastError();
@@ -173,6 +214,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t stop) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventElapsedTime", start);
+    error = error ? error : known("cudaEventElapsedTime", stop);
+    if (error)
+        return error;
+    if (start->device != stop->device)
+        return report(cudaErrorInvalidResourceHandle,
+                      "cudaEventElapsedTime: the events belong to two devices");
     if (!start->recorded || !stop->recorded)
         return report(cudaErrorInvalidResourceHandle,
                       "cudaEventElapsedTime: an event was not recorded");
@@ -182,6 +230,10 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t stop)
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     Guard guard(lock);
+    cudaError_t error = known("cudaEventDestroy", event);
+    if (error)
+        return error;
+    events.erase(std::find(events.begin(), events.end(), event));
     delete event;
     return cudaSuccess;
 }
@@ -197,7 +249,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
         return report(cudaErrorStreamCaptureUnsupported, "cudaStreamBeginCapture: %s",
                       stream ? "the stream is being captured already"
                              : "the default stream cannot be captured");
-    stream->graph = new simtGraph;
+    stream->graph = new simtGraph{{}, stream->device};
     stream->origin = true;
     capture_invalid = captures++ ? capture_invalid : false;
     return cudaSuccess;
@@ -213,6 +265,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     for (simtStream *s : streams) // those that joined leave
         if (s->graph == made)
             s->graph = nullptr, s->origin = false;
+    for (simtEvent *e : events)
+        e->graph = e->graph == made ? nullptr : e->graph;
     captures--;
     if (capture_invalid) {
         delete made;
@@ -225,13 +279,21 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
     Guard guard(lock);
+    cudaError_t error = known("cudaStreamIsCapturing", stream);
+    if (error)
+        return error;
+    for (const simtStream *s : streams) // as CUDA answers; this harms no capture
+        if (!stream && s->graph && s->blocking)
+            return report(cudaErrorStreamCaptureImplicit,
+                          "cudaStreamIsCapturing: of the default stream, while a stream that is "
+                          "ordered with it is captured");
     *status = capturing(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
     Guard guard(lock);
-    *exec = graph ? new simtGraphExec{graph->work} : nullptr;
+    *exec = graph ? new simtGraphExec{graph->work, graph->device} : nullptr;
     return graph ? cudaSuccess : report(cudaErrorInvalidValue, "cudaGraphInstantiate: no graph");
 }
 
@@ -242,11 +304,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
         return error ? error : report(cudaErrorInvalidValue, "cudaGraphLaunch: no graph");
     if (capturing(stream))
         return not_in_capture("cudaGraphLaunch");
-    arena_open();
+    arena_open(exec->device); // once for all its kernels
     for (auto &work : exec->work)
         if (!error)
             error = work();
-    arena_close();
+    arena_close(exec->device);
     return error;
 }
 

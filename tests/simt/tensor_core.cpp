@@ -112,7 +112,7 @@ void copy_async(void *shared, const void *global, bool valid, Where where) {
     if (!shared_owns(shared, 16))
         fail("cp.async (%s:%d): the destination %p is not in shared memory", where.file, where.line,
              shared);
-    if (valid && !arena_owns(global))
+    if (valid && arena_device(global) < 0)
         fail("cp.async (%s:%d): the source %p is not in device memory", where.file, where.line,
              global);
     any_pending = true;

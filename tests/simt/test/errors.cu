@@ -8,18 +8,9 @@
 #include "common/fence.h"
 
 #include <math.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-// The last call must have failed, and its report must contain these words.
-static void expect_report(const char *what, const char *first, const char *second) {
-    cudaError_t error = cudaGetLastError();
-    const char *text = simt_last_report();
-    EXPECT(error != cudaSuccess, "%s: no error", what);
-    EXPECT(error == cudaSuccess || (strstr(text, first) && strstr(text, second)),
-           "%s: expected \"%s\" and \"%s\" in: %s", what, first, second, text);
-    EXPECT(cudaGetLastError() == cudaSuccess, "%s: the error stays", what);
-}
 
 // -------------------------------------------------------------------- barriers
 
@@ -110,6 +101,15 @@ static __global__ void misaligned(float *a) {
     float4 v = *(const float4 *)(a + threadIdx.x + 4);
     a[threadIdx.x] = v.x;
 }
+template <class T> static __global__ void misaligned_load(const T *from, float *to) {
+    *to = nsa_load_float(from + threadIdx.x);
+}
+template <class T> static __global__ void misaligned_store(T *to) {
+    nsa_store_float(to + threadIdx.x, 1);
+}
+template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
+    to[threadIdx.x] = from[threadIdx.x];
+}
 static __global__ void behind(float *a, int n) {
     a[n + (int)threadIdx.x] = 1;
 }
@@ -132,6 +132,26 @@ static __global__ void deep(float *a, int i) {
     volatile float big[110 << 10];
     big[i] = a[0];
     a[0] = big[i];
+}
+
+// A load, a store and a copy of one element, one byte off its alignment; loads and stores of bytes
+// that are aligned pass.
+template <class T> static void test_misaligned(const char *type) {
+    char *g = device<char>(64);
+    float *g_out = device<float>(1);
+    T *wrong = (T *)(g + 1), *right = (T *)(g + 32);
+    NSA_LAUNCH(misaligned_load<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, wrong, g_out);
+    expect_report("misaligned load", "thread (0,0,0): misaligned access to", type);
+    NSA_LAUNCH(misaligned_store<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, wrong);
+    expect_report("misaligned store", "thread (0,0,0): misaligned access to", type);
+    NSA_LAUNCH(misaligned_copy<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, right, wrong);
+    expect_report("misaligned source", "thread (0,0,0): misaligned access to", type);
+    NSA_LAUNCH(misaligned_copy<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, wrong, right);
+    expect_report("misaligned destination", "thread (0,0,0): misaligned access to", type);
+    NSA_LAUNCH(misaligned_store<T>, dim3(1), dim3(2), 0, (cudaStream_t)0, right);
+    NSA_LAUNCH(misaligned_load<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, right, g_out);
+    EXPECT_OK(cudaGetLastError());
+    free_all();
 }
 
 static void test_memory() {
@@ -183,6 +203,7 @@ static void test_host_touch() {
         return;
     pid_t child = fork();
     if (!child) {
+        alarm(60); // a handler that calls itself never ends
         dup2(ends[1], 2);
         *(volatile float *)(g + 2) = 1;
         _exit(0);
@@ -191,9 +212,10 @@ static void test_host_touch() {
     size_t have = 0;
     for (ssize_t n; have < sizeof text - 1 && (n = read(ends[0], text + have, 399 - have)) > 0;)
         have += (size_t)n;
-    close(ends[0]);
     waitpid(child, &status, 0);
+    close(ends[0]);
     EXPECT(!(WIFEXITED(status) && WEXITSTATUS(status) == 0), "host_touch: it went unnoticed");
+    EXPECT(!(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM), "host_touch: it did not end");
     EXPECT(strstr(text, "host code touched") && strstr(text, "byte 8 of allocation"),
            "host_touch: it says: %s", text);
     free_all();
@@ -283,6 +305,8 @@ void test_errors() {
     test_barriers();
     test_collectives();
     test_memory();
+    test_misaligned<__nv_bfloat16>("bfloat16");
+    test_misaligned<double>("double");
     test_host_touch();
     test_launches();
     test_captures();

@@ -23,6 +23,19 @@ void expect(bool holds, const char *file, int line, const char *format, ...) {
     failed++;
 }
 
+void expect_report(const char *what, const char *first, const char *second) {
+    cudaError_t error = cudaGetLastError();
+    EXPECT(error != cudaSuccess, "%s: no error", what);
+    EXPECT(cudaGetLastError() == cudaSuccess, "%s: the error stays", what);
+#ifdef NSA_SIMT
+    const char *text = simt_last_report();
+    EXPECT(error == cudaSuccess || (strstr(text, first) && strstr(text, second)),
+           "%s: expected \"%s\" and \"%s\" in: %s", what, first, second, text);
+#else
+    (void)first, (void)second;
+#endif
+}
+
 void *device_copy(size_t bytes, const void *host) {
     void *p = nullptr;
     EXPECT_OK(cudaMalloc(&p, bytes));
@@ -41,6 +54,8 @@ static void all() {
     test_basics();
     test_tensor();
     test_runtime();
+    test_pointers();
+    test_devices();
 #ifdef NSA_SIMT
     test_errors();
 #endif

@@ -117,8 +117,44 @@ static void test_convert() {
     free_all();
 }
 
+// Every bfloat16 as float32, and back.
+static __global__ void there_and_back(const __nv_bfloat16 *x, float *value, __nv_bfloat16 *back) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    value[i] = nsa_load_float(x + i);
+    nsa_store_float(back + i, value[i]);
+}
+
+static void test_every_value() {
+    const int n = 1 << 16;
+    unsigned short *x = new unsigned short[n], *back = new unsigned short[n];
+    float *value = new float[n];
+    int wrong = 0, nans = 0;
+    for (int i = 0; i < n; i++)
+        x[i] = (unsigned short)i;
+    unsigned short *g_x = device(n, x), *g_back = device<unsigned short>(n);
+    float *g_value = device<float>(n);
+    NSA_LAUNCH(there_and_back, dim3(n / 256), dim3(256), 0, (cudaStream_t)0,
+               (const __nv_bfloat16 *)g_x, g_value, (__nv_bfloat16 *)g_back);
+    EXPECT_OK(cudaGetLastError());
+    copy_to_host(back, g_back, n);
+    copy_to_host(value, g_value, n);
+    for (int i = 0; i < n; i++) {
+        unsigned bits = (unsigned)i << 16;
+        bool nan = (i & 0x7fff) > 0x7f80;
+        nans += nan && isnan(value[i]) && (back[i] & 0x7fff) > 0x7f80;
+        wrong += !nan && (memcmp(&bits, value + i, 4) || back[i] != x[i]);
+    }
+    EXPECT(wrong == 0, "every value: %d are wrong", wrong);
+    EXPECT(nans == 2 * 127, "every value: %d NaN, not 254", nans);
+    delete[] x;
+    delete[] back;
+    delete[] value;
+    free_all();
+}
+
 void test_tensor() {
     test_multiply();
     test_pipeline();
     test_convert();
+    test_every_value();
 }

@@ -30,9 +30,14 @@ template <class T> void copy_to_host(T *host, const T *from, size_t n) {
     EXPECT_OK(cudaMemcpy(host, from, n * sizeof(T), cudaMemcpyDeviceToHost));
 }
 
-void test_basics();  // basics.cu: grids, shared memory, shuffles, votes, atomics
-void test_tensor();  // tensor.cu: bfloat16, tensor cores, asynchronous copies
-void test_runtime(); // runtime.cu: streams, events, graphs, device properties
-void test_errors();  // errors.cu: what must be reported, and how; simulator only
+// The last call must have failed, and on the simulator its report must contain these words.
+void expect_report(const char *what, const char *first, const char *second);
+
+void test_basics();   // basics.cu: grids, shared memory, shuffles, votes, atomics
+void test_tensor();   // tensor.cu: bfloat16, tensor cores, asynchronous copies
+void test_runtime();  // runtime.cu: streams, events, graphs, device properties
+void test_pointers(); // pointers.cu: what a pointer points to, page-locked memory, copies in graphs
+void test_devices();  // devices.cu: a second device, where there is one
+void test_errors();   // errors.cu: what must be reported, and how; simulator only
 
 #endif
