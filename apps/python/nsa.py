@@ -30,6 +30,7 @@ try:
 except ImportError:
     torch = None
 
+ABI = 5  # NSA_ABI: the structs below are those of this number
 # nsa_setup.flags: what a context will be asked to do
 BACKWARD, DECODE, WANT_BRANCHES, WANT_IMPORTANCE, DEBUG_MEMORY, CHECK_VALUES = 1, 2, 4, 8, 32, 64
 _ERR_INPUT, _ERR_STATE, _ERR_IO = 2, 4, 7  # of nsa_status
@@ -37,17 +38,15 @@ _DTYPES = {"float32": 1, "float64": 2, "int32": 3, "bfloat16": 4}  # nsa_dtype
 
 
 def _find_library():
-    around = list(pathlib.Path(__file__).resolve().parents)[2:4]
-    places = [str(folder / part) for folder, part in zip(around, ("build", "lib"))]
-    places = [os.environ.get("NSA_LIB")] if os.environ.get("NSA_LIB") else [
-        place + "/libnsa.so" for place in places]
+    given, around = os.environ.get("NSA_LIB"), list(pathlib.Path(__file__).resolve().parents)[2:4]
+    places = [given] if given else [
+        f"{folder}/{part}/libnsa.so" for folder, part in zip(around, ("build", "lib"))]
     for place in filter(os.path.isfile, places):
         return place
     raise ImportError(f"no {' or '.join(places)}: build it with make, or set NSA_LIB to its path")
 
 
 _lib = ctypes.CDLL(_find_library())
-ABI = 5 if hasattr(_lib, "nsa_set_stream") else 4  # tensors have a place since 5
 
 
 def _struct(kind, /, **fields):
@@ -62,11 +61,10 @@ _Config = _struct(
     phi=c_int, phi_hidden=c_int64, scale=c_double, max_seqs=c_int64, max_seq_len=c_int64)
 _Setup = _struct("nsa_setup", flags=c_uint32, max_rows=c_int64, threads=c_int32)
 _Tensor = _struct("nsa_tensor", data=c_void_p, dtype=c_int, ndim=c_int32, shape=c_int64 * 3,
-                  **({"place": c_int} if ABI >= 5 else {}))
+                  place=c_int)
 _Found = _struct("nsa_found", name=c_char * 64, stage=c_void_p, problem=c_char * 256,
                  handle=c_void_p)
 _Table = _struct("nsa_stage", abi=c_uint32, arith=c_int, idea=c_char_p)
-
 # Results that are no int. Arguments that are no int are passed as ctypes objects.
 for _name in ("nsa_last_error", "nsa_status_name", "nsa_name"):
     getattr(_lib, _name).restype = c_char_p
@@ -97,28 +95,22 @@ def _tensor_of(name, array, writes=False):
     memory: the array, or a contiguous copy of it."""
     is_torch = torch is not None and isinstance(array, torch.Tensor)
     if not is_torch and (numpy is None or not isinstance(array, numpy.ndarray)):
-        raise NsaError(_ERR_INPUT, f"{name} is a {type(array).__name__}, expected a NumPy array or "
-                       "a PyTorch tensor")
+        raise NsaError(_ERR_INPUT, f"{name} is a {type(array).__name__}, no NumPy array or tensor")
     dtype = str(array.dtype).replace("torch.", "")
     place = array.device.type if is_torch else "cpu"
-    if dtype not in _DTYPES or (dtype == "bfloat16" and ABI < 5):
-        raise NsaError(_ERR_INPUT, f"{name} is {dtype}, which is not a type of the library")
-    if place not in ("cpu", "cuda") or (place == "cuda" and ABI < 5):
-        raise NsaError(_ERR_INPUT, f"{name} lies on the device {place}, which is unknown")
-    if array.ndim > 3:
-        raise NsaError(_ERR_INPUT, f"{name} has {array.ndim} dimensions, 3 at most")
-    flags = None if is_torch else array.flags
-    if not (array.is_contiguous() if is_torch else flags.c_contiguous and flags.aligned):
-        if writes:
-            raise NsaError(_ERR_INPUT, f"{name}: the array to read into is not contiguous")
+    flat = array.is_contiguous() if is_torch else array.flags.c_contiguous and array.flags.aligned
+    problem = (f"is {dtype}, which is no type of the library" if dtype not in _DTYPES else
+               f"is on {place}, where no stage runs" if place not in ("cpu", "cuda") else
+               f"has {array.ndim} dimensions, 3 at most" if array.ndim > 3 else
+               "is to be read into, but is not contiguous" if writes and not flat else
+               "is read-only" if writes and not is_torch and not array.flags.writeable else None)
+    if problem:
+        raise NsaError(_ERR_INPUT, f"{name} {problem}")
+    if not flat:
         array = array.contiguous() if is_torch else numpy.require(array, None, "CA")
-    if writes and flags is not None and not flags.writeable:
-        raise NsaError(_ERR_INPUT, f"{name}: the array to read into is read-only")
-    tensor = _Tensor(array.data_ptr() if is_torch else array.ctypes.data, _DTYPES[dtype],
-                     array.ndim, (c_int64 * 3)(*array.shape))
-    if place == "cuda":
-        tensor.place = 1  # NSA_DEVICE
-    return tensor, array
+    data = array.data_ptr() if is_torch else array.ctypes.data
+    return _Tensor(data, _DTYPES[dtype], array.ndim, (c_int64 * 3)(*array.shape),
+                   place == "cuda"), array  # NSA_HOST is 0, NSA_DEVICE 1
 
 
 def _config_of(config):
@@ -163,7 +155,7 @@ class Context(contextlib.AbstractContextManager):
         self.stream = self.geometry = None  # used by attention()
         # The last of all tensors is no input: it is refused by its name, if it is found.
         tensors, last = (_Tensor * (2 * len(_IDS)))(), list(_IDS)[-1]
-        tensors[_IDS[last]].dtype = 1
+        tensors[len(_IDS) - 1].dtype = 1
         _lib.nsa_load(self._handle, tensors)
         if not _lib.nsa_last_error().decode().startswith(last + " "):
             raise ImportError("nsa.py does not fit this libnsa.so: nsa_tensor has another size")
@@ -231,17 +223,12 @@ class Context(contextlib.AbstractContextManager):
         `dtype` is one of PyTorch's, into a new tensor on `device`. @return it."""
         shape, own = self.result(name)
         as_torch = numpy is None or (torch is not None and isinstance(dtype, torch.dtype))
-        made = out
-        if out is None and as_torch:
-            direct = ABI >= 5 and dtype == torch.bfloat16
-            made = torch.empty(shape, dtype=dtype if direct else getattr(torch, own), device=device)
-        elif out is None:
-            made = numpy.empty(shape, own)
+        made = out if out is not None else numpy.empty(shape, own) if not as_torch else torch.empty(
+            shape, dtype=dtype if dtype == torch.bfloat16 else getattr(torch, own), device=device)
         tensor, made = _tensor_of(name, made, writes=True)
         _check(self._call(_lib.nsa_read, _IDS.get(name, -1), byref(tensor)))
-        if out is not None or dtype is None:
-            return made
-        return made.to(dtype) if as_torch else made.astype(dtype, copy=False)
+        return made if out is not None or dtype is None else \
+            made.to(dtype) if as_torch else made.astype(dtype, copy=False)
 
     def slot_len(self, slot):
         """@return tokens in a decode slot now, -1 if there is no such slot."""
@@ -250,8 +237,6 @@ class Context(contextlib.AbstractContextManager):
     def set_stream(self, stream):
         """Submit all later calls to a torch.cuda.Stream, or to a cudaStream_t given as an integer
         (0: the default stream); they no longer wait for their end."""
-        if ABI < 5:
-            raise NsaError(_ERR_STATE, "this libnsa.so takes no stream")
         _check(self._call(_lib.nsa_set_stream, c_void_p(getattr(stream, "cuda_stream", stream))))
 
 
@@ -265,14 +250,13 @@ _capturing = torch.cuda.is_current_stream_capturing if torch else None
 
 
 class _Lease(bytearray):
-    """A context on loan. A node saves a tensor that is a view of these bytes, the lease's number.
-    So PyTorch itself says when the loan ends: when it frees what the node saved, after a backward
-    without retain_graph, or with a graph whose backward never ran."""
+    """A context on loan. A node saves a tensor over these bytes, the lease's number; so the loan
+    ends when PyTorch frees that: after a backward without retain_graph, or with an unused graph."""
 
     def __init__(self, context, back):
         self.number = next(_numbers)
         super().__init__(self.number.to_bytes(8, sys.byteorder))
-        self.context, self.back = context, back
+        self.context, self.back = context, back  # back: the list it returns to
         _leases[self.number] = self
 
     def __del__(self):
@@ -280,8 +264,8 @@ class _Lease(bytearray):
 
 
 def _borrow(call):
-    """@return a lease on an idle context, best one that loaded the same geometry before, else a
-    new context. List operations are atomic, and a lease may end in any thread."""
+    """@return a lease on an idle context, best one that had the same geometry, else on a new one.
+    Leases end in any thread; list operations are atomic."""
     idle, capturing = _idle.setdefault(call.key, []), call.is_cuda and _capturing()
     for context in sorted(idle, key=lambda each: each.geometry != call.geometry):
         if capturing and context.geometry != call.geometry:
@@ -290,15 +274,14 @@ def _borrow(call):
             idle.remove(context)
             return _Lease(context, _captured if capturing else idle)
     if capturing:
-        raise NsaError(_ERR_STATE, "no idle context has run this call with this geometry: run what "
-                       "you capture once before")
+        raise NsaError(_ERR_STATE, "no idle context had this geometry: first run what you capture")
     return _Lease(Context(call.stage, call.config, call.flags), idle)
 
 
 @contextlib.contextmanager
 def _working(call, lease=None):
-    """Lend a context whose calls are submitted to PyTorch's current stream of the call's device,
-    after its work on other streams. PyTorch waits for these before it begins a capture."""
+    """Lend a context that works on PyTorch's current stream, after what it did on another one; a
+    capture needs no such order, for PyTorch waits for all streams before it begins one."""
     with torch.cuda.device(call.device) if call.is_cuda else contextlib.nullcontext():
         lease = lease or _borrow(call)
         context = lease.context
@@ -316,8 +299,7 @@ def _forward(call, tensors):
     with _working(call) as lease:
         context = lease.context
         context.geometry = None
-        context.load({**dict(zip(call.names, tensors)), "cu_seqlens": call.cu,
-                      "block_idx": call.block_idx})
+        context.load(dict(zip(call.names, tensors), cu_seqlens=call.cu, block_idx=call.block_idx))
         context.geometry = call.geometry
         context.forward()
         return context.read("out", dtype=call.dtype, device=call.device), lease
@@ -339,8 +321,7 @@ class _Attention(torch.autograd.Function if torch else object):
         (number,) = ctx.saved_tensors
         lease, call = _leases.get(number.item()), ctx.call
         if lease is None:
-            raise NsaError(_ERR_STATE, "the context of this node is gone: a saved-tensor hook has "
-                           "copied the number that stands for it")
+            raise NsaError(_ERR_STATE, "the node's context is gone: a saved-tensor hook copied it")
         with _working(call, lease):
             lease.context.load_dout(dout)
             lease.context.backward()
@@ -351,23 +332,22 @@ class _Attention(torch.autograd.Function if torch else object):
 
 def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_seqlens=None,
               block_idx=None, config=None, stage="03"):
-    """out [...,Hq,dv] of the operator, in q's type (in autocast: autocast's), with gradients for
-    q, keys, values, gate and phi weights; blocks are constants. Not differentiable twice.
+    """out [...,Hq,dv], of q's type or autocast's, with gradients for q, keys, values, gate and phi
+    weights; blocks are constants. Not differentiable twice.
 
     The tensors are [T,H,D], sequences packed as cu_seqlens (B+1 integers, best on the CPU) says, or
-    [B,T,H,D]; gate [...,Hq,3]; block_idx [...,Hkv,n]; phi a dict of weights by their names. They
-    are on one device, a CUDA one for a CUDA stage; what is not contiguous is copied. config has the
-    keys of the specification that no shape tells: cmp_block, window, scale, ...
+    [B,T,H,D]; gate [...,Hq,3]; block_idx [...,Hkv,n]; phi a dict of weights by their names. All are
+    on one device, a CUDA one for a CUDA stage. config has the keys of the specification that no
+    shape tells: cmp_block, window, scale, ...
 
-    Memory: a call that needs gradients keeps a context of its own (see `Context.memory`; copies of
-    the inputs and all gradients are in it) until PyTorch frees what the call saved. Idle contexts
-    are kept for later calls of the same stage, config, device and need of gradients. A context has
-    room for config's seq_len tokens in max_seqs sequences, by default the call's own: set them to
-    the largest if sizes vary, or each size has contexts of its own. torch.utils.checkpoint frees a
-    layer's context between forward and backward.
+    Memory: a call that needs gradients has a context of its own (`Context.memory` bytes: copies of
+    the inputs, all gradients) until PyTorch frees what the call saved; torch.utils.checkpoint frees
+    it early. Idle contexts are kept for calls of the same stage, config, device and need of
+    gradients. They hold config's seq_len tokens and max_seqs sequences, by default the call's: set
+    both to the largest if sizes vary, or every size opens contexts of its own.
 
-    CUDA graphs: run what you capture once before; a captured call takes an idle context of the same
-    geometry and keeps it, until release_contexts(captured=True)."""
+    CUDA graphs: first run what you capture. A captured call takes an idle context that had the same
+    geometry, and keeps it until release_contexts(captured=True)."""
     if torch is None:
         raise ImportError("nsa.attention() needs PyTorch")
     inputs = dict(zip(_TOKENS, (q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate)))
@@ -387,10 +367,9 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     if block_idx is not None:
         call.block_idx = block_idx.reshape(-1, *block_idx.shape[-2:]).to(torch.int32)
     needed = torch.is_grad_enabled() and any(each.requires_grad for each in inputs.values())
-    call.flags = BACKWARD if needed else 0
+    call.flags = BACKWARD * needed
     call.key = (stage, tuple(sorted(call.config.items())), call.flags, call.device)
-    out = _Attention.apply(call, *inputs.values()) if needed else _forward(
-        call, inputs.values())[0]
+    out = _Attention.apply(call, *inputs.values()) if needed else _forward(call, inputs.values())[0]
     return out.reshape(*batch, *out.shape[1:]).to(dtype)
 
 
@@ -415,8 +394,7 @@ def _call_of(inputs, cu_seqlens, config, stage):
 
 
 def release_contexts(captured=False):
-    """Close the idle contexts of attention(); with `captured` also those of CUDA graphs, which must
-    not be replayed any more."""
+    """Close attention()'s idle contexts; with `captured` those of graphs too: replay none of them."""
     for contexts in [*_idle.values()] + [_captured] * captured:
         while contexts:
             contexts.pop().close()
