@@ -2,8 +2,7 @@
 
 One file; it needs Python 3.10 and libnsa.so, and uses NumPy and PyTorch (2.4 or later) where they
 are. The library is $NSA_LIB, else that of the source tree or installation around this file.
-Context is the contract of nsa.h, attention() a function of PyTorch; docs/from_c_and_numpy.md has a
-program for each.
+Context is the contract of nsa.h, attention() a function of PyTorch; docs/examples shows both.
 
 Letters of the shapes: T tokens of all packed sequences, B sequences, R query rows (T unless `rows`
 are given), A active sequences of a decode step, Hq/Hkv query/key-value heads, dk/dv head dims, n
@@ -244,8 +243,7 @@ class Context(contextlib.AbstractContextManager):
 _TOKENS = ("q", "k_cmp", "v_cmp", "k_slc", "v_slc", "k_win", "v_win", "gate")
 _idle = {}      # (stage, config, flags, device): contexts that no autograd node owns
 _captured = []  # contexts whose memory is part of a CUDA graph
-_leases = weakref.WeakValueDictionary()
-_numbers = itertools.count(1)
+_leases, _numbers = weakref.WeakValueDictionary(), itertools.count(1)  # by number
 _capturing = torch.cuda.is_current_stream_capturing if torch else None
 
 
@@ -289,8 +287,9 @@ def _working(call, lease=None):
             stream, before = torch.cuda.current_stream(), context.stream
             if before not in (None, stream) and not _capturing():
                 stream.wait_stream(before)
-            context.set_stream(stream)
-            context.stream = stream
+            if before != stream:
+                context.set_stream(stream)
+                context.stream = stream
         yield lease
 
 
@@ -305,6 +304,20 @@ def _forward(call, tensors):
         return context.read("out", dtype=call.dtype, device=call.device), lease
 
 
+def _gradients(ctx, dout):
+    """@return a gradient for each argument of the node's forward, None where none is needed."""
+    (number,) = ctx.saved_tensors
+    lease, call = _leases.get(number.item()), ctx.call
+    if lease is None:
+        raise NsaError(_ERR_STATE, "the node's context is gone: a saved-tensor hook copied it")
+    with _working(call, lease):
+        lease.context.load_dout(dout)
+        lease.context.backward()
+        return None, *(lease.context.read("d" + name, dtype=dtype, device=call.device)
+                       if needed else None for name, dtype, needed in zip(
+                           call.names, ctx.dtypes, ctx.needs_input_grad[1:]))
+
+
 class _Attention(torch.autograd.Function if torch else object):
     """The node: forward(call, tensors in the order of call.names) -> out."""
 
@@ -316,18 +329,10 @@ class _Attention(torch.autograd.Function if torch else object):
         return out
 
     @staticmethod
-    @(torch.autograd.function.once_differentiable if torch else staticmethod)
     def backward(ctx, dout):
-        (number,) = ctx.saved_tensors
-        lease, call = _leases.get(number.item()), ctx.call
-        if lease is None:
-            raise NsaError(_ERR_STATE, "the node's context is gone: a saved-tensor hook copied it")
-        with _working(call, lease):
-            lease.context.load_dout(dout)
-            lease.context.backward()
-            return None, *(lease.context.read("d" + name, dtype=dtype, device=call.device)
-                           if needed else None for name, dtype, needed in zip(
-                               call.names, ctx.dtypes, ctx.needs_input_grad[1:]))
+        # With create_graph, and a dout that needs gradients, the result refuses to be used again.
+        dout = dout.detach().requires_grad_(torch.is_grad_enabled())
+        return torch.autograd.function.once_differentiable(_gradients)(ctx, dout)
 
 
 def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_seqlens=None,
@@ -341,10 +346,9 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     shape tells: cmp_block, window, scale, ...
 
     Memory: a call that needs gradients has a context of its own (`Context.memory` bytes: copies of
-    the inputs, all gradients) until PyTorch frees what the call saved; torch.utils.checkpoint frees
-    it early. Idle contexts are kept for calls of the same stage, config, device and need of
-    gradients. They hold config's seq_len tokens and max_seqs sequences, by default the call's: set
-    both to the largest if sizes vary, or every size opens contexts of its own.
+    the inputs, all gradients) until PyTorch frees what it saved. Idle contexts are kept for calls of
+    the same stage, config, device and need of gradients. They hold seq_len tokens and max_seqs
+    sequences, by default the call's: if sizes vary, set both in config to the largest.
 
     CUDA graphs: first run what you capture. A captured call takes an idle context that had the same
     geometry, and keeps it until release_contexts(captured=True)."""

@@ -71,11 +71,15 @@ def packed(args):
 
 @check
 def forced(args):
-    """block_idx given: the same blocks give the same bits"""
-    case = Case(args)
-    out, again = case.call(), case.call(block_idx=case.selected())
+    """block_idx given: the same blocks give the same bits, others what dense NSA gives with them"""
+    case, idx = Case(args), Case(args).selected()
+    out, again = case.call(), case.call(block_idx=idx)
     assert torch.equal(out, again)
     assert_same(case.grads(again), case.grads(out))
+    idx[..., 1:] = -1
+    few, want = case.call(block_idx=idx), dense(case.x, idx)
+    assert_near(case, few, case.grads(few), want, case.grads(want, case.dout.double()),
+                torch.float32)
 
 
 @check
@@ -196,17 +200,22 @@ def autocast(args):
     grads = case.grads(out, case.dout.bfloat16())
     assert all(each.dtype == torch.float32 for each in grads.values())
     assert_same(grads, case.grads(plain, case.dout.bfloat16()))
-    if kind == "cuda":
-        with torch.autocast(kind, dtype=torch.float16):
-            assert case.call({n: v.half() for n, v in case.x.items()}).dtype == torch.float16
+    with torch.autocast(kind, dtype=torch.float16):
+        out = case.call({name: value.half() for name, value in case.x.items()})
+    assert out.dtype == torch.float16
+    grads = case.grads(out, case.dout.half())
+    assert all(each.dtype == torch.float32 for each in grads.values())
+    assert far(grads["v_win"], case.grads()["v_win"]) < 1e-2
 
 
 @check
 def without_gradients(args):
     """no_grad and inputs that need none: no node, no backward's memory, the same bits"""
     case = Case(args)
+    nsa.release_contexts()
     with torch.no_grad():
         out = case.call()
+    assert [key[2] for key, contexts in nsa._idle.items() if contexts] == [0], "room for gradients"
     detached = case.call({name: value.detach() for name, value in case.x.items()})
     assert not out.requires_grad and not detached.requires_grad
     assert torch.equal(out, case.call()) and torch.equal(detached, out)
@@ -237,9 +246,10 @@ def twice_differentiated(args):
     grad, = torch.autograd.grad(case.call(), case.x["q"], case.dout, create_graph=True)
     try:
         grad.sum().backward()
-    except RuntimeError:
-        return
-    raise AssertionError("a double backward is not refused")
+    except RuntimeError as error:
+        assert "once_differentiable" in str(error), error
+    else:
+        raise AssertionError("a double backward is not refused")
 
 
 @check
