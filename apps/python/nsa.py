@@ -45,13 +45,11 @@ def _find_library():
     raise ImportError(f"no {' or '.join(places)}: build it with make, or set NSA_LIB to its path")
 
 
-_lib = ctypes.CDLL(_find_library())
-
-
 def _struct(kind, /, **fields):
     return type(kind, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
+_lib = ctypes.CDLL(_find_library())
 # The structs of nsa.h and nsa_find.h, field by field; of nsa_stage the beginning.
 _Config = _struct(
     "nsa_config", **dict.fromkeys((
@@ -70,7 +68,6 @@ for _name in ("nsa_last_error", "nsa_status_name", "nsa_name"):
 _lib.nsa_config_defaults.restype = _Config
 _lib.nsa_slot_len.restype, _lib.nsa_memory.restype = c_int64, ctypes.c_size_t
 _lib.nsa_close.restype = _lib.nsa_free_stage.restype = None
-
 _IDS = {}  # "q": 0, ...: the library's own names, in the order of nsa_id
 while _lib.nsa_name(len(_IDS)):
     _IDS[_lib.nsa_name(len(_IDS)).decode()] = len(_IDS)
@@ -180,8 +177,7 @@ class Context(contextlib.AbstractContextManager):
     def load(self, inputs):
         """Load a forward's or prefill's inputs, a dict: q [T,Hq,dk], k_cmp, k_slc, k_win
         [T,Hkv,dk], v_cmp, v_slc, v_win [T,Hkv,dv], gate [T,Hq,3], the phi weights of the config;
-        optionally int32 cu_seqlens [B+1], rows [R], block_idx [T,Hkv,n], active [B], and dout. A
-        value of None is as good as absent."""
+        optionally int32 cu_seqlens [B+1], rows [R], block_idx [T,Hkv,n], active [B], and dout."""
         self._load(_lib.nsa_load, inputs)
 
     def load_dout(self, dout):
@@ -243,7 +239,7 @@ class Context(contextlib.AbstractContextManager):
 _TOKENS = ("q", "k_cmp", "v_cmp", "k_slc", "v_slc", "k_win", "v_win", "gate")
 _idle = {}      # (stage, config, flags, device): contexts that no autograd node owns
 _captured = []  # contexts whose memory is part of a CUDA graph
-_leases, _numbers = weakref.WeakValueDictionary(), itertools.count(1)  # by number
+_leases, _numbers = weakref.WeakValueDictionary(), itertools.count(1)
 _capturing = torch.cuda.is_current_stream_capturing if torch else None
 
 
@@ -290,13 +286,12 @@ def _working(call, lease=None):
             if before != stream:
                 context.set_stream(stream)
                 context.stream = stream
-        yield lease
+        yield lease, context
 
 
 def _forward(call, tensors):
     """@return out [T,Hq,dv], and the lease on the context that computed it."""
-    with _working(call) as lease:
-        context = lease.context
+    with _working(call) as (lease, context):
         context.geometry = None
         context.load(dict(zip(call.names, tensors), cu_seqlens=call.cu, block_idx=call.block_idx))
         context.geometry = call.geometry
@@ -310,12 +305,12 @@ def _gradients(ctx, dout):
     lease, call = _leases.get(number.item()), ctx.call
     if lease is None:
         raise NsaError(_ERR_STATE, "the node's context is gone: a saved-tensor hook copied it")
-    with _working(call, lease):
-        lease.context.load_dout(dout)
-        lease.context.backward()
-        return None, *(lease.context.read("d" + name, dtype=dtype, device=call.device)
-                       if needed else None for name, dtype, needed in zip(
-                           call.names, ctx.dtypes, ctx.needs_input_grad[1:]))
+    with _working(call, lease) as (_, context):
+        context.load_dout(dout)
+        context.backward()
+        return None, *(context.read("d" + name, dtype=dtype, device=call.device) if needed else None
+                       for name, dtype, needed in zip(call.names, ctx.dtypes,
+                                                      ctx.needs_input_grad[1:]))
 
 
 class _Attention(torch.autograd.Function if torch else object):
@@ -346,8 +341,8 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     shape tells: cmp_block, window, scale, ...
 
     Memory: a call that needs gradients has a context of its own (`Context.memory` bytes: copies of
-    the inputs, all gradients) until PyTorch frees what it saved. Idle contexts are kept for calls of
-    the same stage, config, device and need of gradients. They hold seq_len tokens and max_seqs
+    the inputs, all gradients) until PyTorch frees what it saved. Idle contexts wait for calls of
+    the same stage, config, device and need of gradients. They hold seq_len tokens in max_seqs
     sequences, by default the call's: if sizes vary, set both in config to the largest.
 
     CUDA graphs: first run what you capture. A captured call takes an idle context that had the same
@@ -355,9 +350,7 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     if torch is None:
         raise ImportError("nsa.attention() needs PyTorch")
     inputs = dict(zip(_TOKENS, (q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate)))
-    batch, kind, dtype = q.shape[:-2], q.device.type, q.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    batch = q.shape[:-2]
     if len(batch) == 2:
         if cu_seqlens is not None:
             raise NsaError(_ERR_INPUT, "cu_seqlens is for packed tensors [T,H,D]")
@@ -366,25 +359,26 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     # float32 holds every float16, which is no type of the library
     inputs = {name: each.float() if each.dtype == torch.float16 else each
               for name, each in {**inputs, **(phi or {})}.items()}
-    call = _call_of(inputs, cu_seqlens, config or {}, stage)
+    call, tensors = _call_of(inputs, cu_seqlens, config or {}, stage), inputs.values()
+    dtype = q.dtype
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
     call.dtype = torch.float32 if dtype == torch.float16 else dtype
     if block_idx is not None:
         call.block_idx = block_idx.reshape(-1, *block_idx.shape[-2:]).to(torch.int32)
-    needed = torch.is_grad_enabled() and any(each.requires_grad for each in inputs.values())
-    call.flags = BACKWARD * needed
-    call.key = (stage, tuple(sorted(call.config.items())), call.flags, call.device)
-    out = _Attention.apply(call, *inputs.values()) if needed else _forward(call, inputs.values())[0]
+    out = _Attention.apply(call, *tensors) if call.flags else _forward(call, tensors)[0]
     return out.reshape(*batch, *out.shape[1:]).to(dtype)
 
 
 def _call_of(inputs, cu_seqlens, config, stage):
-    """@return what a call of attention() is, its tensors and flags left out."""
+    """@return what a call of attention() is: not its tensors, for the node keeps it."""
     q, w1 = inputs["q"], inputs.get("phi_k_w1")
+    needed = torch.is_grad_enabled() and any(each.requires_grad for each in inputs.values())
     for name, each in inputs.items():
         if each.device != q.device:
             raise NsaError(_ERR_INPUT, f"{name} is on {each.device}, q on {q.device}")
     call = types.SimpleNamespace(names=list(inputs), device=q.device, stage=stage,
-                                 is_cuda=q.is_cuda, block_idx=None)
+                                 is_cuda=q.is_cuda, block_idx=None, flags=BACKWARD * needed)
     cu = None if cu_seqlens is None else [int(each) for each in cu_seqlens]
     call.cu = None if cu is None else torch.tensor(cu, dtype=torch.int32)
     call.geometry = (q.shape[0], cu)
@@ -394,11 +388,12 @@ def _call_of(inputs, cu_seqlens, config, stage):
         **({} if w1 is None else {"phi_hidden": w1.shape[0]}), **config,
         "q_heads": q.shape[-2], "qk_dim": q.shape[-1], "kv_heads": inputs["k_cmp"].shape[-2],
         "v_dim": inputs["v_cmp"].shape[-1]}
+    call.key = (stage, tuple(sorted(call.config.items())), call.flags, call.device)
     return call
 
 
 def release_contexts(captured=False):
-    """Close attention()'s idle contexts; with `captured` those of graphs too: replay none of them."""
+    """Close attention()'s idle contexts; with `captured` also those of graphs, then useless."""
     for contexts in [*_idle.values()] + [_captured] * captured:
         while contexts:
             contexts.pop().close()

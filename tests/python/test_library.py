@@ -196,12 +196,13 @@ class Pool(unittest.TestCase):
     def test_streams(self):
         told = []
         with mock.patch.object(nsa.Context, "set_stream", lambda _, stream: told.append(stream)):
-            with nsa._working(self.call()) as lease:
+            with nsa._working(self.call()) as (lease, _):
                 first = self.stream
                 self.assertEqual((told, first.waits), ([first], []))
             self.stream = FakeStream(8)
-            with nsa._working(self.call(), lease) as again:
+            with nsa._working(self.call(), lease) as (again, context):
                 self.assertIs(again, lease)
+                self.assertIs(context, lease.context)
                 self.assertEqual((told[-1], self.stream.waits), (self.stream, [7]))
             with nsa._working(self.call(), lease):
                 self.assertEqual(self.stream.waits, [7])
