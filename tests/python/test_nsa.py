@@ -184,6 +184,19 @@ class Arrays(unittest.TestCase):
         none = {n: v if n.startswith("phi") else v[:0] for n, v in self.x.items()}
         self.assertEqual(self.out(none).shape, (0, 4, 6))
 
+    def test_stream(self):
+        """On a device's default stream calls only submit; a read to the host waits."""
+        with nsa.Context("03", CONFIG) as ctx:
+            outs = []
+            for stream in (None, 0):
+                if stream is not None:
+                    ctx.set_stream(stream)
+                ctx.load(self.x)
+                ctx.forward()
+                outs.append(ctx.read("out"))
+            np.testing.assert_array_equal(outs[0], outs[1])
+            np.testing.assert_allclose(outs[0], self.out(self.x), atol=1e-4)
+
     def test_two_contexts(self):
         with nsa.Context("01", CONFIG) as other:
             want = self.out(self.x)
