@@ -354,7 +354,7 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     if len(batch) == 2:
         if cu_seqlens is not None:
             raise NsaError(_ERR_INPUT, "cu_seqlens is for packed tensors [T,H,D]")
-        cu_seqlens = [b * batch[1] for b in range(batch[0] + 1)]
+        cu_seqlens = [b * batch[1] for b in range(batch[0] + 1)] if batch[0] else None
         inputs = {name: each.flatten(0, 1) for name, each in inputs.items()}
     # float32 holds every float16, which is no type of the library
     inputs = {name: each.float() if each.dtype == torch.float16 else each

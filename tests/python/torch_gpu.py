@@ -253,6 +253,32 @@ def twice_differentiated(args):
 
 
 @check
+def no_tokens(args):
+    """no tokens, no sequences: empty results, gradients of zero"""
+    case = Case(args)
+    for lead in ((0,), (0, 5), (5, 0)):
+        x = {name: value if name.startswith("phi") else value[:0].reshape(*lead, *value.shape[1:])
+             for name, value in case.x.items()}
+        out = case.call(x)
+        assert out.shape == (*lead, HQ, DV), out.shape
+        assert all(not grad.any() for grad in case.grads(out, torch.zeros_like(out)).values())
+
+
+@check
+def copying_hook(args):
+    """a hook that copies what is saved is refused, as the copy holds no context"""
+    case = Case(args)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+        out = case.call()
+    try:
+        case.grads(out)
+    except nsa.NsaError as error:
+        assert "hook" in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+@check
 def refused(args):
     """bad input: the library's own text"""
     case = Case(args)
