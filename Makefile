@@ -197,7 +197,7 @@ lint: check-help ##@maintain check formatting, clang-tidy, and the limits on lin
 	@format=$$(sh tests/clang_format.sh) && $$format --dry-run -Werror $(C_FILES)
 	@awk 'length > 100 {printf "%s:%d: %d columns, 100 at most\n", FILENAME, FNR, length; bad = 1} \
 	    FNR > 400 && !long[FILENAME]++ {printf "%s: more than 400 lines\n", FILENAME; bad = 1} \
-	    END {exit bad}' $(C_FILES) $(SCRIPTS) docs/examples/*.py
+	    END {exit bad}' $(C_FILES) $(SCRIPTS) docs/examples/*.py apps/python/*.py tests/python/*.py
 	@printf '%s\n' $(LINTED) | xargs -P $(JOBS) -I{} sh -c '$(CLANG_TIDY) --quiet {} -- -std=c11 \
 	    -D_GNU_SOURCE $(INCLUDES) $(CJSON_CFLAGS) -I$$(dirname {}) -DNSA_PREFIX=\"/\" 2>/dev/null \
 	    || { echo "clang-tidy: {}"; exit 1; }'
@@ -238,7 +238,8 @@ install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stag
 	install -m 644 stages/nsa.h stages/nsa_stage.h stages/nsa_device.h stages/nsa_find.h $(DESTDIR)$(PREFIX)/include/nsa
 	install -m 644 $(addprefix stages/common/,pool.h tensors.h counts.h timer.h cpu_stage.h) \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
-	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/nsa
+	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/nsa/python
+	install -m 644 apps/python/nsa.py $(DESTDIR)$(PREFIX)/share/nsa/python
 	cp -R tests/vectors apps/demo/text.txt $(DESTDIR)$(PREFIX)/share/nsa
 	sed 's,@PREFIX@,$(abspath $(PREFIX)),' stages/nsa.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/nsa.pc
 

@@ -30,7 +30,8 @@ libjs-mathjax   formulas in the docs, without a network
 graphviz        include graphs in the docs
 librsvg2-bin    the demo picture as PNG beside the SVG
 libopenblas-dev make bench: the sgemm ceiling and the dense baseline
-gnuplot-nox     make figures'
+gnuplot-nox     make figures
+python3-numpy   make test-python, docs/examples/numpy_*.py'
 
 usage() {
     echo "usage: sh setup.sh [--minimal]"

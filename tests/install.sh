@@ -26,6 +26,11 @@ for stage in 00 01 02; do
     step "first_steps $stage"
     env -i "$work/first_steps" "$stage"
 done
+if command -v python3 >/dev/null; then
+    step "import nsa"
+    env -i PYTHONPATH="$work/prefix/share/nsa/python" "$(command -v python3)" -B -c \
+        'import nsa; print(nsa.Stage("01").name)'
+fi
 step "nsa list"
 env -i "$work/prefix/bin/nsa" list
 step "nsa check"

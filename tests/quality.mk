@@ -42,6 +42,19 @@ $(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
 test-diff: ##@test make diff prints each file of two stages once; sizes of steps
 	MAKE='$(AGAIN)' sh tests/diff.sh
 
+# ------------------------------------------------------------------------ Python
+
+# A Python that has NumPy: the first in PATH, else the one of the distribution.
+PYTHON ?= $(firstword $(foreach p,python3 /usr/bin/python3,$(shell \
+    $p -c 'import numpy' 2>/dev/null && echo $p)))
+
+.PHONY: test-python
+test-python: all ##@test apps/python/nsa.py on NumPy arrays, and that it fits the headers
+	@python='$(PYTHON)'; if [ -z "$$python" ]; then \
+	    echo "test-python: SKIP: no python3 here has NumPy (package python3-numpy)"; exit 0; fi; \
+	cd tests/python && CC='$(CC)' PYTHONDONTWRITEBYTECODE=1 NSA_LIB='$(abspath $(BUILD))/libnsa.so' \
+	    $$python -m unittest
+
 # ----------------------------------------------------------------------- fuzzing
 
 # The leak detector of GCC up to 13 and LLVM up to 16 mistakes a thread-local block of a shared
