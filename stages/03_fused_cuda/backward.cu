@@ -83,5 +83,5 @@ nsa_status backward(void *self) {
     }
     TRY(compress_pack_backward(st));
     TRY(record_phase(st, PHASE_PHI));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }

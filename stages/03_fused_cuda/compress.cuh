@@ -56,7 +56,7 @@ typedef struct key_spans {
     const int64_t *first; /* [count] index of the first key */
     int64_t count;
     int l;
-    const real *pe;        /* [l,D], added to the keys; NULL: nothing is */
+    const real *pe;               /* [l,D], added to the keys; NULL: nothing is */
     const int64_t *g_rows = NULL; /* as in cmp_tokens */
 } key_spans;
 

@@ -119,37 +119,28 @@ static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, i
     return NSA_OK;
 }
 
-/* Lengths of the slots that a pack fills; all others become empty unless they keep their tokens.
- * One CUDA block. */
-static __global__ void fill_slots_kernel(const sequence *g_seqs, int64_t B, int keeps,
-                                         int64_t slots, int64_t *g_len) {
-    for (int64_t s = threadIdx.x; s < slots && !keeps; s += THREADS)
-        g_len[s] = 0;
-    __syncthreads();
-    for (int64_t b = threadIdx.x; b < B; b += THREADS)
-        g_len[g_seqs[b].slot] = g_seqs[b].len;
-}
-
 nsa_status prefill(void *self) {
     stage *st = (stage *)self;
     const decoder *dec = (const decoder *)st->decoder;
     TRY(forward(self));
+    if (!st->batch.keeps_slots) /* all others become empty */
+        NSA_CUDA(
+            cudaMemsetAsync(dec->len, 0, (size_t)st->cfg.max_seqs * sizeof *dec->len, st->stream));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         for (int x = 0; x < LAYOUTS; x++)
             TRY(copy_blocks(st, x, sq->slot * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
+        NSA_CUDA(cudaMemcpyAsync(dec->len + sq->slot, &st->seqs[b].len, sizeof *dec->len,
+                                 cudaMemcpyDeviceToDevice, st->stream));
     }
-    NSA_LAUNCH(fill_slots_kernel, 1, THREADS, 0, st->stream, st->seqs, st->batch.B,
-               st->batch.keeps_slots, st->cfg.max_seqs, dec->len);
-    NSA_LAUNCHED("fill_slots");
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }
 
 nsa_status slot_lens(void *self, int64_t *len) {
     stage *st = (stage *)self;
-    return copy_to_host(st, len, ((const decoder *)st->decoder)->len,
-                        (size_t)st->cfg.max_seqs * sizeof *len);
+    return nsa_stream_copy(&st->streams, len, ((const decoder *)st->decoder)->len,
+                           (size_t)st->cfg.max_seqs * sizeof *len);
 }
 
 nsa_status pending(void *self) {
@@ -209,7 +200,8 @@ static nsa_status load_coords(stage *st, const nsa_step *step) {
     dec->cmp.count = step->A; /* there is room for one a row */
     dec->cmp.g_rows = dec->cmp_rows;
     if (!step->same)
-        TRY(copy_to_device(st, dec->slot, step->slot, (size_t)step->A * sizeof *dec->slot));
+        TRY(nsa_stream_copy(&st->streams, dec->slot, step->slot,
+                            (size_t)step->A * sizeof *dec->slot));
     NSA_LAUNCH(step_coords_kernel, 1, 1, 0, st->stream, st->c, x, c->max_seqs);
     NSA_LAUNCHED("step_coords");
     NSA_CUDA(cudaMemcpyAsync(dec->host_refused, dec->refused, 2 * sizeof(int64_t),
@@ -225,10 +217,9 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     TRY(load_coords(st, step));
     TRY(load_queries(st, in, NULL, NULL, step->A));
     TRY(load_keys(st, in, dec->key, step->A, st->cache));
-    TRY(load_block_lists(st, {&in->at[NSA_BLOCK_IDX], step->block_idx, NULL, dec->t}, step->A));
-    TRY(check_values(st, in, step->A));
+    TRY(load_block_lists(st, &in->at[NSA_BLOCK_IDX], step->block_idx, NULL, dec->t, step->A));
     dec->args.forced = st->forced;
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }
 
 /* The rows of a step are now in their slots. */
@@ -264,5 +255,5 @@ nsa_status decode(void *self) {
                st->rows, dec->len);
     NSA_LAUNCHED("advance");
     TRY(record_phase(st, PHASE_SLC_WIN));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }

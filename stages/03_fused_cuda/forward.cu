@@ -42,7 +42,7 @@ nsa_status forward(void *self) {
                                  st->stream));
     TRY(attend_slc_win(st, &args));
     TRY(record_phase(st, PHASE_SLC_WIN));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }
 
 nsa_status causal(void *self, int pair) {
@@ -53,5 +53,5 @@ nsa_status causal(void *self, int pair) {
     TRY(start_phases(st));
     TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
     TRY(record_phase(st, PHASE_CMP));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }

@@ -92,8 +92,8 @@ typedef struct tensor_rows {
 nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from) {
     const size_t bytes = (size_t)from->count * sizeof *to->first;
     to->count = from->count;
-    TRY(copy_to_device(st, to->first, from->first, bytes));
-    return copy_to_device(st, to->key, from->key, bytes);
+    TRY(nsa_stream_copy(&st->streams, to->first, from->first, bytes));
+    return nsa_stream_copy(&st->streams, to->key, from->key, bytes);
 }
 
 /* Where kernels find rows r.. of a tensor: all of a device tensor, or as many as one transfer of
@@ -111,8 +111,8 @@ static nsa_status find_rows(stage *st, tensor_rows src, int64_t r, int64_t *n, s
     for (int64_t i = 0; i < *n && src.tokens; i++)
         nsa_copy_f32(st->host_staging + i * src.size, src.x, src.tokens[r + i] * src.size,
                      src.size);
-    return copy_to_device(st, st->dev_staging, st->host_staging,
-                          (size_t)(*n * src.size) * sizeof(real));
+    return nsa_stream_copy(&st->streams, st->dev_staging, st->host_staging,
+                           (size_t)(*n * src.size) * sizeof(real));
 }
 
 /* All rows to an array of the same layout. */
@@ -205,6 +205,23 @@ nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64
     return NSA_OK;
 }
 
+nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
+                            const int64_t *g_token, const int32_t *g_t, int64_t rows) {
+    const dims *c = &st->c;
+    const size_t bytes = (size_t)(rows * c->Hkv * c->n) * sizeof(int32_t);
+    st->forced = idx->dtype != NSA_NONE;
+    NSA_CUDA(cudaMemsetAsync(st->bad, 0xff, sizeof *st->bad, st->stream));
+    if (st->forced && idx->place == NSA_DEVICE)
+        TRY(nsa_sort_device_blocks(
+            &st->streams, {(const int32_t *)idx->data, g_token, g_t, rows, c->Hkv, c->n, c->lb},
+            st->forced_idx, st->bad));
+    else if (st->forced)
+        TRY(nsa_stream_copy(&st->streams, st->forced_idx, checked, bytes));
+    if (st->plan->setup.flags & NSA_CHECK_VALUES)
+        return nsa_check_device_values(&st->streams, st->gate, rows, c->Hq, st->bad);
+    return NSA_OK;
+}
+
 /* ------------------------------------------------------------------- load */
 
 /* Set where each sequence begins in the blocks, where its tokens go, and its compressed tokens.
@@ -244,9 +261,9 @@ static nsa_status load_row_coords(stage *st) {
         row_t[r] = (int32_t)(batch->row[r] - batch->seq[b]);
         row_seq[r] = (int32_t)b;
     }
-    TRY(copy_to_device(st, st->token, batch->row, (size_t)batch->R * sizeof *st->token));
-    TRY(copy_to_device(st, st->row_t, row_t, bytes));
-    return copy_to_device(st, st->row_seq, row_seq, bytes);
+    TRY(nsa_stream_copy(&st->streams, st->token, batch->row, (size_t)batch->R * sizeof *st->token));
+    TRY(nsa_stream_copy(&st->streams, st->row_t, row_t, bytes));
+    return nsa_stream_copy(&st->streams, st->row_seq, row_seq, bytes);
 }
 
 /* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
@@ -261,7 +278,7 @@ nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles) {
             st->host_tiles[n++] = row_range{r, 1, row_seq[r]};
     }
     *n_tiles = n;
-    return copy_to_device(st, tiles, st->host_tiles, (size_t)n * sizeof *tiles);
+    return nsa_stream_copy(&st->streams, tiles, st->host_tiles, (size_t)n * sizeof *tiles);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
@@ -280,8 +297,9 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
 static nsa_status load_tables(stage *st) {
     const nsa_batch *batch = &st->batch;
     make_sequences(st);
-    TRY(copy_to_device(st, st->seqs, st->host_seqs, (size_t)batch->B * sizeof *st->seqs));
-    TRY(copy_to_device(st, st->key, st->host_key, (size_t)batch->T * sizeof *st->key));
+    TRY(nsa_stream_copy(&st->streams, st->seqs, st->host_seqs,
+                        (size_t)batch->B * sizeof *st->seqs));
+    TRY(nsa_stream_copy(&st->streams, st->key, st->host_key, (size_t)batch->T * sizeof *st->key));
     TRY(copy_cmp_tokens(st, &st->cmp, &st->host_cmp));
     TRY(load_row_coords(st));
     TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
@@ -300,10 +318,9 @@ nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {
     TRY(load_queries(st, in, batch->row, st->token, batch->R));
     TRY(load_keys(st, in, st->key, batch->T, st->in));
     TRY(load_weights(st, in));
-    TRY(load_block_lists(st, {&in->at[NSA_BLOCK_IDX], batch->block_idx, st->token, st->row_t},
+    TRY(load_block_lists(st, &in->at[NSA_BLOCK_IDX], batch->block_idx, st->token, st->row_t,
                          batch->R));
-    TRY(check_values(st, in, batch->R));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }
 
 nsa_status load_dout(void *self, const nsa_tensor *dout) {
@@ -311,5 +328,5 @@ nsa_status load_dout(void *self, const nsa_tensor *dout) {
     const dims *c = &st->c;
     TRY(load_rows(st, {dout, st->batch.row, st->token, st->batch.R, (int64_t)c->Hq * c->dv},
                   {st->dout_t, st->dout_n, c->dv, c->dv8, c->wp}));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }

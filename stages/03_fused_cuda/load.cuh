@@ -40,15 +40,6 @@ static __device__ __forceinline__ int64_t source_row(const source *x, int64_t r)
     return (x->g_token ? x->g_token[r] : r) - x->first;
 }
 
-/* The block lists of a load or a step: the input, on the host already checked and sorted, or on the
- * device with the token and the position of each row. */
-typedef struct block_lists {
-    const nsa_tensor *x;
-    const int32_t *checked;
-    const int64_t *g_token;
-    const int32_t *g_t;
-} block_lists;
-
 /* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
  * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
  * for each index. */
@@ -94,10 +85,11 @@ nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
  * which is on the device. */
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to);
-/* stream.cu: block lists to st->forced_idx, for `rows` rows; sets st->forced. */
-nsa_status load_block_lists(stage *st, block_lists lists, int64_t rows);
-/* stream.cu: with NSA_CHECK_VALUES an error if gates or lists of device tensors break a rule. */
-nsa_status check_values(stage *st, const nsa_tensors *in, int64_t rows);
+/* Block lists to st->forced_idx, for `rows` rows; sets st->forced. On the host they are sorted,
+ * `checked`; on the device g_token and g_t are each row's token and position. With NSA_CHECK_VALUES
+ * an error if these or the gates, loaded before, break a rule. */
+nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
+                            const int64_t *g_token, const int32_t *g_t, int64_t rows);
 /* The same for one array src [count,Hkv,D] on the device. */
 nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to);
 

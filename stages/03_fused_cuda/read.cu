@@ -12,29 +12,18 @@ typedef struct target {
     int64_t first;
 } target;
 
-/* Rows row.. of to [rows,D] = src [rows,padded], up to element `end` of all. Grid: 8 rows. */
+/* Rows first.. of to [rows,Hkv,D], up to element `end` of all: natural row g_key[i] of each head,
+ * or row i if that is NULL. Grid: 8 rows, a warp each. */
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
-    unpack_rows_kernel(const real *g_src, int64_t D, int64_t padded, int64_t end, target to) {
-    const int64_t r = to.first + (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
-    for (int64_t c = lane_id(); c < D && r * D + c < end; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, (r - to.first) * D + c, g_src[r * padded + c]);
-}
-
-/* Tokens first.. of to [T,Hkv,D] = natural rows number g_key[t] of each head. Grid: 8 rows of
- * `count` times Hkv. */
-static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
-    unpack_keys_kernel(key_view from, const int64_t *g_key, int64_t count, target to) {
-    const int64_t i = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
-    const int h = (int)(i % from.Hkv);
-    if (i >= count * from.Hkv)
+    unpack_kernel(key_view from, const int64_t *g_key, int64_t end, target to) {
+    const int64_t m = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
+    const int64_t i = to.first + m / from.Hkv, element = i * from.Hkv * from.D;
+    const int h = (int)(m % from.Hkv);
+    if (element + h * from.D >= end)
         return;
-    const real *g_row = natural_row(&from, h, g_key[to.first + i / from.Hkv]);
-    for (int c = lane_id(); c < from.D; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, i * from.D + c, g_row[c]);
-}
-
-static unsigned row_grid(int64_t rows) {
-    return (unsigned)((rows + READ_WARPS - 1) / READ_WARPS);
+    const real *g_row = natural_row(&from, h, g_key ? g_key[i] : i);
+    for (int c = lane_id(); c < from.D && element + h * from.D + c < end; c += WARP_SIZE)
+        nsa_store_element(to.data, to.dtype, m * from.D + c, g_row[c]);
 }
 
 /* Where rows r.. of `size` elements go: all to a device tensor, or as many as one transfer to the
@@ -57,50 +46,46 @@ static nsa_status copy_target(stage *st, const nsa_tensor *to, int64_t size, int
     const int64_t left = count - r * size, all = n * size < left ? n * size : left;
     if (to->place == NSA_DEVICE)
         return NSA_OK;
-    return copy_to_host(st, (char *)to->data + r * size * element, st->dev_staging,
-                        (size_t)(all * element));
+    return nsa_stream_copy(&st->streams, (char *)to->data + r * size * element, st->dev_staging,
+                           (size_t)(all * element));
 }
 
-/* to [rows,D] = src [rows,padded] without the padding. */
-static nsa_status read_rows(stage *st, const nsa_tensor *to, const real *src, int64_t D,
-                            int64_t padded) {
-    const int64_t count = nsa_count(to), rows = (count + D - 1) / D;
+/* to [rows,Hkv,D] out of natural rows, those of `key` or all. */
+static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
+    const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
+    const int64_t rows = (count + size - 1) / size;
     for (int64_t r = 0, n; r < rows; r += n) {
-        const target at = find_target(st, to, D, r, rows, &n);
-        const int64_t end = (r + n) * D < count ? (r + n) * D : count;
-        NSA_LAUNCH(unpack_rows_kernel, row_grid(n), READ_WARPS * WARP_SIZE, 0, st->stream, src, D,
-                   padded, end, at);
-        NSA_LAUNCHED("unpack_rows");
-        TRY(copy_target(st, to, D, r, n, count));
+        const target at = find_target(st, to, size, r, rows, &n);
+        const int64_t end = (r + n) * size < count ? (r + n) * size : count;
+        NSA_LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
+                   READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
+        NSA_LAUNCHED("unpack");
+        TRY(copy_target(st, to, size, r, n, count));
     }
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
+}
+
+/* to [rows,D] = src [rows,padded] without the padding: the rows of one head. */
+static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, int padded) {
+    return read_natural(st, to, {NULL, src, 0, 1, D, D, padded}, NULL);
 }
 
 /* An array without padding, in rows of any width. */
-static nsa_status read_array(stage *st, const nsa_tensor *to, const real *src) {
+static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
     return read_rows(st, to, src, TILE_COLS, TILE_COLS);
 }
 
 /* Keys, values or their gradients of one branch, from natural blocks to [T or N,Hkv,D]. */
 static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tensor *to) {
-    const int64_t *key = branch == CMP ? st->cmp.key : st->key;
-    const int64_t rows = branch == CMP ? st->batch.N : st->batch.T, size = from.Hkv * from.D;
-    for (int64_t t = 0, n; t < rows; t += n) {
-        const target at = find_target(st, to, size, t, rows, &n);
-        NSA_LAUNCH(unpack_keys_kernel, row_grid(n * from.Hkv), READ_WARPS * WARP_SIZE, 0,
-                   st->stream, from, key, n, at);
-        NSA_LAUNCHED("unpack_keys");
-        TRY(copy_target(st, to, size, t, n, rows * size));
-    }
-    return finish(st);
+    return read_natural(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }
 
 static nsa_status read_blocks(stage *st, const nsa_tensor *to) {
     const size_t bytes = (size_t)nsa_count(to) * sizeof(int32_t);
     if (to->place == NSA_HOST)
-        return copy_to_host(st, to->data, st->block_idx, bytes);
+        return nsa_stream_copy(&st->streams, to->data, st->block_idx, bytes);
     NSA_CUDA(cudaMemcpyAsync(to->data, st->block_idx, bytes, cudaMemcpyDeviceToDevice, st->stream));
-    return finish(st);
+    return nsa_stream_finish(&st->streams);
 }
 
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {

@@ -157,7 +157,7 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
     st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
                                              sizeof(int32_t));
-    st->bad = (uint64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2, sizeof *st->bad);
+    st->bad = (nsa_bad_values *)device_alloc(st, NSA_MEM_PERSISTENT, 1, sizeof *st->bad);
     for (int x = 0; x < LAYOUTS; x++) /* each sequence begins a block and may leave one unfilled */
         open_blocks(st, x, (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs);
     if (!backward)
@@ -203,8 +203,7 @@ static void close(void *self) {
     stage *st = (stage *)self;
     if (!st)
         return;
-    if (st->own_stream)
-        (void)cudaStreamSynchronize(st->own_stream); /* no one to report an error to */
+    nsa_stream_close(&st->streams);
     close_decode(st);
     for (int i = 0; i < st->n_buffers; i++)
         (void)cudaFree(st->buffers[i].ptr);
@@ -212,19 +211,16 @@ static void close(void *self) {
         if (st->event[i])
             (void)cudaEventDestroy(st->event[i]);
     }
-    if (st->own_stream)
-        (void)cudaStreamDestroy(st->own_stream);
 }
 
 static nsa_status open_all(stage *st) {
     const int64_t T = st->cfg.seq_len, R = st->plan->setup.max_rows;
     int max_shared;
-    NSA_CUDA(cudaGetDevice(&st->device));
-    NSA_CUDA(
-        cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, st->device));
+    TRY(nsa_stream_open(&st->streams));
+    st->stream = st->streams.now;
+    NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                    st->streams.device));
     st->max_shared = (size_t)max_shared;
-    NSA_CUDA(cudaStreamCreate(&st->own_stream)); /* ordered with the default stream */
-    st->stream = st->own_stream;
     for (int i = 0; i <= MAX_INTERVALS; i++)
         NSA_CUDA(cudaEventCreate(&st->event[i]));
     open_tables(st, T, R);
@@ -263,10 +259,22 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     return status;
 }
 
+static nsa_status set_stream(void *self, void *stream) {
+    stage *st = (stage *)self;
+    TRY(nsa_stream_set(&st->streams, stream));
+    st->stream = st->streams.now;
+    return NSA_OK;
+}
+
+static nsa_status check(void *self, nsa_id id, const nsa_tensor *tensor) {
+    return nsa_check_device_tensor(id, tensor, ((const stage *)self)->streams.device);
+}
+
 /* ------------------------------------------------------------------ timing */
 
 nsa_status start_phases(stage *st) {
-    st->intervals = nsa_capturing(st->stream) ? -1 : 0; /* a graph's events cannot be asked */
+    st->intervals =
+        nsa_stream_captures(&st->streams) ? -1 : 0; /* a graph's events cannot be asked */
     if (st->intervals < 0)
         return NSA_OK;
     NSA_CUDA(cudaEventRecord(st->event[0], st->stream));
@@ -325,7 +333,8 @@ extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
         set_stream,
         check,
         pending,
-        slot_lens, &nsa_calls,
+        slot_lens,
+        &nsa_calls,
     };
     return &table;
 }

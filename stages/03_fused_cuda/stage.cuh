@@ -3,7 +3,7 @@
 #ifndef STAGE_CUH
 #define STAGE_CUH
 
-#include "common/device.h"
+#include "common/device_values.h"
 #include "tile.cuh"
 extern "C" { /* the contract is C */
 #include "common/counts.h"
@@ -148,8 +148,8 @@ typedef struct stage {
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
-    int device;
-    cudaStream_t stream, own_stream;      /* where calls submit; the same until set_stream() */
+    nsa_device_stream streams;            /* the own one and the caller's; */
+    cudaStream_t stream;                  /* where calls submit, streams.now */
     cudaEvent_t event[MAX_INTERVALS + 1]; /* interval i ends at event[i + 1] */
     int interval_phase[MAX_INTERVALS], intervals;
     buffer buffers[MAX_BUFFERS];
@@ -181,8 +181,8 @@ typedef struct stage {
     int32_t *block_idx;                       /* [R,Hkv,n] */
     int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step, */
     bool forced;                              /* which had block lists */
-    uint64_t *bad;    /* [2] first gate, first row whose list, that breaks a rule */
-    real *importance; /* [R,Hkv,J]; NULL if not wanted */
+    nsa_bad_values *bad;                      /* among those, on the device */
+    real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
     real *dphi[PAIR][WEIGHTS];
@@ -226,14 +226,6 @@ nsa_status poison(stage *st, unsigned kinds);
  * of these two to `phase`. */
 nsa_status start_phases(stage *st);
 nsa_status record_phase(stage *st, int phase);
-
-/* stream.cu: copies between host and device, which wait and are refused in a capture; what ends a
- * call: waits, unless the caller has set a stream. */
-nsa_status copy_to_device(stage *st, void *to, const void *from, size_t bytes);
-nsa_status copy_to_host(stage *st, void *to, const void *from, size_t bytes);
-nsa_status finish(stage *st);
-nsa_status set_stream(void *self, void *stream);
-nsa_status check(void *self, nsa_id id, const nsa_tensor *tensor);
 
 /* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
 nsa_status open_compress(stage *st);

@@ -23,6 +23,7 @@ static void nsa_calls_free(void *memory) {
 static nsa_status nsa_calls_copy(void *to, const void *from, size_t bytes) {
     if (bytes)
         NSA_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+    NSA_CUDA(cudaStreamSynchronize(NULL)); /* a short copy may still be on its way */
     return NSA_OK;
 }
 

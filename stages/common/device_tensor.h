@@ -48,11 +48,4 @@ static inline nsa_status nsa_check_device_tensor(nsa_id id, const nsa_tensor *te
     return NSA_OK;
 }
 
-/** @return 1 if what is submitted to this stream becomes part of a graph. */
-static inline int nsa_capturing(cudaStream_t stream) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    return cudaStreamIsCapturing(stream, &status) != cudaSuccess ||
-           status != cudaStreamCaptureStatusNone;
-}
-
 #endif

@@ -1,0 +1,117 @@
+/**
+ * @file device_values.h
+ * @brief The values of a caller's device tensors that the contract checks on the host: block lists,
+ * which kernels sort, and gates.
+ */
+#ifndef NSA_DEVICE_VALUES_H
+#define NSA_DEVICE_VALUES_H
+
+#include "common/device_stream.h"
+
+enum { NSA_VALUE_THREADS = 256 };
+
+/** What was found, on the device: each the first row that breaks a rule, all bits one if none. */
+typedef struct nsa_bad_values {
+    unsigned long long gate; /**< number of the gate */
+    unsigned long long row;  /**< whose block list */
+} nsa_bad_values;
+
+/** Block lists on the device. */
+typedef struct nsa_block_lists {
+    const int32_t *blocks; /**< [T,Hkv,n], as the caller gave them */
+    const int64_t *token;  /**< [rows] the token of each row; NULL: row r is token r */
+    const int32_t *pos;    /**< [rows] its position in its sequence; -1: no row */
+    int64_t rows;          /**< how many */
+    int Hkv, n, slc_block; /**< of the config */
+} nsa_block_lists;
+
+/** The blocks of each row that exist, ascending, then -1, to `sorted` [rows,Hkv,n]: what is no
+ * block up to the row's own, or is there already, is dropped. One row and head a thread. */
+static __global__ void nsa_sort_blocks(nsa_block_lists x, int32_t *sorted, nsa_bad_values *bad) {
+    const int64_t all = x.rows * x.Hkv, first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int64_t i = first; i < all; i += (int64_t)gridDim.x * blockDim.x) {
+        const int64_t r = i / x.Hkv, token = x.token ? x.token[r] : r;
+        const int32_t *from = x.blocks + (token * x.Hkv + i % x.Hkv) * x.n;
+        int32_t *to = sorted + i * x.n;
+        int used = 0;
+        for (int k = 0; k < x.n; k++) {
+            const int block = from[k];
+            int at = used;
+            while (at > 0 && to[at - 1] >= block)
+                at--;
+            const bool exists = block >= 0 && x.pos[r] >= 0 && block <= x.pos[r] / x.slc_block;
+            if (!exists || (at < used && to[at] == block)) {
+                if (block != -1)
+                    atomicMin(&bad->row, (unsigned long long)r);
+                continue;
+            }
+            for (int m = used++; m > at; m--)
+                to[m] = to[m - 1];
+            to[at] = block;
+        }
+        for (; used < x.n; used++)
+            to[used] = -1;
+    }
+}
+
+/** The first gate that is not in [0,1]. One gate a thread. */
+static __global__ void nsa_find_bad_gate(const float *gate, int64_t count, nsa_bad_values *bad) {
+    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int64_t i = first; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+        if (!(gate[i] >= 0 && gate[i] <= 1))
+            atomicMin(&bad->gate, (unsigned long long)i);
+    }
+}
+
+static inline unsigned nsa_value_grid(int64_t count) {
+    const int64_t blocks = (count + NSA_VALUE_THREADS - 1) / NSA_VALUE_THREADS;
+    return (unsigned)(blocks < 1 ? 1 : blocks > 4096 ? 4096 : blocks);
+}
+
+/** Sort block lists on the device. */
+static inline nsa_status nsa_sort_device_blocks(const nsa_device_stream *s, nsa_block_lists x,
+                                                int32_t *sorted, nsa_bad_values *bad) {
+    if (x.rows)
+        NSA_LAUNCH(nsa_sort_blocks, nsa_value_grid(x.rows * x.Hkv), NSA_VALUE_THREADS, 0, s->now, x,
+                   sorted, bad);
+    NSA_LAUNCHED("sort_blocks");
+    return NSA_OK;
+}
+
+/** With NSA_CHECK_VALUES: an error if a gate or a block list broke a rule; waits.
+ *  @param s     the stream
+ *  @param gate  [rows,heads,3] on the device, as float32
+ *  @param rows  that were loaded
+ *  @param heads query heads
+ *  @param bad   what sorting found, on the device */
+static inline nsa_status nsa_check_device_values(const nsa_device_stream *s, const float *gate,
+                                                 int64_t rows, int64_t heads, nsa_bad_values *bad) {
+    nsa_bad_values found;
+    float value;
+    if (rows)
+        NSA_LAUNCH(nsa_find_bad_gate, nsa_value_grid(rows * heads * 3), NSA_VALUE_THREADS, 0,
+                   s->now, gate, rows * heads * 3, bad);
+    NSA_LAUNCHED("find_bad_gate");
+    nsa_status status = nsa_stream_copy(s, &found, bad, sizeof found);
+    const long long at = (long long)found.gate;
+    if (status)
+        return status;
+    if (found.gate != ~0ULL) {
+        status = nsa_stream_copy(s, &value, gate + at, sizeof value);
+        return status ? status
+                      : nsa_fail(NSA_ERR_INPUT,
+                                 "gate[%lld,%lld,%lld] = %g is not in [0,1], counting rows that "
+                                 "are computed",
+                                 at / 3 / (long long)heads, at / 3 % (long long)heads, at % 3,
+                                 (double)value);
+    }
+    if (found.row != ~0ULL)
+        return nsa_fail(
+            NSA_ERR_INPUT,
+            "block_idx of row %lld holds a block twice, or one that is not -1 or 0..the "
+            "row's own",
+            (long long)found.row);
+    return NSA_OK;
+}
+
+#endif
