@@ -54,8 +54,8 @@ static nsa_status prepare(const demo_request *request, demo_run *run, nsa_tensor
     if (request->row)
         in->at[NSA_ROWS] = (nsa_tensor){run->row, NSA_I32, 1, {request->R}, NSA_HOST};
     if (request->forced)
-        in->at[NSA_BLOCK_IDX] =
-            (nsa_tensor){request->forced, NSA_I32, 3, {c->seq_len, c->kv_heads, c->slc_count}, NSA_HOST};
+        in->at[NSA_BLOCK_IDX] = (nsa_tensor){
+            request->forced, NSA_I32, 3, {c->seq_len, c->kv_heads, c->slc_count}, NSA_HOST};
     return NSA_OK;
 }
 
