@@ -22,7 +22,9 @@ typedef struct nsa_block_lists {
     const int64_t *token;  /**< [rows] the token of each row; NULL: row r is token r */
     const int32_t *pos;    /**< [rows] its position in its sequence; -1: no row */
     int64_t rows;          /**< how many */
-    int Hkv, n, slc_block; /**< of the config */
+    int Hkv;               /**< kv heads */
+    int n;                 /**< blocks of a list */
+    int slc_block;         /**< tokens of a block */
 } nsa_block_lists;
 
 /** The blocks of each row that exist, ascending, then -1, to `sorted` [rows,Hkv,n]: what is no
