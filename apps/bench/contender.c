@@ -69,6 +69,7 @@ nsa_status contender_open(contender *c, const workload *w) {
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
         peers_close(c);
+    io_close(c);
     nsa_close(c->ctx);
     dense_close(c->dense);
     tensor_free(&c->cache[0]);
@@ -79,21 +80,21 @@ void contender_close(contender *c) {
 }
 
 /* Exactly what is timed. */
-static nsa_status run_once(contender *c, const workload *w, int64_t step) {
+static nsa_status run_once(contender *c, const workload *w) {
     static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
     if (c->stage)
         return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
-    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + step + 1 : 0);
+    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
     return NSA_OK;
 }
 
-/* Before a run of decode: load the step's tokens. */
-static nsa_status prepare(contender *c, const workload *w, int64_t step) {
+/* Before a run of decode: load the next step's tokens. */
+static nsa_status prepare(contender *c, const workload *w) {
     int32_t active[BENCH_MAX_BATCH];
     nsa_tensors in;
     if (w->pass != BENCH_DECODE)
         return NSA_OK;
-    slots_step(w, step, active, &in);
+    slots_step(w, c->steps++, active, &in);
     c->in.q = in.at[NSA_Q].data;
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
@@ -119,9 +120,9 @@ static double read_phases(contender *c) {
     return sum;
 }
 
-static nsa_status timed(contender *c, const workload *w, int64_t step, double *seconds) {
+static nsa_status timed(contender *c, const workload *w, double *seconds) {
     const double start = bench_now();
-    nsa_status status = run_once(c, w, step);
+    nsa_status status = run_once(c, w);
     if (c->device == BENCH_ON_GPU)
         gpu(NULL)->wait();
     *seconds = bench_now() - start;
@@ -131,12 +132,13 @@ static nsa_status timed(contender *c, const workload *w, int64_t step, double *s
 }
 
 nsa_status contender_time(contender *c, const workload *w) {
-    const int64_t step = DECODE_WARM + c->runs;
-    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w, step);
+    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
         gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && !c->peer)
-        status = timed(c, w, step, &c->sample[c->runs]);
+        status = timed(c, w, &c->sample[c->runs]);
+    if (!status && c->io)
+        status = io_time(c, w, &c->with_io[c->runs]);
     c->runs += !status;
     return status;
 }
@@ -146,6 +148,8 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     /* for a backward plain causal attention is a window branch */
     const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
     int64_t bytes;
+    if (io_has(c, id))
+        return io_fetch(c, id, t);
     if (c->stage)
         return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
@@ -183,21 +187,29 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
+/* One warm-up run; the last has load and read with it, if that is timed. */
+static nsa_status warm_up(contender *c, const workload *w, int last) {
+    double seconds;
+    nsa_status status = last && io_wants(c) ? io_open(c, w) : NSA_OK;
+    if (!status && c->io)
+        return io_time(c, w, &seconds);
+    status = status ? status : prepare(c, w);
+    return status ? status : timed(c, w, &c->first);
+}
+
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
     nsa_status status = run_prerequisites(c, w);
-    for (int64_t s = 0; s < (w->pass == BENCH_DECODE ? DECODE_WARM : 1) && !status; s++) {
-        status = prepare(c, w, s);
-        status = status ? status : timed(c, w, s, &c->first);
-    }
+    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + io_wants(c); left && !status;)
+        status = warm_up(c, w, !--left);
     c->row->cost = bench_now() - start;
     status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
-    /* from now on dout has all rows */
-    if (!status && w->pass == BENCH_BACKWARD)
-        status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
-    return status;
+    if (status || w->pass != BENCH_BACKWARD)
+        return status;
+    status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]); /* from now on it has all rows */
+    return status ? status : io_set_dout(c, &w->in.at[NSA_DOUT]);
 }

@@ -227,6 +227,25 @@ static void own_row(grid *g, const view *v, const bench_row *r) {
     ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
 }
 
+/* Load and read of tensors on the device: their floor is that their bytes move as fast as a copy. A
+ * peer reads its caller's layout, so its time has both in it. */
+static void io_row(grid *g, const view *v, const bench_row *r) {
+    const double rate = v->run->ceiling[BENCH_COPY].median;
+    const double alone = r->with_io.median - r->time.median;
+    const double floor = rate > 0 ? 1e-9 * r->bytes_io / rate : 0;
+    const bench_row *flash = bench_find(v->run, "torch_flash2", r->pass, r->T);
+    bench_row with = {.time = r->with_io};
+    if (!(r->with_io.median > 0))
+        return;
+    begin_row(g, r);
+    number(g, 1e3 * r->time.median);
+    number(g, 1e3 * r->with_io.median);
+    number(g, 1e3 * alone);
+    number(g, 1e3 * floor);
+    number(g, floor > 0 ? alone / floor : 0);
+    ratio(g, flash ? bench_ratio(&with, flash) : with.below);
+}
+
 static void print_gpu(const bench_run *run) {
     static const char *const names[GPU_CEILINGS] = {"float32 multiply-add", "cuBLAS sgemm 8192",
                                                     "cuBLAS bfloat16 8192", "reading L2 (32 MiB)",
@@ -314,6 +333,10 @@ static const struct table {
                "T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
                "share of ceiling",
                kernel_rows},
+              {"io",
+               "T|pass|program|ms|with load and read, ms|load and read, ms|floor, ms|"
+               "times the floor|with both vs torch_flash2",
+               io_row},
               {"peers", "T|pass|program|ms", peer_row},
               {"own",
                "T|pass|program|ms|own dense attention, ms|vs own dense attention|"
@@ -333,7 +356,7 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     if (t == end)
         return nsa_fail(NSA_ERR_INPUT,
                         "no table \"%s\": expected machine, forward, backward, decode, kernels, "
-                        "peers or own",
+                        "io, peers or own",
                         what);
     const view v = {run, t->row == time_row ? t->name : NULL,
                     what[length] ? what + length + 1 : NULL};
