@@ -122,7 +122,7 @@ typedef struct contender {
     bench_row *row;                 /**< its row of results */
     int64_t steps;                  /**< of decode that were loaded */
     struct bench_io *io;            /**< its caller's tensors on the device, or NULL: io.c */
-    double first;                   /**< seconds of a run, at first */
+    double first;                   /**< seconds of the last warm-up run of the pass alone */
     int wanted;                     /**< runs to time */
     int runs;                       /**< timed so far */
     double sample[BENCH_MAX_RUNS];  /**< their seconds */

@@ -82,6 +82,7 @@ nsa_status io_open(contender *c, const workload *w) {
         fprintf(stderr, "nsa bench: %s at T = %" PRId64 " without load and read: %s\n",
                 c->row->name, w->T, nsa_last_error());
         io_close(c);
+        c->row->bytes_io = 0;
         return NSA_OK;
     }
     return status ? status : nsa_set_stream(c->ctx, NULL);
@@ -94,7 +95,6 @@ void io_close(contender *c) {
     device_free(c->stage, &c->io->out);
     free(c->io);
     c->io = NULL;
-    c->row->bytes_io = 0;
 }
 
 nsa_status io_set_dout(contender *c, const nsa_tensor *dout) {
