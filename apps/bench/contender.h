@@ -104,9 +104,12 @@ nsa_status peers_start(peers *p, const char *command, const bench_options *o);
 /** End the program. */
 void peers_stop(peers *p);
 
+/* -------------------------------------------------------------- contender.c */
+
 /** A program that is timed. A stage on a device times itself: a run's seconds are the sum of its
  * phases, timed by events in the device's queue. If it lists no phases, the host's clock runs from
- * the call until the device is done. */
+ * the call until the device is done. NSA by a stage on a device is timed once more with load and
+ * read of its caller's tensors there. */
 typedef struct contender {
     const nsa_stage *stage;         /**< NULL for the dense baseline and for peers */
     int causal;                     /**< 1 for plain causal attention */
@@ -121,7 +124,7 @@ typedef struct contender {
     nsa_tensor cache[2];            /**< its keys and values, for decode */
     bench_row *row;                 /**< its row of results */
     int64_t steps;                  /**< of decode that were loaded */
-    struct bench_io *io;            /**< its caller's tensors on the device, or NULL: io.c */
+    struct caller *caller;          /**< whose tensors are on the device; NULL: not timed so */
     double first;                   /**< seconds of the last warm-up run of the pass alone */
     int wanted;                     /**< runs to time */
     int runs;                       /**< timed so far */
@@ -138,34 +141,6 @@ nsa_status peers_time(const contender *c, double *seconds);
 
 /** Free a peer's memory. */
 void peers_close(const contender *c);
-
-/* --------------------------------------------------------------------- io.c */
-
-/** @return 1 if it is timed with load and read as well: NSA by a stage whose tensors may lie on a
- * device. */
-int io_wants(const contender *c);
-
-/** After a first run: copy what that pass loads to the device and get memory for what is read; from
- * then on the context submits to the default stream. Of a backward, dout is that of the sampled
- * rows. Without enough device memory c->io stays NULL, and a line says so. */
-nsa_status io_open(contender *c, const workload *w);
-
-/** From now on load this dout, if a contender is timed with load and read. */
-nsa_status io_set_dout(contender *c, const nsa_tensor *dout);
-
-/** One run: load, load_dout or load_step, the pass, and read of out or of all gradients. */
-nsa_status io_time(contender *c, const workload *w, double *seconds);
-
-/** @return 1 if io_fetch() has this result as the stage computed it, not rounded. */
-int io_has(const contender *c, nsa_id id);
-
-/** Copy a result of io_time() to the host; free it with tensor_free(). */
-nsa_status io_fetch(const contender *c, nsa_id id, nsa_tensor *t);
-
-/** Free the device's memory. */
-void io_close(contender *c);
-
-/* -------------------------------------------------------------- contender.c */
 
 /** @return where a stage runs. */
 bench_device bench_device_of(const nsa_stage *stage);

@@ -146,7 +146,7 @@ static int admit(sweep *s, contender *c, workload *w) {
         s->checked = c->stage;
         s->first = c->first;
     }
-    const int times = c->io ? 2 : 1; /* that each run is timed: also with load and read */
+    const int times = c->caller ? 2 : 1; /* that each run is timed: also with load and read */
     if (!status &&
         is_too_long(s, c->row, "agrees, but is not timed", c->row->cost + 3 * times * c->first)) {
         contender_close(c);
@@ -176,7 +176,7 @@ static void summarize(contender *c, const workload *w) {
     }
     row->runs = c->runs;
     row->time = bench_quartiles(c->sample, c->runs);
-    if (c->io)
+    if (c->caller)
         row->with_io = bench_quartiles(c->with_io, c->runs);
     workload_count(w, c->causal, contender_arith(c), row);
 }

@@ -216,34 +216,28 @@ static void own_row(grid *g, const view *v, const bench_row *r) {
     number(g, 1e3 * r->time.median);
     number(g, dense ? 1e3 * dense->time.median : 0);
     ratio(g, of);
-    if (dense) {
-        cell(g, "%.3gx", flops);
-        cell(g, "%.2f (%.2f..%.2f)", of.median / flops, of.low / flops, of.high / flops);
-    } else {
-        cell(g, "-");
-        cell(g, "-");
-    }
+    cell(g, dense ? "%.3gx" : "-", flops);
+    cell(g, dense ? "%.2f (%.2f..%.2f)" : "-", of.median / flops, of.low / flops, of.high / flops);
     number(g, one_thread ? 1e3 * one_thread->time.median : 0);
     ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
 }
 
-/* Load and read of tensors on the device: their floor is that their bytes move as fast as a copy. A
- * peer reads its caller's layout, so its time has both in it. */
+/* The floor of load and read is the time of a copy of as many bytes. */
 static void io_row(grid *g, const view *v, const bench_row *r) {
-    const double rate = v->run->ceiling[BENCH_COPY].median;
-    const double alone = r->with_io.median - r->time.median;
-    const double floor = rate > 0 ? 1e-9 * r->bytes_io / rate : 0;
+    const double rate = 1e9 * v->run->ceiling[BENCH_COPY].median;
+    const double floor = rate > 0 ? r->bytes_io / rate : 0;
+    const double io = r->with_io.median - r->time.median;
     const bench_row *flash = bench_find(v->run, "torch_flash2", r->pass, r->T);
-    bench_row with = {.time = r->with_io};
+    const bench_row with = {.time = r->with_io};
     if (!(r->with_io.median > 0))
         return;
     begin_row(g, r);
     number(g, 1e3 * r->time.median);
     number(g, 1e3 * r->with_io.median);
-    number(g, 1e3 * alone);
+    number(g, 1e3 * io);
     number(g, 1e3 * floor);
-    number(g, floor > 0 ? alone / floor : 0);
-    ratio(g, flash ? bench_ratio(&with, flash) : with.below);
+    number(g, floor > 0 ? io / floor : 0);
+    ratio(g, flash ? bench_ratio(&with, flash) : with.below); /* its time has both in it */
 }
 
 static void print_gpu(const bench_run *run) {
