@@ -8,10 +8,10 @@ starts it as `peers.py` and asks it to time one run at a time, in turn with the 
 standard input, answers on standard output, one JSON object a line (docs/measuring.md has the
 protocol). On a GPU: PyTorch's scaled_dot_product_attention by its FlashAttention-2 and cuDNN
 backends, in bfloat16, forward, backward and one query of decode; and other implementations of
-native sparse attention that can be imported: fla (or native_sparse_attention), flash_nsa. Without
-a GPU, on the CPU in float32: the library's function, and tiles of queries on its matrix product.
-Times on a GPU are CUDA events around the call, after 256 MB were written to flush the cache; a
-backward is the gradients alone.
+native sparse attention that can be imported: fla (or native_sparse_attention), and flash_nsa,
+which needs the package flash_attn too. Without a GPU, on the CPU in float32: the library's
+function, and tiles of queries on its matrix product. Times on a GPU are CUDA events around the
+call, after 256 MB were written to flush the cache; a backward is the gradients alone.
 
     python3 apps/peers.py notes/runs/cpu.json
 
@@ -264,12 +264,14 @@ def ways(torch, gpu):
     found = [("torch_flash2", Sdpa, "FLASH_ATTENTION", 0, all_three),
              ("torch_cudnn", Sdpa, "CUDNN_ATTENTION", 0, all_three)]
     absent = []
-    for name, case, modules in (("fla_nsa", Fla, ("fla.ops.nsa", "native_sparse_attention")),
-                                ("flash_nsa", FlashNsa, ("flash_nsa",))):
-        if is_there(*modules):
-            found.append((name, case, "", 1, both))
+    fla = ("fla.ops.nsa", "native_sparse_attention")  # one of the two
+    for name, case, needed in (("fla_nsa", Fla, (fla,)),
+                               ("flash_nsa", FlashNsa, (("flash_nsa",), ("flash_attn",)))):
+        missing = [" or ".join(modules) for modules in needed if not is_there(*modules)]
+        if missing:
+            absent.append(f"{name} (needs {' and '.join(missing)})")
         else:
-            absent.append(name)
+            found.append((name, case, "", 1, both))
     return found, absent
 
 

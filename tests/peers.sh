@@ -1,5 +1,6 @@
 #!/bin/sh
-# `nsa bench --peers` with a program that answers well, badly, or not at all; and --one-thread.
+# `nsa bench --peers` with a program that answers well, badly, or not at all; --one-thread; and load
+# and read of device tensors.
 #
 #   sh tests/peers.sh            needs build/nsa and build/nsa-bench; the program is this file, with
 #                                the behaviour as $1
@@ -82,5 +83,26 @@ grep -q '| one thread of 02_blocked' "$work/out" ||
 rows=$(grep -c '02_blocked .*x (.*x (' "$work/table") || true
 [ "$rows" -eq 2 ] ||
     { echo "peers: the table own has $rows rows, not 2" && cat "$work/table" && bad=1; }
+# A stage on a device or the simulator: each pass is timed with load and read too, and the run file
+# has these times.
+if "$nsa" list --names | grep -q 03_fused_cuda; then
+    code=0
+    "$nsa" bench --device gpu --stage 03 --pass all --seq 32 --heads 2/1 --dims 16/16 --rows 3 \
+        --runs 3 --json "$work/run.json" >"$work/out" 2>&1 || code=$?
+    "$nsa" bench --table "$work/run.json" --what io >"$work/table"
+    for pass in forward backward decode; do
+        times="^| 32 | $pass | 03_fused_cuda | [0-9.]* | [0-9.]* |"
+        line=$(tr -s ' ' <"$work/table" | grep "$times") || code=1
+        tr -s ' ' <"$work/out" | grep -qF -e "$line" || code=1
+    done
+    # of a step: q and out [2,16], six keys and values [1,16], gates [2,3], read and written
+    bytes=$(sed -n 's/.*"bytes_io":[^0-9]*\([0-9]*\).*/\1/p' "$work/run.json")
+    step=$((2 * 4 * (2 * 32 + 6 * 16 + 6)))
+    echo "$bytes" | grep -qx "$step" || code=1
+    [ "$code" -eq 0 ] || { echo "peers: no times with load and read" && bad=1; }
+    [ "$code" -eq 0 ] || cat "$work/out" "$work/table"
+else
+    echo "peers: SKIP load and read on a device: stage 03 is not built"
+fi
 [ $bad -ne 0 ] || echo "peers: six programs, good and bad, did what is expected"
 exit $bad

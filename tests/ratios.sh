@@ -1,6 +1,7 @@
 #!/bin/sh
 # How `nsa bench` computes ratios of times, tested with run files written here: by rounds if both
-# rows share at least three, else from medians and quartiles; and which rounds it refuses to read.
+# rows share at least three, else from medians and quartiles; which rounds it refuses to read; and
+# what load and read take beside their floor.
 #
 #   NSA_BENCH=build/nsa-bench sh tests/ratios.sh
 set -eu
@@ -56,5 +57,23 @@ refuse "less than no time" '[1,2,3,-4]' 3
 refuse "no finite time" '[1,2,3,1e999]' 4
 refuse "other than there were runs" '[1,2,0,4]' 4
 refuse "more than the maximum" "[$(seq -s, 61)]" 61
-[ $bad -ne 0 ] || echo "ratios: four as they should be, seven bad lists of rounds refused"
+
+# io CEILINGS FLOOR TIMES: the line of a row of 10 ms, 12 ms with 4 GB of load and read, where
+# FlashAttention took 6 ms. A row without load and read, as in older run files, is left out.
+io() {
+    old=$(row 03_fused_cuda 0.01 0.009 0.011 3)
+    with="${old%\}},\"with_io_median\":0.012,\"with_io_q1\":0.011,\"with_io_q3\":0.013"
+    printf '{"rows":[%s,"bytes_io":4e9},%s,%s],"ceilings":%s}\n' "$with" \
+        "$(row torch_flash2 0.006 0.0055 0.0065 3)" "$(row 02_blocked 1 1 1 3)" \
+        "$1" >"$work/run.json"
+    "$bench" --table "$work/run.json" --what io >"$work/out" 2>&1 || true
+    line="| 64 | forward | 03_fused_cuda | 10.0 | 12.0 | 2.00 | $2 | $3 | 0.500x (0.423..0.591) |"
+    if ! tr -s ' ' <"$work/out" | grep -qxF -e "$line" || grep -q 02_blocked "$work/out"; then
+        echo "FAIL ratios: not the one line \"$line\" in:" && cat "$work/out"
+        bad=1
+    fi
+}
+io '{"copy":[4000,3900,4100]}' 1.00 2.00
+io '{}' - -
+[ $bad -ne 0 ] || echo "ratios: six as they should be, seven bad lists of rounds refused"
 exit $bad

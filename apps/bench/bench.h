@@ -54,9 +54,11 @@ typedef struct gpu_table {
     uint32_t size;                /**< sizeof(gpu_table): another size is refused */
     const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
     void (*describe)(char *text, size_t capacity); /**< name, clock, cache, memory, driver, ... */
-    void (*flush)(void);                         /**< write 256 MB or four times the cache, wait */
-    void (*wait)(void);                          /**< until all queued work is done */
-    int64_t (*memory)(void);                     /**< bytes of the GPU's memory that are taken */
+    void (*flush)(void);     /**< write 256 MB or four times the cache, wait */
+    void (*wait)(void);      /**< until all queued work is done */
+    void (*start)(void);     /**< queue the start of a time after a millisecond's head start */
+    double (*stop)(void);    /**< seconds since start() on the default stream's clock; waits */
+    int64_t (*memory)(void); /**< bytes of the GPU's memory that are taken */
     void (*ceilings)(double rate[GPU_CEILINGS]); /**< the median of five runs each after one */
 } gpu_table;
 
@@ -129,6 +131,8 @@ typedef struct bench_row {
     double cost;                         /**< seconds of what comes before; not in run files */
     double flops;                        /**< what the config needs, see workload_count() */
     double bytes;                        /**< bytes that must be moved at least */
+    bench_stats with_io;                 /**< time together with load and read on the device */
+    double bytes_io;                     /**< bytes that load and read must move at least */
     double tokens;                       /**< tokens of one run */
     double gflops;                       /**< ceilings in the same rounds; 0: the run's count */
     double gbs;                          /**< copy bandwidth, in the same rounds */
@@ -229,8 +233,8 @@ int bench_has_prefix(const char *name, const char *prefix);
 
 /* ------------------------------------------------------ tables.c, runfile.c */
 
-/** Print the table "machine", "forward", "backward", "decode", "kernels", "peers" or "own", with
- * "/STAGE" appended of that stage alone; below it the run file's name, if there is one.
+/** Print the table "machine", "forward", "backward", "decode", "kernels", "io", "peers" or "own",
+ * with "/STAGE" appended of that stage alone; below it the run file's name, if there is one.
  *  @return NSA_ERR_INPUT if there is no such table */
 nsa_status report_table(const bench_run *run, const char *what, const char *file);
 

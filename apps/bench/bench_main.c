@@ -67,8 +67,9 @@ static const struct argp_option known[] = {
     {"table", TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 2},
     {"plot-data", PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 2},
     {"what", WHAT, "NAME", 0,
-     "machine, forward, backward, decode, kernels (each phase), peers or own (vs own dense "
-     "attention), and /STAGE for one stage; for points: time or speedup",
+     "machine, forward, backward, decode, kernels (each phase), io (with load and read on the "
+     "device), peers or own (vs own dense attention), and /STAGE for one stage; for points: time "
+     "or speedup",
      2},
     {0}};
 
@@ -217,11 +218,14 @@ static int parse_options(int argc, char **argv, bench_options *o) {
 }
 
 static void print_all(const bench_options *o, const bench_run *run) {
-    static const char *const tables[] = {"forward", "backward", "decode",
-                                         "kernels", "own",      "peers"};
+    static const char *const tables[] = {"forward", "backward", "decode", "kernels",
+                                         "own",     "peers",    "io"};
+    int shown[] = {o->pass[0], o->pass[1], o->pass[2], 1, 1, run->peers[0] != 0, 0};
+    for (int i = 0; i < run->rows; i++)
+        shown[6] |= run->row[i].with_io.median > 0;
     report_table(run, "machine", o->json);
-    for (int i = 0; i < 6; i++) {
-        if (i < BENCH_PASSES ? o->pass[i] : i < 5 || run->peers[0]) {
+    for (int i = 0; i < 7; i++) {
+        if (shown[i]) {
             printf("\n## %s\n\n", tables[i]);
             report_table(run, tables[i], NULL);
         }

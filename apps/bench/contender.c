@@ -2,10 +2,12 @@
  *  @brief A stage, a dense baseline or a peer behind the same four calls. */
 #include "bench/contender.h"
 #include "common/pool.h"
-#include "harness/run.h"
+#include "harness/on_device.h"
 #include "harness/tensor.h"
 
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static nsa_status open_dense(contender *c, const workload *w) {
@@ -62,6 +64,21 @@ static nsa_status open_stage(contender *c, const workload *w) {
     return status;
 }
 
+/* A caller that trains or serves: its tensors lie on the device. */
+struct caller {
+    nsa_tensors in, out;             /* [T,H,D] */
+    int32_t active[BENCH_MAX_BATCH]; /* slots of a step */
+};
+
+static void close_caller(contender *c) {
+    if (!c->caller)
+        return;
+    device_free(c->stage, &c->caller->in);
+    device_free(c->stage, &c->caller->out);
+    free(c->caller);
+    c->caller = NULL;
+}
+
 nsa_status contender_open(contender *c, const workload *w) {
     return c->peer ? peers_open(c, w) : c->stage ? open_stage(c, w) : open_dense(c, w);
 }
@@ -69,6 +86,7 @@ nsa_status contender_open(contender *c, const workload *w) {
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
         peers_close(c);
+    close_caller(c);
     nsa_close(c->ctx);
     dense_close(c->dense);
     tensor_free(&c->cache[0]);
@@ -79,21 +97,21 @@ void contender_close(contender *c) {
 }
 
 /* Exactly what is timed. */
-static nsa_status run_once(contender *c, const workload *w, int64_t step) {
+static nsa_status run_once(contender *c, const workload *w) {
     static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
     if (c->stage)
         return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
-    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + step + 1 : 0);
+    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
     return NSA_OK;
 }
 
-/* Before a run of decode: load the step's tokens. */
-static nsa_status prepare(contender *c, const workload *w, int64_t step) {
+/* Before a run of decode: load the next step's tokens. */
+static nsa_status prepare(contender *c, const workload *w) {
     int32_t active[BENCH_MAX_BATCH];
     nsa_tensors in;
     if (w->pass != BENCH_DECODE)
         return NSA_OK;
-    slots_step(w, step, active, &in);
+    slots_step(w, c->steps++, active, &in);
     c->in.q = in.at[NSA_Q].data;
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
@@ -119,9 +137,9 @@ static double read_phases(contender *c) {
     return sum;
 }
 
-static nsa_status timed(contender *c, const workload *w, int64_t step, double *seconds) {
+static nsa_status timed(contender *c, const workload *w, double *seconds) {
     const double start = bench_now();
-    nsa_status status = run_once(c, w, step);
+    nsa_status status = run_once(c, w);
     if (c->device == BENCH_ON_GPU)
         gpu(NULL)->wait();
     *seconds = bench_now() - start;
@@ -130,13 +148,119 @@ static nsa_status timed(contender *c, const workload *w, int64_t step, double *s
     return status;
 }
 
+/* Copy to the device, as bfloat16 for a stage that computes in it: to new memory, or with `fill` to
+ * that of open_caller(). What the host reads stays there. */
+static nsa_status bring(contender *c, const nsa_tensors *from, int fill) {
+    nsa_tensors half = {0}, *to = &c->caller->in;
+    const int rounds = c->stage->arith == NSA_BFLOAT16;
+    nsa_status status = rounds ? tensors_halve(from, &half) : NSA_OK;
+    if (!status)
+        status = (fill ? device_fill : device_copy)(c->stage, rounds ? &half : from, to);
+    to->at[NSA_CU_SEQLENS] = from->at[NSA_CU_SEQLENS];
+    to->at[NSA_ACTIVE] = from->at[NSA_ACTIVE];
+    tensors_free(&half);
+    return status;
+}
+
+/* What is loaded before a pass: all inputs; at first dout of the sampled rows, which is checked; or
+ * the next step. */
+static nsa_tensors wanted(const contender *c, const workload *w) {
+    nsa_tensors from = {0};
+    if (w->pass == BENCH_FORWARD)
+        from = w->in;
+    else if (w->pass == BENCH_BACKWARD)
+        from.at[NSA_DOUT] = w->sparse;
+    else
+        slots_step(w, c->steps, c->caller->active, &from);
+    return from;
+}
+
+/* Memory for what is read after a pass: the output, or all gradients. Bytes that load and read
+ * move: the caller's, and as many numbers in the type that the stage computes in. */
+static nsa_status open_results(contender *c, const workload *w) {
+    const nsa_arith arith = c->stage->arith;
+    const size_t own = arith == NSA_FLOAT64 ? 8 : arith == NSA_FLOAT32 ? 4 : 2;
+    double *bytes = &c->row->bytes_io;
+    nsa_status status = NSA_OK;
+    for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
+        const nsa_tensor *in = &c->caller->in.at[id];
+        nsa_tensor *out = &c->caller->out.at[id], t;
+        if (in->dtype && in->place == NSA_DEVICE)
+            *bytes += (double)nsa_count(in) * (double)(nsa_dtype_size(in->dtype) + own);
+        if ((w->pass == BENCH_BACKWARD ? id < NSA_GRAD_FIRST : id != NSA_OUT) ||
+            nsa_result(c->ctx, (nsa_id)id, &t))
+            continue;
+        const size_t result = nsa_dtype_size(t.dtype);
+        t.dtype = arith == NSA_BFLOAT16 ? NSA_BF16 : t.dtype;
+        t.place = NSA_DEVICE;
+        t.data = NULL;
+        const size_t size = nsa_dtype_size(t.dtype);
+        status = c->stage->calls->alloc(&t.data, (size_t)nsa_count(&t) * size);
+        *bytes += (double)nsa_count(&t) * (double)(result + size);
+        *out = t;
+    }
+    return status;
+}
+
+static nsa_status open_caller(contender *c, const workload *w) {
+    c->caller = calloc(1, sizeof *c->caller);
+    if (!c->caller)
+        return nsa_fail(NSA_ERR_MEMORY, "no memory for a caller's tensors");
+    const nsa_tensors from = wanted(c, w);
+    nsa_status status = bring(c, &from, 0);
+    status = status ? status : open_results(c, w);
+    if (status == NSA_ERR_MEMORY) { /* the pass alone is still timed */
+        fprintf(stderr, "nsa bench: %s at T = %" PRId64 " without load and read: %s\n",
+                c->row->name, w->T, nsa_last_error());
+        close_caller(c);
+        c->row->bytes_io = 0;
+        return NSA_OK;
+    }
+    return status ? status : nsa_set_stream(c->ctx, NULL);
+}
+
+/* Load, the pass, and read. */
+static nsa_status run_between(contender *c, const workload *w) {
+    const nsa_tensors *in = &c->caller->in;
+    nsa_status status = w->pass == BENCH_FORWARD    ? nsa_load(c->ctx, in)
+                        : w->pass == BENCH_BACKWARD ? nsa_load_dout(c->ctx, &in->at[NSA_DOUT])
+                                                    : nsa_load_step(c->ctx, in);
+    status = status ? status : run_once(c, w);
+    return status ? status : device_read(c->ctx, &c->caller->out);
+}
+
+static nsa_status time_with_io(contender *c, const workload *w, double *seconds) {
+    const gpu_table *g = c->device == BENCH_ON_GPU ? gpu(NULL) : NULL;
+    nsa_status status = NSA_OK;
+    if (w->pass == BENCH_DECODE) {
+        const nsa_tensors from = wanted(c, w);
+        status = bring(c, &from, 1);
+        c->steps++;
+    }
+    if (status)
+        return status;
+    if (g) {
+        g->flush();
+        g->start();
+    }
+    const double start = bench_now();
+    status = run_between(c, w);
+    const double stop = g ? g->stop() : 0;
+    status = status ? status : c->stage->calls->wait(NULL);
+    *seconds = g ? stop : bench_now() - start;
+    if (!status && !(*seconds > 0))
+        status = nsa_fail(NSA_ERR_DEVICE, "the GPU's events gave no time of load and read");
+    return status;
+}
+
 nsa_status contender_time(contender *c, const workload *w) {
-    const int64_t step = DECODE_WARM + c->runs;
-    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w, step);
+    nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w);
     if (!status && c->device == BENCH_ON_GPU && !c->peer)
         gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && !c->peer)
-        status = timed(c, w, step, &c->sample[c->runs]);
+        status = timed(c, w, &c->sample[c->runs]);
+    if (!status && c->caller)
+        status = time_with_io(c, w, &c->with_io[c->runs]);
     c->runs += !status;
     return status;
 }
@@ -146,6 +270,13 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     /* for a backward plain causal attention is a window branch */
     const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
     int64_t bytes;
+    if (c->caller && c->caller->out.at[id].dtype && c->stage->arith != NSA_BFLOAT16) {
+        nsa_tensors one = {0}, mine; /* not rounded */
+        one.at[id] = c->caller->out.at[id];
+        nsa_status status = device_fetch(c->stage, &one, &mine);
+        *t = mine.at[id];
+        return status;
+    }
     if (c->stage)
         return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
@@ -183,21 +314,35 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
+/* 1 for NSA by a stage whose tensors may lie on a device. */
+static int has_caller(const contender *c) {
+    return c->stage && c->stage->calls && !c->causal;
+}
+
+/* One warm-up run; the last has load and read with it, if that is timed. */
+static nsa_status warm_up(contender *c, const workload *w, int last) {
+    double seconds;
+    nsa_status status = last && has_caller(c) ? open_caller(c, w) : NSA_OK;
+    if (!status && c->caller)
+        return time_with_io(c, w, &seconds);
+    status = status ? status : prepare(c, w);
+    return status ? status : timed(c, w, &c->first);
+}
+
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
     const double start = bench_now();
     nsa_status status = run_prerequisites(c, w);
-    for (int64_t s = 0; s < (w->pass == BENCH_DECODE ? DECODE_WARM : 1) && !status; s++) {
-        status = prepare(c, w, s);
-        status = status ? status : timed(c, w, s, &c->first);
-    }
+    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + has_caller(c); left && !status;)
+        status = warm_up(c, w, !--left);
     c->row->cost = bench_now() - start;
     status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);
-    /* from now on dout has all rows */
-    if (!status && w->pass == BENCH_BACKWARD)
-        status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]);
-    return status;
+    if (status || w->pass != BENCH_BACKWARD)
+        return status;
+    status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]); /* from now on it has all rows */
+    const nsa_tensors all = {.at[NSA_DOUT] = w->in.at[NSA_DOUT]};
+    return status || !c->caller ? status : bring(c, &all, 1);
 }

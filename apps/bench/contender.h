@@ -108,24 +108,28 @@ void peers_stop(peers *p);
 
 /** A program that is timed. A stage on a device times itself: a run's seconds are the sum of its
  * phases, timed by events in the device's queue. If it lists no phases, the host's clock runs from
- * the call until the device is done. */
+ * the call until the device is done. NSA by a stage on a device is timed once more with load and
+ * read of its caller's tensors there. */
 typedef struct contender {
-    const nsa_stage *stage;        /**< NULL for the dense baseline and for peers */
-    int causal;                    /**< 1 for plain causal attention */
-    bench_device device;           /**< where it runs */
-    peers *program;                /**< of a peer */
-    const peer *peer;              /**< which, NULL for all others */
-    int peer_id;                   /**< of its inputs */
-    int threads;                   /**< that it may use */
-    nsa_context *ctx;              /**< of a stage */
-    dense *dense;                  /**< or the baseline */
-    dense_inputs in;               /**< of the baseline */
-    nsa_tensor cache[2];           /**< its keys and values, for decode */
-    bench_row *row;                /**< its row of results */
-    double first;                  /**< seconds of the run that was checked */
-    int wanted;                    /**< runs to time */
-    int runs;                      /**< timed so far */
-    double sample[BENCH_MAX_RUNS]; /**< their seconds */
+    const nsa_stage *stage;         /**< NULL for the dense baseline and for peers */
+    int causal;                     /**< 1 for plain causal attention */
+    bench_device device;            /**< where it runs */
+    peers *program;                 /**< of a peer */
+    const peer *peer;               /**< which, NULL for all others */
+    int peer_id;                    /**< of its inputs */
+    int threads;                    /**< that it may use */
+    nsa_context *ctx;               /**< of a stage */
+    dense *dense;                   /**< or the baseline */
+    dense_inputs in;                /**< of the baseline */
+    nsa_tensor cache[2];            /**< its keys and values, for decode */
+    bench_row *row;                 /**< its row of results */
+    int64_t steps;                  /**< of decode that were loaded */
+    struct caller *caller;          /**< whose tensors are on the device; NULL: not timed so */
+    double first;                   /**< seconds of the last warm-up run of the pass alone */
+    int wanted;                     /**< runs to time */
+    int runs;                       /**< timed so far */
+    double sample[BENCH_MAX_RUNS];  /**< their seconds */
+    double with_io[BENCH_MAX_RUNS]; /**< and with load and read */
     double phase[BENCH_MAX_PHASES][BENCH_MAX_RUNS]; /**< and those of their phases */
 } contender;
 

@@ -22,6 +22,7 @@ enum {
     BOX = 16384 / 16, /* float4 of a box */
     BOXES = 512,      /* that one block reads */
     WORKING_SET = 32 << 20,   /* bytes that boxes are read from: fits the second-level cache */
+    HEAD_START = 2000000,     /* cycles, a millisecond */
     LATEST_CUBLAS = 13
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
@@ -214,29 +215,50 @@ static int open_cublas(cublas *b) {
     return create && b->destroy && b->sgemm && b->gemm_ex && !create(&b->handle);
 }
 
+/* Keep the GPU busy, so that what is queued meanwhile does not wait for the host. */
+static __global__ void head_start(long long cycles) {
+    const long long from = clock64();
+    while (clock64() - from < cycles) {
+    }
+}
+
+static cudaEvent_t event[2];
+static int started; /* 0 if start() failed */
+
+static void start(void) {
+    started = event[1] || (cudaEventCreate(&event[0]) == cudaSuccess &&
+                           cudaEventCreate(&event[1]) == cudaSuccess);
+    head_start<<<1, 1>>>(HEAD_START);
+    started = started && cudaGetLastError() == cudaSuccess &&
+              cudaEventRecord(event[0]) == cudaSuccess;
+}
+
+/* 0 if anything failed since start(). */
+static double stop(void) {
+    float ms = 0;
+    const int ok = started && cudaEventRecord(event[1]) == cudaSuccess &&
+                   cudaEventSynchronize(event[1]) == cudaSuccess &&
+                   cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
+    return cudaGetLastError() == cudaSuccess && ok ? 1e-3 * ms : 0;
+}
+
 static int ascending(const void *a, const void *b) {
-    const float x = *(const float *)a, y = *(const float *)b;
+    const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
 /* Median seconds of what `run` queues on the default stream; 0 if anything failed. */
 template <class work> static double seconds_of(work run) {
-    cudaEvent_t start, stop;
-    float ms[REPEATS + 1];
-    int ok = cudaEventCreate(&start) == cudaSuccess && cudaEventCreate(&stop) == cudaSuccess;
-    for (int i = 0; i <= REPEATS && ok; i++) { /* the first warms up */
-        ok = cudaEventRecord(start) == cudaSuccess && run() == 0 &&
-             cudaEventRecord(stop) == cudaSuccess && cudaEventSynchronize(stop) == cudaSuccess &&
-             cudaGetLastError() == cudaSuccess &&
-             cudaEventElapsedTime(&ms[i], start, stop) == cudaSuccess;
+    double seconds[REPEATS + 1];
+    for (int i = 0; i <= REPEATS; i++) { /* the first warms up */
+        start();
+        const int failed = run();
+        seconds[i] = stop();
+        if (failed || !(seconds[i] > 0))
+            return 0;
     }
-    (void)cudaEventDestroy(start);
-    (void)cudaEventDestroy(stop);
-    (void)cudaGetLastError();
-    if (!ok)
-        return 0;
-    qsort(ms + 1, REPEATS, sizeof *ms, ascending);
-    return 1e-3 * ms[1 + REPEATS / 2];
+    qsort(seconds + 1, REPEATS, sizeof *seconds, ascending);
+    return seconds[1 + REPEATS / 2];
 }
 
 static double rate_of(double what, double seconds) {
@@ -297,7 +319,7 @@ static void ceilings(double rate[GPU_CEILINGS]) {
 }
 
 extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
-    static const gpu_table table = {sizeof(gpu_table), missing, describe, flush,
-                                    wait,              memory_used, ceilings};
+    static const gpu_table table = {sizeof(gpu_table), missing, describe,    flush,   wait,
+                                    start,             stop,    memory_used, ceilings};
     return &table;
 }

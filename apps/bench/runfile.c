@@ -46,6 +46,9 @@ static const field row_fields[] = {
     ROW_TEXT(status) ROW_TEXT(checked) ROW_INTEGER(runs) ROW_INTEGER(memory)
     FIELD(bench_row, REAL, "median", time.median) FIELD(bench_row, REAL, "q1", time.low)
     FIELD(bench_row, REAL, "q3", time.high) ROW_REAL(flops) ROW_REAL(bytes) ROW_REAL(tokens)
+    FIELD(bench_row, REAL, "with_io_median", with_io.median) ROW_REAL(bytes_io)
+    FIELD(bench_row, REAL, "with_io_q1", with_io.low)
+    FIELD(bench_row, REAL, "with_io_q3", with_io.high)
     ROW_TEXT(bound) ROW_REAL(gflops) ROW_REAL(gbs) ROW_REAL(share)
     STATS(bench_row, "below", below) STATS(bench_row, "dense", dense) {0}};
 

@@ -103,8 +103,9 @@ static double predict_row(const sweep *s, const bench_row *row, double limit) {
         return 0;
     const bench_row *before = past[0] ? past[0] : past[1], *last = past[1];
     const double one = predict(past, before->time.median, last->time.median, row->T);
+    const int times = 1 + (last->with_io.median > 0); /* that each run is timed */
     const double cost = predict(past, before->cost, last->cost, row->T);
-    return cost + runs_of(s->o, one, limit - cost) * one;
+    return cost + times * runs_of(s->o, one, (limit - cost) / times) * one;
 }
 
 /* The same for a stage's dense attention at the first length: as fast, by FLOPs, as its sparse
@@ -145,13 +146,14 @@ static int admit(sweep *s, contender *c, workload *w) {
         s->checked = c->stage;
         s->first = c->first;
     }
+    const int times = c->caller ? 2 : 1; /* that each run is timed: also with load and read */
     if (!status &&
-        is_too_long(s, c->row, "agrees, but is not timed", c->row->cost + 3 * c->first)) {
+        is_too_long(s, c->row, "agrees, but is not timed", c->row->cost + 3 * times * c->first)) {
         contender_close(c);
         return 0;
     }
     if (!status) {
-        c->wanted = runs_of(s->o, c->first, limit - c->row->cost);
+        c->wanted = runs_of(s->o, c->first, (limit - c->row->cost) / times);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
         return 1;
@@ -174,6 +176,8 @@ static void summarize(contender *c, const workload *w) {
     }
     row->runs = c->runs;
     row->time = bench_quartiles(c->sample, c->runs);
+    if (c->caller)
+        row->with_io = bench_quartiles(c->with_io, c->runs);
     workload_count(w, c->causal, contender_arith(c), row);
 }
 

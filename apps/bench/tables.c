@@ -216,15 +216,28 @@ static void own_row(grid *g, const view *v, const bench_row *r) {
     number(g, 1e3 * r->time.median);
     number(g, dense ? 1e3 * dense->time.median : 0);
     ratio(g, of);
-    if (dense) {
-        cell(g, "%.3gx", flops);
-        cell(g, "%.2f (%.2f..%.2f)", of.median / flops, of.low / flops, of.high / flops);
-    } else {
-        cell(g, "-");
-        cell(g, "-");
-    }
+    cell(g, dense ? "%.3gx" : "-", flops);
+    cell(g, dense ? "%.2f (%.2f..%.2f)" : "-", of.median / flops, of.low / flops, of.high / flops);
     number(g, one_thread ? 1e3 * one_thread->time.median : 0);
     ratio(g, one_thread ? bench_ratio(r, one_thread) : none);
+}
+
+/* The floor of load and read is the time of a copy of as many bytes. */
+static void io_row(grid *g, const view *v, const bench_row *r) {
+    const double rate = 1e9 * v->run->ceiling[BENCH_COPY].median;
+    const double floor = rate > 0 ? r->bytes_io / rate : 0;
+    const double io = r->with_io.median - r->time.median;
+    const bench_row *flash = bench_find(v->run, "torch_flash2", r->pass, r->T);
+    const bench_row with = {.time = r->with_io};
+    if (!(r->with_io.median > 0))
+        return;
+    begin_row(g, r);
+    number(g, 1e3 * r->time.median);
+    number(g, 1e3 * r->with_io.median);
+    number(g, 1e3 * io);
+    number(g, 1e3 * floor);
+    number(g, floor > 0 ? io / floor : 0);
+    ratio(g, flash ? bench_ratio(&with, flash) : with.below); /* its time has both in it */
 }
 
 static void print_gpu(const bench_run *run) {
@@ -314,6 +327,10 @@ static const struct table {
                "T|pass|program|phase|ms|of the call|TFLOP/s|L2, TB/s|memory, TB/s|floor, ms|"
                "share of ceiling",
                kernel_rows},
+              {"io",
+               "T|pass|program|ms|with load and read, ms|load and read, ms|floor, ms|"
+               "times the floor|with both vs torch_flash2",
+               io_row},
               {"peers", "T|pass|program|ms", peer_row},
               {"own",
                "T|pass|program|ms|own dense attention, ms|vs own dense attention|"
@@ -333,7 +350,7 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
     if (t == end)
         return nsa_fail(NSA_ERR_INPUT,
                         "no table \"%s\": expected machine, forward, backward, decode, kernels, "
-                        "peers or own",
+                        "io, peers or own",
                         what);
     const view v = {run, t->row == time_row ? t->name : NULL,
                     what[length] ? what + length + 1 : NULL};

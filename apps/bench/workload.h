@@ -10,9 +10,10 @@
 #include "harness/case.h"
 
 enum {
-    DECODE_WARM = 16,                            /**< warm-up steps, which are also checked */
-    DECODE_RUNS = 20,                            /**< maximum timed steps */
-    DECODE_STEPS = DECODE_WARM + DECODE_RUNS + 1 /**< steps that there are tokens for */
+    DECODE_WARM = 16, /**< warm-up steps, which are also checked */
+    DECODE_RUNS = 20, /**< maximum timed steps */
+    /** steps that there are tokens for: a run may be timed with load and read as well */
+    DECODE_STEPS = DECODE_WARM + 2 * DECODE_RUNS + 1
 };
 
 /** One pass at one length. */
