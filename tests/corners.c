@@ -370,6 +370,7 @@ int main(int argc, char **argv) {
     check_bfloat16();
     check_places();
     check_same();
+    check_device();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -26,8 +26,13 @@ extern int passed, failed; /**< checks so far */
 /** Rounding to bfloat16 and back. */
 void check_bfloat16(void);
 
-/** Places that are none, and which loads and steps count as the same as the one before. */
+/** Places that are none. */
 void check_places(void);
-void check_same(void); /**< see above */
+
+/** Which loads and steps count as the same as the one before. */
+void check_same(void);
+
+/** What a stage with a device is passed, and when it is asked. */
+void check_device(void);
 
 #endif

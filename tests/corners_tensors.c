@@ -42,6 +42,7 @@ void check_bfloat16(void) {
 /* ------------------------------------------------- a stage that notes what it gets */
 
 static int load_same, step_same; /* of the last load and step; -1: none came */
+static int step_knows_pos;       /* the last step came with positions */
 static nsa_status load_says = NSA_OK;
 
 static nsa_status available(void) {
@@ -62,6 +63,7 @@ static nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch
 static nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     (void)self, (void)in;
     step_same = step->same;
+    step_knows_pos = step->pos != NULL;
     return NSA_OK;
 }
 
@@ -74,17 +76,18 @@ static void close_stage(void *self) {
     (void)self;
 }
 
+static const nsa_stage noting = {.abi = NSA_ABI,
+                                 .available = available,
+                                 .open = open_stage,
+                                 .load = load,
+                                 .load_step = load_step,
+                                 .forward = done,
+                                 .prefill = done,
+                                 .decode = done,
+                                 .close = close_stage};
+
 /* Room for 8 tokens of 3 sequences, one head of one element. */
-static nsa_context *open_noting(void) {
-    static const nsa_stage stage = {.abi = NSA_ABI,
-                                    .available = available,
-                                    .open = open_stage,
-                                    .load = load,
-                                    .load_step = load_step,
-                                    .forward = done,
-                                    .prefill = done,
-                                    .decode = done,
-                                    .close = close_stage};
+static nsa_context *open_noting(const nsa_stage *stage) {
     const nsa_setup setup = {.flags = NSA_DECODE};
     nsa_config cfg = nsa_config_defaults();
     nsa_context *ctx = NULL;
@@ -92,7 +95,7 @@ static nsa_context *open_noting(void) {
     cfg.seq_len = 8;
     cfg.max_seqs = 3;
     cfg.phi = NSA_PHI_MEAN;
-    CHECK(nsa_open(&stage, &cfg, &setup, &ctx) == NSA_OK);
+    CHECK(nsa_open(stage, &cfg, &setup, &ctx) == NSA_OK);
     return ctx;
 }
 
@@ -105,7 +108,7 @@ static nsa_tensors zeros(int64_t tokens) {
 }
 
 void check_places(void) {
-    nsa_context *ctx = open_noting();
+    nsa_context *ctx = open_noting(&noting);
     nsa_tensors in = zeros(4);
     CHECK(nsa_load(ctx, &in) == NSA_OK);
     in.at[NSA_V_WIN].place = NSA_DEVICE;
@@ -168,10 +171,102 @@ static int step_of(nsa_context *ctx, int64_t count, int32_t a, int32_t b) {
 }
 
 void check_same(void) {
-    nsa_context *ctx = open_noting();
+    nsa_context *ctx = open_noting(&noting);
     check_same_load(ctx);
     CHECK(step_of(ctx, 2, 0, 1) == 0 && step_of(ctx, 2, 0, 1) == 1);
     CHECK(step_of(ctx, 2, 1, 0) == 0 && step_of(ctx, 1, 1, 0) == 0 && step_of(ctx, 1, 1, 0) == 1);
     CHECK(step_of(ctx, 1, 2, 0) == 0 && step_of(ctx, 1, 2, 0) == 1);
+    nsa_close(ctx);
+}
+
+/* ------------------------------------------------------- a stage with a device */
+
+static nsa_status pending_says = NSA_OK, lens_say = NSA_OK;
+static int checked; /* device tensors that the stage was asked about */
+
+static nsa_status set_stream(void *self, void *stream) {
+    (void)self;
+    return stream ? NSA_OK : nsa_fail(NSA_ERR_INPUT, "no stream of this device");
+}
+
+static nsa_status check(void *self, nsa_id id, const nsa_tensor *tensor) {
+    (void)self, (void)id, (void)tensor;
+    checked++;
+    return NSA_OK;
+}
+
+static nsa_status pending(void *self) {
+    (void)self;
+    return pending_says;
+}
+
+/* Slot s has s + 5 tokens of 8. */
+static nsa_status slot_lens(void *self, int64_t *len) {
+    (void)self;
+    for (int s = 0; s < 3; s++)
+        len[s] = s + 5;
+    return lens_say;
+}
+
+/* Which tensors reach the stage, and which never do. */
+static void check_pointers(nsa_context *ctx) {
+    nsa_tensors in = zeros(4);
+    in.at[NSA_Q].place = in.at[NSA_GATE].place = NSA_DEVICE;
+    CHECK(nsa_load(ctx, &in) == NSA_OK && checked == 2);
+    in.at[NSA_Q].data = (char *)in.at[NSA_Q].data + 2;
+    CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "which is no multiple of its element's 4 bytes"));
+    in = zeros(4);
+    in.at[NSA_ROWS] = list(1, 2, 0, 2, 0);
+    in.at[NSA_ROWS].place = NSA_DEVICE;
+    CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "rows is on the device, but the host has to read it"));
+}
+
+/* Errors of kernels come with the next call, and lengths from the device. */
+static void check_waits(nsa_context *ctx) {
+    nsa_tensors in = zeros(4);
+    CHECK(nsa_load(ctx, &in) == NSA_OK);
+    pending_says = nsa_fail(NSA_ERR_INPUT, "a slot was full");
+    CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT && nsa_forward(ctx) == NSA_ERR_INPUT);
+    pending_says = NSA_OK;
+    CHECK(nsa_forward(ctx) == NSA_OK);
+    CHECK(nsa_slot_len(ctx, 1) == 6);
+    lens_say = nsa_fail(NSA_ERR_DEVICE, "the device is gone");
+    CHECK(nsa_slot_len(ctx, 1) == -1);
+    lens_say = NSA_OK;
+}
+
+/* With a stream only the device knows positions: none are passed, and lists cannot be checked. */
+static void check_stream(nsa_context *ctx) {
+    static int32_t blocks[16];
+    int stream;
+    nsa_tensors in = zeros(1);
+    in.at[NSA_ACTIVE] = list(2, 1, 1, 0, 0);
+    in.at[NSA_BLOCK_IDX] = (nsa_tensor){blocks, NSA_I32, 3, {1, 1, 16}, NSA_HOST};
+    memset(blocks, 0xFF, sizeof blocks);
+    CHECK(nsa_load_step(ctx, &in) == NSA_OK && step_knows_pos);
+    CHECK(nsa_set_stream(ctx, NULL) == NSA_ERR_INPUT);
+    CHECK(nsa_load_step(ctx, &in) == NSA_OK && step_knows_pos); /* nothing has changed */
+    CHECK(nsa_set_stream(ctx, &stream) == NSA_OK);
+    CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "only the device knows the positions"));
+    in.at[NSA_BLOCK_IDX].place = NSA_DEVICE;
+    CHECK(nsa_load_step(ctx, &in) == NSA_OK && !step_knows_pos);
+}
+
+void check_device(void) {
+    nsa_stage stage = noting;
+    stage.set_stream = set_stream;
+    stage.check = check;
+    stage.pending = pending;
+    stage.slot_lens = slot_lens;
+    nsa_context *ctx = open_noting(&stage);
+    check_pointers(ctx);
+    check_waits(ctx);
+    check_stream(ctx);
+    nsa_close(ctx);
+    ctx = open_noting(&noting);
+    CHECK(nsa_set_stream(ctx, NULL) == NSA_ERR_UNSUPPORTED);
     nsa_close(ctx);
 }
