@@ -178,12 +178,13 @@ static void read_one(session *s, nsa_id id, int wrong) {
     nsa_tensor t = {0};
     if (nsa_result(s->ctx, id, &t))
         return;
+    /* one byte chooses all, and the shape whether bfloat16: the corpus keeps its meaning */
+    const unsigned how = wrong ? next_byte(&s->b) : 0;
     if (wrong)
-        t.shape[next_below(&s->b, 3)] += next_below(&s->b, 3) - 1;
-    if (wrong && next_chance(&s->b, 4))
-        t.place = (nsa_place)(1 + next_below(&s->b, 3));
-    /* by the shape, for a byte more would change what all inputs in the corpus mean */
-    if (t.dtype != NSA_I32 ? s->cfg.seq_len % 2 : wrong && next_chance(&s->b, 4))
+        t.shape[how % 3] += next_below(&s->b, 3) - 1;
+    if (how / 3 % 8 == 7)
+        t.place = (nsa_place)(1 + how / 24 % 3);
+    if (t.dtype != NSA_I32 ? s->cfg.seq_len % 2 : how / 24 % 4 == 3)
         t.dtype = NSA_BF16;
     alloc_exact(&t);
     nsa_status status = nsa_read(s->ctx, id, &t);

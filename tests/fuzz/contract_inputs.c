@@ -95,14 +95,21 @@ static int scramble(choices *b, const nsa_tensor *t) {
 
 /* ------------------------------------------------------------------- tensors */
 
-/* Sometimes say that a tensor lies elsewhere: these stages have no device. */
-static void draw_place(choices *b, drawn *d, nsa_tensor *t) {
+/* Once in 128 times a tensor without elements in memory, or one that is said to lie elsewhere:
+ * these stages have no device. */
+static void lose_elements(choices *b, drawn *d, nsa_tensor *t) {
     static const int places[] = {NSA_DEVICE, 2, 77, -1};
-    if (!next_chance(b, 128))
+    const int64_t how = t->data ? next_below(b, 128) : 0;
+    if (how < 126)
         return;
-    t->place = (nsa_place)places[next_below(b, 4)];
     d->legal = 0;
-    d->elsewhere |= t->dtype != NSA_NONE;
+    if (how == 126) {
+        t->place = (nsa_place)places[next_below(b, 4)];
+        d->elsewhere |= t->dtype != NSA_NONE;
+        return;
+    }
+    free(t->data);
+    t->data = NULL;
 }
 
 /* Describe and allocate a tensor. @return 1 if it has memory of the right type to fill */
@@ -119,13 +126,8 @@ static int alloc_tensor(choices *b, const nsa_config *cfg, int64_t T, nsa_id id,
         break_shape(b, t);
         d->legal = 0;
     }
-    draw_place(b, d, t);
     alloc_exact(t);
-    if (t->data && next_chance(b, 128)) {
-        free(t->data);
-        t->data = NULL;
-        d->legal = 0;
-    }
+    lose_elements(b, d, t);
     if (!t->data && nsa_count(t) != 0)
         d->legal = 0;
     if (t->data && is_int != (t->dtype == NSA_I32))
