@@ -1,26 +1,16 @@
 /** @file corners.c
  *  @brief Checks of the contract that no correct stage exercises: the names of all statuses and
  * tensors, and stages that misbehave. Prints the counts; exits with 1 if a check failed. */
+#include "corners.h"
+
 #include "common/pool.h"
 #include "common/tensors.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
 
-static int passed, failed;
-
-#define CHECK(holds)                                                                               \
-    do {                                                                                           \
-        if (holds) {                                                                               \
-            passed++;                                                                              \
-        } else {                                                                                   \
-            printf("FAIL %s:%d: %s; last error: %s\n", __FILE__, __LINE__, #holds,                 \
-                   nsa_last_error());                                                              \
-            failed++;                                                                              \
-        }                                                                                          \
-    } while (0)
+int passed, failed;
 
 /* ------------------------------------------------------------------- a bad stage */
 
@@ -377,6 +367,10 @@ int main(int argc, char **argv) {
     check_slots();
     check_missing();
     check_threads();
+    check_bfloat16();
+    check_places();
+    check_same();
+    check_device();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

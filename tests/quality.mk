@@ -33,7 +33,7 @@ test-bad-input: $(TRIED) ##@test bad files and options give one line
 	$(BUILD)/corners
 	$(FIND) NSA=$(BUILD)/nsa BAD_STAGES=$(BUILD)/bad_stages sh tests/bad_input.sh
 
-$(BUILD)/corners: $(call object,tests/corners.c) $(BUILD)/libnsa.so
+$(BUILD)/corners: $(call object,tests/corners.c tests/corners_tensors.c) $(BUILD)/libnsa.so
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH)
 
 # ----------------------------------------------------------------------- reading

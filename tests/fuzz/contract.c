@@ -3,6 +3,7 @@
  * order with legal and illegal inputs. No call may crash, access memory out of bounds, or fail
  * without an error text. */
 #include "common/pool.h"
+#include "common/tensors.h"
 #include "fuzz/config_rules.h"
 #include "fuzz/contract.h"
 
@@ -73,7 +74,7 @@ static nsa_config draw_config(choices *b, int *wild) {
 static int open_session(session *s) {
     int wild;
     nsa_config asked = draw_config(&s->b, &wild);
-    s->setup.flags = next_byte(&s->b) & 63;
+    s->setup.flags = next_byte(&s->b) & 127;
     s->setup.max_rows = next_chance(&s->b, 3) ? next_below(&s->b, 30) - 1 : 0;
     s->setup.threads = (int32_t)next_below(&s->b, 5) - 1;
     s->cfg = asked;
@@ -100,6 +101,7 @@ static void load(session *s) {
     drawn d;
     draw_load(&s->b, &s->cfg, (s->setup.flags & NSA_BACKWARD) && next_chance(&s->b, 2), &d);
     nsa_status status = nsa_load(s->ctx, &d.in);
+    MUST(!d.elsewhere || status);
     if (status == NSA_OK) {
         const nsa_tensor *cu = &d.in.at[NSA_CU_SEQLENS], *active = &d.in.at[NSA_ACTIVE];
         s->named = active->dtype != NSA_NONE;
@@ -125,7 +127,7 @@ static void load_step(session *s) {
     draw_step(&s->b, &s->cfg, s->ctx, &d);
     if (nsa_load_step(s->ctx, &d.in) == NSA_OK) {
         s->steps = d.in.at[NSA_ACTIVE].shape[0];
-        MUST(s->steps <= s->cfg.max_seqs);
+        MUST(s->steps <= s->cfg.max_seqs && !d.elsewhere);
         for (int64_t i = 0; i < s->steps && i < SLOTS; i++)
             s->slot[i] = ((int32_t *)d.in.at[NSA_ACTIVE].data)[i];
     } else {
@@ -138,7 +140,7 @@ static void load_step(session *s) {
 static void load_dout(session *s) {
     drawn d;
     draw_dout(&s->b, &s->cfg, next_chance(&s->b, 8) ? next_below(&s->b, 25) : s->T, &d);
-    (void)nsa_load_dout(s->ctx, &d.in.at[NSA_DOUT]);
+    MUST(nsa_load_dout(s->ctx, &d.in.at[NSA_DOUT]) || !d.elsewhere);
     free_drawn(&d);
 }
 
@@ -165,20 +167,32 @@ static void decode(session *s) {
     s->steps = -1;
 }
 
-/* Read one result, with `wrong` into a tensor that may not fit. */
+static double element(const nsa_tensor *t, int64_t i) {
+    return t->dtype == NSA_F64    ? ((const double *)t->data)[i]
+           : t->dtype == NSA_BF16 ? (double)nsa_bf16_to_f32(((const uint16_t *)t->data)[i])
+                                  : (double)((const float *)t->data)[i];
+}
+
+/* Read one result, some as bfloat16, with `wrong` into a tensor that may not fit. */
 static void read_one(session *s, nsa_id id, int wrong) {
-    nsa_tensor t;
+    nsa_tensor t = {0};
     if (nsa_result(s->ctx, id, &t))
         return;
+    /* one byte chooses all, and the shape whether bfloat16: the corpus keeps its meaning */
+    const unsigned how = wrong ? next_byte(&s->b) : 0;
     if (wrong)
-        t.shape[next_below(&s->b, 3)] += next_below(&s->b, 3) - 1;
+        t.shape[how % 3] += next_below(&s->b, 3) - 1;
+    if (how / 3 % 8 == 7)
+        t.place = (nsa_place)(1 + how / 24 % 3);
+    if (t.dtype != NSA_I32 ? s->cfg.seq_len % 2 : how / 24 % 4 == 3)
+        t.dtype = NSA_BF16;
     alloc_exact(&t);
     nsa_status status = nsa_read(s->ctx, id, &t);
     MUST(wrong || status == NSA_OK);
+    MUST(status || (!t.place && (id != NSA_BLOCK_IDX || t.dtype == NSA_I32)));
     if (id == NSA_OUT && !wrong && s->loaded && s->tame && s->cfg.scale < 1e3) {
         for (int64_t i = 0; i < nsa_count(&t); i++)
-            MUST(isfinite(t.dtype == NSA_F64 ? ((double *)t.data)[i]
-                                             : (double)((float *)t.data)[i]));
+            MUST(isfinite(element(&t, i)));
     }
     free(t.data);
 }
@@ -215,6 +229,7 @@ static void call(session *s) {
         break;
     case 13:
         (void)nsa_causal(s->ctx, (int)next_below(&s->b, 6) - 1);
+        MUST(nsa_set_stream(s->ctx, NULL) == NSA_ERR_UNSUPPORTED);
         break;
     case 14:
         read_one(s, (nsa_id)((int)next_below(&s->b, NSA_ID_COUNT + 4) - 2), next_chance(&s->b, 2));

@@ -13,6 +13,7 @@ typedef struct drawn {
     nsa_tensors in; /**< for nsa_load() or nsa_load_step() */
     int tame;       /**< every value is small, so results must be finite */
     int legal;      /**< nothing was broken on purpose */
+    int elsewhere;  /**< some tensor is said not to lie on the host: the call must fail */
 } drawn;
 
 /** Draw the inputs of a load of up to cfg->seq_len tokens, mostly legal ones. */
@@ -23,7 +24,7 @@ void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d);
  *  @param cfg     the shape
  *  @param ctx     for the length of each slot, which limits the blocks of a list
  *  @param[out] d  free with free_drawn() */
-void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d);
+void draw_step(choices *b, const nsa_config *cfg, nsa_context *ctx, drawn *d);
 
 /** Draw the gradient of an output of T tokens. */
 void draw_dout(choices *b, const nsa_config *cfg, int64_t T, drawn *d);

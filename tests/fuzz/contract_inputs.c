@@ -20,7 +20,7 @@ void alloc_exact(nsa_tensor *t) {
 
 /* Break a tensor's description before its memory is allocated. */
 static void break_shape(choices *b, nsa_tensor *t) {
-    static const int dtypes[] = {NSA_NONE, NSA_F32, NSA_F64, NSA_I32, 4, 77, -1};
+    static const int dtypes[] = {NSA_NONE, NSA_F32, NSA_F64, NSA_I32, NSA_BF16, 77, -1};
     switch (next_below(b, 4)) {
     case 0:
         t->dtype = (nsa_dtype)dtypes[next_below(b, 7)];
@@ -41,6 +41,8 @@ static void break_shape(choices *b, nsa_tensor *t) {
 static void put(const nsa_tensor *t, int64_t i, double value) {
     if (t->dtype == NSA_F64)
         ((double *)t->data)[i] = value;
+    else if (t->dtype == NSA_BF16)
+        ((uint16_t *)t->data)[i] = nsa_bf16_from_f32((float)value);
     else
         ((float *)t->data)[i] = (float)value;
 }
@@ -93,12 +95,31 @@ static int scramble(choices *b, const nsa_tensor *t) {
 
 /* ------------------------------------------------------------------- tensors */
 
+/* Once in 128 times a tensor without elements in memory, or one that is said to lie elsewhere:
+ * these stages have no device. */
+static void lose_elements(choices *b, drawn *d, nsa_tensor *t) {
+    static const int places[] = {NSA_DEVICE, 2, 77, -1};
+    const int64_t how = t->data ? next_below(b, 128) : 0;
+    if (how < 126)
+        return;
+    d->legal = 0;
+    if (how == 126) {
+        t->place = (nsa_place)places[next_below(b, 4)];
+        d->elsewhere |= t->dtype != NSA_NONE;
+        return;
+    }
+    free(t->data);
+    t->data = NULL;
+}
+
 /* Describe and allocate a tensor. @return 1 if it has memory of the right type to fill */
 static int alloc_tensor(choices *b, const nsa_config *cfg, int64_t T, nsa_id id, drawn *d) {
+    static const nsa_dtype floats[] = {NSA_F32, NSA_F64, NSA_F32,  NSA_F64,
+                                       NSA_F32, NSA_F64, NSA_BF16, NSA_BF16};
     nsa_tensor *t = &d->in.at[id];
     int is_int = id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE || id == NSA_BLOCK_IDX;
     nsa_shape(cfg, &(nsa_lengths){.T = T}, id, 0, t);
-    t->dtype = is_int ? NSA_I32 : next_chance(b, 2) ? NSA_F64 : NSA_F32;
+    t->dtype = is_int ? NSA_I32 : floats[next_below(b, 8)];
     if (t->shape[0] < 0) /* any length */
         t->shape[0] = id == NSA_CU_SEQLENS ? 2 + next_below(b, 3) : next_below(b, 8);
     if (next_chance(b, 64)) {
@@ -106,11 +127,7 @@ static int alloc_tensor(choices *b, const nsa_config *cfg, int64_t T, nsa_id id,
         d->legal = 0;
     }
     alloc_exact(t);
-    if (t->data && next_chance(b, 128)) {
-        free(t->data);
-        t->data = NULL;
-        d->legal = 0;
-    }
+    lose_elements(b, d, t);
     if (!t->data && nsa_count(t) != 0)
         d->legal = 0;
     if (t->data && is_int != (t->dtype == NSA_I32))
@@ -184,7 +201,7 @@ void draw_load(choices *b, const nsa_config *cfg, int with_dout, drawn *d) {
         draw_floats(b, cfg, T, NSA_DOUT, d);
 }
 
-void draw_step(choices *b, const nsa_config *cfg, const nsa_context *ctx, drawn *d) {
+void draw_step(choices *b, const nsa_config *cfg, nsa_context *ctx, drawn *d) {
     int64_t A = next_below(b, 4), first = next_below(b, 4);
     nsa_tensor *active = &d->in.at[NSA_ACTIVE], *idx = &d->in.at[NSA_BLOCK_IDX];
     draw_tokens(b, cfg, A, d);

@@ -4,6 +4,7 @@
 #include "harness/run.h"
 #include "harness/tensor.h"
 
+#include <math.h>
 #include <string.h>
 
 int64_t row_count(const nsa_tensors *in) {
@@ -81,7 +82,10 @@ nsa_status other_values(const nsa_tensors *in, int64_t extra, nsa_tensors *other
         to->shape[0] += id <= NSA_DOUT || id == NSA_BLOCK_IDX ? extra : 0;
         status = tensor_alloc(to); /* integers that are not copied stay -1: no block */
         for (int64_t i = 0; !status && to->dtype != NSA_I32 && i < nsa_count(to); i++)
-            tensor_set(to, i, id == NSA_GATE ? 0.5 : 1 - 3 * tensor_get(from, i % nsa_count(from)));
+            tensor_set(to, i,
+                       id == NSA_GATE         ? 0.5
+                       : i >= nsa_count(from) ? NAN
+                                              : 1 - 3 * tensor_get(from, i));
         for (int64_t i = 0; !status && to->dtype == NSA_I32 && i < nsa_count(from); i++)
             tensor_ints(to)[i] = tensor_ints(from)[i];
     }

@@ -37,7 +37,7 @@ enum {
 nsa_status run_stage(const nsa_stage *stage, const nsa_config *cfg, const nsa_tensors *in,
                      int flags, nsa_tensors *results);
 
-/** Other values of the same kind, with `extra` tokens in the last sequence.
+/** Other values of the same kind, with `extra` tokens of NaN in the last sequence.
  *  @param in           the values that others must differ from
  *  @param extra        tokens added
  *  @param[out] others  free with tensors_free() */
