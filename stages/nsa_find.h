@@ -5,7 +5,7 @@
 #ifndef NSA_FIND_H
 #define NSA_FIND_H
 
-#include "nsa.h"
+#include "nsa_stage.h"
 
 #ifdef __cplusplus
 extern "C" {

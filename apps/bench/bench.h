@@ -6,7 +6,6 @@
 #define BENCH_H
 
 #include "nsa_find.h"
-#include "nsa_stage.h"
 
 /** Limits of one run. */
 enum {

@@ -1,7 +1,6 @@
 /** @file find.c
  *  @brief Finding stages: `NN_name.so` in a folder, opened with dlopen, asked for its table. */
 #include "nsa_find.h"
-#include "nsa_stage.h"
 
 #include <ctype.h>
 #include <dirent.h>
