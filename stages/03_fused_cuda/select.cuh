@@ -161,10 +161,10 @@ static __device__ __forceinline__ void add_to_ring(const selection *sel, const a
 
 /* Importance of the blocks before `end` that have none yet, one in each lane, from the ring buffer;
  * they become candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with
- * equal terms one after another: compressed key (l'/d) j + k occurs min(l/d, l/d + k, l'/d - k)
- * times. It is added so often, not multiplied: 3p + 2p + p and p + 2p + 3p round differently, and
- * a block at the text's begin and one at the last visible key may have these sums. Keys that are
- * not visible count 0. */
+ * equal terms taken together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k).
+ * Summed in float64, where weight and p, 8 and 24 bits, have an exact product: in float32 3p + 2p +
+ * p and p + 2p + 3p differ, which a block at the text's begin and one at the last visible key may
+ * have. Keys that are not visible count 0. */
 static __device__ __forceinline__ void add_importance(selection *sel, int end) {
     const dims *c = sel->c;
     const int per_block = c->lb / c->d, overlap = c->l / c->d;
@@ -172,18 +172,18 @@ static __device__ __forceinline__ void add_importance(selection *sel, int end) {
         const int j = sel->next + lane_id();
         sort_key key = 0;
         if (j < end) {
-            float sum = 0;
+            double sum = 0;
             for (int k = 1 - overlap; k < per_block; k++) {
                 const int i = per_block * j + k;
                 const int weight = min(overlap, min(overlap + k, per_block - k));
-                const float p = i >= 0 && i < sel->n_visible ? sel->s_ring[i & (sel->ring - 1)] : 0;
-                for (int r = 0; r < weight; r++) /* not weight p: equal p make equal sums */
-                    sum += p;
+                if (i >= 0 && i < sel->n_visible)
+                    sum += (double)weight * (double)sel->s_ring[i & (sel->ring - 1)];
             }
+            const float importance = (float)sum;
             if (sel->g_imp)
-                sel->g_imp[j] = sum;
+                sel->g_imp[j] = importance;
             if (j >= c->init && j <= sel->own_block - c->local)
-                key = sort_key_of(sum, j);
+                key = sort_key_of(importance, j);
         }
         topk_insert(&sel->best, key);
     }
