@@ -173,9 +173,11 @@ static int step_of(nsa_context *ctx, int64_t count, int32_t a, int32_t b) {
 void check_same(void) {
     nsa_context *ctx = open_noting(&noting);
     check_same_load(ctx);
-    CHECK(step_of(ctx, 2, 0, 1) == 0 && step_of(ctx, 2, 0, 1) == 1);
-    CHECK(step_of(ctx, 2, 1, 0) == 0 && step_of(ctx, 1, 1, 0) == 0 && step_of(ctx, 1, 1, 0) == 1);
-    CHECK(step_of(ctx, 1, 2, 0) == 0 && step_of(ctx, 1, 2, 0) == 1);
+    static const int steps[][4] = {/* slots, the first, the second, are they those before */
+                                   {2, 0, 1, 0}, {2, 0, 1, 1}, {2, 1, 0, 0}, {1, 1, 0, 0},
+                                   {1, 1, 0, 1}, {1, 2, 0, 0}, {1, 2, 0, 1}};
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++)
+        CHECK(step_of(ctx, steps[i][0], steps[i][1], steps[i][2]) == steps[i][3]);
     nsa_close(ctx);
 }
 
