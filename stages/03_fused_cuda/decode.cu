@@ -165,26 +165,34 @@ typedef struct step_coords {
 } step_coords;
 
 /* Positions of the rows, where their keys go, and the compressed tokens that they complete: token
- * number `len` of a slot completes i = (len - l)/d, if d divides len - l. A full slot is left
- * alone. One CUDA block, one thread: the list of compressed tokens keeps the order of the rows. */
-static __global__ void step_coords_kernel(dims c, step_coords x, int64_t rows) {
-    int64_t n = 0;
-    for (int64_t a = 0; a < rows; a++) {
+ * number `len` of a slot completes i = (len - l)/d, if d divides len - l. These are listed in any
+ * order: each is compressed by itself. A full slot is left alone. One CUDA block, a row a thread.
+ */
+static __global__ void __launch_bounds__(THREADS)
+    step_coords_kernel(dims c, step_coords x, int64_t rows) {
+    __shared__ int s_complete;
+    if (threadIdx.x == 0)
+        s_complete = 0;
+    __syncthreads();
+    for (int64_t a = threadIdx.x; a < rows; a += THREADS) {
         const int64_t slot = x.slot[a], t = x.len[slot], begin = t + 1 - c.l;
         const bool there = a < x.A && t < x.max_len;
         if (a < x.A && !there) {
-            x.refused[0]++;
+            atomicAdd((unsigned long long *)&x.refused[0], 1ULL);
             x.refused[1] = slot;
         }
         x.t[a] = there ? (int32_t)t : -1;
         x.key[a] = there ? slot * x.slot_keys[RAW] + t : -1;
         if (!there || begin < 0 || begin % c.d)
             continue;
+        const int n = atomicAdd(&s_complete, 1);
         x.cmp_first[n] = slot * x.slot_keys[RAW] + begin;
-        x.cmp_key[n++] = slot * x.slot_keys[CMP] + begin / c.d;
+        x.cmp_key[n] = slot * x.slot_keys[CMP] + begin / c.d;
     }
-    *x.cmp_rows = n * c.Hkv;
-    for (; n < x.A; n++) {
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *x.cmp_rows = (int64_t)s_complete * c.Hkv;
+    for (int64_t n = s_complete + threadIdx.x; n < x.A; n += THREADS) {
         x.cmp_first[n] = 0;
         x.cmp_key[n] = -1;
     }
@@ -202,7 +210,7 @@ static nsa_status load_coords(stage *st, const nsa_step *step) {
     if (!step->same)
         TRY(nsa_stream_copy(&st->streams, dec->slot, step->slot,
                             (size_t)step->A * sizeof *dec->slot));
-    NSA_LAUNCH(step_coords_kernel, 1, 1, 0, st->stream, st->c, x, c->max_seqs);
+    NSA_LAUNCH(step_coords_kernel, 1, THREADS, 0, st->stream, st->c, x, c->max_seqs);
     NSA_LAUNCHED("step_coords");
     NSA_CUDA(cudaMemcpyAsync(dec->host_refused, dec->refused, 2 * sizeof(int64_t),
                              cudaMemcpyDeviceToHost, st->stream));
