@@ -117,6 +117,9 @@ void check_places(void) {
     in.at[NSA_V_WIN].place = (nsa_place)2;
     CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
     CHECK(strstr(nsa_last_error(), "v_win has place 2, which is unknown"));
+    in.at[NSA_V_WIN].dtype = (nsa_dtype)9;
+    CHECK(nsa_load(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "v_win has element type 9, which is unknown"));
     nsa_close(ctx);
 }
 
