@@ -9,7 +9,10 @@
 
 #include <stdio.h>
 
-extern int passed, failed; /**< checks so far */
+/** Checks that held so far. */
+extern int passed;
+/** Checks that did not. */
+extern int failed;
 
 /** Count a check, and print one that failed. */
 #define CHECK(holds)                                                                               \
