@@ -36,7 +36,7 @@ static nsa_status zero_gradients(stage *st) {
     for (int pair = 0; pair < PAIR; pair++) {
         for (int w = 0; w < WEIGHTS; w++) {
             if (st->dphi[pair][w])
-                TRY(zero(st, st->dphi[pair][w], weight_count(st, pair, w)));
+                TRY(zero(st, st->dphi[pair][w], nsa_weight_count(&st->cfg, pair, w)));
         }
     }
     return NSA_OK;

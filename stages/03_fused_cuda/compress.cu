@@ -96,7 +96,7 @@ static nsa_status phi_mlp(stage *st, int pair, key_spans x, const int64_t *key, 
         TRY(silu(st, u, M * H, s->h, NULL));
         TRY(matmul_plus(st, {M, D, H, x.g_rows}, rows_of(s->h, H), columns_of(phi[W2], H),
                         rows_of(s->y, D), repeat_row(phi[B2])));
-        TRY(pack_keys(st, s->y, key, x.count, to));
+        TRY(pack_keys(st, {s->y, NSA_F32, NULL, 0}, key, 0, x.count, to));
     }
     return NSA_OK;
 }

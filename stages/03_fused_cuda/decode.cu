@@ -5,16 +5,21 @@
 #include "decode.cuh"
 #include "load.cuh"
 
+/* The rows of a step on the device, and what follows from the lengths of their slots. */
+typedef struct step_coords {
+    int64_t A, max_len, slot_keys[LAYOUTS]; /* rows; keys that a slot has room for */
+    int64_t *len;                           /* [max_seqs] tokens in each slot */
+    int32_t *t, *slot; /* [max_seqs] position of each row, -1 if there is none; its slot */
+    int64_t *key;      /* [max_seqs] the new token's index in the caches; -1 for none */
+    int64_t *cmp_first, *cmp_key; /* [max_seqs] the compressed tokens that the step completes */
+    int64_t *cmp_rows;            /* [1] how many times Hkv */
+    int64_t *refused;             /* [2] of st->refusals */
+} step_coords;
+
 /* The struct that st->decoder points to. */
 typedef struct decoder {
     decode_args args;
-    int64_t *len;             /* [max_seqs] tokens in each slot */
-    int32_t *t, *slot;        /* [max_seqs] position of each row, -1 if there is none; its slot */
-    int64_t *key;             /* [max_seqs] the new token's index in the caches; -1 for no row */
-    cmp_tokens cmp, host_cmp; /* [max_seqs] the compressed tokens that the step completes */
-    int64_t *cmp_rows;        /* [1] how many times Hkv */
-    int64_t *refused;         /* [2] how often a slot was full, and the last such slot */
-    int64_t *host_refused, seen; /* a copy in pinned memory; how often was reported */
+    step_coords at;
 } decoder;
 
 /* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
@@ -39,26 +44,20 @@ static void open_caches(stage *st) {
     }
 }
 
-/* What load_step() lists of a step's rows. */
-static void open_coords(stage *st, decoder *dec) {
+static nsa_status open_coords(stage *st, decoder *dec) {
     const int64_t rows = st->cfg.max_seqs;
-    open_cmp_tokens(st, &dec->cmp, &dec->host_cmp, rows);
-    dec->len = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
-    dec->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int32_t));
-    dec->slot = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int32_t));
-    dec->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof(int64_t));
-    dec->cmp_rows = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 1, sizeof(int64_t));
-    dec->refused = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2, sizeof(int64_t));
-    if (cudaMallocHost((void **)&dec->host_refused, 2 * sizeof(int64_t)) != cudaSuccess)
-        st->failed = 1;
-    else
-        dec->host_refused[0] = 0;
-}
-
-void close_decode(stage *st) {
-    const decoder *dec = (const decoder *)st->decoder;
-    if (dec && dec->host_refused)
-        (void)cudaFreeHost(dec->host_refused);
+    step_coords *x = &dec->at;
+    int64_t **const tables[] = {&x->len,     &x->key,      &x->cmp_first,
+                                &x->cmp_key, &x->cmp_rows, &x->refused};
+    for (int64_t **table : tables)
+        *table = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows + 1, sizeof **table);
+    x->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2 * rows, sizeof *x->t);
+    x->slot = x->t + rows;
+    x->max_len = st->cfg.max_seq_len;
+    for (int i = 0; i < LAYOUTS; i++)
+        x->slot_keys[i] = st->slot_blocks[i] * BLOCK;
+    st->refusals.there = x->refused;
+    return nsa_refusals_open(&st->refusals);
 }
 
 nsa_status open_decode(stage *st) {
@@ -70,7 +69,7 @@ nsa_status open_decode(stage *st) {
     *dec = decoder();
     st->decoder = dec;
     open_caches(st);
-    open_coords(st, dec);
+    TRY(open_coords(st, dec));
     decode_args *a = &dec->args;
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
@@ -87,8 +86,8 @@ nsa_status open_decode(stage *st) {
         a->slot_blocks[x] = st->slot_blocks[x];
         a->out_x[x] = st->plan->setup.flags & NSA_WANT_BRANCHES ? st->out_x[x] : NULL;
     }
-    a->t = dec->t;
-    a->slot = dec->slot;
+    a->t = dec->at.t;
+    a->slot = dec->at.slot;
     a->q_t = st->q_t;
     a->gate = st->gate;
     a->scores = (real *)device_alloc(
@@ -97,7 +96,7 @@ nsa_status open_decode(stage *st) {
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    return st->failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
+    return st->memory.failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
 }
 
 /* Copy `n` blocks of every head from the pack to a slot: whole blocks, for what lies past a
@@ -124,14 +123,14 @@ nsa_status prefill(void *self) {
     const decoder *dec = (const decoder *)st->decoder;
     TRY(forward(self));
     if (!st->batch.keeps_slots) /* all others become empty */
-        NSA_CUDA(
-            cudaMemsetAsync(dec->len, 0, (size_t)st->cfg.max_seqs * sizeof *dec->len, st->stream));
+        NSA_CUDA(cudaMemsetAsync(dec->at.len, 0, (size_t)st->cfg.max_seqs * sizeof *dec->at.len,
+                                 st->stream));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
         for (int x = 0; x < LAYOUTS; x++)
             TRY(copy_blocks(st, x, sq->slot * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
-        NSA_CUDA(cudaMemcpyAsync(dec->len + sq->slot, &st->seqs[b].len, sizeof *dec->len,
+        NSA_CUDA(cudaMemcpyAsync(dec->at.len + sq->slot, &st->seqs[b].len, sizeof *dec->at.len,
                                  cudaMemcpyDeviceToDevice, st->stream));
     }
     return nsa_stream_finish(&st->streams);
@@ -139,30 +138,9 @@ nsa_status prefill(void *self) {
 
 nsa_status slot_lens(void *self, int64_t *len) {
     stage *st = (stage *)self;
-    return nsa_stream_copy(&st->streams, len, ((const decoder *)st->decoder)->len,
+    return nsa_stream_copy(&st->streams, len, ((const decoder *)st->decoder)->at.len,
                            (size_t)st->cfg.max_seqs * sizeof *len);
 }
-
-nsa_status pending(void *self) {
-    decoder *dec = (decoder *)((const stage *)self)->decoder;
-    if (!dec || *(volatile int64_t *)dec->host_refused == dec->seen)
-        return NSA_OK;
-    dec->seen = dec->host_refused[0];
-    return nsa_fail(NSA_ERR_INPUT,
-                    "slot %lld was full in an earlier step, which left it alone: max_seq_len is "
-                    "%lld",
-                    (long long)dec->host_refused[1],
-                    (long long)((const stage *)self)->cfg.max_seq_len);
-}
-
-/* What follows from the lengths of the slots. */
-typedef struct step_coords {
-    int64_t A, max_len, slot_keys[LAYOUTS]; /* keys that a slot has room for */
-    const int64_t *len;
-    const int32_t *slot;
-    int32_t *t;
-    int64_t *key, *cmp_first, *cmp_key, *cmp_rows, *refused;
-} step_coords;
 
 /* Positions of the rows, where their keys go, and the compressed tokens that they complete: token
  * number `len` of a slot completes i = (len - l)/d, if d divides len - l. These are listed in any
@@ -177,10 +155,8 @@ static __global__ void __launch_bounds__(THREADS)
     for (int64_t a = threadIdx.x; a < rows; a += THREADS) {
         const int64_t slot = x.slot[a], t = x.len[slot], begin = t + 1 - c.l;
         const bool there = a < x.A && t < x.max_len;
-        if (a < x.A && !there) {
-            atomicAdd((unsigned long long *)&x.refused[0], 1ULL);
-            x.refused[1] = slot;
-        }
+        if (a < x.A && !there)
+            nsa_refuse(x.refused, slot);
         x.t[a] = there ? (int32_t)t : -1;
         x.key[a] = there ? slot * x.slot_keys[RAW] + t : -1;
         if (!there || begin < 0 || begin % c.d)
@@ -198,44 +174,33 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-static nsa_status load_coords(stage *st, const nsa_step *step) {
-    const nsa_config *c = &st->cfg;
-    decoder *dec = (decoder *)st->decoder;
-    step_coords x = {step->A,  c->max_seq_len, {0},          dec->len,      dec->slot,   dec->t,
-                     dec->key, dec->cmp.first, dec->cmp.key, dec->cmp_rows, dec->refused};
-    for (int i = 0; i < LAYOUTS; i++)
-        x.slot_keys[i] = st->slot_blocks[i] * BLOCK;
-    dec->cmp.count = step->A; /* there is room for one a row */
-    dec->cmp.g_rows = dec->cmp_rows;
+static nsa_status load_coords(stage *st, decoder *dec, const nsa_step *step) {
+    step_coords *x = &dec->at;
+    x->A = step->A;
     if (!step->same)
-        TRY(nsa_stream_copy(&st->streams, dec->slot, step->slot,
-                            (size_t)step->A * sizeof *dec->slot));
-    NSA_LAUNCH(step_coords_kernel, 1, THREADS, 0, st->stream, st->c, x, c->max_seqs);
+        TRY(upload(st, x->slot, step->slot, x->A));
+    NSA_LAUNCH(step_coords_kernel, 1, THREADS, 0, st->stream, st->c, *x, st->cfg.max_seqs);
     NSA_LAUNCHED("step_coords");
-    NSA_CUDA(cudaMemcpyAsync(dec->host_refused, dec->refused, 2 * sizeof(int64_t),
-                             cudaMemcpyDeviceToHost, st->stream));
-    return NSA_OK;
+    return nsa_refusals_copy(&st->refusals, &st->streams);
 }
 
 /* New keys and values go straight into the caches; q and gate into row tiles. */
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     stage *st = (stage *)self;
     decoder *dec = (decoder *)st->decoder;
-    st->step = *step;
-    TRY(load_coords(st, step));
+    TRY(load_coords(st, dec, step));
     TRY(load_queries(st, in, NULL, NULL, step->A));
-    TRY(load_keys(st, in, dec->key, step->A, st->cache));
-    TRY(load_block_lists(st, &in->at[NSA_BLOCK_IDX], step->block_idx, NULL, dec->t, step->A));
+    TRY(load_keys(st, in, dec->at.key, step->A, st->cache));
+    TRY(load_block_lists(st, &in->at[NSA_BLOCK_IDX], step->block_idx, NULL, dec->at.t, step->A));
     dec->args.forced = st->forced;
     return nsa_stream_finish(&st->streams);
 }
 
 /* The rows of a step are now in their slots. */
-static __global__ void advance_kernel(const int32_t *g_t, const int32_t *g_slot, int64_t A,
-                                      int64_t *g_len) {
-    for (int64_t a = first_of_thread(); a < A; a += threads_of_grid()) {
-        if (g_t[a] >= 0)
-            g_len[g_slot[a]] = g_t[a] + 1;
+static __global__ void advance_kernel(step_coords x) {
+    for (int64_t a = first_of_thread(); a < x.A; a += threads_of_grid()) {
+        if (x.t[a] >= 0)
+            x.len[x.slot[a]] = x.t[a] + 1;
     }
 }
 
@@ -243,11 +208,13 @@ nsa_status decode(void *self) {
     stage *st = (stage *)self;
     decoder *dec = (decoder *)st->decoder;
     const decode_args *a = &dec->args;
+    const step_coords *x = &dec->at;
+    const cmp_tokens cmp = {x->cmp_first, x->cmp_key, x->A, x->cmp_rows}; /* room for one a row */
     const int first_slc = a->splits[CMP] + a->splits[WIN];
-    st->rows = st->step.A;
+    st->rows = x->A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
-    TRY(compress(st, st->cache, &dec->cmp));
+    TRY(compress(st, st->cache, &cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */
     if (a->forced)
@@ -259,8 +226,7 @@ nsa_status decode(void *self) {
     TRY(record_phase(st, PHASE_CMP));
     TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
-    NSA_LAUNCH(advance_kernel, grid_for(st->rows), THREADS, 0, st->stream, dec->t, dec->slot,
-               st->rows, dec->len);
+    NSA_LAUNCH(advance_kernel, grid_for(x->A), THREADS, 0, st->stream, *x);
     NSA_LAUNCHED("advance");
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);

@@ -12,28 +12,28 @@ typedef struct row_view {
 } row_view;
 
 enum {
-    PACK_COLS = 32,         /* columns of keys that are transposed at a time */
-    PACK_WARPS = 8,         /* of a CUDA block that packs keys, */
-    ROW_WARPS = 4,          /* and of one that packs a row tile */
-    MAX_DIM = 4 * TILE_COLS /* of a head */
+    PACK_COLS = 32,            /* columns of keys that are transposed at a time */
+    PACK_WARPS = 8,            /* of a CUDA block that packs keys, */
+    ROW_WARPS = 4,             /* and of one that packs a row tile */
+    ROW_LD = 4 * TILE_COLS + 2 /* floats of a row in shared memory */
 };
 
 /* ------------------------------------------------------------ the layouts */
 
 /* x [rows,Hq,D], from result row `row` on -> row tiles. The heads of a tile are neighbours: they
  * are read and, transposed in shared memory, written without a gap. Grid: tiles. Block: 4 warps.
- * Shared: a tile, rows one float longer, so that neither way two lanes meet in a bank. */
+ * Shared: a tile; with rows two floats longer 16 rows of two columns lie in 32 banks. */
 static __global__ void __launch_bounds__(ROW_WARPS *WARP_SIZE)
-    pack_rows_kernel(dims c, source x, int64_t row, row_view to) {
-    __shared__ float s_x[TILE_ROWS * (MAX_DIM + 1)];
+    pack_rows_kernel(dims c, nsa_source x, int64_t row, row_view to) {
+    __shared__ float s_x[TILE_ROWS * ROW_LD];
     const int64_t tile = row * c.Hkv * c.GT + blockIdx.x, r = tile / (c.Hkv * c.GT);
     const int h = (int)(tile / c.GT % c.Hkv), g0 = (int)(tile % c.GT) * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c.G - g0), g = (int)threadIdx.x % TILE_ROWS;
-    const int64_t first = (source_row(&x, r) * c.Hq + h * c.G + g0) * to.D;
+    const int64_t first = (nsa_source_row(&x, r) * c.Hq + h * c.G + g0) * to.D;
     for (int i = (int)threadIdx.x / WARP_SIZE; i < heads; i += ROW_WARPS) {
         for (int col = lane_id(); col < to.D; col += WARP_SIZE) {
             const float value = nsa_element(x.data, x.dtype, first + i * to.D + col);
-            s_x[i * (MAX_DIM + 1) + col] = value;
+            s_x[i * ROW_LD + col] = value;
             if (to.natural)
                 to.natural[(tile * TILE_ROWS + i) * to.Dp + col] = value;
         }
@@ -41,13 +41,13 @@ static __global__ void __launch_bounds__(ROW_WARPS *WARP_SIZE)
     __syncthreads();
     for (int col = (int)threadIdx.x / TILE_ROWS; col < to.D && g < heads;
          col += ROW_WARPS * WARP_SIZE / TILE_ROWS)
-        to.transposed[(tile * to.D8 + col) * TILE_ROWS + g] = s_x[g * (MAX_DIM + 1) + col];
+        to.transposed[(tile * to.D8 + col) * TILE_ROWS + g] = s_x[g * ROW_LD + col];
 }
 
 /* x [rows,Hkv,D], from row `row` on -> blocks: row i of the tensor is key number g_key[i], or none
  * if that is -1. Grid: (64 rows, head). Block: 8 warps. Shared: 64 keys, 32 columns at a time. */
 static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
-    pack_keys_kernel(source x, const int64_t *g_key, int64_t row, int64_t count, key_view to) {
+    pack_keys_kernel(nsa_source x, const int64_t *g_key, int64_t row, int64_t count, key_view to) {
     __shared__ float s_x[BLOCK * (PACK_COLS + 1)];
     const int warp = (int)threadIdx.x / WARP_SIZE, h = (int)(blockIdx.x % to.Hkv);
     const int64_t t0 = blockIdx.x / to.Hkv * BLOCK;
@@ -55,7 +55,7 @@ static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
     for (int c0 = 0; c0 < to.D; c0 += PACK_COLS) {
         const int c = c0 + lane_id();
         for (int t = warp; t < n && c < to.D; t += PACK_WARPS) {
-            const int64_t r = source_row(&x, row + t0 + t), key = g_key[row + t0 + t];
+            const int64_t r = nsa_source_row(&x, row + t0 + t), key = g_key[row + t0 + t];
             const float value = nsa_element(x.data, x.dtype, (r * to.Hkv + h) * to.D + c);
             s_x[t * (PACK_COLS + 1) + c - c0] = value;
             if (to.natural && key >= 0)
@@ -71,67 +71,13 @@ static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
     }
 }
 
-/* Rows row.. of to [rows,size] = those of x. One element a thread. */
-static __global__ void copy_rows_kernel(source x, int64_t row, int64_t count, int64_t size,
-                                        real *to) {
-    for (int64_t i = first_of_thread(); i < count * size; i += threads_of_grid())
-        to[row * size + i] =
-            nsa_element(x.data, x.dtype, source_row(&x, row + i / size) * size + i % size);
-}
+/* --------------------------------------------------------------- inputs */
 
-/* --------------------------------------------------------------- sources */
-
-/* Rows of a tensor [T,size]: those of the tokens listed, on host and device, or the first `count`
- * if that is NULL. */
-typedef struct tensor_rows {
-    const nsa_tensor *x;
-    const int64_t *tokens, *g_tokens;
-    int64_t count, size;
-} tensor_rows;
-
-nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from) {
-    const size_t bytes = (size_t)from->count * sizeof *to->first;
-    to->count = from->count;
-    TRY(nsa_stream_copy(&st->streams, to->first, from->first, bytes));
-    return nsa_stream_copy(&st->streams, to->key, from->key, bytes);
-}
-
-/* Where kernels find rows r.. of a tensor: all of a device tensor, or as many as one transfer of
- * the host's takes. @return their number in `n` */
-static nsa_status find_rows(stage *st, tensor_rows src, int64_t r, int64_t *n, source *from) {
-    const int64_t max_rows = st->chunk / src.size;
-    *n = src.count - r;
-    *from = {src.x->data, src.x->dtype, src.g_tokens, 0};
-    if (src.x->place == NSA_DEVICE)
-        return NSA_OK;
-    *n = *n < max_rows ? *n : max_rows;
-    *from = {st->dev_staging, NSA_F32, NULL, r};
-    if (!src.tokens)
-        nsa_copy_f32(st->host_staging, src.x, r * src.size, *n * src.size);
-    for (int64_t i = 0; i < *n && src.tokens; i++)
-        nsa_copy_f32(st->host_staging + i * src.size, src.x, src.tokens[r + i] * src.size,
-                     src.size);
-    return nsa_stream_copy(&st->streams, st->dev_staging, st->host_staging,
-                           (size_t)(*n * src.size) * sizeof(real));
-}
-
-/* All rows to an array of the same layout. */
-static nsa_status copy_rows(stage *st, tensor_rows src, real *to) {
-    source from;
-    for (int64_t r = 0, n; r < src.count; r += n) {
-        TRY(find_rows(st, src, r, &n, &from));
-        NSA_LAUNCH(copy_rows_kernel, grid_for(n * src.size), THREADS, 0, st->stream, from, r, n,
-                   src.size, to);
-        NSA_LAUNCHED("copy_rows");
-    }
-    return NSA_OK;
-}
-
-static nsa_status load_rows(stage *st, tensor_rows src, row_view to) {
+static nsa_status load_rows(stage *st, nsa_rows src, row_view to) {
     const int64_t tiles = st->c.Hkv * (int64_t)st->c.GT; /* of a row */
-    source from;
+    nsa_source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
-        TRY(find_rows(st, src, r, &n, &from));
+        TRY(nsa_find_rows(&st->streams, &st->staging, &src, r, &n, &from));
         NSA_LAUNCH(pack_rows_kernel, (unsigned)(n * tiles), ROW_WARPS * WARP_SIZE, 0, st->stream,
                    st->c, from, r, to);
         NSA_LAUNCHED("pack_rows");
@@ -144,8 +90,9 @@ nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
     const dims *c = &st->c;
     TRY(load_rows(st, {&in->at[NSA_Q], tokens, g_tokens, R, (int64_t)c->Hq * c->dk},
                   {st->q_t, st->q_n, c->dk, c->dk8, c->wp}));
-    return copy_rows(st, {&in->at[NSA_GATE], tokens, g_tokens, R, (int64_t)c->Hq * BRANCHES},
-                     st->gate);
+    return nsa_copy_rows(&st->streams, &st->staging,
+                         {&in->at[NSA_GATE], tokens, g_tokens, R, (int64_t)c->Hq * BRANCHES},
+                         st->gate);
 }
 
 /* ---------------------------------------------------------- keys and values */
@@ -176,30 +123,26 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     return NSA_OK;
 }
 
-static nsa_status pack_rows_of_keys(stage *st, source x, const int64_t *key, int64_t row,
-                                    int64_t count, key_view to) {
+nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
+                     key_view to) {
     const int64_t tiles = (count + BLOCK - 1) / BLOCK * to.Hkv;
-    if (count)
-        NSA_LAUNCH(pack_keys_kernel, (unsigned)tiles, PACK_WARPS * WARP_SIZE, 0, st->stream, x, key,
-                   row, count, to);
+    NSA_LAUNCH(pack_keys_kernel, (unsigned)tiles, PACK_WARPS * WARP_SIZE, 0, st->stream, x, key,
+               row, count, to);
     NSA_LAUNCHED("pack_keys");
     return NSA_OK;
 }
 
-nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to) {
-    return pack_rows_of_keys(st, {src, NSA_F32, NULL, 0}, key, 0, count, to);
-}
-
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to) {
-    source from;
+    nsa_source from;
     for (int i = SLC * PAIR; i < LAYOUTS * PAIR; i++) {
         const int branch = i / PAIR, tensor = branch == RAW ? CMP : branch;
         const key_view view = view_of(st, &to[branch], i % PAIR);
-        const nsa_tensor *x = &in->at[NSA_K_CMP + tensor * PAIR + i % PAIR];
+        const nsa_rows rows = {&in->at[NSA_K_CMP + tensor * PAIR + i % PAIR], NULL, NULL, count,
+                               (int64_t)view.Hkv * view.D};
         for (int64_t t = 0, n; t < count; t += n) {
-            TRY(find_rows(st, {x, NULL, NULL, count, (int64_t)view.Hkv * view.D}, t, &n, &from));
-            TRY(pack_rows_of_keys(st, from, key, t, n, view));
+            TRY(nsa_find_rows(&st->streams, &st->staging, &rows, t, &n, &from));
+            TRY(pack_keys(st, from, key, t, n, view));
         }
     }
     return NSA_OK;
@@ -208,15 +151,10 @@ nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64
 nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
                             const int64_t *g_token, const int32_t *g_t, int64_t rows) {
     const dims *c = &st->c;
-    const size_t bytes = (size_t)(rows * c->Hkv * c->n) * sizeof(int32_t);
     st->forced = idx->dtype != NSA_NONE;
-    NSA_CUDA(cudaMemsetAsync(st->bad, 0xff, sizeof *st->bad, st->stream));
-    if (st->forced && idx->place == NSA_DEVICE)
-        TRY(nsa_sort_device_blocks(
-            &st->streams, {(const int32_t *)idx->data, g_token, g_t, rows, c->Hkv, c->n, c->lb},
-            st->forced_idx, st->bad));
-    else if (st->forced)
-        TRY(nsa_stream_copy(&st->streams, st->forced_idx, checked, bytes));
+    TRY(nsa_load_block_lists(&st->streams, idx, checked,
+                             {NULL, g_token, g_t, rows, c->Hkv, c->n, c->lb}, st->forced_idx,
+                             st->bad));
     if (st->plan->setup.flags & NSA_CHECK_VALUES)
         return nsa_check_device_values(&st->streams, st->gate, rows, c->Hq, st->bad);
     return NSA_OK;
@@ -229,7 +167,6 @@ nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *che
 static void make_sequences(stage *st) {
     const nsa_batch *batch = &st->batch;
     int64_t first[LAYOUTS] = {0};
-    st->host_cmp.count = batch->N;
     for (int64_t b = 0; b < batch->B; b++) {
         sequence *sq = &st->host_seqs[b];
         sq->token = batch->seq[b];
@@ -253,7 +190,6 @@ static void make_sequences(stage *st) {
 /* Tokens, positions and sequences of the rows. */
 static nsa_status load_row_coords(stage *st) {
     const nsa_batch *batch = &st->batch;
-    const size_t bytes = (size_t)batch->R * sizeof *st->row_t;
     int32_t *row_t = st->host_rows, *row_seq = row_t + batch->R;
     for (int64_t r = 0, b = 0; r < batch->R; r++) {
         while (batch->row[r] >= batch->seq[b + 1])
@@ -261,9 +197,9 @@ static nsa_status load_row_coords(stage *st) {
         row_t[r] = (int32_t)(batch->row[r] - batch->seq[b]);
         row_seq[r] = (int32_t)b;
     }
-    TRY(nsa_stream_copy(&st->streams, st->token, batch->row, (size_t)batch->R * sizeof *st->token));
-    TRY(nsa_stream_copy(&st->streams, st->row_t, row_t, bytes));
-    return nsa_stream_copy(&st->streams, st->row_seq, row_seq, bytes);
+    TRY(upload(st, st->token, batch->row, batch->R));
+    TRY(upload(st, st->row_t, row_t, batch->R));
+    return upload(st, st->row_seq, row_seq, batch->R);
 }
 
 /* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
@@ -278,16 +214,17 @@ nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles) {
             st->host_tiles[n++] = row_range{r, 1, row_seq[r]};
     }
     *n_tiles = n;
-    return nsa_stream_copy(&st->streams, tiles, st->host_tiles, (size_t)n * sizeof *tiles);
+    return upload(st, tiles, st->host_tiles, n);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
         if (st->phi[pair][w])
-            TRY(copy_rows(st,
-                          {&in->at[NSA_PHI_FIRST + i], NULL, NULL, weight_count(st, pair, w), 1},
-                          st->phi[pair][w]));
+            TRY(nsa_copy_rows(
+                &st->streams, &st->staging,
+                {&in->at[NSA_PHI_FIRST + i], NULL, NULL, nsa_weight_count(&st->cfg, pair, w), 1},
+                st->phi[pair][w]));
     }
     return NSA_OK;
 }
@@ -297,10 +234,11 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
 static nsa_status load_tables(stage *st) {
     const nsa_batch *batch = &st->batch;
     make_sequences(st);
-    TRY(nsa_stream_copy(&st->streams, st->seqs, st->host_seqs,
-                        (size_t)batch->B * sizeof *st->seqs));
-    TRY(nsa_stream_copy(&st->streams, st->key, st->host_key, (size_t)batch->T * sizeof *st->key));
-    TRY(copy_cmp_tokens(st, &st->cmp, &st->host_cmp));
+    TRY(upload(st, st->seqs, st->host_seqs, batch->B));
+    TRY(upload(st, st->key, st->host_key, batch->T));
+    st->cmp.count = batch->N;
+    TRY(upload(st, st->cmp.first, st->host_cmp.first, batch->N));
+    TRY(upload(st, st->cmp.key, st->host_cmp.key, batch->N));
     TRY(load_row_coords(st));
     TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
     if (st->plan->setup.flags & NSA_BACKWARD)

@@ -3,7 +3,6 @@
 #ifndef LOAD_CUH
 #define LOAD_CUH
 
-#include "common/device_tensor.h"
 #include "stage.cuh"
 
 /* Floats of one transfer, or of one token if that is more. NSA_DEBUG_MEMORY makes it short, so that
@@ -25,19 +24,6 @@ static __device__ __forceinline__ int64_t first_of_thread(void) {
 
 static __device__ __forceinline__ int64_t threads_of_grid(void) {
     return (int64_t)gridDim.x * blockDim.x;
-}
-
-/* Rows of a tensor where kernels can read them: row r is that of token g_token[r], or of token r if
- * that is NULL, and `data` begins with token `first`. */
-typedef struct source {
-    const void *data;
-    nsa_dtype dtype;
-    const int64_t *g_token;
-    int64_t first;
-} source;
-
-static __device__ __forceinline__ int64_t source_row(const source *x, int64_t r) {
-    return (x->g_token ? x->g_token[r] : r) - x->first;
 }
 
 /* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
@@ -76,8 +62,6 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in);
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);
-/* Copy compressed tokens, `to` on the device and `from` on the host. */
-nsa_status copy_cmp_tokens(stage *st, cmp_tokens *to, const cmp_tokens *from);
 /* Queries and gates of R rows: those of the tokens listed, on host and device, or the first. */
 nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
                         const int64_t *g_tokens, int64_t R);
@@ -90,7 +74,8 @@ nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64
  * an error if these or the gates, loaded before, break a rule. */
 nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
                             const int64_t *g_token, const int32_t *g_t, int64_t rows);
-/* The same for one array src [count,Hkv,D] on the device. */
-nsa_status pack_keys(stage *st, const real *src, const int64_t *key, int64_t count, key_view to);
+/* The same for rows row.. of one tensor [rows,Hkv,D]; a row whose key is -1 is left out. */
+nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
+                     key_view to);
 
 #endif

@@ -5,17 +5,10 @@
 
 enum { READ_WARPS = 8 /* of a CUDA block, a row each */ };
 
-/* Where a kernel writes the rows from `first` on. */
-typedef struct target {
-    void *data;
-    nsa_dtype dtype;
-    int64_t first;
-} target;
-
 /* Rows first.. of to [rows,Hkv,D], up to element `end` of all: natural row g_key[i] of each head,
  * or row i if that is NULL. Grid: 8 rows, a warp each. */
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
-    unpack_kernel(key_view from, const int64_t *g_key, int64_t end, target to) {
+    unpack_kernel(key_view from, const int64_t *g_key, int64_t end, nsa_target to) {
     const int64_t m = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
     const int64_t i = to.first + m / from.Hkv, element = i * from.Hkv * from.D;
     const int h = (int)(m % from.Hkv);
@@ -26,41 +19,17 @@ static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
         nsa_store_element(to.data, to.dtype, m * from.D + c, g_row[c]);
 }
 
-/* Where rows r.. of `size` elements go: all to a device tensor, or as many as one transfer to the
- * host takes. @return their number in `n` */
-static target find_target(const stage *st, const nsa_tensor *to, int64_t size, int64_t r,
-                          int64_t rows, int64_t *n) {
-    const int64_t max_rows = st->chunk / size;
-    *n = rows - r;
-    if (to->place == NSA_DEVICE)
-        return {to->data, to->dtype, 0};
-    *n = *n < max_rows ? *n : max_rows;
-    return {st->dev_staging, to->dtype, r};
-}
-
-/* Rows r.. of `size` elements from the buffer to the host's tensor, of which `count` elements are
- * all; nothing if it is on the device. */
-static nsa_status copy_target(stage *st, const nsa_tensor *to, int64_t size, int64_t r, int64_t n,
-                              int64_t count) {
-    const int64_t element = (int64_t)nsa_dtype_size(to->dtype);
-    const int64_t left = count - r * size, all = n * size < left ? n * size : left;
-    if (to->place == NSA_DEVICE)
-        return NSA_OK;
-    return nsa_stream_copy(&st->streams, (char *)to->data + r * size * element, st->dev_staging,
-                           (size_t)(all * element));
-}
-
 /* to [rows,Hkv,D] out of natural rows, those of `key` or all. */
 static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
     const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
     const int64_t rows = (count + size - 1) / size;
     for (int64_t r = 0, n; r < rows; r += n) {
-        const target at = find_target(st, to, size, r, rows, &n);
+        const nsa_target at = nsa_find_target(&st->staging, to, size, r, rows, &n);
         const int64_t end = (r + n) * size < count ? (r + n) * size : count;
         NSA_LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
                    READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
         NSA_LAUNCHED("unpack");
-        TRY(copy_target(st, to, size, r, n, count));
+        TRY(nsa_copy_target(&st->streams, &st->staging, to, r * size, end));
     }
     return nsa_stream_finish(&st->streams);
 }
@@ -80,14 +49,6 @@ static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tens
     return read_natural(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }
 
-static nsa_status read_blocks(stage *st, const nsa_tensor *to) {
-    const size_t bytes = (size_t)nsa_count(to) * sizeof(int32_t);
-    if (to->place == NSA_HOST)
-        return nsa_stream_copy(&st->streams, to->data, st->block_idx, bytes);
-    NSA_CUDA(cudaMemcpyAsync(to->data, st->block_idx, bytes, cudaMemcpyDeviceToDevice, st->stream));
-    return nsa_stream_finish(&st->streams);
-}
-
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     stage *st = (stage *)self;
     const dims *c = &st->c;
@@ -102,7 +63,7 @@ nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     case NSA_OUT_CAUSAL:
         return read_rows(st, to, st->out_causal, c->dv, c->dvp);
     case NSA_BLOCK_IDX:
-        return read_blocks(st, to);
+        return nsa_copy_array(&st->streams, to, st->block_idx);
     case NSA_IMPORTANCE:
         return read_array(st, to, st->importance);
     case NSA_K_PHI:

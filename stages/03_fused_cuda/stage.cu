@@ -1,52 +1,17 @@
 /** @file
  *  @brief Memory of this stage: open, close, timing, and its table for the contract. */
-#include "common/device_calls.h"
 #include "load.cuh"
+
+#include "common/cuda_stage.h"
 
 #include <string.h>
 
-static nsa_status available(void) {
-    int devices = 0;
-    const cudaError_t error = cudaGetDeviceCount(&devices);
-    if (error != cudaSuccess || devices == 0)
-        return nsa_fail(NSA_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(error));
-    return NSA_OK;
-}
-
 /* ----------------------------------------------------------------- memory */
 
-void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
-    buffer *b = &st->buffers[st->n_buffers];
-    const size_t bytes = (size_t)round_up((count ? count : 1) * (int64_t)size, 256);
-    if (st->failed || st->n_buffers == MAX_BUFFERS)
-        return st->failed = 1, (void *)NULL;
-    if (cudaMalloc(&b->ptr, bytes) != cudaSuccess) {
-        (void)cudaGetLastError(); /* cleared: open reports it */
-        return st->failed = 1, (void *)NULL;
-    }
-    b->bytes = bytes;
-    b->kind = kind;
-    st->n_buffers++;
-    /* what is never written is padding, which must be zero */
-    if (cudaMemsetAsync(b->ptr, 0, bytes, st->stream) != cudaSuccess)
-        st->failed = 1;
-    return b->ptr;
-}
-
-nsa_status poison(stage *st, unsigned kinds) {
-    for (int i = 0; i < st->n_buffers && (st->plan->setup.flags & NSA_DEBUG_MEMORY); i++) {
-        if (st->buffers[i].kind & kinds)
-            NSA_CUDA(cudaMemsetAsync(st->buffers[i].ptr, 0xff, st->buffers[i].bytes, st->stream));
-    }
-    return NSA_OK;
-}
-
-real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (real *)device_alloc(st, kind, count, sizeof(real));
-}
-
-static void *host_alloc(const stage *st, int64_t count, size_t size) {
-    return nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, size);
+/* A table on the device, and on the host what is copied to it. */
+template <class T> static void open_table(stage *st, T **there, T **here, int64_t count) {
+    *there = (T *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(T));
+    *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
 }
 
 /* ------------------------------------------------------------------- open */
@@ -54,14 +19,6 @@ static void *host_alloc(const stage *st, int64_t count, size_t size) {
 /* D of a compressor: dk for keys, dv for values */
 int64_t width(const stage *st, int pair) {
     return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
-}
-
-/* Number of elements of a compressor's weight, from its shape. */
-int64_t weight_count(const stage *st, int pair, int weight) {
-    const nsa_lengths none = {0, 0, 0, 0};
-    nsa_tensor shape;
-    nsa_shape(&st->cfg, &none, (nsa_id)(NSA_PHI_FIRST + pair * WEIGHTS + weight), 0, &shape);
-    return nsa_count(&shape);
 }
 
 static dims dims_of(const nsa_plan *plan) {
@@ -113,39 +70,28 @@ static void open_blocks(stage *st, int branch, int64_t stride) {
     }
 }
 
-void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t count) {
-    tokens->first = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(int64_t));
-    tokens->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(int64_t));
-    host->first = (int64_t *)host_alloc(st, count, sizeof(int64_t));
-    host->key = (int64_t *)host_alloc(st, count, sizeof(int64_t));
-}
-
 static void open_tables(stage *st, int64_t T, int64_t R) {
-    const int64_t B = st->cfg.max_seqs, tiles = R + B;
+    const int64_t B = st->cfg.max_seqs;
     const int64_t token_size = st->cfg.q_heads * (st->c.dkp > st->c.dvp ? st->c.dkp : st->c.dvp);
-    st->host_tiles = (row_range *)host_alloc(st, tiles, sizeof(row_range));
-    st->host_seqs = (sequence *)host_alloc(st, B, sizeof(sequence));
+    open_table(st, &st->tiles, &st->host_tiles, R + B);
+    open_table(st, &st->seqs, &st->host_seqs, B);
+    open_table(st, &st->row_t, &st->host_rows, 2 * R);
+    open_table(st, &st->key, &st->host_key, T);
+    open_table(st, &st->cmp.first, &st->host_cmp.first, st->plan->max_cmp);
+    open_table(st, &st->cmp.key, &st->host_cmp.key, st->plan->max_cmp);
+    st->row_seq = st->row_t + R;
     st->token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
-    st->host_rows = (int32_t *)host_alloc(st, 2 * R, sizeof(int32_t));
-    st->host_key = (int64_t *)host_alloc(st, T, sizeof(int64_t));
-    st->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, tiles, sizeof(row_range));
-    st->seqs = (sequence *)device_alloc(st, NSA_MEM_PERSISTENT, B, sizeof(sequence));
-    st->row_t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->row_seq = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int32_t));
-    st->key = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, T, sizeof(int64_t));
-    open_cmp_tokens(st, &st->cmp, &st->host_cmp, st->plan->max_cmp);
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
-    st->chunk = token_size > chunk ? token_size : chunk;
-    st->host_staging = (real *)host_alloc(st, st->chunk, sizeof(real));
-    st->dev_staging = alloc_reals(st, NSA_MEM_PERSISTENT, st->chunk);
+    st->staging.count = token_size > chunk ? token_size : chunk;
+    open_table(st, &st->staging.device, &st->staging.host, st->staging.count);
 }
 
 static void open_weights(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, (nsa_id)(NSA_PHI_FIRST + i)))
-            st->phi[i / WEIGHTS][i % WEIGHTS] =
-                alloc_reals(st, NSA_MEM_PERSISTENT, weight_count(st, i / WEIGHTS, i % WEIGHTS));
+            st->phi[i / WEIGHTS][i % WEIGHTS] = alloc_reals(
+                st, NSA_MEM_PERSISTENT, nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
     }
 }
 
@@ -195,7 +141,8 @@ static void open_gradients(stage *st, int64_t R) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
         if (st->phi[pair][w])
-            st->dphi[pair][w] = alloc_reals(st, NSA_MEM_BACKWARD, weight_count(st, pair, w));
+            st->dphi[pair][w] =
+                alloc_reals(st, NSA_MEM_BACKWARD, nsa_weight_count(&st->cfg, pair, w));
     }
 }
 
@@ -204,13 +151,9 @@ static void close(void *self) {
     if (!st)
         return;
     nsa_stream_close(&st->streams);
-    close_decode(st);
-    for (int i = 0; i < st->n_buffers; i++)
-        (void)cudaFree(st->buffers[i].ptr);
-    for (int i = 0; i <= MAX_INTERVALS; i++) {
-        if (st->event[i])
-            (void)cudaEventDestroy(st->event[i]);
-    }
+    nsa_refusals_close(&st->refusals);
+    nsa_device_pool_free(&st->memory);
+    nsa_device_timer_close(&st->timer);
 }
 
 static nsa_status open_all(stage *st) {
@@ -221,8 +164,7 @@ static nsa_status open_all(stage *st) {
     NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                     st->streams.device));
     st->max_shared = (size_t)max_shared;
-    for (int i = 0; i <= MAX_INTERVALS; i++)
-        NSA_CUDA(cudaEventCreate(&st->event[i]));
+    TRY(nsa_device_timer_open(&st->timer));
     open_tables(st, T, R);
     open_weights(st);
     open_inputs(st, T, R);
@@ -230,15 +172,13 @@ static nsa_status open_all(stage *st) {
     TRY(open_compress(st));
     if (st->plan->setup.flags & NSA_BACKWARD) {
         open_gradients(st, R);
-        if (!st->failed)
+        if (!st->memory.failed)
             TRY(open_backward(st));
     }
-    if (!st->failed && (st->plan->setup.flags & NSA_DECODE))
+    if (!st->memory.failed && (st->plan->setup.flags & NSA_DECODE))
         TRY(open_decode(st));
     TRY(nsa_pool_status(st->plan->pool));
-    if (st->failed)
-        return nsa_fail(NSA_ERR_MEMORY, "device memory is short, or of more than %d buffers",
-                        MAX_BUFFERS);
+    TRY(nsa_device_pool_status(&st->memory));
     TRY(open_attend(st));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
@@ -252,6 +192,7 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     st->plan = plan;
     st->cfg = plan->cfg;
     st->c = dims_of(plan);
+    st->memory.debug = (plan->setup.flags & NSA_DEBUG_MEMORY) != 0;
     const nsa_status status = open_all(st);
     if (status)
         close(st);
@@ -259,82 +200,6 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     return status;
 }
 
-static nsa_status set_stream(void *self, void *stream) {
-    stage *st = (stage *)self;
-    TRY(nsa_stream_set(&st->streams, stream));
-    st->stream = st->streams.now;
-    return NSA_OK;
-}
-
-static nsa_status check(void *self, nsa_id id, const nsa_tensor *tensor) {
-    return nsa_check_device_tensor(id, tensor, ((const stage *)self)->streams.device);
-}
-
-/* ------------------------------------------------------------------ timing */
-
-nsa_status start_phases(stage *st) {
-    st->intervals =
-        nsa_stream_captures(&st->streams) ? -1 : 0; /* a graph's events cannot be asked */
-    if (st->intervals < 0)
-        return NSA_OK;
-    NSA_CUDA(cudaEventRecord(st->event[0], st->stream));
-    return NSA_OK;
-}
-
-nsa_status record_phase(stage *st, int phase) {
-    if (st->intervals < 0)
-        return NSA_OK;
-    if (st->intervals < MAX_INTERVALS)
-        st->interval_phase[st->intervals++] = phase;
-    NSA_CUDA(cudaEventRecord(st->event[st->intervals], st->stream));
-    return NSA_OK;
-}
-
-static int phases(void *self, nsa_phase *list, int capacity) {
-    static const char *const names[PHASES] = {"cmp",   "slc+win", "compress", "gate",    "dq",
-                                              "lists", "cmp dkv", "slc dkv",  "win dkv", "phi"};
-    const stage *st = (const stage *)self;
-    double seconds[PHASES] = {0};
-    int n = 0;
-    if (st->intervals > 0)
-        (void)cudaEventSynchronize(st->event[st->intervals]);
-    for (int i = 0; i < st->intervals; i++) {
-        float ms = 0;
-        if (cudaEventElapsedTime(&ms, st->event[i], st->event[i + 1]) == cudaSuccess)
-            seconds[st->interval_phase[i]] += 1e-3 * ms;
-    }
-    for (int i = 0; i < PHASES && n < capacity; i++) {
-        if (seconds[i] > 0)
-            list[n++] = nsa_phase{names[i], seconds[i]};
-    }
-    return n;
-}
-
-extern "C" NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
-    static const nsa_stage table = {
-        NSA_ABI,
-        ARITH,
-        IDEA,
-        available,
-        open,
-        load,
-        load_dout,
-        load_step,
-        forward,
-        backward,
-        prefill,
-        decode,
-        causal,
-        read,
-        close,
-        phases,
-        nsa_device_name,
-        nsa_free_memory,
-        set_stream,
-        check,
-        pending,
-        slot_lens,
-        &nsa_calls,
-    };
-    return &table;
-}
+static const char *const names[PHASES] = {"cmp",   "slc+win", "compress", "gate",    "dq",
+                                          "lists", "cmp dkv", "slc dkv",  "win dkv", "phi"};
+NSA_CUDA_STAGE(ARITH, IDEA, names, PHASES)

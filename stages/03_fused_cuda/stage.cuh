@@ -3,6 +3,10 @@
 #ifndef STAGE_CUH
 #define STAGE_CUH
 
+#include "common/device_pool.h"
+#include "common/device_refusals.h"
+#include "common/device_rows.h"
+#include "common/device_timer.h"
 #include "common/device_values.h"
 #include "tile.cuh"
 extern "C" { /* the contract is C */
@@ -24,10 +28,9 @@ enum { KEYS, VALUES, PAIR };                /* the two compressors */
 enum { PE, W, B, W1, B1, W2, B2, WEIGHTS }; /* a compressor's weights, in nsa_id's order */
 
 enum {
-    BLOCK = 64,       /* keys of a memory block, for any selection block size l' */
-    QUERY_TILE = 12,  /* neighbouring queries of a CUDA block, one warp each; the maximum */
-    DIM_ALIGN = 8,    /* K^T and Q^T are zero-padded to multiples of this many rows */
-    MAX_BUFFERS = 160 /* device buffers of one context; more than any configuration needs */
+    BLOCK = 64,      /* keys of a memory block, for any selection block size l' */
+    QUERY_TILE = 12, /* neighbouring queries of a CUDA block, one warp each; the maximum */
+    DIM_ALIGN = 8    /* K^T and Q^T are zero-padded to multiples of this many rows */
 };
 
 /* The configuration as kernels take it, by value. */
@@ -117,13 +120,6 @@ typedef struct attend_args {
     bool forced; /* block_idx is given: do not select */
 } attend_args;
 
-/* A device buffer, and how long its contents are valid. */
-typedef struct buffer {
-    void *ptr;
-    size_t bytes;
-    nsa_memory_kind kind;
-} buffer;
-
 /* The phases that are timed. */
 enum {
     PHASE_CMP,
@@ -136,27 +132,22 @@ enum {
     PHASE_PHI = PHASE_DKV + BRANCHES,
     PHASES
 };
-enum { MAX_INTERVALS = 16 };
 
 typedef struct stage {
     const nsa_plan *plan;
     nsa_config cfg;
     dims c;
     nsa_batch batch;   /* of the last load */
-    nsa_step step;     /* of the last load_step */
     int64_t rows;      /* of the results: R after forward, A after decode */
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
-    nsa_device_stream streams;            /* the own one and the caller's; */
-    cudaStream_t stream;                  /* where calls submit, streams.now */
-    cudaEvent_t event[MAX_INTERVALS + 1]; /* interval i ends at event[i + 1] */
-    int interval_phase[MAX_INTERVALS], intervals;
-    buffer buffers[MAX_BUFFERS];
-    int n_buffers, failed;
-    int64_t chunk;      /* floats of one transfer; one token of any tensor fits */
-    real *host_staging; /* [chunk] staging buffer on the host, from the pool */
-    real *dev_staging;  /* [chunk] staging buffer on the device */
+    nsa_device_stream streams; /* the own one and the caller's; */
+    cudaStream_t stream;       /* where calls submit, streams.now */
+    nsa_device_timer timer;
+    nsa_device_pool memory;
+    nsa_staging staging;
+    nsa_refusals refusals; /* of full decode slots */
 
     /* inputs; row tiles as in attend_args, natural ones (_n) only for backward */
     row_range *tiles, *host_tiles; /* device, host */
@@ -214,18 +205,34 @@ static inline int64_t round_up(int64_t x, int64_t to) {
 }
 
 /* stage.cu */
-int64_t weight_count(const stage *st, int pair, int weight);
 int64_t width(const stage *st, int pair);
-/* Zeroed device memory, during open only; NULL if there is none left, which open reports. poison()
- * fills the buffers of these kinds with NaN if NSA_DEBUG_MEMORY is set. */
-void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size);
-real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count);
-void open_cmp_tokens(stage *st, cmp_tokens *tokens, cmp_tokens *host, int64_t count);
-nsa_status poison(stage *st, unsigned kinds);
-/* start_phases() starts the timing of a call; record_phase() assigns the work queued since the last
- * of these two to `phase`. */
-nsa_status start_phases(stage *st);
-nsa_status record_phase(stage *st, int phase);
+
+/* Zeroed device memory, during open only. */
+static inline void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
+    return nsa_device_alloc(&st->memory, kind, count, size, st->stream);
+}
+
+static inline real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
+    return (real *)device_alloc(st, kind, count, sizeof(real));
+}
+
+static inline nsa_status poison(stage *st, unsigned kinds) {
+    return nsa_device_poison(&st->memory, kinds, st->stream);
+}
+
+/* A table of the host to the device; waits. */
+template <class T> static inline nsa_status upload(stage *st, T *to, const T *from, int64_t count) {
+    return nsa_stream_copy(&st->streams, to, from, (size_t)count * sizeof *to);
+}
+
+/* The timing of a call: its start; the work since that or the phase before is `phase`. */
+static inline nsa_status start_phases(stage *st) {
+    return nsa_device_timer_start(&st->timer, &st->streams);
+}
+
+static inline nsa_status record_phase(stage *st, int phase) {
+    return nsa_device_timer_add(&st->timer, &st->streams, phase);
+}
 
 /* compress.cu: `in` [LAYOUTS] is the pack's or the caches' */
 nsa_status open_compress(stage *st);
@@ -249,11 +256,9 @@ attend_args make_attend_args(const stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status open_decode(stage *st);
-void close_decode(stage *st);
 nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
-nsa_status pending(void *self);
 nsa_status slot_lens(void *self, int64_t *len);
 /* Allocates what backward needs beyond the fields above; sets st->scratch. */
 nsa_status open_backward(stage *st);

@@ -22,9 +22,7 @@ enum { SELECT = BRANCHES, COMPRESS, PHASES };
 
 /** @return elements of a compressor's weight, by its shape in the specification. */
 static inline int64_t weight_count(const nsa_config *c, int pair, int weight) {
-    nsa_tensor shape;
-    nsa_shape(c, &(nsa_lengths){0}, NSA_PHI_FIRST + pair * WEIGHTS + weight, 0, &shape);
-    return nsa_count(&shape);
+    return nsa_weight_count(c, pair, weight);
 }
 
 /** Copy the compressors' weights; phi [PAIR][WEIGHTS] are NULL where phi has none. */

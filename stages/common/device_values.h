@@ -80,6 +80,24 @@ static inline nsa_status nsa_sort_device_blocks(const nsa_device_stream *s, nsa_
     return NSA_OK;
 }
 
+/** The block lists of a load or a step, to `sorted`, and `bad` ready for the checks.
+ *  @param s        the stream
+ *  @param idx      the input; absent: nothing is loaded
+ *  @param checked  its lists, checked and sorted, if it is on the host
+ *  @param x        all but its blocks
+ *  @param sorted   [rows,Hkv,n] on the device
+ *  @param bad      on the device */
+static inline nsa_status nsa_load_block_lists(const nsa_device_stream *s, const nsa_tensor *idx,
+                                              const int32_t *checked, nsa_block_lists x,
+                                              int32_t *sorted, nsa_bad_values *bad) {
+    NSA_CUDA(cudaMemsetAsync(bad, 0xff, sizeof *bad, s->now));
+    x.blocks = (const int32_t *)idx->data;
+    if (idx->dtype && idx->place == NSA_DEVICE)
+        return nsa_sort_device_blocks(s, x, sorted, bad);
+    return nsa_stream_copy(s, sorted, checked,
+                           idx->dtype ? (size_t)(x.rows * x.Hkv * x.n) * sizeof *sorted : 0);
+}
+
 /** With NSA_CHECK_VALUES: an error if a gate or a block list broke a rule; waits.
  *  @param s     the stream
  *  @param gate  [rows,heads,3] on the device, as float32

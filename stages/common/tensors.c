@@ -144,6 +144,13 @@ void nsa_shape(const nsa_config *config, const nsa_lengths *lengths, nsa_id id, 
         tensor->shape[tensor->ndim] = dimension(config, lengths, letters[tensor->ndim]);
 }
 
+int64_t nsa_weight_count(const nsa_config *config, int pair, int weight) {
+    nsa_tensor shape;
+    nsa_shape(config, &(nsa_lengths){0}, (nsa_id)(NSA_PHI_FIRST + pair * NSA_PHI_EACH + weight), 0,
+              &shape);
+    return nsa_count(&shape);
+}
+
 float nsa_bf16_to_f32(uint16_t x) {
     const uint32_t bits = (uint32_t)x << 16;
     float value;

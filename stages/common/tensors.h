@@ -22,6 +22,12 @@ enum { NSA_PHI_EACH = 7 /**< weights of one compressor: pe, w, b, w1, b1, w2, b2
 NSA_EXPORT void nsa_shape(const nsa_config *config, const nsa_lengths *lengths, nsa_id id,
                           int as_result, nsa_tensor *tensor);
 
+/** @return elements of a compressor's weight, by its shape in the specification.
+ *  @param config  the shape
+ *  @param pair    0 the keys' compressor, 1 the values'
+ *  @param weight  0..6: pe, w, b, w1, b1, w2, b2 */
+NSA_EXPORT int64_t nsa_weight_count(const nsa_config *config, int pair, int weight);
+
 /** @return the input whose gradient `id` is (NSA_DQ gives NSA_Q), NSA_ID_COUNT if it is none. */
 NSA_EXPORT nsa_id nsa_gradient_of(nsa_id id);
 
