@@ -32,8 +32,8 @@ static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int caus
         cfg.window = cfg.seq_len;
     if (list->dtype)
         status = force_blocks(&cfg, &in, list);
-    status = status ? status
-                    : run_stage(stage, &cfg, &in, RUN_FORWARD + RUN_THREADS * w->threads, results);
+    const int flags = RUN_FORWARD + RUN_UNFENCED + RUN_THREADS * w->threads;
+    status = status ? status : run_stage(stage, &cfg, &in, flags, results);
     tensor_free(&in.at[NSA_BLOCK_IDX]);
     return status;
 }
@@ -72,8 +72,8 @@ static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int cau
  * `causal` 1, `out` is plain causal attention over the window's pair: window = T, gates 0, 0, 1. */
 static nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
                              const nsa_tensor *block_idx, nsa_tensors *results) {
-    const int flags =
-        (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_THREADS * w->threads;
+    const int flags = (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_UNFENCED +
+                      RUN_THREADS * w->threads;
     nsa_tensors in = w->in;
     nsa_tensor gate = {0};
     nsa_config cfg = w->judged.cfg;

@@ -22,13 +22,16 @@ enum {
     RUN_OUT_ONLY = 4,
     RUN_TWO_CONTEXTS = 8,
     RUN_ONE_BY_ONE = 16,
-    RUN_THREADS = 32
+    RUN_UNFENCED = 32,
+    RUN_THREADS = 64
 };
 
 /** Open the stage, load, run forward (and backward, if the stage has one), read every result, check
  * all fences. RUN_TWICE first runs other values, and more of them, through the same context; that
  * must not change the results. RUN_OUT_ONLY asks for no branch outputs and no importance.
  * RUN_TWO_CONTEXTS opens a second, tiny context before the run; that must not matter either.
+ * RUN_UNFENCED is for inputs of gigabytes and a stage that was judged before: they are used where
+ * they are, and no memory is filled with NaN.
  *  @param stage         the stage to run
  *  @param cfg           the shape
  *  @param in            inputs, and dout for RUN_BACKWARD
