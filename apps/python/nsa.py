@@ -281,9 +281,9 @@ def _working(call, lease=None):
         context = lease.context
         if call.is_cuda:
             stream, before = torch.cuda.current_stream(), context.stream
-            if before not in (None, stream) and not _capturing():
-                stream.wait_stream(before)
-            if before != stream:
+            if before is None or before.cuda_stream != stream.cuda_stream:
+                if before is not None and not _capturing():
+                    stream.wait_stream(before)
                 context.set_stream(stream)
                 context.stream = stream
         yield lease, context
