@@ -4,9 +4,9 @@
 #include <cuda_runtime.h>
 #include <library_types.h>
 
+#include <algorithm>
 #include <dlfcn.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 extern "C" {
@@ -16,13 +16,13 @@ extern "C" {
 enum {
     REPEATS = 5,
     THREADS = 256,
-    SIDE = 8192,      /* of the matrix products */
-    CHAINS = 16,      /* independent multiply-adds of a thread */
-    STEPS = 4096,     /* of each chain */
-    BOX = 16384 / 16, /* float4 of a box */
-    BOXES = 512,      /* that one block reads */
-    WORKING_SET = 32 << 20,   /* bytes that boxes are read from: fits the second-level cache */
-    HEAD_START = 2000000,     /* cycles, a millisecond */
+    SIDE = 8192,            /* of the matrix products */
+    CHAINS = 16,            /* independent multiply-adds of a thread */
+    STEPS = 4096,           /* of each chain */
+    BOX = 16384 / 16,       /* float4 of a box */
+    BOXES = 512,            /* that one block reads */
+    WORKING_SET = 32 << 20, /* bytes that boxes are read from: fits the second-level cache */
+    HEAD_START = 2000000,   /* cycles, a millisecond */
     LATEST_CUBLAS = 13
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
@@ -91,44 +91,31 @@ static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t cou
     }
 }
 
-static cudaDeviceProp prop;
+static int device;
+static cudaDeviceProp prop; /* of it */
 
 static const char *missing(void) {
-    static const char *why = "";
-    static int searched;
-    int devices = 0, device = 0;
-    if (searched)
-        return why;
-    searched = 1;
-    cudaError_t error = cudaGetDeviceCount(&devices);
-    if (error == cudaSuccess && devices > 0)
-        error = cudaGetDevice(&device);
-    if (error == cudaSuccess && devices > 0)
-        error = cudaGetDeviceProperties(&prop, device);
+    cudaError_t error = cudaGetDevice(&device);
+    error = error == cudaSuccess ? cudaGetDeviceProperties(&prop, device) : error;
     (void)cudaGetLastError();
-    why = error != cudaSuccess ? cudaGetErrorString(error) : devices ? NULL : "no GPU";
-    return why;
+    return error == cudaSuccess ? NULL : cudaGetErrorString(error);
 }
 
-static int attribute(cudaDeviceAttr which) {
-    int value = 0, device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&value, which, device) != cudaSuccess)
-        value = 0;
-    (void)cudaGetLastError();
-    return value;
+/* In MHz; 0 if the driver does not say. */
+static int clock_of(cudaDeviceAttr which) {
+    int khz = 0;
+    if (cudaDeviceGetAttribute(&khz, which, device) != cudaSuccess)
+        (void)cudaGetLastError();
+    return khz / 1000;
 }
 
 static void describe(char *text, size_t capacity) {
     int driver = 0, runtime = 0;
-    char module[64] = "unknown";
+    char module[64] = "unknown", line[256] = "";
     FILE *f = fopen("/proc/driver/nvidia/version", "r");
-    char line[256];
-    if (f && fgets(line, sizeof line, f)) { /* "NVRM version: NVIDIA ... Module  580.1.2  ..." */
-        const char *p = strstr(line, "  "); /* before the version */
-        p = p ? p + 2 : "";
-        snprintf(module, sizeof module, "%.*s", (int)strspn(p, "0123456789."), p);
-    }
+    if (f && fgets(line, sizeof line, f) && strstr(line, "  "))
+        /* "NVRM version: NVIDIA ... Module  580.1.2  ...": two spaces before the version */
+        (void)sscanf(strstr(line, "  "), " %63[0-9.]", module);
     if (f)
         fclose(f);
     (void)cudaDriverGetVersion(&driver);
@@ -136,8 +123,8 @@ static void describe(char *text, size_t capacity) {
     snprintf(text, capacity,
              "%s, %d multiprocessors at %d MHz at most, memory at %d MHz, %.0f MB second-level "
              "cache, %.0f GiB; driver %s (CUDA %d.%d), runtime %d.%d",
-             prop.name, prop.multiProcessorCount, attribute(cudaDevAttrClockRate) / 1000,
-             attribute(cudaDevAttrMemoryClockRate) / 1000, (double)prop.l2CacheSize / 1e6,
+             prop.name, prop.multiProcessorCount, clock_of(cudaDevAttrClockRate),
+             clock_of(cudaDevAttrMemoryClockRate), (double)prop.l2CacheSize / 1e6,
              (double)prop.totalGlobalMem / 1073741824.0, module, driver / 1000, driver % 100 / 10,
              runtime / 1000, runtime % 100 / 10);
 }
@@ -147,8 +134,7 @@ static void flush(void) {
     static size_t bytes;
     static int value;
     if (!bytes) {
-        bytes = (size_t)256 << 20;
-        bytes = bytes > 4 * (size_t)prop.l2CacheSize ? bytes : 4 * (size_t)prop.l2CacheSize;
+        bytes = std::max((size_t)256 << 20, 4 * (size_t)prop.l2CacheSize);
         if (cudaMalloc(&memory, bytes) != cudaSuccess)
             memory = NULL;
     }
@@ -172,47 +158,41 @@ static int64_t memory_used(void) {
 }
 
 /* As cublas_v2.h declares them, for 64-bit Linux; enums are int. */
-typedef int create_fn(void **handle);
-typedef int destroy_fn(void *handle);
-typedef int sgemm_fn(void *handle, int ta, int tb, int m, int n, int k, const float *alpha,
-                     const float *a, int lda, const float *b, int ldb, const float *beta, float *c,
-                     int ldc);
-typedef int gemm_ex_fn(void *handle, int ta, int tb, int m, int n, int k, const void *alpha,
-                       const void *a, cudaDataType ta_, int lda, const void *b, cudaDataType tb_,
-                       int ldb, const void *beta, void *c, cudaDataType tc, int ldc, int compute,
-                       int algorithm);
+static struct {
+    int (*create)(void **handle);
+    int (*destroy)(void *handle);
+    int (*sgemm)(void *handle, int ta, int tb, int m, int n, int k, const float *alpha,
+                 const float *a, int lda, const float *b, int ldb, const float *beta, float *c,
+                 int ldc);
+    int (*gemm_ex)(void *handle, int ta, int tb, int m, int n, int k, const void *alpha,
+                   const void *a, cudaDataType ta_, int lda, const void *b, cudaDataType tb_,
+                   int ldb, const void *beta, void *c, cudaDataType tc, int ldc, int compute,
+                   int algorithm);
+} blas;
 
 enum { COMPUTE_32F = 68, ALGORITHM_DEFAULT = -1 }; /* CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT */
 
-typedef struct cublas {
-    void *handle;
-    destroy_fn *destroy;
-    sgemm_fn *sgemm;
-    gemm_ex_fn *gemm_ex;
-} cublas;
+template <class type> static int find(void *library, const char *name, type *function) {
+    *function = (type)dlsym(library, name);
+    return *function != NULL;
+}
 
 /* Load cuBLAS at run time, so that everything else works without it. */
-static int open_cublas(cublas *b) {
-    static void *library;
-    static int searched;
+static int load_cublas(void) {
+    void *library = NULL;
     char name[64];
-    for (int v = LATEST_CUBLAS; v >= 11 && !library && !searched; v--) {
+    for (int v = LATEST_CUBLAS; v >= 11 && !library; v--) {
         snprintf(name, sizeof name, "libcublas.so.%d", v);
         library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
         snprintf(name, sizeof name, "/usr/local/cuda/lib64/libcublas.so.%d", v);
         library = library ? library : dlopen(name, RTLD_NOW | RTLD_LOCAL);
     }
-    if (!library && !searched)
-        fprintf(stderr, "nsa bench: no cuBLAS: %s (LD_LIBRARY_PATH?)\n", dlerror());
-    searched = 1;
-    memset(b, 0, sizeof *b);
     if (!library)
-        return 0;
-    create_fn *create = (create_fn *)dlsym(library, "cublasCreate_v2");
-    b->destroy = (destroy_fn *)dlsym(library, "cublasDestroy_v2");
-    b->sgemm = (sgemm_fn *)dlsym(library, "cublasSgemm_v2");
-    b->gemm_ex = (gemm_ex_fn *)dlsym(library, "cublasGemmEx");
-    return create && b->destroy && b->sgemm && b->gemm_ex && !create(&b->handle);
+        fprintf(stderr, "nsa bench: no cuBLAS: %s (LD_LIBRARY_PATH?)\n", dlerror());
+    return library && find(library, "cublasCreate_v2", &blas.create) &&
+           find(library, "cublasDestroy_v2", &blas.destroy) &&
+           find(library, "cublasSgemm_v2", &blas.sgemm) &&
+           find(library, "cublasGemmEx", &blas.gemm_ex);
 }
 
 /* Keep the GPU busy, so that what is queued meanwhile does not wait for the host. */
@@ -229,8 +209,8 @@ static void start(void) {
     started = event[1] || (cudaEventCreate(&event[0]) == cudaSuccess &&
                            cudaEventCreate(&event[1]) == cudaSuccess);
     head_start<<<1, 1>>>(HEAD_START);
-    started = started && cudaGetLastError() == cudaSuccess &&
-              cudaEventRecord(event[0]) == cudaSuccess;
+    started =
+        started && cudaGetLastError() == cudaSuccess && cudaEventRecord(event[0]) == cudaSuccess;
 }
 
 /* 0 if anything failed since start(). */
@@ -240,11 +220,6 @@ static double stop(void) {
                    cudaEventSynchronize(event[1]) == cudaSuccess &&
                    cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
     return cudaGetLastError() == cudaSuccess && ok ? 1e-3 * ms : 0;
-}
-
-static int ascending(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* Median seconds of what `run` queues on the default stream; 0 if anything failed. */
@@ -257,7 +232,7 @@ template <class work> static double seconds_of(work run) {
         if (failed || !(seconds[i] > 0))
             return 0;
     }
-    qsort(seconds + 1, REPEATS, sizeof *seconds, ascending);
+    std::sort(seconds + 1, seconds + 1 + REPEATS);
     return seconds[1 + REPEATS / 2];
 }
 
@@ -271,21 +246,23 @@ static void measure_products(double *rate, char *memory) {
     const float one = 1, zero = 0;
     float *a = (float *)memory, *b = a + count, *c = b + count;
     __nv_bfloat16 *ha = (__nv_bfloat16 *)memory, *hb = ha + count, *hc = hb + count;
-    cublas blas;
-    if (!open_cublas(&blas))
+    static const int loaded = load_cublas(); /* once */
+    void *handle;
+    if (!loaded || blas.create(&handle))
         return;
     fill<<<1024, THREADS>>>(a, 2 * count);
     rate[BENCH_SGEMM] = rate_of(flops, seconds_of([&]() {
-        return blas.sgemm(blas.handle, 0, 0, SIDE, SIDE, SIDE, &one, a, SIDE, b, SIDE, &zero, c,
-                          SIDE);
-    }));
+                                    return blas.sgemm(handle, 0, 0, SIDE, SIDE, SIDE, &one, a, SIDE,
+                                                      b, SIDE, &zero, c, SIDE);
+                                }));
     fill<<<1024, THREADS>>>(ha, 2 * count);
-    rate[BENCH_BF16] = rate_of(flops, seconds_of([&]() {
-        return blas.gemm_ex(blas.handle, 0, 0, SIDE, SIDE, SIDE, &one, ha, CUDA_R_16BF, SIDE, hb,
-                            CUDA_R_16BF, SIDE, &zero, hc, CUDA_R_16BF, SIDE, COMPUTE_32F,
-                            ALGORITHM_DEFAULT);
-    }));
-    (void)blas.destroy(blas.handle);
+    rate[BENCH_BF16] =
+        rate_of(flops, seconds_of([&]() {
+                    return blas.gemm_ex(handle, 0, 0, SIDE, SIDE, SIDE, &one, ha, CUDA_R_16BF, SIDE,
+                                        hb, CUDA_R_16BF, SIDE, &zero, hc, CUDA_R_16BF, SIDE,
+                                        COMPUTE_32F, ALGORITHM_DEFAULT);
+                }));
+    (void)blas.destroy(handle);
 }
 
 static void ceilings(double rate[GPU_CEILINGS]) {
@@ -299,27 +276,29 @@ static void ceilings(double rate[GPU_CEILINGS]) {
     float *out = (float *)(memory + COPY_BYTES);
     measure_products(rate, memory);
     rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, seconds_of([&]() {
-        multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
-        return 0;
-    }));
+                                  multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
+                                  return 0;
+                              }));
     fill<<<1024, THREADS>>>((float *)memory, 2 * COPY_BYTES / sizeof(float));
     rate[BENCH_L2] = rate_of(16.0 * BOX * BOXES * blocks, seconds_of([&]() {
-        read_boxes<<<blocks, THREADS>>>((const float4 *)memory, WORKING_SET / (16 * BOX), out);
-        return 0;
-    }));
+                                 read_boxes<<<blocks, THREADS>>>((const float4 *)memory,
+                                                                 WORKING_SET / (16 * BOX), out);
+                                 return 0;
+                             }));
     rate[BENCH_READ] = rate_of((double)COPY_BYTES, seconds_of([&]() {
-        read_all<<<blocks, THREADS>>>((const float4 *)memory, COPY_BYTES / sizeof(float4), out);
-        return 0;
-    }));
+                                   read_all<<<blocks, THREADS>>>((const float4 *)memory,
+                                                                 COPY_BYTES / sizeof(float4), out);
+                                   return 0;
+                               }));
     rate[BENCH_COPY] = rate_of(2.0 * (double)COPY_BYTES, seconds_of([&]() {
-        return cudaMemcpyAsync(memory + COPY_BYTES, memory, COPY_BYTES, cudaMemcpyDeviceToDevice) !=
-               cudaSuccess;
-    }));
+                                   return cudaMemcpyAsync(memory + COPY_BYTES, memory, COPY_BYTES,
+                                                          cudaMemcpyDeviceToDevice) != cudaSuccess;
+                               }));
     (void)cudaFree(memory);
 }
 
 extern "C" NSA_EXPORT const gpu_table *nsa_gpu_get(void) {
-    static const gpu_table table = {sizeof(gpu_table), missing, describe,    flush,   wait,
-                                    start,             stop,    memory_used, ceilings};
+    static const gpu_table table = {sizeof(gpu_table), missing, describe, flush, wait, start, stop,
+                                    memory_used,       ceilings};
     return &table;
 }
