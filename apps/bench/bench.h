@@ -198,21 +198,6 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
 
 /* ----------------------------------------------------------------- ratios.c */
 
-/** Short names of the ceilings, in the order of bench_ceiling; keys of a run file. */
-extern const char *const ceiling_names[BENCH_CEILINGS];
-
-/** Measurements of one ceiling; zeros, which mean a failure, are left out. */
-typedef struct bench_samples {
-    double value[64]; /**< seconds or rates */
-    int count;        /**< how many */
-} bench_samples;
-
-/** Keep a measurement. */
-void samples_add(bench_samples *s, double value);
-
-/** Median, lowest and highest. */
-bench_stats samples_stats(bench_samples *s);
-
 /** Median and quartiles of than's time over r's, round by round: a machine speed that changes
  * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
  * rounds, the ratio of the medians; the quartiles of both then give the lowest and the highest. */

@@ -88,7 +88,7 @@ void contender_close(contender *c) {
         peers_close(c);
     close_caller(c);
     nsa_close(c->ctx);
-    dense_close(c->dense);
+    free(c->dense);
     tensor_free(&c->cache[0]);
     tensor_free(&c->cache[1]);
     c->peer_id = -1;

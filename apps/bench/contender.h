@@ -43,9 +43,6 @@ void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t 
 /** @return the table; NULL without a GPU or that part, and then `missing`, if given, says why. */
 const gpu_table *gpu(const char **missing);
 
-/** Keep the GPU busy for 0.2 s, so that it leaves its idle clock. */
-void gpu_warm(void);
-
 /* ------------------------------------------------------------------ dense.c */
 
 /** The dense baseline: causal attention by tiles on OpenBLAS, as carefully optimised as any stage.
@@ -61,7 +58,7 @@ typedef struct dense_inputs {
     const float *v; /**< [B,T,Hkv,dv] */
 } dense_inputs;
 
-/** Allocate all memory for B sequences of T tokens. @return NULL without memory */
+/** Allocate all memory for B sequences of T tokens. @return for free(); NULL without memory */
 dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
 
 /** The outputs of all rows; if `len` is above 0, of one query a sequence over the first `len` of
@@ -69,10 +66,7 @@ dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
 void dense_run(dense *d, const dense_inputs *in, int64_t len);
 
 /** @return the outputs [.,Hq,dv]; `bytes` gets the size of all its memory. */
-float *dense_out(const dense *d, int64_t *bytes);
-
-/** Free it; NULL is allowed. */
-void dense_close(dense *d);
+float *dense_out(dense *d, int64_t *bytes);
 
 /* ------------------------------------------------------------------ peers.c */
 

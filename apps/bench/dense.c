@@ -28,31 +28,27 @@ struct dense {
     int64_t tile; /* query tokens of a tile */
     float scale;
     int threads;
-    size_t outputs, each;   /* floats of the outputs, and of one thread */
-    float *out;             /* the outputs, then the threads' memory */
-    const dense_inputs *in; /* of one call */
-    atomic_long next;       /* the next tile to compute */
-    int64_t len;            /* keys of a decode step; 0 for whole sequences */
+    size_t outputs, each;     /* floats of the outputs, and of one thread */
+    const dense_inputs *in;   /* of one call */
+    atomic_long next;         /* the next tile to compute */
+    int64_t len;              /* keys of a decode step; 0 for whole sequences */
+    _Alignas(16) float out[]; /* the outputs, then the threads' memory */
 };
 
 dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
-    dense *d = calloc(1, sizeof *d);
+    const int64_t G = c->q_heads / c->kv_heads, tile = ROWS / G > 0 ? ROWS / G : 1;
+    const size_t outputs = (size_t)(B * T * c->q_heads * c->v_dim);
+    const size_t each = (size_t)(tile * G * (c->qk_dim + c->v_dim + KEYS + 2));
+    dense *d = calloc(1, sizeof *d + (outputs + each * (size_t)threads) * sizeof *d->out);
     if (!d)
         return NULL;
-    d->T = T, d->B = B, d->threads = threads;
-    d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->G = d->Hq / d->Hkv;
-    d->dk = c->qk_dim, d->dv = c->v_dim, d->scale = (float)c->scale;
-    d->tile = ROWS / d->G > 0 ? ROWS / d->G : 1;
-    d->outputs = (size_t)(B * T * d->Hq * d->dv);
-    d->each = (size_t)(d->tile * d->G * (d->dk + d->dv + KEYS + 2));
-    d->out = calloc(d->outputs + d->each * (size_t)threads, sizeof *d->out);
-    if (d->out)
-        return d;
-    free(d);
-    return NULL;
+    d->T = T, d->B = B, d->G = G, d->tile = tile, d->threads = threads;
+    d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->dk = c->qk_dim, d->dv = c->v_dim;
+    d->scale = (float)c->scale, d->outputs = outputs, d->each = each;
+    return d;
 }
 
-static scratch scratch_of(const dense *d, int thread) {
+static scratch scratch_of(dense *d, int thread) {
     const int64_t rows = d->tile * d->G;
     scratch w = {.s = d->out + d->outputs + d->each * (size_t)thread};
     w.q = w.s + rows * KEYS;
@@ -62,13 +58,7 @@ static scratch scratch_of(const dense *d, int thread) {
     return w;
 }
 
-void dense_close(dense *d) {
-    if (d)
-        free(d->out);
-    free(d);
-}
-
-float *dense_out(const dense *d, int64_t *bytes) {
+float *dense_out(dense *d, int64_t *bytes) {
     *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
     return d->out;
 }

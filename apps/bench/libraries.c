@@ -100,9 +100,3 @@ const gpu_table *gpu(const char **missing) {
         *missing = why;
     return why ? NULL : table;
 }
-
-void gpu_warm(void) {
-    const double start = bench_now();
-    while (gpu(NULL) && bench_now() - start < 0.2)
-        gpu(NULL)->flush();
-}

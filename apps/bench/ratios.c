@@ -7,19 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *const ceiling_names[BENCH_CEILINGS] = {
-    "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
-
-void samples_add(bench_samples *s, double value) {
-    if (value > 0 && s->count < (int)(sizeof s->value / sizeof s->value[0]))
-        s->value[s->count++] = value;
-}
-
-bench_stats samples_stats(bench_samples *s) {
-    const double median = bench_quartiles(s->value, s->count).median;
-    return s->count ? (bench_stats){s->value[0], median, s->value[s->count - 1]} : (bench_stats){0};
-}
-
 const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T) {
     for (int i = 0; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
@@ -40,6 +27,8 @@ int bench_has_prefix(const char *name, const char *prefix) {
 /* The largest relative spread among the ceilings that rows of this run are compared with; without
  * any row, those of the CPU. */
 static double worst_drift(const bench_run *run, const char **what) {
+    static const char *const names[BENCH_CEILINGS] = {
+        "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
     int timed[2] = {0, 0};
     double worst = 0;
     for (int i = 0; i < run->rows; i++)
@@ -50,7 +39,7 @@ static double worst_drift(const bench_run *run, const char **what) {
         const double drift = counts && c->median > 0 ? (c->high - c->low) / c->median : 0;
         if (drift > worst) {
             worst = drift;
-            *what = ceiling_names[i];
+            *what = names[i];
         }
     }
     return worst;

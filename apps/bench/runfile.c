@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A field of one of the structs. */
-typedef enum kind { TEXT, INTEGER, REAL } kind;
+/* A field of one of the structs; SPREAD is bench_stats as [median, low, high]. */
+typedef enum kind { TEXT, INTEGER, REAL, SPREAD } kind;
 
 typedef struct field {
     const char *name;
@@ -24,32 +24,33 @@ typedef struct field {
 
 #define FIELD(type, kind, key, member)                                                             \
     {key, kind, offsetof(type, member), sizeof(((type *)0)->member)},
-#define STATS(type, key, member)                                                                   \
+#define THREE(type, key, low_key, high_key, member)                                                \
     FIELD(type, REAL, key, member.median)                                                          \
-    FIELD(type, REAL, key "_low", member.low) FIELD(type, REAL, key "_high", member.high)
-#define RUN_TEXT(name)    FIELD(bench_run, TEXT, #name, name)
-#define RUN_INTEGER(name) FIELD(bench_run, INTEGER, #name, name)
-#define ROW_TEXT(name)    FIELD(bench_row, TEXT, #name, name)
-#define ROW_INTEGER(name) FIELD(bench_row, INTEGER, #name, name)
-#define ROW_REAL(name)    FIELD(bench_row, REAL, #name, name)
+    FIELD(type, REAL, low_key, member.low) FIELD(type, REAL, high_key, member.high)
+#define STATS(type, key, member) THREE(type, key, key "_low", key "_high", member)
+#define RUN(kind, name)          FIELD(bench_run, kind, #name, name)
+#define ROW(kind, name)          FIELD(bench_row, kind, #name, name)
+#define CEILING(key, which)      FIELD(bench_run, SPREAD, key, ceiling[which])
 
 /* clang-format off */
 static const field run_fields[] = {
-    RUN_TEXT(cpu) RUN_TEXT(compiler) RUN_TEXT(flags) RUN_TEXT(own_flags) RUN_TEXT(blas)
-    RUN_TEXT(peers) RUN_TEXT(gpu) RUN_TEXT(commit) RUN_TEXT(date) RUN_TEXT(workload)
-    RUN_TEXT(noise) RUN_INTEGER(cores) RUN_INTEGER(threads) RUN_INTEGER(batch)
-    FIELD(bench_run, REAL, "load", load) STATS(bench_run, "gflops", ceiling[CPU_SGEMM])
-    STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
+    RUN(TEXT, cpu) RUN(TEXT, compiler) RUN(TEXT, flags) RUN(TEXT, own_flags) RUN(TEXT, blas)
+    RUN(TEXT, peers) RUN(TEXT, gpu) RUN(TEXT, commit) RUN(TEXT, date) RUN(TEXT, workload)
+    RUN(TEXT, noise) RUN(INTEGER, cores) RUN(INTEGER, threads) RUN(INTEGER, batch) RUN(REAL, load)
+    STATS(bench_run, "gflops", ceiling[CPU_SGEMM]) STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
+
+/* The GPU's, in an object of their own. */
+static const field ceiling_fields[] = {
+    CEILING("fma", BENCH_FMA) CEILING("sgemm", BENCH_SGEMM) CEILING("bf16", BENCH_BF16)
+    CEILING("l2", BENCH_L2) CEILING("read", BENCH_READ) CEILING("copy", BENCH_COPY) {0}};
 
 static const field row_fields[] = {
-    ROW_TEXT(name) ROW_TEXT(pass) ROW_TEXT(device) ROW_TEXT(arith) ROW_INTEGER(T)
-    ROW_TEXT(status) ROW_TEXT(checked) ROW_INTEGER(runs) ROW_INTEGER(memory)
-    FIELD(bench_row, REAL, "median", time.median) FIELD(bench_row, REAL, "q1", time.low)
-    FIELD(bench_row, REAL, "q3", time.high) ROW_REAL(flops) ROW_REAL(bytes) ROW_REAL(tokens)
-    FIELD(bench_row, REAL, "with_io_median", with_io.median) ROW_REAL(bytes_io)
-    FIELD(bench_row, REAL, "with_io_q1", with_io.low)
-    FIELD(bench_row, REAL, "with_io_q3", with_io.high)
-    ROW_TEXT(bound) ROW_REAL(gflops) ROW_REAL(gbs) ROW_REAL(share)
+    ROW(TEXT, name) ROW(TEXT, pass) ROW(TEXT, device) ROW(TEXT, arith) ROW(INTEGER, T)
+    ROW(TEXT, status) ROW(TEXT, checked) ROW(INTEGER, runs) ROW(INTEGER, memory)
+    THREE(bench_row, "median", "q1", "q3", time) ROW(REAL, flops) ROW(REAL, bytes)
+    ROW(REAL, tokens) ROW(REAL, bytes_io)
+    THREE(bench_row, "with_io_median", "with_io_q1", "with_io_q3", with_io)
+    ROW(TEXT, bound) ROW(REAL, gflops) ROW(REAL, gbs) ROW(REAL, share)
     STATS(bench_row, "below", below) STATS(bench_row, "dense", dense) {0}};
 
 /* For each of these a row has an object of numbers, by phase name. */
@@ -58,17 +59,21 @@ static const field phase_fields[] = {
     FIELD(bench_phase, REAL, "phase_l2", l2) FIELD(bench_phase, REAL, "phase_bytes", bytes) {0}};
 /* clang-format on */
 
-static double number_at(const void *from, const field *f) {
+/* These return NULL or 0 without memory. */
+static cJSON *item_of(const void *from, const field *f) {
     const void *at = (const char *)from + f->offset;
-    return f->kind == INTEGER ? (double)*(const int64_t *)at : *(const double *)at;
+    const bench_stats *s = at;
+    if (f->kind == SPREAD)
+        return cJSON_CreateDoubleArray((double[]){s->median, s->low, s->high}, 3);
+    if (f->kind == TEXT)
+        return cJSON_CreateString(at);
+    return cJSON_CreateNumber(f->kind == REAL ? *(const double *)at : (double)*(const int64_t *)at);
 }
 
-/* These return 0 without memory. */
 static int put(cJSON *to, const field *f, const void *from) {
     int ok = to != NULL;
     for (; f->name && ok; f++)
-        ok = (f->kind == TEXT ? cJSON_AddStringToObject(to, f->name, (const char *)from + f->offset)
-                              : cJSON_AddNumberToObject(to, f->name, number_at(from, f))) != NULL;
+        ok = cJSON_AddItemToObject(to, f->name, item_of(from, f));
     return ok;
 }
 
@@ -82,25 +87,16 @@ static int put_row(cJSON *item, const bench_row *r) {
         cJSON *object = cJSON_AddObjectToObject(item, f->name);
         ok = object != NULL;
         for (int p = 0; p < r->phases && ok; p++)
-            ok = cJSON_AddNumberToObject(object, r->phase[p].name, number_at(&r->phase[p], f)) !=
-                 NULL;
-    }
-    return ok;
-}
-
-/* The GPU's ceilings, each [median, lowest, highest]. */
-static int put_ceilings(cJSON *root, const bench_run *run) {
-    cJSON *object = cJSON_AddObjectToObject(root, "ceilings");
-    int ok = object != NULL;
-    for (int i = 0; i < GPU_CEILINGS && ok && run->gpu[0]; i++) {
-        const double three[] = {run->ceiling[i].median, run->ceiling[i].low, run->ceiling[i].high};
-        ok = cJSON_AddItemToObject(object, ceiling_names[i], cJSON_CreateDoubleArray(three, 3));
+            ok = cJSON_AddItemToObject(object, r->phase[p].name, item_of(&r->phase[p], f));
     }
     return ok;
 }
 
 static int put_run(cJSON *root, const bench_run *run) {
-    int ok = put(root, run_fields, run) && put_ceilings(root, run);
+    static const field none = {0};
+    int ok = put(root, run_fields, run);
+    cJSON *ceilings = ok ? cJSON_AddObjectToObject(root, "ceilings") : NULL;
+    ok = put(ceilings, run->gpu[0] ? ceiling_fields : &none, run);
     cJSON *rows = ok ? cJSON_AddArrayToObject(root, "rows") : NULL;
     ok = rows != NULL;
     for (int i = 0; i < run->rows && ok; i++) {
@@ -120,21 +116,33 @@ nsa_status runfile_write(const bench_run *run, const char *path) {
     return status;
 }
 
+/* @return 0 if the item is of the wrong type */
+static int set(void *to, const field *f, const cJSON *item) {
+    void *at = (char *)to + f->offset;
+    bench_stats *s = at;
+    double *const three[] = {&s->median, &s->low, &s->high};
+    if (f->kind == TEXT ? !cJSON_IsString(item) : f->kind != SPREAD && !cJSON_IsNumber(item))
+        return 0;
+    if (f->kind == TEXT)
+        snprintf(at, f->size, "%s", item->valuestring);
+    else if (f->kind == INTEGER)
+        *(int64_t *)at = (int64_t)item->valuedouble;
+    else if (f->kind == REAL)
+        *(double *)at = item->valuedouble;
+    for (int i = 0; i < 3 && f->kind == SPREAD; i++) {
+        const cJSON *number = cJSON_GetArrayItem(item, i);
+        *three[i] = cJSON_IsNumber(number) ? number->valuedouble : 0;
+    }
+    return 1;
+}
+
 /* A missing key gives zero; one of the wrong type is an error. */
 static nsa_status get(const cJSON *from, const field *f, void *to, const char *path) {
     for (; f->name; f++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(from, f->name);
-        char *dst = (char *)to + f->offset;
-        if (!item)
-            continue;
-        if (f->kind == TEXT ? !cJSON_IsString(item) : !cJSON_IsNumber(item))
+        if (item && !set(to, f, item))
             return nsa_fail(NSA_ERR_INPUT, "%s: \"%s\" is not a %s", path, f->name,
                             f->kind == TEXT ? "text" : "number");
-        int64_t whole = (int64_t)item->valuedouble;
-        if (f->kind == TEXT)
-            snprintf(dst, f->size, "%s", item->valuestring);
-        else
-            memcpy(dst, f->kind == INTEGER ? (const void *)&whole : &item->valuedouble, f->size);
     }
     return NSA_OK;
 }
@@ -171,34 +179,22 @@ static nsa_status get_row(const cJSON *item, bench_run *run, const char *path) {
         snprintf(phase->name, sizeof phase->name, "%s", p->string);
         for (const field *f = phase_fields; f->name; f++) {
             const cJSON *of = cJSON_GetObjectItemCaseSensitive(item, f->name);
-            const cJSON *number = cJSON_GetObjectItemCaseSensitive(of, p->string);
-            if (cJSON_IsNumber(number)) /* older files have only times */
-                memcpy((char *)phase + f->offset, &number->valuedouble, sizeof(double));
+            /* older files have only times */
+            (void)set(phase, f, cJSON_GetObjectItemCaseSensitive(of, p->string));
         }
     }
     return status;
 }
 
-static void get_ceilings(const cJSON *root, bench_run *run) {
-    const cJSON *object = cJSON_GetObjectItemCaseSensitive(root, "ceilings");
-    for (int i = 0; i < GPU_CEILINGS; i++) {
-        const cJSON *three = cJSON_GetObjectItemCaseSensitive(object, ceiling_names[i]);
-        double *const to[] = {&run->ceiling[i].median, &run->ceiling[i].low, &run->ceiling[i].high};
-        for (int j = 0; j < 3; j++) {
-            const cJSON *item = cJSON_GetArrayItem(three, j);
-            *to[j] = cJSON_IsNumber(item) ? item->valuedouble : 0;
-        }
-    }
-}
-
 static nsa_status get_run(const cJSON *root, bench_run *run, const char *path) {
     const cJSON *rows = cJSON_GetObjectItemCaseSensitive(root, "rows"), *item;
+    const cJSON *ceilings = cJSON_GetObjectItemCaseSensitive(root, "ceilings");
     if (!cJSON_IsObject(root))
         return nsa_fail(NSA_ERR_INPUT, "%s: not a JSON object", path);
     if (!cJSON_IsArray(rows) || cJSON_GetArraySize(rows) > BENCH_MAX_ROWS)
         return nsa_fail(NSA_ERR_INPUT, "%s: not a run file: expected an array rows", path);
     nsa_status status = get(root, run_fields, run, path);
-    get_ceilings(root, run);
+    status = status ? status : get(ceilings, ceiling_fields, run, path);
     cJSON_ArrayForEach(item, rows) {
         if (!status)
             status = get_row(item, run, path);

@@ -11,6 +11,23 @@
 
 enum { CONTENDERS = 3 * BENCH_MAX_STAGES + 1 + PEERS_MAX };
 
+/* Measurements of one ceiling; zeros, which mean a failure, are left out. */
+typedef struct samples {
+    double value[64];
+    int count;
+} samples;
+
+static void samples_add(samples *s, double value) {
+    if (value > 0 && s->count < (int)(sizeof s->value / sizeof s->value[0]))
+        s->value[s->count++] = value;
+}
+
+/* Median, lowest and highest. */
+static bench_stats samples_stats(samples *s) {
+    const double median = bench_quartiles(s->value, s->count).median;
+    return s->count ? (bench_stats){s->value[0], median, s->value[s->count - 1]} : (bench_stats){0};
+}
+
 typedef struct sweep {
     const bench_options *o;
     bench_run *run;
@@ -22,7 +39,7 @@ typedef struct sweep {
     peers peers;
     const nsa_stage *checked; /* the last whose sparse pass was checked, */
     double first;             /* and its seconds */
-    bench_samples ceiling[BENCH_CEILINGS];
+    samples ceiling[BENCH_CEILINGS];
     double began;
     progress bar;
 } sweep;
@@ -209,10 +226,17 @@ static nsa_status time_one(contender *c, const workload *w, int round, int round
     return status;
 }
 
+/* Keep the GPU busy for 0.2 s, so that it leaves its idle clock. */
+static void gpu_warm(void) {
+    const double start = bench_now();
+    while (gpu(NULL) && bench_now() - start < 0.2)
+        gpu(NULL)->flush();
+}
+
 /* Time round by round; programs with fewer runs skip some rounds. The processor's ceilings are
  * measured once a round: if the machine slows down, they do too. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    bench_samples sgemm = {.count = 0}, copy = {.count = 0};
+    samples sgemm = {.count = 0}, copy = {.count = 0};
     double rate[BENCH_CEILINGS] = {0};
     int rounds = 0;
     nsa_status status = NSA_OK;
