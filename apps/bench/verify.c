@@ -11,88 +11,81 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Forward over one slot's sequence, of its last warm-up step alone, with the blocks of `list` if
- * there is one. */
-static nsa_status judge_slot(const workload *w, const nsa_stage *stage, int causal,
-                             const nsa_tensor *list, int64_t slot, nsa_tensors *results) {
+/* Run a stage on inputs; with block_idx [R,Hkv,n] its blocks are forced. With `causal` 1, `out` is
+ * plain causal attention over the window's pair: window = T, gates 0, 0, 1. */
+static nsa_status judge_rows(const workload *w, const nsa_stage *stage, int causal, nsa_tensors *in,
+                             const nsa_tensor *block_idx, nsa_tensors *results) {
+    const int flags = (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_UNFENCED +
+                      RUN_THREADS * w->threads;
+    nsa_tensor gate = {0};
     nsa_config cfg = w->judged.cfg;
-    int32_t row = (int32_t)(w->T + DECODE_WARM - 1);
-    nsa_tensors in = workload_slot(w, slot, w->T + DECODE_WARM);
     nsa_status status = NSA_OK;
-    in.at[NSA_ROWS] = (nsa_tensor){&row, NSA_I32, 1, {1}, NSA_HOST};
-    for (int k = 0; k < 2; k++) { /* its query and gates */
+    if (causal) {
+        cfg.window = cfg.seq_len;
+        status = workload_gate(&gate, in);
+    }
+    if (!status && block_idx)
+        status = force_blocks(&cfg, in, block_idx);
+    status = status ? status : run_stage(stage, &cfg, in, flags, results);
+    tensor_free(&in->at[NSA_BLOCK_IDX]);
+    tensor_free(&gate);
+    return status;
+}
+
+/* The sequence of a slot, with the query and gates of its last warm-up step, `row`. */
+static nsa_tensors slot_inputs(const workload *w, int64_t slot, int32_t *row) {
+    nsa_tensors in = workload_slot(w, slot, w->T + DECODE_WARM);
+    in.at[NSA_ROWS] = (nsa_tensor){row, NSA_I32, 1, {1}, NSA_HOST};
+    for (int k = 0; k < 2; k++) {
         const nsa_tensor *from = &w->step.at[k ? NSA_GATE : NSA_Q];
         const int64_t size = tensor_row(from), step = (DECODE_WARM - 1) * w->B + slot;
-        float *to = (float *)w->blank[k].data + row * size;
-        memcpy(to, (const float *)from->data + step * size, (size_t)size * sizeof *to);
-        for (int64_t x = 0; x < size && k && causal; x++)
-            to[x] = x % 3 == 2; /* the window alone */
+        memcpy((float *)w->blank[k].data + *row * size, (const float *)from->data + step * size,
+               (size_t)size * sizeof(float));
     }
-    if (causal)
-        cfg.window = cfg.seq_len;
-    if (list->dtype)
-        status = force_blocks(&cfg, &in, list);
-    const int flags = RUN_FORWARD + RUN_UNFENCED + RUN_THREADS * w->threads;
-    status = status ? status : run_stage(stage, &cfg, &in, flags, results);
-    tensor_free(&in.at[NSA_BLOCK_IDX]);
-    return status;
+    return in;
 }
 
 static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int causal,
                               const nsa_tensor *block_idx, nsa_tensors *results) {
     static const nsa_id wanted[] = {NSA_OUT, NSA_BLOCK_IDX, NSA_IMPORTANCE};
+    int32_t row = (int32_t)(w->T + DECODE_WARM - 1);
     nsa_status status = NSA_OK;
     memset(results, 0, sizeof *results);
     for (int64_t i = 0; i < w->rows.shape[0] && !status; i++) {
-        nsa_tensors one = {0};
+        nsa_tensors one = {0}, in = slot_inputs(w, tensor_ints(&w->rows)[i], &row);
         nsa_tensor list = {0};
         if (block_idx) {
             list = *block_idx;
             list.data = tensor_ints(&list) + i * tensor_row(&list);
             list.shape[0] = 1;
         }
-        status = judge_slot(w, stage, causal, &list, tensor_ints(&w->rows)[i], &one);
+        status = judge_rows(w, stage, causal, &in, block_idx ? &list : NULL, &one);
         for (int k = 0; k < 3 && !status; k++) {
-            nsa_tensor *all = &results->at[wanted[k]], *row = &one.at[wanted[k]];
-            const size_t bytes = (size_t)nsa_count(row) * nsa_dtype_size(row->dtype);
+            nsa_tensor *all = &results->at[wanted[k]], *mine = &one.at[wanted[k]];
+            const size_t bytes = (size_t)nsa_count(mine) * nsa_dtype_size(mine->dtype);
             if (!all->dtype) { /* the first slot */
-                *all = *row;
+                *all = *mine;
                 all->shape[0] = w->rows.shape[0];
                 status = tensor_alloc(all);
             }
             if (!status)
-                memcpy((char *)all->data + (size_t)i * bytes, row->data, bytes);
+                memcpy((char *)all->data + (size_t)i * bytes, mine->data, bytes);
         }
         tensors_free(&one);
     }
     return status;
 }
 
-/* Compute the sampled rows by a stage; block_idx [R,Hkv,n] to force, or NULL to select. With
- * `causal` 1, `out` is plain causal attention over the window's pair: window = T, gates 0, 0, 1. */
+/* Compute the sampled rows by a stage; block_idx [R,Hkv,n] to force, or NULL to select. */
 static nsa_status verify_run(const workload *w, const nsa_stage *stage, int causal,
                              const nsa_tensor *block_idx, nsa_tensors *results) {
-    const int flags = (w->pass == BENCH_BACKWARD ? RUN_BACKWARD : RUN_FORWARD) + RUN_UNFENCED +
-                      RUN_THREADS * w->threads;
     nsa_tensors in = w->in;
-    nsa_tensor gate = {0};
-    nsa_config cfg = w->judged.cfg;
-    nsa_status status = NSA_OK;
     if (w->pass == BENCH_DECODE)
         return judge_slots(w, stage, causal, block_idx, results);
     in.at[NSA_ROWS] = w->rows;
     if (w->pass == BENCH_BACKWARD)
         in.at[NSA_DOUT] = w->sparse;
-    if (causal) {
-        cfg.window = cfg.seq_len;
-        status = workload_gate(&gate, &in);
-    }
-    if (!status && block_idx)
-        status = force_blocks(&cfg, &in, block_idx);
-    status = status ? status : run_stage(stage, &cfg, &in, flags, results);
-    tensor_free(&in.at[NSA_BLOCK_IDX]);
-    tensor_free(&gate);
-    return status;
+    return judge_rows(w, stage, causal, &in, block_idx, results);
 }
 
 /* dphi_k_b2 is zero by identity: of an oracle in float32 its rounding errors are taken away. */
