@@ -22,23 +22,12 @@ const char *blas_name(void);
  * on. */
 void blas_threads(int threads);
 
-/** A matrix operand, row-major. */
-typedef struct blas_matrix {
-    const float *data; /**< first element */
-    int64_t stride;    /**< elements from row to row */
-    int transposed;    /**< of B: 1 to use its transpose */
-} blas_matrix;
+enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /**< as in cblas.h */
 
-/** The size of a product. */
-typedef struct blas_size {
-    int64_t m;  /**< rows of A and C */
-    int64_t n;  /**< columns of C */
-    int64_t k;  /**< terms of a sum */
-    float beta; /**< C = A B + beta C */
-} blas_size;
-
-/** C = A B + beta C, with `ldc` elements from row to row of C. */
-void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc);
+/** cblas_sgemm(), where blas_missing() has returned NULL; enums are int, and so are sizes. */
+extern void (*blas_sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha,
+                          const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                          int ldc);
 
 /** @return the table; NULL without a GPU or that part, and then `missing`, if given, says why. */
 const gpu_table *gpu(const char **missing);

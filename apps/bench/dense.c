@@ -48,16 +48,6 @@ dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
     return d;
 }
 
-static scratch scratch_of(dense *d, int thread) {
-    const int64_t rows = d->tile * d->G;
-    scratch w = {.s = d->out + d->outputs + d->each * (size_t)thread};
-    w.q = w.s + rows * KEYS;
-    w.o = w.q + rows * d->dk;
-    w.m = w.o + rows * d->dv;
-    w.l = w.m + rows;
-    return w;
-}
-
 float *dense_out(dense *d, int64_t *bytes) {
     *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
     return d->out;
@@ -148,10 +138,10 @@ static void run_tile(dense *d, const scratch *w, tile_coord p) {
     }
     for (int64_t s0 = 0; s0 < end; s0 += KEYS) {
         const int64_t n = end - s0 < KEYS ? end - s0 : KEYS;
-        const blas_matrix q = {w->q, dk, 0}, scores = {w->s, KEYS, 0};
-        const blas_matrix k = {d->in->k + p.k_row * dk + s0 * ldk, ldk, 1};
-        const blas_matrix v = {d->in->v + p.k_row * dv + s0 * ldv, ldv, 0};
-        blas_sgemm((blas_size){p.rows, n, dk, 0}, q, k, w->s, KEYS);
+        const float *k = d->in->k + p.k_row * dk + s0 * ldk,
+                    *v = d->in->v + p.k_row * dv + s0 * ldv;
+        blas_sgemm(ROW_MAJOR, AS_IT_IS, TRANSPOSED, (int)p.rows, (int)n, (int)dk, 1, w->q, (int)dk,
+                   k, (int)ldk, 0, w->s, KEYS);
         if (s0 + n > p.t0 + 1)
             mask(w->s, p.tokens, d->G, p.t0, s0, n);
         for (int64_t i = 0; i < p.rows; i++) {
@@ -159,7 +149,8 @@ static void run_tile(dense *d, const scratch *w, tile_coord p) {
             for (int64_t j = 0; j < dv && rescale != 1; j++)
                 w->o[i * dv + j] *= rescale;
         }
-        blas_sgemm((blas_size){p.rows, dv, n, 1}, scores, v, w->o, dv);
+        blas_sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, (int)p.rows, (int)dv, (int)n, 1, w->s, KEYS, v,
+                   (int)ldv, 1, w->o, (int)dv);
     }
     for (int64_t i = 0; i < p.rows; i++) {
         float *out = d->out + q_row(d, &p, i) * dv;
@@ -171,7 +162,10 @@ static void run_tile(dense *d, const scratch *w, tile_coord p) {
 /* Each thread takes tiles until none is left; a product runs on its own thread alone. */
 static void work(void *arg, int thread) {
     dense *d = arg;
-    const scratch w = scratch_of(d, thread);
+    const int64_t rows = d->tile * d->G;
+    float *s = d->out + d->outputs + d->each * (size_t)thread, *q = s + rows * KEYS;
+    float *o = q + rows * d->dk, *m = o + rows * d->dv;
+    const scratch w = {.q = q, .o = o, .s = s, .m = m, .l = m + rows};
     const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
     for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;)
         run_tile(d, &w, tile_coord_of(d, i));

@@ -20,14 +20,11 @@ static int find(void *library, const char *name, void *function) {
 }
 
 enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
-enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /* as in cblas.h */
 
-/* As cblas.h declares them; enums are int, and so are sizes. */
-typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
-                      int lda, const float *b, int ldb, float beta, float *c, int ldc);
+void (*blas_sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                   int lda, const float *b, int ldb, float beta, float *c, int ldc);
 
 static struct {
-    sgemm_fn *sgemm;
     void (*set_threads)(int);
     const char *(*get_config)(void);
     char missing[160];
@@ -38,7 +35,7 @@ static struct {
 static void load_blas(void) {
     (void)setenv("OPENBLAS_NUM_THREADS", "1", 1);
     void *library = dlopen(BENCH_OPENBLAS, RTLD_NOW | RTLD_LOCAL);
-    if (!find(library, "cblas_sgemm", (void *)&blas.sgemm) ||
+    if (!find(library, "cblas_sgemm", (void *)&blas_sgemm) ||
         !find(library, "openblas_set_num_threads", (void *)&blas.set_threads) ||
         !find(library, "openblas_get_config", (void *)&blas.get_config))
         snprintf(blas.missing, sizeof blas.missing, "no OpenBLAS: %.140s", dlerror());
@@ -75,12 +72,6 @@ void blas_threads(int threads) {
         snprintf(blas.missing, sizeof blas.missing,
                  "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
                  threads, BYTES_PER_THREAD >> 20);
-}
-
-void blas_sgemm(blas_size size, blas_matrix a, blas_matrix b, float *c, int64_t ldc) {
-    blas.sgemm(ROW_MAJOR, AS_IT_IS, b.transposed ? TRANSPOSED : AS_IT_IS, (int)size.m, (int)size.n,
-               (int)size.k, 1, a.data, (int)a.stride, b.data, (int)b.stride, size.beta, c,
-               (int)ldc);
 }
 
 const gpu_table *gpu(const char **missing) {

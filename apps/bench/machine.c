@@ -101,8 +101,8 @@ static double measure_sgemm(int threads, int runs) {
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
     for (int i = 0; i <= runs; i++) { /* the first warms up */
         double start = bench_now();
-        blas_sgemm((blas_size){SIDE, SIDE, SIDE, 0}, (blas_matrix){m, SIDE, 0},
-                   (blas_matrix){m + count, SIDE, 0}, m + 2 * count, SIDE);
+        blas_sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, SIDE, SIDE, SIDE, 1, m, SIDE, m + count, SIDE, 0,
+                   m + 2 * count, SIDE);
         seconds[i] = bench_now() - start;
     }
     blas_threads(1);

@@ -109,15 +109,15 @@ typedef struct view {
     const char *stage; /* rows of this stage and of OpenBLAS alone; NULL: of all */
 } view;
 
-static int is_prefixed(const char *name) {
-    return bench_has_prefix(name, BENCH_OWN_DENSE) || bench_has_prefix(name, BENCH_ONE_THREAD);
+/* A row's name without BENCH_OWN_DENSE or BENCH_ONE_THREAD before it. */
+static const char *bare(const char *name) {
+    const int own = bench_has_prefix(name, BENCH_OWN_DENSE);
+    return bench_has_prefix(name, BENCH_ONE_THREAD) ? name + strlen(BENCH_ONE_THREAD)
+                                                    : name + (own ? strlen(BENCH_OWN_DENSE) : 0);
 }
 
 static int is_wanted(const view *v, const bench_row *r) {
-    const char *own = r->name;
-    if (is_prefixed(own))
-        own += strlen(bench_has_prefix(own, BENCH_OWN_DENSE) ? BENCH_OWN_DENSE : BENCH_ONE_THREAD);
-    return (!v->stage || !strcmp(own, v->stage) || !strcmp(r->name, BENCH_DENSE)) &&
+    return (!v->stage || !strcmp(bare(r->name), v->stage) || !strcmp(r->name, BENCH_DENSE)) &&
            (!v->pass || !strcmp(r->pass, v->pass));
 }
 
@@ -180,7 +180,7 @@ static void kernel_rows(grid *g, const view *v, const bench_row *r) {
 static const char *next_peer(const bench_run *run, const char *name) {
     for (int i = 0, past = !name; i < run->rows; i++) {
         const bench_row *r = &run->row[i];
-        int first = !r->status[0] && !bench_is_stage(r) && !is_prefixed(r->name);
+        int first = !r->status[0] && !bench_is_stage(r) && bare(r->name) == r->name;
         for (int j = 0; j < i && first; j++)
             first = run->row[j].status[0] || strcmp(run->row[j].name, r->name) != 0;
         if (first && past)
@@ -201,13 +201,17 @@ static void peer_row(grid *g, const view *v, const bench_row *r) {
     }
 }
 
-/* The ratios of a stage to the same stage with a prefix, at the same pass and length. */
+/* The row of the same stage with a prefix, at the same pass and length. */
+static const bench_row *prefixed(const bench_run *run, const char *prefix, const bench_row *r) {
+    char name[96];
+    snprintf(name, sizeof name, "%s%.49s", prefix, r->name);
+    return bench_find(run, name, r->pass, r->T);
+}
+
+/* The ratios of a stage to its own dense attention, and to one thread of it. */
 static void own_row(grid *g, const view *v, const bench_row *r) {
-    char name[2][96];
-    snprintf(name[0], sizeof name[0], "%s%.49s", BENCH_OWN_DENSE, r->name);
-    snprintf(name[1], sizeof name[1], "%s%.49s", BENCH_ONE_THREAD, r->name);
-    const bench_row *dense = bench_find(v->run, name[0], r->pass, r->T);
-    const bench_row *one_thread = bench_find(v->run, name[1], r->pass, r->T);
+    const bench_row *dense = prefixed(v->run, BENCH_OWN_DENSE, r);
+    const bench_row *one_thread = prefixed(v->run, BENCH_ONE_THREAD, r);
     if (!bench_is_stage(r) || (!dense && !one_thread))
         return;
     const bench_stats none = {0}, of = dense ? bench_ratio(r, dense) : none;
