@@ -17,27 +17,20 @@ const char *bench_pass_name(bench_pass pass) {
 }
 
 enum { HEADS = 256, DIMS, PHI, QUICK, DEVICE, ALONE, BATCH, ROWS, SEED, BUDGET, RUNS };
-enum { DIR = 512, JSON, TABLE, PLOT, WHAT, JUDGE, PEERS };
-#define AT(member) offsetof(bench_options, member)
+#define AT(member)   offsetof(bench_options, member)
+#define TEXT(member) (1 << 16 | (int)AT(member)) /* the key of a text that is kept as it is */
 
-/* Options that are whole numbers, or without `high` texts kept as they are. */
-static const struct target {
+/* Options that are whole numbers. */
+static const struct range {
     int key;
     int64_t low, high;
     size_t offset;
-} targets[] = {{BATCH, 1, BENCH_MAX_BATCH, AT(batch)},
-               {'t', 1, 256, AT(threads)},
-               {ROWS, 1, 4096, AT(rows)},
-               {SEED, 0, 1000000000, AT(seed)},
-               {BUDGET, 1, 1000000, AT(budget)},
-               {RUNS, 3, BENCH_MAX_RUNS, AT(runs)},
-               {DIR, 0, 0, AT(stage_dir)},
-               {JSON, 0, 0, AT(json)},
-               {TABLE, 0, 0, AT(table)},
-               {PLOT, 0, 0, AT(plot)},
-               {WHAT, 0, 0, AT(what)},
-               {JUDGE, 0, 0, AT(judge)},
-               {PEERS, 0, 0, AT(peers)}};
+} ranges[] = {{BATCH, 1, BENCH_MAX_BATCH, AT(batch)},
+              {'t', 1, 256, AT(threads)},
+              {ROWS, 1, 4096, AT(rows)},
+              {SEED, 0, 1000000000, AT(seed)},
+              {BUDGET, 1, 1000000, AT(budget)},
+              {RUNS, 3, BENCH_MAX_RUNS, AT(runs)}};
 
 static const struct argp_option known[] = {
     {NULL, 0, NULL, 0, "What to time:", 1},
@@ -52,21 +45,22 @@ static const struct argp_option known[] = {
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
     {"one-thread", ALONE, NULL, 0, "with --threads N: each CPU stage with one thread as well", 1},
     {"device", DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
-    {"peers", PEERS, "COMMAND", 0, "time other libraries in turn: \"python3 apps/peers.py\"", 1},
-    {"judge", JUDGE, "NAME", 0, "the CPU stage used as oracle, itself checked first; default: 00",
+    {"peers", TEXT(peers), "COMMAND", 0, "time other libraries in turn: \"python3 apps/peers.py\"",
      1},
+    {"judge", TEXT(judge), "NAME", 0,
+     "the CPU stage used as oracle, itself checked first; default: 00", 1},
     {"rows", ROWS, "R", 0, "rows (decode: slots) to check before timing; default: 9", 1},
     {"seed", SEED, "N", 0, "seed of the inputs; default: 1", 1},
     {"budget", BUDGET, "S", 0, "skip rows that would take longer than S seconds; default: 120", 1},
     {"runs", RUNS, "N", 0, "timed runs of a row if its budget allows, 3 to 60; default: 3 to 20",
      1},
     {"quick", QUICK, NULL, 0, "finish within a minute: three short lengths", 1},
-    {"stages", DIR, "DIR", 0, "folder of the stages' shared objects", 1},
-    {"json", JSON, "FILE", 0, "write the run: machine, commit, rows", 1},
+    {"stages", TEXT(stage_dir), "DIR", 0, "folder of the stages' shared objects", 1},
+    {"json", TEXT(json), "FILE", 0, "write the run: machine, commit, rows", 1},
     {NULL, 0, NULL, 0, "From run files, without timing:", 2},
-    {"table", TABLE, "RUN", 0, "print a table of a run file; --what chooses it", 2},
-    {"plot-data", PLOT, "RUN", 0, "print points for gnuplot; --what chooses them", 2},
-    {"what", WHAT, "NAME", 0,
+    {"table", TEXT(table), "RUN", 0, "print a table of a run file; --what chooses it", 2},
+    {"plot-data", TEXT(plot), "RUN", 0, "print points for gnuplot; --what chooses them", 2},
+    {"what", TEXT(what), "NAME", 0,
      "machine, forward, backward, decode, kernels (each phase), io (with load and read on the "
      "device), peers or own (vs own dense attention), and /STAGE for one stage; for points: time "
      "or speedup",
@@ -79,7 +73,7 @@ static int64_t whole(const char *text, size_t length, int64_t low, int64_t high)
     size_t i = 0;
     for (; i < length && text[i] >= '0' && text[i] <= '9' && i < 10; i++)
         value = 10 * value + (text[i] - '0');
-    int digits = i > 0;
+    const int digits = i > 0;
     if (i + 1 == length && (text[i] == 'k' || text[i] == 'm'))
         value <<= text[i++] == 'k' ? 10 : 20;
     return digits && i == length && value >= low && value <= high ? value : -1;
@@ -88,7 +82,7 @@ static int64_t whole(const char *text, size_t length, int64_t low, int64_t high)
 /* The parsers below return 0 for a good text, else EINVAL and have printed why. */
 #define WRONG(...) (command_error(EXIT_USAGE, "nsa bench", __VA_ARGS__), EINVAL)
 
-static error_t number(const struct target *t, const char *arg, bench_options *o) {
+static error_t number(const struct range *t, const char *arg, bench_options *o) {
     const struct argp_option *option = known;
     const int64_t value = whole(arg, strlen(arg), t->low, t->high);
     while (option->key != t->key)
@@ -102,9 +96,9 @@ static error_t number(const struct target *t, const char *arg, bench_options *o)
 
 /* "16/1" */
 static error_t pair(const char *option, const char *arg, int64_t *first, int64_t *second) {
-    const char *slash = strchr(arg, '/');
-    *first = slash ? whole(arg, (size_t)(slash - arg), 1, 4096) : -1;
-    *second = slash ? whole(slash + 1, strlen(slash + 1), 1, 4096) : -1;
+    const size_t length = strcspn(arg, "/");
+    *first = whole(arg, length, 1, 4096);
+    *second = arg[length] ? whole(arg + length + 1, strlen(arg + length + 1), 1, 4096) : -1;
     if (*first < 0 || *second < 0)
         return WRONG("--%s \"%s\" is not two numbers from 1, as in 16/1", option, arg);
     return 0;
@@ -149,12 +143,12 @@ static error_t device(const char *arg, bench_options *o) {
 
 static error_t parse(int key, char *arg, struct argp_state *state) {
     bench_options *o = state->input;
-    for (const struct target *t = targets; t < targets + sizeof targets / sizeof *targets; t++) {
-        if (t->key != key)
-            continue;
-        if (t->high)
-            return number(t, arg, o);
-        memcpy((char *)o + t->offset, &arg, sizeof arg);
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        if (ranges[i].key == key)
+            return number(&ranges[i], arg, o);
+    }
+    if (key >> 16 == 1) {
+        memcpy((char *)o + (key & 0xffff), &arg, sizeof arg);
         return 0;
     }
     switch (key) {
@@ -187,14 +181,15 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     }
 }
 
+static const struct argp argp = {
+    .options = known,
+    .parser = parse,
+    .doc = "Check stages, then time them, all in the same way.\v"
+           "A stage that is wrong on a sampled row is not timed. Exit status: 0 done, 1 a stage is "
+           "wrong, 2 bad usage."};
+
 /* Fill in the options from the command line. @return an exit_code */
 static int parse_options(int argc, char **argv, bench_options *o) {
-    static const struct argp argp = {.options = known,
-                                     .parser = parse,
-                                     .doc = "Check stages, then time them, all in the same way.\v"
-                                            "A stage that is wrong on a sampled row is not timed. "
-                                            "Exit status: 0 done, 1 a stage is wrong, 2 bad "
-                                            "usage."};
     *o = (bench_options){.sizes = 7, .T = {256, 512, 1024, 2048, 4096, 8192, 16384}};
     o->cfg = nsa_config_defaults();
     o->cfg.q_heads = 16, o->cfg.kv_heads = 1, o->cfg.qk_dim = o->cfg.v_dim = 64;

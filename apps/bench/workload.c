@@ -25,13 +25,17 @@ void workload_text(const bench_options *o, int64_t T, char *text, size_t capacit
              c->slc_block, c->slc_count, c->window, nsa_phi_name(c->phi), o->rows, o->seed);
 }
 
-/* Draw one sequence of `tokens`; no row of results is chosen. */
-static nsa_status draw(bench_options o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
-    test_case c;
+static nsa_status case_of(bench_options o, int64_t batch, int64_t T, test_case *c) {
     char text[320];
-    o.batch = 1;
-    workload_text(&o, tokens, text, sizeof text);
-    nsa_status status = case_parse(text, &c);
+    o.batch = batch;
+    workload_text(&o, T, text, sizeof text);
+    return case_parse(text, c);
+}
+
+/* Draw one sequence of `tokens`; no row of results is chosen. */
+static nsa_status draw(const bench_options *o, int64_t tokens, nsa_arith arith, nsa_tensors *in) {
+    test_case c;
+    nsa_status status = case_of(*o, 1, tokens, &c);
     status = status ? status : case_inputs(&c, arith, in);
     tensor_free(&in->at[NSA_ROWS]);
     tensor_free(&in->at[NSA_DOUT]);
@@ -44,8 +48,8 @@ static nsa_status draw_slots(const bench_options *o, workload *w) {
     bench_options stretch = *o, steps = *o;
     stretch.cfg.q_heads = stretch.cfg.kv_heads; /* as few queries as may be */
     steps.seed += 1;
-    nsa_status status = draw(stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
-    status = status ? status : draw(steps, DECODE_STEPS * w->B, w->arith, &w->step);
+    nsa_status status = draw(&stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
+    status = status ? status : draw(&steps, DECODE_STEPS * w->B, w->arith, &w->step);
     tensor_free(&w->in.at[NSA_Q]);
     tensor_free(&w->in.at[NSA_GATE]);
     for (int id = NSA_K_CMP; id <= NSA_V_WIN && !status; id++) {
@@ -74,28 +78,23 @@ static nsa_status choose_slots(const bench_options *o, workload *w) {
     return status;
 }
 
-/* Queries or gates of one sequence, all zero; memory that is never written costs nothing. */
-static nsa_status alloc_blank(const workload *w, nsa_id id, nsa_tensor *t) {
-    nsa_shape(&w->cfg, &(nsa_lengths){.T = w->T + DECODE_WARM}, id, 0, t);
-    t->dtype = NSA_F32;
-    t->data = calloc((size_t)nsa_count(t), sizeof(float));
-    return t->data ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a sequence's queries");
-}
-
 static nsa_status slots_open(const bench_options *o, workload *w) {
-    bench_options one = *o;
-    char text[320];
-    one.batch = 1;
-    workload_text(&one, w->T + DECODE_WARM, text, sizeof text);
-    nsa_status status = case_parse(text, &w->judged);
+    nsa_status status = case_of(*o, 1, w->T + DECODE_WARM, &w->judged);
     w->cfg = w->judged.cfg;
     w->cfg.seq_len = w->T;
     w->cfg.max_seq_len = w->T + DECODE_STEPS;
     w->cfg.max_seqs = w->B;
     status = status ? status : draw_slots(o, w);
     status = status ? status : choose_slots(o, w);
-    status = status ? status : alloc_blank(w, NSA_Q, &w->blank[0]);
-    return status ? status : alloc_blank(w, NSA_GATE, &w->blank[1]);
+    for (int i = 0; i < 2 && !status; i++) { /* zero; what is never written takes no memory */
+        nsa_tensor *t = &w->blank[i];
+        nsa_shape(&w->cfg, &(nsa_lengths){.T = w->T + DECODE_WARM}, i ? NSA_GATE : NSA_Q, 0, t);
+        t->dtype = NSA_F32;
+        t->data = calloc((size_t)nsa_count(t), sizeof(float));
+        if (!t->data)
+            status = nsa_fail(NSA_ERR_MEMORY, "no memory for a sequence's queries");
+    }
+    return status;
 }
 
 nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens) {
@@ -162,14 +161,11 @@ static nsa_status make_sparse(workload *w) {
 
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w) {
-    char text[320];
-    memset(w, 0, sizeof *w);
     *w =
         (workload){.pass = pass, .T = T, .B = o->batch, .threads = (int)o->threads, .arith = arith};
     if (pass == BENCH_DECODE)
         return slots_open(o, w);
-    workload_text(o, T, text, sizeof text);
-    nsa_status status = case_parse(text, &w->judged);
+    nsa_status status = case_of(*o, o->batch, T, &w->judged);
     status = status ? status : case_inputs(&w->judged, arith, &w->in);
     w->rows = w->in.at[NSA_ROWS]; /* separate: timed runs compute all rows */
     w->in.at[NSA_ROWS] = (nsa_tensor){0};
