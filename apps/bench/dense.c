@@ -96,25 +96,25 @@ static void mask(float *s, int64_t tokens, int64_t G, int64_t t0, int64_t s0, in
     }
 }
 
-/* A tile: query tokens [t0,t1) of one sequence and the G heads of one kv head. */
+/* A tile: query tokens [t0,t0+tokens) of one sequence and the G heads of one kv head. */
 typedef struct tile_coord {
     int64_t t0, tokens, rows;
     int64_t q_row; /* of q, out, lse: (token, head) of the tile's first row */
     int64_t k_row; /* of k, v: the sequence's first key of this kv head */
 } tile_coord;
 
+static int64_t tiles_of(const dense *d) {
+    return d->len ? 1 : (d->T + d->tile - 1) / d->tile;
+}
+
 static tile_coord tile_coord_of(const dense *d, int64_t number) {
-    int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile, tile = number % tiles;
-    int64_t kvh = number / tiles % d->Hkv, b = number / tiles / d->Hkv;
-    tile_coord p = {.t0 = (tiles - 1 - tile) * d->tile}; /* the longest first, to balance threads */
-    int64_t end = p.t0 + d->tile < d->T ? p.t0 + d->tile : d->T;
-    p.tokens = end - p.t0;
-    p.q_row = (b * d->T + p.t0) * d->Hq + kvh * d->G;
-    if (d->len) {
-        p.t0 = d->len - 1;
-        p.tokens = 1;
-        p.q_row = b * d->Hq + kvh * d->G;
-    }
+    const int64_t tiles = tiles_of(d), kvh = number / tiles % d->Hkv, b = number / tiles / d->Hkv;
+    /* a step has one query a sequence, at its last key */
+    const int64_t queries = d->len ? 1 : d->T, first = d->len ? d->len - 1 : 0;
+    /* the longest first, to balance threads */
+    const int64_t t = (tiles - 1 - number % tiles) * d->tile;
+    tile_coord p = {.t0 = first + t, .tokens = queries - t < d->tile ? queries - t : d->tile};
+    p.q_row = (b * queries + t) * d->Hq + kvh * d->G;
     p.rows = p.tokens * d->G;
     p.k_row = b * d->T * d->Hkv + kvh;
     return p;
@@ -166,8 +166,7 @@ static void work(void *arg, int thread) {
     float *s = d->out + d->outputs + d->each * (size_t)thread, *q = s + rows * KEYS;
     float *o = q + rows * d->dk, *m = o + rows * d->dv;
     const scratch w = {.q = q, .o = o, .s = s, .m = m, .l = m + rows};
-    const int64_t tiles = d->len ? 1 : (d->T + d->tile - 1) / d->tile;
-    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles * d->Hkv * d->B;)
+    for (long i; (i = atomic_fetch_add(&d->next, 1)) < tiles_of(d) * d->Hkv * d->B;)
         run_tile(d, &w, tile_coord_of(d, i));
 }
 

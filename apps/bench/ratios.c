@@ -24,49 +24,36 @@ int bench_has_prefix(const char *name, const char *prefix) {
     return !strncmp(name, prefix, strlen(prefix));
 }
 
-/* The largest relative spread among the ceilings that rows of this run are compared with; without
- * any row, those of the CPU. */
-static double worst_drift(const bench_run *run, const char **what) {
-    static const char *const names[BENCH_CEILINGS] = {
-        "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
-    int timed[2] = {0, 0};
-    double worst = 0;
-    for (int i = 0; i < run->rows; i++)
-        timed[!strcmp(run->row[i].device, "gpu")] |= !run->row[i].status[0];
-    for (int i = 0; i < BENCH_CEILINGS; i++) {
-        const bench_stats *c = &run->ceiling[i];
-        const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
-        const double drift = counts && c->median > 0 ? (c->high - c->low) / c->median : 0;
-        if (drift > worst) {
-            worst = drift;
-            *what = names[i];
-        }
-    }
-    return worst;
+static double spread(bench_stats s) {
+    return s.median > 0 ? (s.high - s.low) / s.median : 0;
 }
 
-/* Times and shares need a quiet machine: ceilings within 15 %, quartiles within 20 %. Ratios have
- * their own spreads. */
+/* Times and shares need a quiet machine: quartiles within 20 %, and within 15 % the ceilings that
+ * rows are compared with; without any row, those of the CPU. Ratios have their own spreads. */
 static void set_noise(bench_run *run) {
-    const bench_row *worst = NULL;
-    const char *what = "";
-    double spread = 0.2, drift = worst_drift(run, &what);
-    for (int i = 0; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        if (!r->status[0] && (r->time.high - r->time.low) / r->time.median > spread) {
-            spread = (r->time.high - r->time.low) / r->time.median;
-            worst = r;
-        }
+    static const char *const names[BENCH_CEILINGS] = {
+        "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
+    const bench_row *row = NULL;
+    int ceiling = -1, timed[2] = {0, 0}, used = 0;
+    for (const bench_row *r = run->row; r < run->row + run->rows; r++) {
+        timed[!strcmp(r->device, "gpu")] |= !r->status[0];
+        if (!r->status[0] && spread(r->time) > (row ? spread(row->time) : 0.2))
+            row = r;
     }
-    int used = 0;
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
+        if (counts &&
+            spread(run->ceiling[i]) > (ceiling < 0 ? 0.15 : spread(run->ceiling[ceiling])))
+            ceiling = i;
+    }
     run->noise[0] = 0;
-    if (drift > 0.15)
+    if (ceiling >= 0)
         used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run",
-                        what, 100 * drift);
-    if (worst)
+                        names[ceiling], 100 * spread(run->ceiling[ceiling]));
+    if (row)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
                  "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",
-                 worst->name, worst->T, 100 * spread);
+                 row->name, row->T, 100 * spread(row->time));
 }
 
 bench_stats bench_ratio(const bench_row *r, const bench_row *than) {

@@ -159,29 +159,25 @@ static int admit(sweep *s, contender *c, workload *w) {
                  w->rows.shape[0]);
         status = status ? status : contender_check(c, w, s->judge.stage);
     }
-    if (!status && !c->causal) {
-        s->checked = c->stage;
-        s->first = c->first;
-    }
-    const int times = c->caller ? 2 : 1; /* that each run is timed: also with load and read */
-    if (!status &&
-        is_too_long(s, c->row, "agrees, but is not timed", c->row->cost + 3 * times * c->first)) {
-        contender_close(c);
-        return 0;
-    }
     if (!status) {
+        const int times = c->caller ? 2 : 1; /* that each run is timed: also with load and read */
+        if (!c->causal)
+            s->checked = c->stage, s->first = c->first;
         c->wanted = runs_of(s->o, c->first, (limit - c->row->cost) / times);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
-        return 1;
+        if (!is_too_long(s, c->row, "agrees, but is not timed",
+                         c->row->cost + 3 * times * c->first))
+            return 1;
+    } else {
+        const int cannot = status == NSA_ERR_DEVICE || status == NSA_ERR_UNSUPPORTED;
+        snprintf(c->row->status, sizeof c->row->status, "%s: %.200s", cannot ? "SKIP" : "REFUSED",
+                 nsa_last_error());
+        if (!cannot)
+            fprintf(stderr, "nsa bench: %s, %s at T = %" PRId64 ", is refused a time: %s\n",
+                    c->row->name, c->row->pass, w->T, nsa_last_error());
     }
     contender_close(c);
-    const int cannot = status == NSA_ERR_DEVICE || status == NSA_ERR_UNSUPPORTED;
-    snprintf(c->row->status, sizeof c->row->status, "%s: %.200s", cannot ? "SKIP" : "REFUSED",
-             nsa_last_error());
-    if (!cannot)
-        fprintf(stderr, "nsa bench: %s, %s at T = %" PRId64 ", is refused a time: %s\n",
-                c->row->name, c->row->pass, w->T, nsa_last_error());
     return 0;
 }
 

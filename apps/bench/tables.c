@@ -175,17 +175,25 @@ static void kernel_rows(grid *g, const view *v, const bench_row *r) {
     }
 }
 
+/* Row i if it is the first of its name that was timed, else NULL. */
+static const bench_row *first_of_name(const bench_run *run, int i) {
+    for (int j = 0; j < i; j++) {
+        if (!run->row[j].status[0] && !strcmp(run->row[j].name, run->row[i].name))
+            return NULL;
+    }
+    return run->row[i].status[0] ? NULL : &run->row[i];
+}
+
 /* The name of the first peer after `name`, in the order of their first rows; NULL if there is none.
  * A peer is neither a stage nor a stage with a prefix. */
 static const char *next_peer(const bench_run *run, const char *name) {
     for (int i = 0, past = !name; i < run->rows; i++) {
-        const bench_row *r = &run->row[i];
-        int first = !r->status[0] && !bench_is_stage(r) && bare(r->name) == r->name;
-        for (int j = 0; j < i && first; j++)
-            first = run->row[j].status[0] || strcmp(run->row[j].name, r->name) != 0;
-        if (first && past)
+        const bench_row *r = first_of_name(run, i);
+        if (!r || bench_is_stage(r) || bare(r->name) != r->name)
+            continue;
+        if (past)
             return r->name;
-        past |= first && !strcmp(r->name, name);
+        past = !strcmp(r->name, name);
     }
     return NULL;
 }
@@ -264,8 +272,7 @@ static void print_gpu(const bench_run *run) {
 /* "NAME: FLAGS; NAME: FLAGS", the flags as code: outside a code span a Markdown page may show the
  * two hyphens of --param as a dash. */
 static void print_own_flags(const char *text) {
-    const char *before = " (";
-    while (*text) {
+    for (const char *before = " ("; *text; before = "; ") {
         const int name = (int)strcspn(text, ":"), part = (int)strcspn(text, ";");
         if (name + 2 < part)
             printf("%s%.*s: `%.*s`", before, name, text, part - name - 2, text + name + 2);
@@ -273,7 +280,6 @@ static void print_own_flags(const char *text) {
             printf("%s%.*s", before, part, text);
         text += part;
         text += strspn(text, "; ");
-        before = "; ";
     }
     printf(")");
 }
@@ -377,20 +383,16 @@ nsa_status report_points(const bench_run *run, const char *what) {
     const int speedup = !strcmp(what, "speedup");
     if (!speedup && strcmp(what, "time") != 0)
         return nsa_fail(NSA_ERR_INPUT, "no figure \"%s\": expected time or speedup", what);
-    for (int i = 0; i < run->rows; i++) { /* a curve at the first row of its name */
-        const char *name = run->row[i].name;
+    for (int i = 0; i < run->rows; i++) {
+        const bench_row *curve = first_of_name(run, i);
         int points = 0;
-        for (int j = 0; j < run->rows; j++) {
-            const bench_row *r = &run->row[j];
+        for (const bench_row *r = curve; r && r < run->row + run->rows; r++) {
             const bench_stats y = speedup ? r->dense : r->time;
-            if (strcmp(r->pass, "forward") || strcmp(r->name, name))
-                continue;
-            if (j < i)
-                break;
-            if (r->status[0] || !(y.median > 0))
+            if (strcmp(r->pass, "forward") || strcmp(r->name, curve->name) || r->status[0] ||
+                !(y.median > 0))
                 continue;
             if (!points++)
-                printf("\"%s\"\n", name);
+                printf("\"%s\"\n", r->name);
             printf("%" PRId64 " %.6g %.6g %.6g\n", r->T, y.median, y.low, y.high);
         }
         if (points)
