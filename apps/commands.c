@@ -4,6 +4,7 @@
 #include "io/text.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,21 @@ int command_status(nsa_status status, const char *who) {
     int is_usage_error =
         status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
     return command_error(is_usage_error ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
+}
+
+int command_main(int argc, char **argv, char *name, int (*run)(int argc, char **argv)) {
+    signal(SIGXFSZ, SIG_IGN); /* at a file-size limit write() shall fail instead */
+    argp_program_version = "nsa 0.1";
+    argp_err_exit_status = EXIT_USAGE;
+    if (argc < 1)
+        return command_error(EXIT_USAGE, name, "started without even its own name");
+    argv[0] = name;
+    const int code = run(argc, argv);
+    /* Only here a full disk behind `nsa list > file` is detected. */
+    if ((fflush(stdout) || ferror(stdout)) && !code)
+        return command_error(EXIT_FAILED, name, "cannot write standard output: %s",
+                             strerror(errno));
+    return code;
 }
 
 int command_parse(const struct argp *argp, unsigned flags, int argc, char **argv, int *end,

@@ -65,6 +65,14 @@ int command_error(exit_code code, const char *who, const char *format, ...)
  *  @return EXIT_USAGE for a bad config, input or file, else EXIT_FAILED */
 int command_status(nsa_status status, const char *who);
 
+/** What main() of a program does: run `run` as `name`, and detect a full disk behind its output.
+ *  @param argc  of main()
+ *  @param argv  of main(); argv[0] becomes `name`, the prefix of errors, however it was started
+ *  @param name  "nsa" or "nsa bench"
+ *  @param run   returns an exit_code
+ *  @return the exit code */
+int command_main(int argc, char **argv, char *name, int (*run)(int argc, char **argv));
+
 /** argp_parse() with errors on one line. A parser reports its own errors by command_error() and
  * returns EINVAL; it passes every key it does not know to command_key().
  *  @param argp   the options

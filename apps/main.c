@@ -3,7 +3,6 @@
 #include "commands.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -72,23 +71,15 @@ static int dispatch(int argc, char **argv) {
                          argv[0]);
 }
 
-int main(int argc, char **argv) {
+static int run(int argc, char **argv) {
     static const struct argp argp = {
         .parser = parse, .args_doc = "SUBCOMMAND [OPTION...]", .doc = doc};
-    char name[] = "nsa";
     subcommand found = {0};
-    signal(SIGXFSZ, SIG_IGN); /* at a file-size limit write() shall fail instead */
-    argp_program_version = "nsa 0.1";
-    argp_err_exit_status = EXIT_USAGE;
-    if (argc < 1)
-        return command_error(EXIT_USAGE, name, "started without even its own name");
-    argv[0] = name; /* errors start with "nsa: ", however it was started */
     int code = command_parse(&argp, ARGP_IN_ORDER, argc, argv, NULL, &found);
-    if (!code)
-        code = dispatch(argc - found.index, argv + found.index);
-    /* Only here a full disk behind `nsa list > file` is detected. */
-    if ((fflush(stdout) || ferror(stdout)) && !code)
-        code =
-            command_error(EXIT_FAILED, name, "cannot write standard output: %s", strerror(errno));
-    return code;
+    return code ? code : dispatch(argc - found.index, argv + found.index);
+}
+
+int main(int argc, char **argv) {
+    char name[] = "nsa";
+    return command_main(argc, argv, name, run);
 }

@@ -5,7 +5,6 @@
 #include "commands.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,21 +230,14 @@ static void print_all(const bench_options *o, const bench_run *run) {
         printf("\nThe machine was quiet: ceilings within 15 %%, quartiles within 20 %%.\n");
 }
 
-int main(int argc, char **argv) {
-    char name[] = "nsa bench";
+static int run_bench(int argc, char **argv) {
     bench_options o;
-    signal(SIGXFSZ, SIG_IGN); /* at a file-size limit write() shall fail instead */
-    argp_program_version = "nsa 0.1";
-    argp_err_exit_status = EXIT_USAGE;
-    if (argc < 1)
-        return command_error(EXIT_USAGE, name, "started without even its own name");
-    argv[0] = name;
     int code = parse_options(argc, argv, &o), failed = 0;
     if (code)
         return code;
     bench_run *run = calloc(1, sizeof *run);
     if (!run)
-        return command_error(EXIT_FAILED, name, "no memory for a run");
+        return command_error(EXIT_FAILED, argv[0], "no memory for a run");
     const char *file = o.table ? o.table : o.plot;
     nsa_status status = file ? runfile_read(file, run) : bench_sweep(&o, run);
     if (!status && o.table)
@@ -257,10 +249,10 @@ int main(int argc, char **argv) {
     for (int i = 0; i < run->rows && !file; i++)
         failed |= !strncmp(run->row[i].status, "REFUSED", 7);
     free(run);
-    if (status)
-        return command_status(status, name);
-    if (fflush(stdout) || ferror(stdout)) /* only here a full disk is detected */
-        return command_error(EXIT_FAILED, name, "cannot write standard output: %s",
-                             strerror(errno));
-    return failed ? EXIT_FAILED : EXIT_DONE;
+    return status ? command_status(status, argv[0]) : failed ? EXIT_FAILED : EXIT_DONE;
+}
+
+int main(int argc, char **argv) {
+    char name[] = "nsa bench";
+    return command_main(argc, argv, name, run_bench);
 }

@@ -95,6 +95,7 @@ void peers_stop(peers *p);
  * read of its caller's tensors there. */
 typedef struct contender {
     const nsa_stage *stage;         /**< NULL for the dense baseline and for peers */
+    const char *name;               /**< of the stage, the dense baseline or the peer */
     int causal;                     /**< 1 for plain causal attention */
     bench_device device;            /**< where it runs */
     peers *program;                 /**< of a peer */

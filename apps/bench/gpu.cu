@@ -94,19 +94,22 @@ static __global__ void __launch_bounds__(THREADS) fill(number *g_dst, size_t cou
 static int device;
 static cudaDeviceProp prop; /* of it */
 
+/* Nothing but a stage's own calls may leave an error behind for the stage to find. */
+static int succeeds(cudaError_t error) {
+    (void)cudaGetLastError();
+    return error == cudaSuccess;
+}
+
 static const char *missing(void) {
     cudaError_t error = cudaGetDevice(&device);
     error = error == cudaSuccess ? cudaGetDeviceProperties(&prop, device) : error;
-    (void)cudaGetLastError();
-    return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+    return succeeds(error) ? NULL : cudaGetErrorString(error);
 }
 
 /* In MHz; 0 if the driver does not say. */
 static int clock_of(cudaDeviceAttr which) {
     int khz = 0;
-    if (cudaDeviceGetAttribute(&khz, which, device) != cudaSuccess)
-        (void)cudaGetLastError();
-    return khz / 1000;
+    return succeeds(cudaDeviceGetAttribute(&khz, which, device)) ? khz / 1000 : 0;
 }
 
 static void describe(char *text, size_t capacity) {
@@ -135,26 +138,20 @@ static void flush(void) {
     static int value;
     if (!bytes) {
         bytes = std::max((size_t)256 << 20, 4 * (size_t)prop.l2CacheSize);
-        if (cudaMalloc(&memory, bytes) != cudaSuccess)
-            memory = NULL;
+        memory = succeeds(cudaMalloc(&memory, bytes)) ? memory : NULL;
     }
     if (memory)
         (void)cudaMemset(memory, ++value & 255, bytes);
-    (void)cudaDeviceSynchronize();
-    (void)cudaGetLastError();
+    (void)succeeds(cudaDeviceSynchronize());
 }
 
 static void wait(void) {
-    (void)cudaDeviceSynchronize(); /* the stage's own calls report what went wrong */
-    (void)cudaGetLastError();
+    (void)succeeds(cudaDeviceSynchronize()); /* the stage's own calls report what went wrong */
 }
 
 static int64_t memory_used(void) {
     size_t left = 0, all = 0;
-    if (cudaMemGetInfo(&left, &all) != cudaSuccess)
-        left = all = 0;
-    (void)cudaGetLastError();
-    return (int64_t)(all - left);
+    return succeeds(cudaMemGetInfo(&left, &all)) ? (int64_t)(all - left) : 0;
 }
 
 /* As cublas_v2.h declares them, for 64-bit Linux; enums are int. */
@@ -269,10 +266,8 @@ static void ceilings(double rate[GPU_CEILINGS]) {
     const unsigned sms = (unsigned)prop.multiProcessorCount;
     const unsigned blocks = sms * (unsigned)(prop.maxThreadsPerMultiProcessor / THREADS);
     char *memory = NULL;
-    if (cudaMalloc((void **)&memory, 2 * COPY_BYTES) != cudaSuccess) {
-        (void)cudaGetLastError();
+    if (!succeeds(cudaMalloc((void **)&memory, 2 * COPY_BYTES)))
         return; /* the programs that are timed hold the memory */
-    }
     float *out = (float *)(memory + COPY_BYTES);
     measure_products(rate, memory);
     rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, seconds_of([&]() {

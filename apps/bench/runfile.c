@@ -5,7 +5,6 @@
 #include "io/json.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
@@ -204,17 +203,10 @@ static nsa_status get_run(const cJSON *root, bench_run *run, const char *path) {
 
 nsa_status runfile_read(const char *path, bench_run *run) {
     enum { MAX_BYTES = 16 << 20 };
+    char *text;
+    size_t n;
     memset(run, 0, sizeof *run);
-    FILE *f;
-    nsa_status status = file_stream(path, &f);
-    char *text = malloc(MAX_BYTES);
-    size_t n = f && text ? fread(text, 1, MAX_BYTES, f) : 0;
-    if (f && ferror(f))
-        status = nsa_fail(NSA_ERR_IO, "%s: %s", path, strerror(errno));
-    if (f)
-        fclose(f);
-    if (!status && !text)
-        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", path);
+    nsa_status status = file_read(path, MAX_BYTES, &text, &n);
     status = status ? status : json_check(text, n, NSA_ERR_INPUT, path);
     cJSON *root = status ? NULL : cJSON_ParseWithLength(text, n);
     status = status ? status : get_run(root, run, path);

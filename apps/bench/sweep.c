@@ -100,28 +100,23 @@ static int runs_of(const bench_options *o, double seconds, double limit) {
     return seconds <= 0.05 ? 20 : seconds <= 2 ? 10 : seconds <= 20.0 / 3 ? (int)(20 / seconds) : 3;
 }
 
-/* Time grows as T^e: e from the last two lengths, clamped to 1..2.2; with one length, e = 2. */
-static double predict(const bench_row *const past[2], double before, double last, int64_t T) {
-    double e = 2;
-    if (past[0])
-        e = log(last / before) / log((double)past[1]->T / (double)past[0]->T);
-    return last * pow((double)T / (double)past[1]->T, fmin(fmax(e, 1), 2.2));
-}
-
 /* Predicted seconds of a row that may take `limit`, from the rows of the same program at the last
- * two lengths; 0 if there is none. */
+ * two lengths; 0 if there is none. Time grows as T^e: e from these two, clamped to 1..2.2; with one
+ * length, e = 2. */
 static double predict_row(const sweep *s, const bench_row *row, double limit) {
-    const bench_row *past[2] = {NULL, NULL};
+    const bench_row *last = NULL, *before = NULL;
+    double e = 2;
     for (const bench_row *r = s->run->row; r < row; r++) {
         if (!r->status[0] && !strcmp(r->name, row->name) && !strcmp(r->pass, row->pass))
-            past[0] = past[1], past[1] = r;
+            before = last, last = r;
     }
-    if (!past[1])
+    if (!last)
         return 0;
-    const bench_row *before = past[0] ? past[0] : past[1], *last = past[1];
-    const double one = predict(past, before->time.median, last->time.median, row->T);
+    if (before)
+        e = log(last->time.median / before->time.median) / log((double)last->T / (double)before->T);
+    const double growth = pow((double)row->T / (double)last->T, fmin(fmax(e, 1), 2.2));
+    const double one = growth * last->time.median, cost = growth * last->cost;
     const int times = 1 + (last->with_io.median > 0); /* that each run is timed */
-    const double cost = predict(past, before->cost, last->cost, row->T);
     return cost + times * runs_of(s->o, one, (limit - cost) / times) * one;
 }
 
@@ -280,13 +275,8 @@ static void measure_ceilings(sweep *s) {
 static void add(sweep *s, contender *list, int *count, workload *w, contender c) {
     if (s->run->rows == BENCH_MAX_ROWS)
         return;
-    const char *name = c.peer ? c.peer->name : BENCH_DENSE;
     static const char *const ariths[] = {"float64", "float32", "bfloat16"};
     static const char *const devices[] = {"cpu", "gpu", "simulator"};
-    for (size_t i = 0; i < s->stages && c.stage; i++) {
-        if (s->found[i].stage == c.stage)
-            name = s->found[i].name;
-    }
     c.device = c.peer ? c.peer->device : bench_device_of(c.stage);
     c.peer_id = -1;
     const int one_thread = c.threads == 1 && s->o->threads > 1;
@@ -294,7 +284,7 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     const char *prefix = c.stage && c.causal ? BENCH_OWN_DENSE : one_thread ? BENCH_ONE_THREAD : "";
     c.row = &s->run->row[s->run->rows++];
     *c.row = (bench_row){.T = w->T};
-    snprintf(c.row->name, sizeof c.row->name, "%s%.49s", prefix, name);
+    snprintf(c.row->name, sizeof c.row->name, "%s%.49s", prefix, c.name);
     snprintf(c.row->pass, sizeof c.row->pass, "%s", bench_pass_name(w->pass));
     snprintf(c.row->device, sizeof c.row->device, "%s", devices[c.device]);
     snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
@@ -315,22 +305,24 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     nsa_status status = workload_open(s->o, pass, T, arith, &w);
     for (size_t i = 0; i < s->stages && !status; i++) {
         const nsa_stage *stage = s->found[i].stage;
+        const char *name = s->found[i].name;
         if (!is_wanted(s, &s->found[i]) ||
             (stage->arith == NSA_BFLOAT16) != (arith == NSA_BFLOAT16))
             continue;
-        add(s, list, &count, &w, (contender){.stage = stage});
+        add(s, list, &count, &w, (contender){.stage = stage, .name = name});
         if (has_causal(stage, pass))
-            add(s, list, &count, &w, (contender){.stage = stage, .causal = 1});
+            add(s, list, &count, &w, (contender){.stage = stage, .name = name, .causal = 1});
         if (s->o->one_thread && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
-            add(s, list, &count, &w, (contender){.stage = stage, .threads = 1});
+            add(s, list, &count, &w, (contender){.stage = stage, .name = name, .threads = 1});
     }
     if (!status && arith == NSA_FLOAT32 && s->uses[BENCH_ON_CPU] && pass != BENCH_BACKWARD)
-        add(s, list, &count, &w, (contender){.causal = 1});
+        add(s, list, &count, &w, (contender){.name = BENCH_DENSE, .causal = 1});
     for (int i = 0; i < s->peers.count && !status && arith == NSA_FLOAT32; i++) {
         const peer *p = &s->peers.list[i];
         if (s->uses[p->device] && p->pass[pass])
             add(s, list, &count, &w,
-                (contender){.program = &s->peers, .peer = p, .causal = !p->sparse});
+                (contender){
+                    .program = &s->peers, .peer = p, .name = p->name, .causal = !p->sparse});
     }
     status = status ? status : time_all(s, list, count, &w);
     for (int i = 0; i < count; i++)

@@ -98,19 +98,9 @@ static nsa_status read_config(const char *dir, nsa_config *cfg) {
     nsa_status status = join(path, dir, "config", ".json");
     if (status)
         return status;
-    FILE *file;
-    status = file_stream(path, &file);
-    char *text = malloc(CONFIG_MAX_BYTES + 1);
-    size_t n = 0;
-    if (!status && !text)
-        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(path));
-    if (!status) {
-        n = fread(text, 1, CONFIG_MAX_BYTES + 1, file);
-        if (ferror(file))
-            status = nsa_fail(NSA_ERR_IO, "%s: cannot read: %s", npy_label(path), strerror(errno));
-    }
-    if (file)
-        fclose(file);
+    char *text;
+    size_t n;
+    status = file_read(path, CONFIG_MAX_BYTES + 1, &text, &n);
     status = status ? status : config_parse(text, n, path, cfg);
     free(text);
     return status;

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -41,6 +42,28 @@ nsa_status file_stream(const char *path, FILE **file) {
     if (!status && !*file) {
         close(fd);
         status = nsa_fail(NSA_ERR_IO, "%s: %s", npy_label(path), strerror(errno));
+    }
+    return status;
+}
+
+nsa_status file_read(const char *path, size_t max, char **text, size_t *n) {
+    FILE *file;
+    *n = 0;
+    *text = NULL;
+    nsa_status status = file_stream(path, &file);
+    if (status)
+        return status;
+    *text = malloc(max);
+    if (!*text)
+        status = nsa_fail(NSA_ERR_MEMORY, "%s: no memory for it", npy_label(path));
+    else
+        *n = fread(*text, 1, max, file);
+    if (ferror(file))
+        status = nsa_fail(NSA_ERR_IO, "%s: cannot read: %s", npy_label(path), strerror(errno));
+    fclose(file);
+    if (status) {
+        free(*text);
+        *text = NULL;
     }
     return status;
 }

@@ -24,6 +24,14 @@ nsa_status file_open(const char *path, int *fd, struct stat *st);
  *  @return as file_open() */
 nsa_status file_stream(const char *path, FILE **file);
 
+/** Read a regular file, its first `max` bytes if it has more.
+ *  @param path       the file, or a link to it
+ *  @param max        bytes
+ *  @param[out] text  for free(), not ended by a NUL; NULL on any error
+ *  @param[out] n     bytes read
+ *  @return as file_open(), or NSA_ERR_MEMORY */
+nsa_status file_read(const char *path, size_t max, char **text, size_t *n);
+
 /** Write a text and a newline to a file, whole or not at all: a full disk leaves the old file.
  *  @return NSA_ERR_IO naming the file and what is wrong with it */
 nsa_status file_replace(const char *path, const char *text);
