@@ -6,7 +6,7 @@
 MUTANTS ?=
 # A stage with a single fault, in a separate folder with links to the real stages; the command that
 # judges it also counts allocations.
-.PHONY: test-liars liars
+.PHONY: test-peers test-liars liars
 LIARS := $(BUILD)/liars
 LIARS_BESIDE := $(BUILD)/stages/00_dense.so $(BUILD)/stages/01_naive_nsa.so
 
@@ -25,6 +25,9 @@ $(BUILD)/nsa_counting: $(BUILD)/nsa $(call object,tests/allocations.c)
 LIED_TO := $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge
 liars: $(LIARS)/98_lying.so $(LIED_TO) $(LIARS_BESIDE) ##@part
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
+
+test-peers: all ##@test `nsa bench --peers` with stub programs that answer well and badly
+	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
 test-liars: liars ##@faults a stage with one fault at a time: each must be caught
 	BUILD='$(BUILD)' sh tests/liars.sh

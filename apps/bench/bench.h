@@ -148,7 +148,7 @@ typedef struct bench_run {
     char compiler[96];   /**< that built this program and the stages */
     char flags[512];     /**< of all files, warnings left out */
     char own_flags[512]; /**< more flags, of the dense baseline and of single stages */
-    char blas[128];      /**< OpenBLAS's description of itself, or why it is missing */
+    char blas[160];      /**< OpenBLAS's description of itself, or why it is missing */
     char peers[512];     /**< what the peers' program said of itself; "" without one */
     char gpu[256];       /**< name, multiprocessors, clock, cache, driver; "" if not used */
     char commit[64];     /**< of the working tree, "-dirty" if it had changes */

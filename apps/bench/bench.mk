@@ -20,7 +20,7 @@ $(BUILD)/nsa-bench: $(call object,$(BENCH) apps/commands.c $(IO) $(HARNESS)) $(B
 
 $(call object,$(BENCH)): apps/bench/bench.mk
 # The sgemm ceiling and the dense baseline, if not libopenblas.so.0; without it both say SKIP.
-$(BUILD)/obj/apps/bench/libraries.o: \
+$(BUILD)/obj/apps/bench/machine.o: \
     override CFLAGS += $(if $(OPENBLAS),-DBENCH_OPENBLAS='"$(OPENBLAS)"')
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS) -Wno-pass-failed
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
@@ -43,16 +43,13 @@ $(STAGES:%=$(BUILD)/stages/%.flags): $(BUILD)/stages/%.flags: Makefile $(wildcar
 	@mkdir -p $(@D)
 	@echo '$(strip $(filter-out -W%,$(STAGE_CFLAGS)))' >$@
 
-.PHONY: bench tables figures check-tables test-peers install-bench
+.PHONY: bench tables figures check-tables install-bench
 
 install: install-bench
 install-bench: $(BUILD)/nsa-bench $(GPU_PART) ##@part
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
 	install -m 755 $(BUILD)/nsa-bench $(DESTDIR)$(PREFIX)/bin
 	$(if $(GPU_PART),install -m 755 $(GPU_PART) $(DESTDIR)$(PREFIX)/lib)
-
-test-peers: all ##@test `nsa bench --peers` with stub programs that answer well and badly
-	NSA=./$(BUILD)/nsa sh tests/peers.sh
 
 bench: ## check and time every stage: notes/runs/cpu.json; BENCH_ARGS="--seq 1k,2k", RUN=cpu
 	@mkdir -p notes/runs

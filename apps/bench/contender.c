@@ -64,19 +64,13 @@ static nsa_status open_stage(contender *c, const workload *w) {
     return status;
 }
 
-/* A caller that trains or serves: its tensors lie on the device. */
-struct caller {
-    nsa_tensors in, out;             /* [T,H,D] */
-    int32_t active[BENCH_MAX_BATCH]; /* slots of a step */
-};
-
-static void close_caller(contender *c) {
-    if (!c->caller)
+/* The tensors of a caller that trains or serves lie on the device. */
+static void free_io(contender *c) {
+    if (!c->has_io)
         return;
-    device_free(c->stage, &c->caller->in);
-    device_free(c->stage, &c->caller->out);
-    free(c->caller);
-    c->caller = NULL;
+    device_free(c->stage, &c->given);
+    device_free(c->stage, &c->got);
+    c->has_io = 0;
 }
 
 nsa_status contender_open(contender *c, const workload *w) {
@@ -86,14 +80,11 @@ nsa_status contender_open(contender *c, const workload *w) {
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
         peers_close(c);
-    close_caller(c);
+    free_io(c);
     nsa_close(c->ctx);
     free(c->dense);
     tensor_free(&c->cache[0]);
     tensor_free(&c->cache[1]);
-    c->peer_id = -1;
-    c->ctx = NULL;
-    c->dense = NULL;
 }
 
 /* Exactly what is timed. */
@@ -105,13 +96,25 @@ static nsa_status run_once(contender *c, const workload *w) {
     return NSA_OK;
 }
 
+/* What is loaded before a pass: all inputs; at first dout of the sampled rows, which is checked; or
+ * the next step. */
+static nsa_tensors wanted(contender *c, const workload *w) {
+    nsa_tensors from = {0};
+    if (w->pass == BENCH_FORWARD)
+        from = w->in;
+    else if (w->pass == BENCH_BACKWARD)
+        from.at[NSA_DOUT] = w->sparse;
+    else
+        slots_step(w, c->steps, c->active, &from);
+    return from;
+}
+
 /* Before a run of decode: load the next step's tokens. */
 static nsa_status prepare(contender *c, const workload *w) {
-    int32_t active[BENCH_MAX_BATCH];
-    nsa_tensors in;
     if (w->pass != BENCH_DECODE)
         return NSA_OK;
-    slots_step(w, c->steps++, active, &in);
+    const nsa_tensors in = wanted(c, w);
+    c->steps++;
     c->in.q = in.at[NSA_Q].data;
     return c->stage ? nsa_load_step(c->ctx, &in) : NSA_OK;
 }
@@ -149,9 +152,9 @@ static nsa_status timed(contender *c, const workload *w, double *seconds) {
 }
 
 /* Copy to the device, as bfloat16 for a stage that computes in it: to new memory, or with `fill` to
- * that of open_caller(). What the host reads stays there. */
+ * that of open_io(). What the host reads stays there. */
 static nsa_status bring(contender *c, const nsa_tensors *from, int fill) {
-    nsa_tensors half = {0}, *to = &c->caller->in;
+    nsa_tensors half = {0}, *to = &c->given;
     const int rounds = c->stage->arith == NSA_BFLOAT16;
     nsa_status status = rounds ? tensors_halve(from, &half) : NSA_OK;
     if (!status)
@@ -162,19 +165,6 @@ static nsa_status bring(contender *c, const nsa_tensors *from, int fill) {
     return status;
 }
 
-/* What is loaded before a pass: all inputs; at first dout of the sampled rows, which is checked; or
- * the next step. */
-static nsa_tensors wanted(const contender *c, const workload *w) {
-    nsa_tensors from = {0};
-    if (w->pass == BENCH_FORWARD)
-        from = w->in;
-    else if (w->pass == BENCH_BACKWARD)
-        from.at[NSA_DOUT] = w->sparse;
-    else
-        slots_step(w, c->steps, c->caller->active, &from);
-    return from;
-}
-
 /* Memory for what is read after a pass: the output, or all gradients. Bytes that load and read
  * move: the caller's, and as many numbers in the type that the stage computes in. */
 static nsa_status open_results(contender *c, const workload *w) {
@@ -183,8 +173,8 @@ static nsa_status open_results(contender *c, const workload *w) {
     double *bytes = &c->row->bytes_io;
     nsa_status status = NSA_OK;
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
-        const nsa_tensor *in = &c->caller->in.at[id];
-        nsa_tensor *out = &c->caller->out.at[id], t;
+        const nsa_tensor *in = &c->given.at[id];
+        nsa_tensor *out = &c->got.at[id], t;
         if (in->dtype && in->place == NSA_DEVICE)
             *bytes += (double)nsa_count(in) * (double)(nsa_dtype_size(in->dtype) + own);
         if ((w->pass == BENCH_BACKWARD ? id < NSA_GRAD_FIRST : id != NSA_OUT) ||
@@ -202,17 +192,15 @@ static nsa_status open_results(contender *c, const workload *w) {
     return status;
 }
 
-static nsa_status open_caller(contender *c, const workload *w) {
-    c->caller = calloc(1, sizeof *c->caller);
-    if (!c->caller)
-        return nsa_fail(NSA_ERR_MEMORY, "no memory for a caller's tensors");
+static nsa_status open_io(contender *c, const workload *w) {
+    c->has_io = 1;
     const nsa_tensors from = wanted(c, w);
     nsa_status status = bring(c, &from, 0);
     status = status ? status : open_results(c, w);
     if (status == NSA_ERR_MEMORY) { /* the pass alone is still timed */
         fprintf(stderr, "nsa bench: %s at T = %" PRId64 " without load and read: %s\n",
                 c->row->name, w->T, nsa_last_error());
-        close_caller(c);
+        free_io(c);
         c->row->bytes_io = 0;
         return NSA_OK;
     }
@@ -221,12 +209,12 @@ static nsa_status open_caller(contender *c, const workload *w) {
 
 /* Load, the pass, and read. */
 static nsa_status run_between(contender *c, const workload *w) {
-    const nsa_tensors *in = &c->caller->in;
+    const nsa_tensors *in = &c->given;
     nsa_status status = w->pass == BENCH_FORWARD    ? nsa_load(c->ctx, in)
                         : w->pass == BENCH_BACKWARD ? nsa_load_dout(c->ctx, &in->at[NSA_DOUT])
                                                     : nsa_load_step(c->ctx, in);
     status = status ? status : run_once(c, w);
-    return status ? status : device_read(c->ctx, &c->caller->out);
+    return status ? status : device_read(c->ctx, &c->got);
 }
 
 static nsa_status time_with_io(contender *c, const workload *w, double *seconds) {
@@ -259,7 +247,7 @@ nsa_status contender_time(contender *c, const workload *w) {
         gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
     if (!status && !c->peer)
         status = timed(c, w, &c->sample[c->runs]);
-    if (!status && c->caller)
+    if (!status && c->has_io)
         status = time_with_io(c, w, &c->with_io[c->runs]);
     c->runs += !status;
     return status;
@@ -270,9 +258,9 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     /* for a backward plain causal attention is a window branch */
     const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
     int64_t bytes;
-    if (c->caller && c->caller->out.at[id].dtype && c->stage->arith != NSA_BFLOAT16) {
+    if (c->has_io && c->got.at[id].dtype && c->stage->arith != NSA_BFLOAT16) {
         nsa_tensors one = {0}, mine; /* not rounded */
-        one.at[id] = c->caller->out.at[id];
+        one.at[id] = c->got.at[id];
         nsa_status status = device_fetch(c->stage, &one, &mine);
         *t = mine.at[id];
         return status;
@@ -315,15 +303,15 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
 }
 
 /* 1 for NSA by a stage whose tensors may lie on a device. */
-static int has_caller(const contender *c) {
+static int wants_io(const contender *c) {
     return c->stage && c->stage->calls && !c->causal;
 }
 
 /* One warm-up run; the last has load and read with it, if that is timed. */
 static nsa_status warm_up(contender *c, const workload *w, int last) {
     double seconds;
-    nsa_status status = last && has_caller(c) ? open_caller(c, w) : NSA_OK;
-    if (!status && c->caller)
+    nsa_status status = last && wants_io(c) ? open_io(c, w) : NSA_OK;
+    if (!status && c->has_io)
         return time_with_io(c, w, &seconds);
     status = status ? status : prepare(c, w);
     return status ? status : timed(c, w, &c->first);
@@ -334,7 +322,7 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
     nsa_tensors mine = {0};
     const double start = bench_now();
     nsa_status status = run_prerequisites(c, w);
-    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + has_caller(c); left && !status;)
+    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + wants_io(c); left && !status;)
         status = warm_up(c, w, !--left);
     c->row->cost = bench_now() - start;
     status = status ? status : read_mine(c, w, &mine);
@@ -344,5 +332,5 @@ nsa_status contender_check(contender *c, const workload *w, const nsa_stage *ora
         return status;
     status = nsa_load_dout(c->ctx, &w->in.at[NSA_DOUT]); /* from now on it has all rows */
     const nsa_tensors all = {.at[NSA_DOUT] = w->in.at[NSA_DOUT]};
-    return status || !c->caller ? status : bring(c, &all, 1);
+    return status || !c->has_io ? status : bring(c, &all, 1);
 }

@@ -219,8 +219,9 @@ static double stop(void) {
     return cudaGetLastError() == cudaSuccess && ok ? 1e-3 * ms : 0;
 }
 
-/* Median seconds of what `run` queues on the default stream; 0 if anything failed. */
-template <class work> static double seconds_of(work run) {
+/* `what` over the median seconds of what `run` queues on the default stream, in billions a second;
+ * 0 if anything failed. */
+template <class work> static double rate_of(double what, work run) {
     double seconds[REPEATS + 1];
     for (int i = 0; i <= REPEATS; i++) { /* the first warms up */
         start();
@@ -230,11 +231,7 @@ template <class work> static double seconds_of(work run) {
             return 0;
     }
     std::sort(seconds + 1, seconds + 1 + REPEATS);
-    return seconds[1 + REPEATS / 2];
-}
-
-static double rate_of(double what, double seconds) {
-    return seconds > 0 ? 1e-9 * what / seconds : 0;
+    return 1e-9 * what / seconds[1 + REPEATS / 2];
 }
 
 static void measure_products(double *rate, char *memory) {
@@ -248,17 +245,15 @@ static void measure_products(double *rate, char *memory) {
     if (!loaded || blas.create(&handle))
         return;
     fill<<<1024, THREADS>>>(a, 2 * count);
-    rate[BENCH_SGEMM] = rate_of(flops, seconds_of([&]() {
-                                    return blas.sgemm(handle, 0, 0, SIDE, SIDE, SIDE, &one, a, SIDE,
-                                                      b, SIDE, &zero, c, SIDE);
-                                }));
+    rate[BENCH_SGEMM] = rate_of(flops, [&]() {
+        return blas.sgemm(handle, 0, 0, SIDE, SIDE, SIDE, &one, a, SIDE, b, SIDE, &zero, c, SIDE);
+    });
     fill<<<1024, THREADS>>>(ha, 2 * count);
-    rate[BENCH_BF16] =
-        rate_of(flops, seconds_of([&]() {
-                    return blas.gemm_ex(handle, 0, 0, SIDE, SIDE, SIDE, &one, ha, CUDA_R_16BF, SIDE,
-                                        hb, CUDA_R_16BF, SIDE, &zero, hc, CUDA_R_16BF, SIDE,
-                                        COMPUTE_32F, ALGORITHM_DEFAULT);
-                }));
+    rate[BENCH_BF16] = rate_of(flops, [&]() {
+        return blas.gemm_ex(handle, 0, 0, SIDE, SIDE, SIDE, &one, ha, CUDA_R_16BF, SIDE, hb,
+                            CUDA_R_16BF, SIDE, &zero, hc, CUDA_R_16BF, SIDE, COMPUTE_32F,
+                            ALGORITHM_DEFAULT);
+    });
     (void)blas.destroy(handle);
 }
 
@@ -270,25 +265,23 @@ static void ceilings(double rate[GPU_CEILINGS]) {
         return; /* the programs that are timed hold the memory */
     float *out = (float *)(memory + COPY_BYTES);
     measure_products(rate, memory);
-    rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, seconds_of([&]() {
-                                  multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
-                                  return 0;
-                              }));
+    rate[BENCH_FMA] = rate_of(2.0 * CHAINS * STEPS * THREADS * blocks, [&]() {
+        multiply_add<<<blocks, THREADS>>>(0.999f, 0.001f, out);
+        return 0;
+    });
     fill<<<1024, THREADS>>>((float *)memory, 2 * COPY_BYTES / sizeof(float));
-    rate[BENCH_L2] = rate_of(16.0 * BOX * BOXES * blocks, seconds_of([&]() {
-                                 read_boxes<<<blocks, THREADS>>>((const float4 *)memory,
-                                                                 WORKING_SET / (16 * BOX), out);
-                                 return 0;
-                             }));
-    rate[BENCH_READ] = rate_of((double)COPY_BYTES, seconds_of([&]() {
-                                   read_all<<<blocks, THREADS>>>((const float4 *)memory,
-                                                                 COPY_BYTES / sizeof(float4), out);
-                                   return 0;
-                               }));
-    rate[BENCH_COPY] = rate_of(2.0 * (double)COPY_BYTES, seconds_of([&]() {
-                                   return cudaMemcpyAsync(memory + COPY_BYTES, memory, COPY_BYTES,
-                                                          cudaMemcpyDeviceToDevice) != cudaSuccess;
-                               }));
+    rate[BENCH_L2] = rate_of(16.0 * BOX * BOXES * blocks, [&]() {
+        read_boxes<<<blocks, THREADS>>>((const float4 *)memory, WORKING_SET / (16 * BOX), out);
+        return 0;
+    });
+    rate[BENCH_READ] = rate_of((double)COPY_BYTES, [&]() {
+        read_all<<<blocks, THREADS>>>((const float4 *)memory, COPY_BYTES / sizeof(float4), out);
+        return 0;
+    });
+    rate[BENCH_COPY] = rate_of(2.0 * (double)COPY_BYTES, [&]() {
+        return cudaMemcpyAsync(memory + COPY_BYTES, memory, COPY_BYTES, cudaMemcpyDeviceToDevice) !=
+               cudaSuccess;
+    });
     (void)cudaFree(memory);
 }
 

@@ -1,19 +1,27 @@
 /** @file machine.c
- *  @brief The machine: its clock, caches, threads and ceilings, and its description. */
+ *  @brief The machine: its clock, caches, threads, libraries and ceilings, and its description.
+ * OpenBLAS, because it starts threads of its own, and libnsa_gpu.so, because it needs CUDA, are
+ * loaded at run time, so that everything works without them. */
 #include "bench/contender.h"
 #include "io/file.h"
 
+#include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #ifndef BENCH_FLAGS /* the Makefile defines both */
 #define BENCH_FLAGS       "not recorded"
 #define BENCH_DENSE_FLAGS "not recorded"
+#endif
+
+#ifndef BENCH_OPENBLAS /* make OPENBLAS=NAME */
+#define BENCH_OPENBLAS "libopenblas.so.0"
 #endif
 
 double bench_now(void) {
@@ -86,6 +94,76 @@ void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg)
         pthread_join(id[--started], NULL);
 }
 
+/* ISO C has no cast from object to function pointer: copy its bits. */
+static int find(void *library, const char *name, void *function) {
+    void *symbol = library ? dlsym(library, name) : NULL;
+    memcpy(function, &symbol, sizeof symbol);
+    return symbol != NULL;
+}
+
+enum { BYTES_PER_THREAD = 256 << 20 /* a heap of its own, and a buffer of 128 MiB in it */ };
+
+void (*blas_sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                   int lda, const float *b, int ldb, float beta, float *c, int ldc);
+
+static struct {
+    void (*set_threads)(int);
+    const char *(*get_config)(void);
+    char missing[160];
+} blas;
+
+const char *blas_missing(void) {
+    static int searched;
+    if (searched++)
+        return blas.missing[0] ? blas.missing : NULL;
+    /* left alone it starts a thread for every core, and hangs if one cannot be created;
+     * blas_threads() sets the number instead; it is never unloaded */
+    (void)setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    void *library = dlopen(BENCH_OPENBLAS, RTLD_NOW | RTLD_LOCAL);
+    if (!find(library, "cblas_sgemm", (void *)&blas_sgemm) ||
+        !find(library, "openblas_set_num_threads", (void *)&blas.set_threads) ||
+        !find(library, "openblas_get_config", (void *)&blas.get_config))
+        snprintf(blas.missing, sizeof blas.missing, "no OpenBLAS: %.140s", dlerror());
+    return blas.missing[0] ? blas.missing : NULL;
+}
+
+const char *blas_name(void) {
+    const char *missing = blas_missing();
+    return missing ? missing : blas.get_config();
+}
+
+void blas_threads(int threads) {
+    const size_t bytes = (size_t)threads * BYTES_PER_THREAD;
+    if (blas_missing())
+        return;
+    /* an OpenBLAS thread that finds no memory for its buffer retries forever, so check first */
+    void *trial = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (trial != MAP_FAILED && !munmap(trial, bytes))
+        blas.set_threads(threads);
+    else
+        snprintf(blas.missing, sizeof blas.missing,
+                 "no OpenBLAS: %d threads of it need %d MiB of address space each; ulimit -v?",
+                 threads, BYTES_PER_THREAD >> 20);
+}
+
+const gpu_table *gpu(const char **missing) {
+    static const char *why = "built without the GPU's part (make CUDA=gpu)";
+    static const gpu_table *table;
+    static int searched;
+    const gpu_table *(*get)(void);
+    /* looked for beside this program and in ../lib, which are its RPATH; never unloaded */
+    if (!searched &&
+        find(dlopen("libnsa_gpu.so", RTLD_NOW | RTLD_LOCAL), "nsa_gpu_get", (void *)&get) &&
+        get()->size == sizeof *table) {
+        table = get();
+        why = table->missing();
+    }
+    searched = 1;
+    if (missing)
+        *missing = why;
+    return why ? NULL : table;
+}
+
 /* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
 static double measure_sgemm(int threads, int runs) {
     enum { SIDE = 1024 };
@@ -139,17 +217,15 @@ static void first_line(const char *command, char *text, size_t capacity) {
 
 /* Extra flags of one stage; the build writes them to NN_name.flags beside the stage. */
 static void add_flags(bench_run *run, const char *dir, const char *stage) {
-    char path[PATH_MAX], line[256];
-    size_t used = strlen(run->own_flags);
+    char path[PATH_MAX], *line;
+    size_t n, used = strlen(run->own_flags);
     snprintf(path, sizeof path, "%s/%s.flags", dir, stage);
-    FILE *f;
-    if (file_stream(path, &f))
+    if (file_read(path, 256, &line, &n))
         return;
-    if (fgets(line, sizeof line, f) && line[0] != '\n') {
-        line[strcspn(line, "\n")] = 0;
-        snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %s", stage, line);
-    }
-    fclose(f);
+    if (n > 1) /* with its newline */
+        snprintf(run->own_flags + used, sizeof run->own_flags - used, "; %s: %.*s", stage,
+                 (int)n - 1, line);
+    free(line);
 }
 
 void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,

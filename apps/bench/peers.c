@@ -33,33 +33,29 @@ static double number_of(const cJSON *from, const char *key) {
     return cJSON_IsNumber(item) ? item->valuedouble : -1;
 }
 
-/* Write a line and wait for the answer's; *line is for free(). */
-static nsa_status exchange(peers *p, const char *request, char **line) {
-    size_t capacity = 0;
-    if (!p->pid || fprintf(p->to, "%s\n", request) < 0 || fflush(p->to))
-        return lost(p, "has ended");
-    struct pollfd wait = {.fd = fileno(p->from), .events = POLLIN};
-    if (poll(&wait, 1, PATIENCE) <= 0)
-        return lost(p, "did not answer");
-    return getline(line, &capacity, p->from) > 0 ? NSA_OK : lost(p, "has ended");
-}
-
 /* Send a request, which is freed, and get its answer, to be freed with cJSON_Delete(). */
 static nsa_status request_answer(peers *p, cJSON *request, cJSON **answer) {
     char *text = cJSON_PrintUnformatted(request), *line = NULL;
+    size_t capacity = 0;
+    struct pollfd wait = {.fd = p->pid ? fileno(p->from) : -1, .events = POLLIN};
+    const char *problem = NULL;
+    if (!p->pid || fprintf(p->to, "%s\n", text ? text : "") < 0 || fflush(p->to))
+        problem = "has ended";
+    else if (poll(&wait, 1, PATIENCE) <= 0)
+        problem = "did not answer";
+    else if (getline(&line, &capacity, p->from) <= 0)
+        problem = "has ended";
+    *answer = problem ? NULL : cJSON_Parse(line);
+    if (!problem && !cJSON_IsObject(*answer))
+        problem = "answered with something that is no JSON object";
     cJSON_Delete(request);
-    nsa_status status = exchange(p, text ? text : "", &line);
     cJSON_free(text);
-    *answer = status ? NULL : cJSON_Parse(line);
     free(line);
-    if (status)
-        return status;
-    if (!cJSON_IsObject(*answer))
-        status = lost(p, "answered with something that is no JSON object");
-    else if (text_of(*answer, "wrong")[0])
-        status = nsa_fail(NSA_ERR_INPUT, "%.200s", text_of(*answer, "wrong"));
-    else if (text_of(*answer, "error")[0])
-        status = nsa_fail(NSA_ERR_UNSUPPORTED, "%.200s", text_of(*answer, "error"));
+    const char *wrong = text_of(*answer, "wrong"), *error = text_of(*answer, "error");
+    nsa_status status = problem    ? lost(p, problem)
+                        : wrong[0] ? nsa_fail(NSA_ERR_INPUT, "%.200s", wrong)
+                        : error[0] ? nsa_fail(NSA_ERR_UNSUPPORTED, "%.200s", error)
+                                   : NSA_OK;
     if (status) {
         cJSON_Delete(*answer);
         *answer = NULL;

@@ -37,8 +37,6 @@ typedef struct sweep {
     int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
-    const nsa_stage *checked; /* the last whose sparse pass was checked, */
-    double first;             /* and its seconds */
     samples ceiling[BENCH_CEILINGS];
     double began;
     progress bar;
@@ -92,11 +90,8 @@ static nsa_status find_stages(sweep *s) {
 /* How often a run of `seconds` is timed: as --runs says, cut to what fits into `limit` seconds but
  * at least three times; without --runs, by its length alone. */
 static int runs_of(const bench_options *o, double seconds, double limit) {
-    const int runs = (int)o->runs;
-    if (runs && (double)runs * seconds > limit)
-        return limit < 3 * seconds ? 3 : (int)(limit / seconds);
-    if (runs)
-        return runs;
+    if (o->runs)
+        return (int)fmin((double)o->runs, fmax(3, limit / seconds));
     return seconds <= 0.05 ? 20 : seconds <= 2 ? 10 : seconds <= 20.0 / 3 ? (int)(20 / seconds) : 3;
 }
 
@@ -120,17 +115,6 @@ static double predict_row(const sweep *s, const bench_row *row, double limit) {
     return cost + times * runs_of(s->o, one, (limit - cost) / times) * one;
 }
 
-/* The same for a stage's dense attention at the first length: as fast, by FLOPs, as its sparse
- * pass, whose check ran just before. */
-static double predict_dense(const sweep *s, const contender *c, const workload *w) {
-    bench_row few = {0}, all = {0};
-    if (!c->stage || !c->causal || c->stage != s->checked)
-        return 0;
-    workload_count(w, 0, contender_arith(c), &few);
-    workload_count(w, 1, contender_arith(c), &all);
-    return 4 * s->first * all.flops / few.flops; /* checked once, timed three times */
-}
-
 /* Is a row that would take `cost` more seconds left out? Then its status says so, after `what`. */
 static int is_too_long(const sweep *s, bench_row *row, const char *what, double cost) {
     const double limit = (double)s->o->budget;
@@ -143,8 +127,8 @@ static int is_too_long(const sweep *s, bench_row *row, const char *what, double 
 
 /* Open and check; the row gets the result. @return 1 if it may be timed */
 static int admit(sweep *s, contender *c, workload *w) {
-    const double limit = (double)s->o->budget, cost = predict_row(s, c->row, limit);
-    if (is_too_long(s, c->row, "not run", cost > 0 ? cost : predict_dense(s, c, w)))
+    const double limit = (double)s->o->budget;
+    if (is_too_long(s, c->row, "not run", predict_row(s, c->row, limit)))
         return 0;
     progress_phase(&s->bar, c->row->name);
     nsa_status status = contender_open(c, w);
@@ -155,9 +139,7 @@ static int admit(sweep *s, contender *c, workload *w) {
         status = status ? status : contender_check(c, w, s->judge.stage);
     }
     if (!status) {
-        const int times = c->caller ? 2 : 1; /* that each run is timed: also with load and read */
-        if (!c->causal)
-            s->checked = c->stage, s->first = c->first;
+        const int times = c->has_io ? 2 : 1; /* that each run is timed: also with load and read */
         c->wanted = runs_of(s->o, c->first, (limit - c->row->cost) / times);
         if (w->pass == BENCH_DECODE && c->wanted > DECODE_RUNS)
             c->wanted = DECODE_RUNS;
@@ -184,7 +166,7 @@ static void summarize(contender *c, const workload *w) {
     }
     row->runs = c->runs;
     row->time = bench_quartiles(c->sample, c->runs);
-    if (c->caller)
+    if (c->has_io)
         row->with_io = bench_quartiles(c->with_io, c->runs);
     workload_count(w, c->causal, contender_arith(c), row);
 }
@@ -292,12 +274,6 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
         list[(*count)++] = c;
 }
 
-/* Plain causal attention by a stage's own code shows what sparsity alone is worth. */
-static int has_causal(const nsa_stage *stage, bench_pass pass) {
-    return stage->arith == NSA_FLOAT32 &&
-           (pass == BENCH_FORWARD ? stage->causal != NULL : pass == BENCH_BACKWARD);
-}
-
 static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith arith) {
     contender list[CONTENDERS];
     workload w;
@@ -310,7 +286,9 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
             (stage->arith == NSA_BFLOAT16) != (arith == NSA_BFLOAT16))
             continue;
         add(s, list, &count, &w, (contender){.stage = stage, .name = name});
-        if (has_causal(stage, pass))
+        /* plain causal attention by its own code shows what sparsity alone is worth */
+        if (stage->arith == NSA_FLOAT32 &&
+            (pass == BENCH_BACKWARD || (pass == BENCH_FORWARD && stage->causal)))
             add(s, list, &count, &w, (contender){.stage = stage, .name = name, .causal = 1});
         if (s->o->one_thread && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
             add(s, list, &count, &w, (contender){.stage = stage, .name = name, .threads = 1});
@@ -332,22 +310,17 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     return status;
 }
 
-/* Called after each length, so that an interrupted run keeps its results. */
-static nsa_status save_run(sweep *s) {
-    for (int i = 0; i < BENCH_CEILINGS; i++)
-        s->run->ceiling[i] = samples_stats(&s->ceiling[i]);
-    bench_compute(s->run);
-    return s->o->json ? runfile_write(s->run, s->o->json) : NSA_OK;
-}
-
 static nsa_status one_pass(sweep *s, bench_pass pass) {
     nsa_status status = s->o->judge ? verify_judge(s->o, pass, s->judge.stage) : NSA_OK;
     for (int i = 0; i < s->o->sizes && !status; i++) {
         status = one_length(s, pass, s->o->T[i], NSA_FLOAT32);
         if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
-        if (!status)
-            status = save_run(s);
+        for (int k = 0; k < BENCH_CEILINGS; k++)
+            s->run->ceiling[k] = samples_stats(&s->ceiling[k]);
+        bench_compute(s->run);
+        if (!status && s->o->json) /* now, so that an interrupted run keeps its results */
+            status = runfile_write(s->run, s->o->json);
         progress_end(&s->bar);
         fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n", bench_pass_name(pass),
                 s->o->T[i], bench_now() - s->began);

@@ -315,15 +315,6 @@ static void print_source(const bench_run *run, const char *file) {
     printf("\n");
 }
 
-static void print_missing(const view *v) {
-    for (int i = 0, missing = 0; i < v->run->rows; i++) {
-        const bench_row *r = &v->run->row[i];
-        if (r->status[0] && is_wanted(v, r))
-            printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
-                   r->T, r->status);
-    }
-}
-
 static const char times[] =
     "T|program|ms|quartiles|runs|GFLOP/s|GB/s|tokens/s|share of ceiling|vs stage below|"
     "vs dense attention|memory, MB|workspace, MB|checked against";
@@ -372,8 +363,12 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
             t->row(&g, &v, &run->row[i]);
     }
     print(&g);
-    if (v.pass)
-        print_missing(&v);
+    for (int i = 0, missing = 0; i < run->rows && v.pass; i++) {
+        const bench_row *r = &run->row[i];
+        if (r->status[0] && is_wanted(&v, r))
+            printf("%s- %s at T = %" PRId64 ": %s\n", missing++ ? "" : "\nNot timed:\n\n", r->name,
+                   r->T, r->status);
+    }
     if (file)
         print_source(run, file);
     return NSA_OK;

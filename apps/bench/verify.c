@@ -1,13 +1,12 @@
 /** @file verify.c
  *  @brief Sampled rows against the oracle's. */
-#include "bench/workload.h"
+#include "bench/contender.h"
 #include "harness/compare.h"
 #include "harness/run.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

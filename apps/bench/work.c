@@ -1,7 +1,7 @@
 /** @file work.c
  *  @brief The operations and bytes that the inputs need at least, counted exactly: of a whole pass,
  * and of single phases. */
-#include "bench/workload.h"
+#include "bench/contender.h"
 #include "common/counts.h"
 
 #include <string.h>

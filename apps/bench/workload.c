@@ -1,6 +1,6 @@
 /** @file workload.c
  *  @brief The inputs of one pass at one length. */
-#include "bench/workload.h"
+#include "bench/contender.h"
 #include "common/tensors.h"
 #include "harness/random.h"
 #include "harness/tensor.h"
@@ -148,13 +148,14 @@ nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t) {
 /* dout of the sampled rows, zero elsewhere. */
 static nsa_status make_sparse(workload *w) {
     const nsa_tensor *dout = &w->in.at[NSA_DOUT];
-    int64_t row = tensor_row(dout);
-    nsa_status status = tensor_copy(&w->sparse, dout);
-    for (int64_t t = 0, r = 0; t < dout->shape[0] && !status; t++) {
-        if (r < w->rows.shape[0] && tensor_ints(&w->rows)[r] == t)
-            r++;
-        else
-            memset((float *)w->sparse.data + t * row, 0, (size_t)row * sizeof(float));
+    const size_t row = (size_t)tensor_row(dout) * sizeof(float);
+    w->sparse = *dout;
+    nsa_status status = tensor_alloc(&w->sparse);
+    if (!status)
+        memset(w->sparse.data, 0, (size_t)dout->shape[0] * row);
+    for (int64_t r = 0; r < w->rows.shape[0] && !status; r++) {
+        const size_t at = (size_t)tensor_ints(&w->rows)[r] * row;
+        memcpy((char *)w->sparse.data + at, (const char *)dout->data + at, row);
     }
     return status;
 }
