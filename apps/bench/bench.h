@@ -7,6 +7,8 @@
 
 #include "nsa_find.h"
 
+#include <string.h>
+
 /** Limits of one run. */
 enum {
     BENCH_MAX_SIZES = 16,  /**< lengths of one sweep */
@@ -196,7 +198,7 @@ void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]);
 void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,
                       size_t stages);
 
-/* ----------------------------------------------------------------- ratios.c */
+/* ---------------------------------------------------------------- results.c */
 
 /** Median and quartiles of than's time over r's, round by round: a machine speed that changes
  * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
@@ -210,12 +212,22 @@ void bench_compute(bench_run *run);
 const bench_row *bench_find(const bench_run *run, const char *name, const char *pass, int64_t T);
 
 /** @return 1 if the row's name is that of a stage: those begin with a digit. */
-int bench_is_stage(const bench_row *row);
+static inline int bench_is_stage(const bench_row *row) {
+    return row->name[0] >= '0' && row->name[0] <= '9';
+}
 
 /** @return 1 if the name begins with `prefix`: BENCH_OWN_DENSE or BENCH_ONE_THREAD. */
-int bench_has_prefix(const char *name, const char *prefix);
+static inline int bench_has_prefix(const char *name, const char *prefix) {
+    return !strncmp(name, prefix, strlen(prefix));
+}
 
-/* ------------------------------------------------------ tables.c, runfile.c */
+/** Write a run file, whole or not at all. @return NSA_ERR_IO or NSA_ERR_MEMORY */
+nsa_status runfile_write(const bench_run *run, const char *path);
+
+/** Read a run file. @return NSA_ERR_IO, NSA_ERR_INPUT or NSA_ERR_MEMORY, naming the file */
+nsa_status runfile_read(const char *path, bench_run *run);
+
+/* ----------------------------------------------------------------- tables.c */
 
 /** Print the table "machine", "forward", "backward", "decode", "kernels", "io", "peers" or "own",
  * with "/STAGE" appended of that stage alone; below it the run file's name, if there is one.
@@ -226,11 +238,5 @@ nsa_status report_table(const bench_run *run, const char *what, const char *file
  * name in quotes, then lines T, value, low, high.
  *  @return NSA_ERR_INPUT if there is no such figure */
 nsa_status report_points(const bench_run *run, const char *what);
-
-/** Write a run file, whole or not at all. @return NSA_ERR_IO or NSA_ERR_MEMORY */
-nsa_status runfile_write(const bench_run *run, const char *path);
-
-/** Read a run file. @return NSA_ERR_IO, NSA_ERR_INPUT or NSA_ERR_MEMORY, naming the file */
-nsa_status runfile_read(const char *path, bench_run *run);
 
 #endif

@@ -19,11 +19,10 @@ $(BUILD)/nsa-bench: $(call object,$(BENCH) apps/commands.c $(IO) $(HARNESS)) $(B
 	    -ldl -lm -pthread
 
 $(call object,$(BENCH)): apps/bench/bench.mk
-# The sgemm ceiling and the dense baseline, if not libopenblas.so.0; without it both say SKIP.
-$(BUILD)/obj/apps/bench/machine.o: \
-    override CFLAGS += $(if $(OPENBLAS),-DBENCH_OPENBLAS='"$(OPENBLAS)"')
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS) -Wno-pass-failed
-$(BUILD)/obj/apps/bench/machine.o: override CFLAGS += -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
+# OPENBLAS: the sgemm ceiling and the dense baseline, if not libopenblas.so.0; without it both say SKIP.
+$(BUILD)/obj/apps/bench/machine.o: override CFLAGS += \
+    $(if $(OPENBLAS),-DBENCH_OPENBLAS='"$(OPENBLAS)"') -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
     -DBENCH_DENSE_FLAGS='"$(strip $(DENSE_FLAGS))"'
 
 # The GPU's ceilings: a shared object beside the program, which loads it at run time.

@@ -197,6 +197,8 @@ static int parse_options(int argc, char **argv, bench_options *o) {
     int code = command_parse(&argp, 0, argc, argv, NULL, o);
     if (code)
         return code;
+    /* the simulator's times say nothing about a GPU, so a stage runs there only if it is named */
+    o->device[BENCH_ON_SIMULATOR] = o->stages > 0;
     const int packs = o->pass[BENCH_FORWARD] || o->pass[BENCH_BACKWARD];
     if (o->one_thread && o->threads == 1)
         return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");

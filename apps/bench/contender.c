@@ -6,6 +6,7 @@
 #include "harness/tensor.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,15 +65,6 @@ static nsa_status open_stage(contender *c, const workload *w) {
     return status;
 }
 
-/* The tensors of a caller that trains or serves lie on the device. */
-static void free_io(contender *c) {
-    if (!c->has_io)
-        return;
-    device_free(c->stage, &c->given);
-    device_free(c->stage, &c->got);
-    c->has_io = 0;
-}
-
 nsa_status contender_open(contender *c, const workload *w) {
     return c->peer ? peers_open(c, w) : c->stage ? open_stage(c, w) : open_dense(c, w);
 }
@@ -80,7 +72,8 @@ nsa_status contender_open(contender *c, const workload *w) {
 void contender_close(contender *c) {
     if (c->peer && c->peer_id >= 0)
         peers_close(c);
-    free_io(c);
+    device_free(c->stage, &c->given);
+    device_free(c->stage, &c->got);
     nsa_close(c->ctx);
     free(c->dense);
     tensor_free(&c->cache[0]);
@@ -200,7 +193,9 @@ static nsa_status open_io(contender *c, const workload *w) {
     if (status == NSA_ERR_MEMORY) { /* the pass alone is still timed */
         fprintf(stderr, "nsa bench: %s at T = %" PRId64 " without load and read: %s\n",
                 c->row->name, w->T, nsa_last_error());
-        free_io(c);
+        device_free(c->stage, &c->given);
+        device_free(c->stage, &c->got);
+        c->has_io = 0;
         c->row->bytes_io = 0;
         return NSA_OK;
     }
@@ -269,9 +264,25 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
         return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
     *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
     t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
-    t->shape[1] = w->cfg.q_heads;
-    t->shape[2] = w->cfg.v_dim;
+    t->shape[1] = w->cfg.q_heads, t->shape[2] = w->cfg.v_dim;
     return NSA_OK;
+}
+
+/* Gather the rows that an int32 list names from a result of all rows; all of it must be finite. */
+static nsa_status gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled) {
+    const size_t row = (size_t)tensor_row(all) * nsa_dtype_size(all->dtype);
+    for (int64_t i = 0, count = nsa_count(all); i < count; i++) {
+        if (!isfinite(tensor_get(all, i)))
+            return nsa_fail(NSA_ERR_INPUT, "element %" PRId64 " of row %" PRId64 " is not finite",
+                            i % tensor_row(all), i / tensor_row(all));
+    }
+    *sampled = *all;
+    sampled->shape[0] = rows->shape[0];
+    nsa_status status = tensor_alloc(sampled);
+    for (int64_t r = 0; r < sampled->shape[0] && !status; r++)
+        memcpy((char *)sampled->data + (size_t)r * row,
+               (const char *)all->data + (size_t)tensor_ints(rows)[r] * row, row);
+    return status;
 }
 
 /* Read what is compared, as the oracle has it: of results with a row a query, the sampled rows. */
@@ -284,7 +295,7 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
             continue;
         status = read_whole(c, w, (nsa_id)id, sampled ? &whole : &mine->at[id]);
         if (sampled && !status)
-            status = verify_gather(&w->rows, &whole, &mine->at[id]);
+            status = gather(&w->rows, &whole, &mine->at[id]);
         if (c->stage)
             tensor_free(&whole);
     }

@@ -41,8 +41,8 @@ typedef struct workload {
 /** The case string of the inputs, as `nsa check --case` reads it; without T if that is 0. */
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
-/** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16.
- * `w` is for workload_close(), also on an error. */
+/** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16. `w` is for
+ * workload_close(), also on an error. */
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 
@@ -100,9 +100,8 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 /** @return 1 if that result is compared; of plain causal attention out, dq, dk_win and dv_win. */
 int verify_wants(const workload *w, int causal, nsa_id id);
 
-/** Run the oracle on the sampled rows, unless that was done already; w keeps the results.
- * The oracle is stage 00, or a stage of verify_judge(); `causal` is 1 for plain causal attention.
- */
+/** Run the oracle, stage 00 or one of verify_judge(), on the sampled rows, unless that was done
+ * already; w keeps the results. `causal` is 1 for plain causal attention. */
 nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 
 /** Judge a candidate's results on the sampled rows by the table of docs/specification.md: the
@@ -110,10 +109,6 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
  * `mine` has out, block_idx, dq and dgate of the sampled rows; other gradients whole. */
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
-
-/** Gather the rows that an int32 list names from a result of all rows; all of it must be finite.
- * Free `sampled` with tensor_free(). */
-nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled);
 
 /** Prove that a stage can be the oracle: its rows at 1024 tokens, with the same heads and dims, are
  * right by stage 00. */
@@ -145,8 +140,7 @@ const gpu_table *gpu(const char **missing);
 
 /** The dense baseline: causal attention by tiles on OpenBLAS, as carefully optimised as any stage.
  * The heads of a group share K and V, so a tile of query tokens times G heads is one matrix; it
- * loops over blocks of keys with an online softmax. Blocks wholly above the diagonal are skipped.
- */
+ * loops over blocks of keys up to the diagonal with an online softmax. */
 typedef struct dense dense;
 
 /** Its inputs, laid out as in the contract. */
@@ -198,10 +192,9 @@ void peers_stop(peers *p);
 
 /* -------------------------------------------------------------- contender.c */
 
-/** A program that is timed. A stage on a device times itself: a run's seconds are the sum of its
- * phases, timed by events in the device's queue. If it lists no phases, the host's clock runs from
- * the call until the device is done. NSA by a stage on a device is timed once more with load and
- * read of its caller's tensors there. */
+/** A program that is timed: a stage on a device by itself, as the sum of its phases, or if it lists
+ * none by the host's clock from the call until the device is done. NSA by a stage on a device is
+ * timed once more with load and read of its caller's tensors there. */
 typedef struct contender {
     const nsa_stage *stage;          /**< NULL for the dense baseline and for peers */
     const char *name;                /**< of the stage, the dense baseline or the peer */

@@ -237,11 +237,8 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
     first_line("git -C \"$(dirname \"$(readlink /proc/$PPID/exe)\")\" describe --always --dirty "
                "--abbrev=12 2>/dev/null",
                run->commit, sizeof run->commit);
-#ifdef __clang__
-    snprintf(run->compiler, sizeof run->compiler, "%s", __VERSION__);
-#else
-    snprintf(run->compiler, sizeof run->compiler, "gcc %s", __VERSION__);
-#endif
+    snprintf(run->compiler, sizeof run->compiler, "%s%s", /* clang's has its name in it */
+             strstr(__VERSION__, "lang") ? "" : "gcc ", __VERSION__);
     snprintf(run->flags, sizeof run->flags, "%s", BENCH_FLAGS);
     snprintf(run->own_flags, sizeof run->own_flags, "%s: %s", BENCH_DENSE, BENCH_DENSE_FLAGS);
     for (size_t i = 0; i < stages; i++)

@@ -42,12 +42,8 @@ typedef struct sweep {
     progress bar;
 } sweep;
 
-/* The simulator's times say nothing about a GPU, so a stage runs there only if it is named. */
 static int is_wanted(const sweep *s, const nsa_found *found) {
-    const bench_device device = bench_device_of(found->stage);
-    if (device == BENCH_ON_SIMULATOR)
-        return s->o->stages > 0;
-    return found->stage && s->o->device[device];
+    return found->stage && s->o->device[bench_device_of(found->stage)];
 }
 
 /* The stages that were asked for, or all. */
@@ -166,8 +162,7 @@ static void summarize(contender *c, const workload *w) {
     }
     row->runs = c->runs;
     row->time = bench_quartiles(c->sample, c->runs);
-    if (c->has_io)
-        row->with_io = bench_quartiles(c->with_io, c->runs);
+    row->with_io = bench_quartiles(c->with_io, c->runs);
     workload_count(w, c->causal, contender_arith(c), row);
 }
 

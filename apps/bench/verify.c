@@ -6,7 +6,6 @@
 #include "harness/tensor.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -160,22 +159,6 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     }
     status = status ? status : compare_all(w, arith, causal, mine, truth);
     tensors_free(&forced);
-    return status;
-}
-
-nsa_status verify_gather(const nsa_tensor *rows, const nsa_tensor *all, nsa_tensor *sampled) {
-    const size_t row = (size_t)tensor_row(all) * nsa_dtype_size(all->dtype);
-    for (int64_t i = 0, count = nsa_count(all); i < count; i++) {
-        if (!isfinite(tensor_get(all, i)))
-            return nsa_fail(NSA_ERR_INPUT, "element %" PRId64 " of row %" PRId64 " is not finite",
-                            i % tensor_row(all), i / tensor_row(all));
-    }
-    *sampled = *all;
-    sampled->shape[0] = rows->shape[0];
-    nsa_status status = tensor_alloc(sampled);
-    for (int64_t r = 0; r < sampled->shape[0] && !status; r++)
-        memcpy((char *)sampled->data + (size_t)r * row,
-               (const char *)all->data + (size_t)tensor_ints(rows)[r] * row, row);
     return status;
 }
 

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { CMP, SLC, WIN, BRANCHES };
+enum { CMP, SLC, WIN, BRANCHES, DQ = BRANCHES, DK, DV };
 
 /* Keys that the queries of a pass see, of all sequences, for one head. */
 typedef struct key_counts {
@@ -55,7 +55,7 @@ static double phi_weights(const nsa_config *c, double D) {
 }
 
 typedef struct phi_cost {
-    double flops, weights;
+    double blocks, flops, weights; /* blocks of one sequence */
 } phi_cost;
 
 /* Both compressors' forward. */
@@ -65,9 +65,9 @@ static phi_cost count_compressors(const workload *w) {
     /* one block is compressed every d steps */
     const double blocks =
         w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    return (phi_cost){(double)w->B * blocks * (double)c->kv_heads *
-                          (phi_flops(c, dk) + phi_flops(c, dv)),
-                      phi_weights(c, dk) + phi_weights(c, dv)};
+    return (phi_cost){
+        blocks, (double)w->B * blocks * (double)c->kv_heads * (phi_flops(c, dk) + phi_flops(c, dv)),
+        phi_weights(c, dk) + phi_weights(c, dv)};
 }
 
 /* Numbers that a pass reads and writes: q, gate, keys, values and out once. A step reads the keys
@@ -101,32 +101,38 @@ static void count_phi(const workload *w, double size, bench_phase *p) {
     const phi_cost cost = count_compressors(w);
     const nsa_config *c = &w->cfg;
     const double row = (double)c->kv_heads * (double)(c->qk_dim + c->v_dim);
-    const int step = w->pass == BENCH_DECODE, directions = w->pass == BENCH_BACKWARD ? 2 : 1;
-    const double raw = step ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
-    const double compressed = step ? 1 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
+    const int directions = w->pass == BENCH_BACKWARD ? 2 : 1;
+    const double raw =
+        w->pass == BENCH_DECODE ? (double)c->cmp_block / (double)c->cmp_stride : (double)w->T;
     p->flops = cost.flops * directions;
-    p->bytes = size * directions * ((double)w->B * row * (raw + compressed) + cost.weights);
+    p->bytes = size * directions * ((double)w->B * row * (raw + cost.blocks) + cost.weights);
 }
 
-/* Attention of the branches in the phase's name; all if none is named. */
+/* Is that part, a branch or a gradient, in the phase's name? */
+static int has(const bench_phase *p, int part) {
+    static const char *const names[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
+    return strstr(p->name, names[part]) != NULL;
+}
+
+/* Attention of the branches in the phase's name; of all if it names a gradient alone. */
 static void count_attention(const workload *w, double size, bench_phase *p) {
-    static const char *const names[] = {"cmp", "slc", "win"};
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
     const double Hkv = (double)c->kv_heads;
-    const int backward = w->pass == BENCH_BACKWARD, queries = strstr(p->name, "dq") != NULL;
-    const int keys = strstr(p->name, "dk") || strstr(p->name, "dv");
+    const int backward = w->pass == BENCH_BACKWARD, queries = has(p, DQ);
+    const int keys = has(p, DK) || has(p, DV), all = !has(p, CMP) && !has(p, SLC) && !has(p, WIN);
+    if (all && !queries && !keys)
+        return;
     const double pair = !backward ? 2 * dk + 2 * dv
                         : queries ? 4 * dk + 2 * dv
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
     const key_counts s = count_keys(w);
-    const int all = !strstr(p->name, "cmp") && !strstr(p->name, "slc") && !strstr(p->name, "win");
     /* reads q and writes out; backward reads q and dout and, except in the pass over keys, writes
      * dq */
     double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
     for (int x = 0; x < BRANCHES; x++) {
-        if (!all && !strstr(p->name, names[x]))
+        if (!all && !has(p, x))
             continue;
         const double each = x == CMP ? (double)nsa_cmp_tokens(c, w->T) : (double)w->T;
         const double stored = w->pass == BENCH_DECODE ? s.branch[x] : (double)w->B * each;
@@ -141,7 +147,6 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
 }
 
 void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
-    static const char *const attention[] = {"cmp", "slc", "win", "dq", "dk", "dv"};
     const double tokens = (double)w->B * (double)w->T, dv = (double)w->cfg.v_dim;
     const double heads = tokens * (double)w->cfg.q_heads, size = size_of[arith];
     p->flops = p->l2 = p->bytes = 0;
@@ -156,9 +161,6 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
         /* build the inverse lists: read n block indices a row, write as many row indices */
         p->bytes = 2 * tokens * (double)w->cfg.kv_heads * (double)w->cfg.slc_count * 4;
     } else {
-        for (int i = 0; i < (w->pass == BENCH_BACKWARD ? 6 : 3) && !(p->bytes > 0); i++) {
-            if (strstr(p->name, attention[i]))
-                count_attention(w, size, p);
-        }
+        count_attention(w, size, p);
     }
 }
