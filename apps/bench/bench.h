@@ -96,8 +96,7 @@ typedef struct bench_options {
     const char *what;      /**< which table or plot */
 } bench_options;
 
-/** A median with its spread: the quartiles, or for ceilings the lowest and the highest. 0 is "not
- * known". */
+/** A median and quartiles, or of ceilings the lowest and the highest. 0 is "not known". */
 typedef struct bench_stats {
     double low;    /**< first quartile, or the lowest */
     double median; /**< the median */

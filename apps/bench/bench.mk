@@ -20,7 +20,7 @@ $(BUILD)/nsa-bench: $(call object,$(BENCH) apps/commands.c $(IO) $(HARNESS)) $(B
 
 $(call object,$(BENCH)): apps/bench/bench.mk
 $(BUILD)/obj/apps/bench/dense.o: override CFLAGS += $(DENSE_FLAGS) -Wno-pass-failed
-# OPENBLAS: the sgemm ceiling and the dense baseline, if not libopenblas.so.0; without it both say SKIP.
+# OPENBLAS if it is not libopenblas.so.0: without it the sgemm ceiling and the baseline say SKIP.
 $(BUILD)/obj/apps/bench/machine.o: override CFLAGS += \
     $(if $(OPENBLAS),-DBENCH_OPENBLAS='"$(OPENBLAS)"') -DBENCH_FLAGS='"$(COMMON_FLAGS)"' \
     -DBENCH_DENSE_FLAGS='"$(strip $(DENSE_FLAGS))"'

@@ -1,6 +1,5 @@
 /** @file bench_main.c
- *  @brief The program `nsa-bench`, which `nsa bench` starts: its command line, and what it prints.
- */
+ *  @brief The program `nsa-bench`, which `nsa bench` starts: command line, and what it prints. */
 #include "bench/bench.h"
 #include "commands.h"
 

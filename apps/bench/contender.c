@@ -89,8 +89,7 @@ static nsa_status run_once(contender *c, const workload *w) {
     return NSA_OK;
 }
 
-/* What is loaded before a pass: all inputs; at first dout of the sampled rows, which is checked; or
- * the next step. */
+/* What is loaded before a pass: inputs; at first dout of the checked rows; or the next step. */
 static nsa_tensors wanted(contender *c, const workload *w) {
     nsa_tensors from = {0};
     if (w->pass == BENCH_FORWARD)
@@ -214,20 +213,19 @@ static nsa_status run_between(contender *c, const workload *w) {
 
 static nsa_status time_with_io(contender *c, const workload *w, double *seconds) {
     const gpu_table *g = c->device == BENCH_ON_GPU ? gpu(NULL) : NULL;
-    nsa_status status = NSA_OK;
     if (w->pass == BENCH_DECODE) {
         const nsa_tensors from = wanted(c, w);
-        status = bring(c, &from, 1);
+        nsa_status brought = bring(c, &from, 1);
         c->steps++;
+        if (brought)
+            return brought;
     }
-    if (status)
-        return status;
     if (g) {
         g->flush();
         g->start();
     }
     const double start = bench_now();
-    status = run_between(c, w);
+    nsa_status status = run_between(c, w);
     const double stop = g ? g->stop() : 0;
     status = status ? status : c->stage->calls->wait(NULL);
     *seconds = g ? stop : bench_now() - start;
@@ -302,8 +300,7 @@ static nsa_status read_mine(const contender *c, const workload *w, nsa_tensors *
     return status;
 }
 
-/* Forward before a backward, full caches before steps: not timed, but counted in the row's `cost`.
- */
+/* Forward before a backward, full caches before steps: not timed, but counted in `cost`. */
 static nsa_status run_prerequisites(contender *c, const workload *w) {
     if (!c->stage || w->pass == BENCH_FORWARD)
         return NSA_OK;

@@ -68,8 +68,7 @@ nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens);
  * and a prefill of no rows, which compresses and caches but attends to nothing. */
 nsa_status slots_fill(const workload *w, nsa_context *ctx);
 
-/** Inputs of one decode step of all slots: a view into w->step with `active` beside it, which has
- * room for w->B slots. */
+/** Inputs of one decode step of all slots: a view into w->step and of `active`, w->B slots. */
 void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
 
 /** Copy all slots and the tokens of their steps: NSA_K_WIN or NSA_V_WIN for the dense baseline,
@@ -110,8 +109,7 @@ nsa_status verify_truth(workload *w, const nsa_stage *oracle, int causal);
 nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, int causal,
                   const nsa_tensors *mine);
 
-/** Prove that a stage can be the oracle: its rows at 1024 tokens, with the same heads and dims, are
- * right by stage 00. */
+/** Prove that a stage can be the oracle: its rows at 1024 tokens are right by stage 00. */
 nsa_status verify_judge(const bench_options *o, bench_pass pass, const nsa_stage *judge);
 
 /* ---------------------------------------------------------------- machine.c */
@@ -122,8 +120,7 @@ const char *blas_missing(void);
 /** @return OpenBLAS's own description of itself, or blas_missing(). */
 const char *blas_name(void);
 
-/** Set OpenBLAS's own threads; if there is no memory for them, blas_missing() says so from then
- * on. */
+/** Set OpenBLAS's own threads; without memory for them blas_missing() says so from then on. */
 void blas_threads(int threads);
 
 enum { ROW_MAJOR = 101, AS_IT_IS = 111, TRANSPOSED = 112 }; /**< as in cblas.h */
@@ -153,8 +150,7 @@ typedef struct dense_inputs {
 /** Allocate all memory for B sequences of T tokens. @return for free(); NULL without memory */
 dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
 
-/** The outputs of all rows; if `len` is above 0, of one query a sequence over the first `len` of
- * its T keys. */
+/** The outputs of all rows; if `len` is above 0, of one query a sequence over `len` of its keys. */
 void dense_run(dense *d, const dense_inputs *in, int64_t len);
 
 /** @return the outputs [.,Hq,dv]; `bytes` gets the size of all its memory. */

@@ -27,8 +27,7 @@ enum {
 };
 static const size_t COPY_BYTES = (size_t)2 << 30; /* bytes that are read, or copied */
 
-/* Chains of multiply-adds. The condition at the end never holds; it keeps the compiler from
- * dropping the loop. */
+/* Chains of multiply-adds. The last condition never holds; without it there would be no loop. */
 static __global__ void __launch_bounds__(THREADS) multiply_add(float x, float y, float *g_out) {
     float r_sum[CHAINS];
 #pragma unroll

@@ -319,8 +319,7 @@ static const bench_row *below_of(const bench_run *run, int index) {
 void bench_compute(bench_run *run) {
     for (int i = 0; i < run->rows; i++) {
         bench_row *r = &run->row[i];
-        /* the ceilings and dense attention use all threads: one thread is compared only with its
-         * own stage */
+        /* ceilings and dense attention use all threads: one is compared with its own stage alone */
         if (r->status[0] || bench_has_prefix(r->name, BENCH_ONE_THREAD))
             continue;
         set_share(run, r);

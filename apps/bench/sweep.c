@@ -166,8 +166,7 @@ static void summarize(contender *c, const workload *w) {
     workload_count(w, c->causal, contender_arith(c), row);
 }
 
-/* The rank of a round: all even rounds come before the odd ones, and recursively within each half.
- */
+/* The rank of a round: even rounds come before odd ones, and recursively within each half. */
 static int round_rank(int round, int rounds) {
     const int even = (rounds + 1) / 2;
     if (rounds < 2)
@@ -265,8 +264,8 @@ static void add(sweep *s, contender *list, int *count, workload *w, contender c)
     snprintf(c.row->pass, sizeof c.row->pass, "%s", bench_pass_name(w->pass));
     snprintf(c.row->device, sizeof c.row->device, "%s", devices[c.device]);
     snprintf(c.row->arith, sizeof c.row->arith, "%s", ariths[contender_arith(&c)]);
-    if (admit(s, &c, w))
-        list[(*count)++] = c;
+    list[*count] = c; /* before it is opened: its tensors may point into it */
+    *count += admit(s, &list[*count], w);
 }
 
 static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith arith) {

@@ -152,8 +152,7 @@ nsa_status verify(const workload *w, const nsa_stage *oracle, nsa_arith arith, i
     if (!causal)
         status = judge_selection(w, arith, idx, truth);
     if (!status && !causal && !tensor_same(idx, &truth->at[NSA_BLOCK_IDX])) {
-        /* with the candidate's blocks, so that a flipped near-tie neither hides nor fakes an error
-         */
+        /* with its own blocks, so that a flipped near-tie neither hides nor fakes an error */
         status = run_oracle(w, oracle, 0, idx, &forced);
         truth = &forced;
     }

@@ -1,6 +1,5 @@
 /** @file work.c
- *  @brief The operations and bytes that the inputs need at least, counted exactly: of a whole pass,
- * and of single phases. */
+ *  @brief Operations and bytes that the inputs need at least: of a whole pass and of phases. */
 #include "bench/contender.h"
 #include "common/counts.h"
 
@@ -95,8 +94,7 @@ void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *r
     row->tokens = s.queries;
 }
 
-/* The compressor reads tokens and writes compressed ones; its backward also moves their
- * gradients. */
+/* The compressor reads tokens and writes compressed ones; its backward moves gradients too. */
 static void count_phi(const workload *w, double size, bench_phase *p) {
     const phi_cost cost = count_compressors(w);
     const nsa_config *c = &w->cfg;
@@ -128,8 +126,8 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
     const key_counts s = count_keys(w);
-    /* reads q and writes out; backward reads q and dout and, except in the pass over keys, writes
-     * dq */
+    /* reads q and writes out; backward reads q and dout and writes dq, but for the pass over keys
+     */
     double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
     for (int x = 0; x < BRANCHES; x++) {
         if (!all && !has(p, x))
