@@ -77,9 +77,10 @@ static nsa_status refuse_other_slots(stepper *x, int64_t T) {
     const nsa_tensors one = first_row(&x->there, &slots[1]);
     nsa_status status = nsa_load_step(x->ctx, &x->there);
     status = status ? status : x->stage->calls->capture(x->stream);
-    status = status ? status
-                    : expect_error(nsa_load_step(x->ctx, &one), NSA_ERR_STATE,
-                                   "a graph holds device tensors only");
+    if (status)
+        return status;
+    status = expect_error(nsa_load_step(x->ctx, &one), NSA_ERR_STATE,
+                          "a graph holds device tensors only");
     const nsa_status ended = x->stage->calls->capture_end(x->stream, &x->graph);
     x->stage->calls->graph_free(x->graph);
     x->graph = NULL;
@@ -104,7 +105,9 @@ static nsa_status capture_step(stepper *x, const nsa_tensors *in, int64_t T) {
     }
     status = status ? status : nsa_load_step(x->ctx, &x->there);
     status = status ? status : x->stage->calls->capture(x->stream);
-    status = status ? status : nsa_load_step(x->ctx, &x->there);
+    if (status)
+        return status;
+    status = nsa_load_step(x->ctx, &x->there);
     status = status ? status : nsa_decode(x->ctx);
     status = status ? status : nsa_result(x->ctx, NSA_OUT, out);
     const nsa_status ended = x->stage->calls->capture_end(x->stream, &x->graph);
