@@ -91,16 +91,28 @@ static nsa_status refuse_other_slots(stepper *x, int64_t T) {
     return status ? status : expect_len(x->ctx, 2, T - STEPS + 1);
 }
 
-/* The slots of a step are loaded before its capture, which appends nothing. */
+/* A prefill that names no slots empties those that it does not fill. */
+static nsa_status empty_others(stepper *x, const nsa_tensors *in) {
+    const nsa_tensors pack = rows_from(in, 0, 1);
+    nsa_status status = nsa_load(x->ctx, &pack);
+    status = status ? status : nsa_prefill(x->ctx);
+    status = status ? status : expect_len(x->ctx, 0, 1);
+    return status ? status : expect_len(x->ctx, 2, 0);
+}
+
+/* The slots of a step are loaded before its capture, which appends nothing, and times nothing: a
+ * graph's events cannot be asked. */
 static nsa_status capture_step(stepper *x, const nsa_tensors *in, int64_t T) {
     const nsa_tensors first = step_at(in, T, 0);
     nsa_tensor *out = &x->results.at[NSA_OUT];
+    nsa_phase phase;
     nsa_status status = x->stage->calls->stream_new(&x->stream);
     status = status ? status : nsa_set_stream(x->ctx, x->stream);
     status = status ? status : fill_slots(x->ctx, in, T);
     status = status ? status : device_copy(x->stage, &first, &x->there);
     if (in->at[NSA_BLOCK_IDX].dtype) { /* once is enough */
         status = status ? status : refuse_other_slots(x, T);
+        status = status ? status : empty_others(x, in);
         status = status ? status : fill_slots(x->ctx, in, T);
     }
     status = status ? status : nsa_load_step(x->ctx, &x->there);
@@ -111,7 +123,10 @@ static nsa_status capture_step(stepper *x, const nsa_tensors *in, int64_t T) {
     status = status ? status : nsa_decode(x->ctx);
     status = status ? status : nsa_result(x->ctx, NSA_OUT, out);
     const nsa_status ended = x->stage->calls->capture_end(x->stream, &x->graph);
-    return status ? status : ended;
+    status = status ? status : ended;
+    if (!status && nsa_phases(x->ctx, &phase, 1))
+        status = nsa_fail(NSA_ERR_STATE, "a captured step has the time of another");
+    return status;
 }
 
 /* The read is no part of this graph: a host tensor is read between two launches. */
