@@ -67,9 +67,10 @@ static inline nsa_status nsa_stream_copy(const nsa_device_stream *s, void *to, c
     if (!bytes)
         return NSA_OK;
     if (nsa_stream_captures(s))
-        return nsa_fail(NSA_ERR_STATE,
-                        "a graph holds device tensors only, and a pack or step whose cu_seqlens, "
-                        "rows and active were loaded before the capture");
+        return nsa_fail(
+            NSA_ERR_STATE,
+            "a graph holds device tensors only, without NSA_CHECK_VALUES, and a pack or "
+            "step whose cu_seqlens, rows and active were loaded before the capture");
     NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s->now));
     NSA_CUDA(cudaStreamSynchronize(s->now));
     return NSA_OK;

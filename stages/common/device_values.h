@@ -43,7 +43,7 @@ static __global__ void nsa_sort_blocks(nsa_block_lists x, int32_t *sorted, nsa_b
                 at--;
             const bool exists = block >= 0 && x.pos[r] >= 0 && block <= x.pos[r] / x.slc_block;
             if (!exists || (at < used && to[at] == block)) {
-                if (block != -1)
+                if (block != -1 && x.pos[r] >= 0) /* a full slot is reported as such */
                     atomicMin(&bad->row, (unsigned long long)r);
                 continue;
             }
@@ -128,8 +128,8 @@ static inline nsa_status nsa_check_device_values(const nsa_device_stream *s, con
     if (found.row != ~0ULL)
         return nsa_fail(
             NSA_ERR_INPUT,
-            "block_idx of row %lld holds a block twice, or one that is not -1 or 0..the "
-            "row's own",
+            "block_idx of row %lld, counting rows that are computed, holds a block twice, or one "
+            "that is not -1 or 0..the row's own",
             (long long)found.row);
     return NSA_OK;
 }

@@ -105,3 +105,22 @@ void device_free(const nsa_stage *stage, nsa_tensors *t) {
         t->at[id] = (nsa_tensor){0};
     }
 }
+
+nsa_tensors rows_from(const nsa_tensors *in, int64_t first, int64_t count) {
+    nsa_tensors view = *in;
+    for (int id = NSA_Q; id <= NSA_BLOCK_IDX; id++) {
+        nsa_tensor *t = &view.at[id];
+        if (!t->dtype || (id > NSA_GATE && id < NSA_BLOCK_IDX))
+            continue;
+        t->data = (char *)t->data + (size_t)(first * tensor_row(t)) * nsa_dtype_size(t->dtype);
+        t->shape[0] = count;
+    }
+    return view;
+}
+
+nsa_status expect_error(nsa_status got, nsa_status want, const char *text) {
+    if (got == want && strstr(nsa_last_error(), text))
+        return NSA_OK;
+    return nsa_fail(NSA_ERR_INPUT, "expected %s saying \"%s\", got %s \"%.200s\"",
+                    nsa_status_name(want), text, nsa_status_name(got), got ? nsa_last_error() : "");
+}

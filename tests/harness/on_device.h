@@ -40,4 +40,10 @@ nsa_status device_fetch(const nsa_stage *stage, const nsa_tensors *from, nsa_ten
 /** Free the device memory of all tensors and make them absent. */
 void device_free(const nsa_stage *stage, nsa_tensors *t);
 
+/** Rows first..first+count-1 of all inputs with a row a token, on the host or the device. */
+nsa_tensors rows_from(const nsa_tensors *in, int64_t first, int64_t count);
+
+/** @return NSA_OK if a call returned `want` with an error text that holds `text`. */
+nsa_status expect_error(nsa_status got, nsa_status want, const char *text);
+
 #endif

@@ -1,164 +1,13 @@
 /** @file prop_device.c
- *  @brief Properties of a device's stage: a decode step as a graph, and what is refused. */
+ *  @brief Property: what a stage refuses of devices, streams, captures and values there. */
 #include "harness/on_device.h"
 #include "harness/properties.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-
-enum { STEPS = 3, SLOTS = 3 };
-
-/* Rows first..first+count-1 of a case's one sequence. */
-static nsa_tensors rows_from(const nsa_tensors *in, int64_t first, int64_t count) {
-    nsa_tensors view = *in;
-    for (int id = NSA_Q; id <= NSA_GATE; id++) {
-        nsa_tensor *t = &view.at[id];
-        t->data = (char *)t->data + (size_t)(first * tensor_row(t)) * nsa_dtype_size(t->dtype);
-        t->shape[0] = count;
-    }
-    return view;
-}
-
-/* Two slots of three, filled from the same sequence, one with a token less. */
-static int32_t slots[2] = {0, 2};
-
-static nsa_status fill_slots(nsa_context *ctx, const nsa_tensors *in, int64_t T) {
-    nsa_status status = NSA_OK;
-    for (int a = 0; a < 2 && !status; a++) {
-        nsa_tensors pack = rows_from(in, 0, T - STEPS - 1 + a);
-        pack.at[NSA_ACTIVE] = (nsa_tensor){&slots[a], NSA_I32, 1, {1}, NSA_HOST};
-        status = nsa_load(ctx, &pack);
-        status = status ? status : nsa_prefill(ctx);
-    }
-    return status;
-}
-
-/* The next tokens of both slots, which are neighbours; no weights. */
-static nsa_tensors step_at(const nsa_tensors *in, int64_t T, int step) {
-    nsa_tensors next = {0};
-    const nsa_tensors rows = rows_from(in, T - STEPS - 1 + step, 2);
-    for (int id = NSA_Q; id <= NSA_GATE; id++)
-        next.at[id] = rows.at[id];
-    next.at[NSA_ACTIVE] = (nsa_tensor){slots, NSA_I32, 1, {2}, NSA_HOST};
-    return next;
-}
-
-/* Steps one by one, from tensors of the host. */
-static nsa_status decode_all(nsa_context *ctx, const nsa_tensors *in, int64_t T,
-                             nsa_tensor out[STEPS]) {
-    nsa_status status = fill_slots(ctx, in, T);
-    for (int i = 0; i < STEPS && !status; i++) {
-        const nsa_tensors next = step_at(in, T, i);
-        status = nsa_load_step(ctx, &next);
-        status = status ? status : nsa_decode(ctx);
-        status = status ? status : read_result(ctx, NSA_OUT, &out[i]);
-    }
-    return status;
-}
-
-/* What a graph of a step needs. */
-typedef struct stepper {
-    const nsa_stage *stage;
-    nsa_context *ctx;
-    void *stream, *graph;
-    nsa_tensors there, results; /* the step's tokens and its output, on the device */
-} stepper;
-
-/* The slots of a step are loaded before its capture, which appends nothing. */
-static nsa_status capture_step(stepper *x, const nsa_tensors *in, int64_t T) {
-    const nsa_tensors first = step_at(in, T, 0);
-    nsa_tensor *out = &x->results.at[NSA_OUT];
-    nsa_status status = x->stage->calls->stream_new(&x->stream);
-    status = status ? status : nsa_set_stream(x->ctx, x->stream);
-    status = status ? status : fill_slots(x->ctx, in, T);
-    status = status ? status : device_copy(x->stage, &first, &x->there);
-    status = status ? status : nsa_load_step(x->ctx, &x->there);
-    status = status ? status : x->stage->calls->capture(x->stream);
-    status = status ? status : nsa_load_step(x->ctx, &x->there);
-    status = status ? status : nsa_decode(x->ctx);
-    status = status ? status : nsa_result(x->ctx, NSA_OUT, out);
-    const nsa_status ended = x->stage->calls->capture_end(x->stream, &x->graph);
-    return status ? status : ended;
-}
-
-/* The read is no part of this graph: a host tensor is read between two launches. */
-static nsa_status launch_step(stepper *x, const nsa_tensors *in, int64_t T, int step,
-                              nsa_tensor *out) {
-    const nsa_tensors next = step_at(in, T, step);
-    nsa_status status = device_fill(x->stage, &next, &x->there);
-    status = status ? status : x->stage->calls->launch(x->graph, x->stream);
-    status = status ? status : x->stage->calls->wait(x->stream);
-    return status || !out ? status : read_result(x->ctx, NSA_OUT, out);
-}
-
-static nsa_status expect_len(nsa_context *ctx, int64_t slot, int64_t want) {
-    const int64_t len = nsa_slot_len(ctx, slot);
-    return len == want ? NSA_OK
-                       : nsa_fail(NSA_ERR_INPUT,
-                                  "slot %" PRId64 " has %" PRId64 " tokens, expected %" PRId64,
-                                  slot, len, want);
-}
-
-/* An error of `status` whose text holds `text` must have come. */
-static nsa_status expect_error(nsa_status got, nsa_status want, const char *text) {
-    if (got == want && strstr(nsa_last_error(), text))
-        return NSA_OK;
-    return nsa_fail(NSA_ERR_INPUT, "expected %s saying \"%s\", got %s \"%.200s\"",
-                    nsa_status_name(want), text, nsa_status_name(got), got ? nsa_last_error() : "");
-}
-
-/* After all steps slot 2 is full: one more launch leaves it alone, and the next call says so. */
-static nsa_status overfill(stepper *x, const nsa_tensors *in, int64_t T) {
-    nsa_status status = expect_len(x->ctx, 2, T);
-    status = status ? status : expect_len(x->ctx, 0, T - 1);
-    status = status ? status : launch_step(x, in, T, STEPS - 1, NULL);
-    status = status ? status : expect_len(x->ctx, 2, T);
-    status = status ? status : expect_len(x->ctx, 0, T);
-    status = status ? status
-                    : expect_error(nsa_load_step(x->ctx, &x->there), NSA_ERR_INPUT,
-                                   "slot 2 was full in an earlier step");
-    return status;
-}
-
-nsa_status judge_graph_step(const subject *s, const test_case *c) {
-    nsa_config cfg = c->cfg;
-    const int64_t T = c->cfg.seq_len;
-    nsa_setup setup = {.flags = NSA_DECODE | NSA_DEBUG_MEMORY};
-    nsa_tensors in;
-    nsa_tensor want[STEPS] = {{0}}, got[STEPS] = {{0}};
-    nsa_context *host = NULL;
-    stepper x = {.stage = s->stage};
-    cfg.max_seqs = SLOTS;
-    cfg.max_seq_len = T;
-    nsa_status status = case_inputs(c, s->stage->arith, &in);
-    tensor_free(&in.at[NSA_DOUT]);
-    tensor_free(&in.at[NSA_CU_SEQLENS]);
-    status = status ? status : nsa_open(s->stage, &cfg, &setup, &host);
-    status = status ? status : decode_all(host, &in, T, want);
-    status = status ? status : nsa_open(s->stage, &cfg, &setup, &x.ctx);
-    status = status ? status : capture_step(&x, &in, T);
-    for (int i = 0; i < STEPS && !status; i++) {
-        status = launch_step(&x, &in, T, i, &got[i]);
-        if (!status && !tensor_same(&got[i], &want[i]))
-            status =
-                nsa_fail(NSA_ERR_INPUT, "step %d of a graph has other bits than the host's", i);
-    }
-    status = status ? status : overfill(&x, &in, T);
-    for (int i = 0; i < STEPS; i++) {
-        tensor_free(&want[i]);
-        tensor_free(&got[i]);
-    }
-    s->stage->calls->graph_free(x.graph);
-    device_free(s->stage, &x.there);
-    nsa_close(host);
-    nsa_close(x.ctx);
-    s->stage->calls->stream_free(x.stream);
-    tensors_free(&in);
-    return status;
-}
-
-/* ------------------------------------------------------------------ refusals */
 
 static nsa_status refused(nsa_context *ctx, const nsa_tensors *in, const char *text) {
     return expect_error(nsa_load(ctx, in), NSA_ERR_INPUT, text);
@@ -196,13 +45,34 @@ static nsa_status refuse_pointers(const nsa_stage *stage, nsa_context *ctx, cons
     return status ? status : refused(ctx, &bad, "cu_seqlens is on the device, but the host has");
 }
 
-/* Memory and streams of another device, where there is one. */
+/* A result is read to the device only where kernels can write. */
+static nsa_status refuse_reads(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
+                               const nsa_tensors *there) {
+    nsa_tensor out = {0};
+    void *memory = NULL;
+    nsa_status status = nsa_load(ctx, there);
+    status = status ? status : nsa_forward(ctx);
+    status = status ? status : nsa_result(ctx, NSA_OUT, &out);
+    status = status ? status : stage->calls->alloc(&memory, 16);
+    out.place = NSA_DEVICE;
+    out.data = in->at[NSA_Q].data;
+    status = status ? status
+                    : expect_error(nsa_read(ctx, NSA_OUT, &out), NSA_ERR_INPUT,
+                                   "out says that it is on the device");
+    out.data = memory;
+    status = status ? status
+                    : expect_error(nsa_read(ctx, NSA_OUT, &out), NSA_ERR_INPUT, "its last byte");
+    stage->calls->free(memory);
+    return status;
+}
+
+/* Memory and streams of another device, where there is one; the simulator has one on request. */
 static nsa_status refuse_others(const nsa_stage *stage, nsa_context *ctx,
                                 const nsa_tensors *there) {
     nsa_tensors bad = *there;
     nsa_tensor *q = &bad.at[NSA_Q];
     void *stream = NULL;
-    if (stage->calls->use(1))
+    if (setenv("NSA_SIMT_DEVICES", "2", 1) || stage->calls->use(1))
         return NSA_OK;
     q->data = NULL;
     nsa_status status = stage->calls->alloc(&q->data, (size_t)nsa_count(q) * 4);
@@ -219,11 +89,43 @@ static nsa_status refuse_others(const nsa_stage *stage, nsa_context *ctx,
     return status;
 }
 
+/* Rows that a capture refused are not taken for loaded after it: `all` is the output of all. */
+static nsa_status rows_of_refused(nsa_context *ctx, const nsa_tensors *there,
+                                  const nsa_tensor *all) {
+    const size_t bytes = (size_t)tensor_row(all) * sizeof(float);
+    const int64_t row = *tensor_ints(&there->at[NSA_ROWS]);
+    nsa_tensor one = {0};
+    nsa_status status = nsa_load(ctx, there);
+    status = status ? status : nsa_forward(ctx);
+    status = status ? status : read_result(ctx, NSA_OUT, &one);
+    if (!status && memcmp(one.data, (char *)all->data + (size_t)row * bytes, bytes) != 0)
+        status =
+            nsa_fail(NSA_ERR_INPUT, "after a refused capture row %" PRId64 " has other bits", row);
+    tensor_free(&one);
+    return status;
+}
+
+/* A load without lists selects again: the last row has more blocks than the lists' one. */
+static nsa_status select_again(nsa_context *ctx, const nsa_tensors *there) {
+    nsa_tensors in = *there;
+    nsa_tensor list = {0};
+    in.at[NSA_BLOCK_IDX] = (nsa_tensor){0};
+    nsa_status status = nsa_load(ctx, &in);
+    status = status ? status : nsa_forward(ctx);
+    status = status ? status : read_result(ctx, NSA_BLOCK_IDX, &list);
+    if (!status && tensor_ints(&list)[nsa_count(&list) - list.shape[2] + 1] < 0)
+        status = nsa_fail(NSA_ERR_INPUT, "a load without lists has those of the load before");
+    tensor_free(&list);
+    return status;
+}
+
 /* What would have to wait is no part of a graph. The pack `there` was loaded before. */
 static nsa_status refuse_in_capture(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
                                     const nsa_tensors *there) {
     static const char *const text = "a graph holds device tensors only";
     nsa_tensors host = *in, shorter = rows_from(there, 0, there->at[NSA_Q].shape[0] - 1);
+    nsa_tensors other = *there;
+    int32_t last = (int32_t)shorter.at[NSA_Q].shape[0];
     nsa_tensor out = {0};
     void *stream = NULL, *graph = NULL;
     host.at[NSA_BLOCK_IDX] = (nsa_tensor){0}; /* those of check_values() */
@@ -232,41 +134,45 @@ static nsa_status refuse_in_capture(const nsa_stage *stage, nsa_context *ctx, co
     shorter.at[NSA_BLOCK_IDX] = (nsa_tensor){0};
     status = status ? status : nsa_load(ctx, there);
     status = status ? status : nsa_forward(ctx);
-    status = status ? status : nsa_result(ctx, NSA_OUT, &out);
-    status = status ? status : tensor_alloc(&out);
+    status = status ? status : read_result(ctx, NSA_OUT, &out);
     status = status ? status : stage->calls->capture(stream);
     status = status ? status : expect_error(nsa_read(ctx, NSA_OUT, &out), NSA_ERR_STATE, text);
     status = status ? status : expect_error(nsa_load(ctx, &host), NSA_ERR_STATE, text);
     status = status ? status : expect_error(nsa_load(ctx, &shorter), NSA_ERR_STATE, text);
+    other.at[NSA_ROWS] = (nsa_tensor){&last, NSA_I32, 1, {1}, NSA_HOST};
+    status = status ? status : expect_error(nsa_load(ctx, &other), NSA_ERR_STATE, text);
     (void)stage->calls->capture_end(stream, &graph);
     stage->calls->graph_free(graph);
-    tensor_free(&out);
-    status = status ? status : nsa_load(ctx, there); /* the context stays usable */
-    status = status ? status : nsa_forward(ctx);
+    status = status ? status : rows_of_refused(ctx, &other, &out);
     status = status ? status : stage->calls->wait(stream);
+    tensor_free(&out);
     stage->calls->stream_free(stream);
     return status;
 }
 
-/* A gate above 1 and a list with a block twice, on the device: an error with NSA_CHECK_VALUES;
- * without it the list loses what names no block. */
+/* The last gate above 1, and a list with a block twice, on the device: an error with
+ * NSA_CHECK_VALUES; without it the list loses what names no block. */
 static nsa_status check_values(const nsa_stage *stage, nsa_context *ctx, nsa_tensors *in,
                                nsa_tensors *there, int checked) {
     nsa_tensor *gate = &in->at[NSA_GATE], *idx = &in->at[NSA_BLOCK_IDX], list = {0};
-    const int64_t n = idx->shape[2], rows = nsa_count(idx) / n;
+    const int64_t heads = idx->shape[1], n = idx->shape[2], rows = nsa_count(idx) / n;
+    const int64_t last = nsa_count(gate) - 1;
+    char text[64];
     nsa_status status = NSA_OK;
-    tensor_set(gate, 4, 1.5);
+    snprintf(text, sizeof text, "gate[%d,%d,2] = 1.5 is not in", (int)gate->shape[0] - 1,
+             (int)gate->shape[1] - 1);
+    tensor_set(gate, last, 1.5);
     status = device_fill(stage, in, there);
     if (checked)
-        status = status ? status : refused(ctx, there, "gate[0,1,1] = 1.5 is not in [0,1]");
-    tensor_set(gate, 4, 0.5);
+        status = status ? status : refused(ctx, there, text);
+    tensor_set(gate, last, 0.5);
     memset(idx->data, 0xFF, (size_t)nsa_count(idx) * sizeof(int32_t));
     for (int64_t i = 0; i < rows; i++)
-        tensor_ints(idx)[i * n] = tensor_ints(idx)[i * n + n - 1] = 0;
+        tensor_ints(idx)[i * n] = tensor_ints(idx)[i * n + (i < 2 * heads ? 0 : n - 1)] = 0;
     tensor_ints(idx)[(rows - 1) * n + 1] = 1 << 30;
     status = status ? status : device_fill(stage, in, there);
     if (checked)
-        return status ? status : refused(ctx, there, "block_idx of row 0 holds a block twice");
+        return status ? status : refused(ctx, there, "block_idx of row 2, counting rows");
     status = status ? status : nsa_load(ctx, there);
     status = status ? status : nsa_forward(ctx);
     status = status ? status : read_result(ctx, NSA_BLOCK_IDX, &list);
@@ -299,6 +205,10 @@ nsa_status judge_bad_device(const subject *s, const test_case *c) {
         status = status ? status : refuse_pointers(s->stage, ctx, &in, &there);
         status = status ? status : refuse_others(s->stage, ctx, &there);
         status = status ? status : check_values(s->stage, ctx, &in, &there, checked);
+        if (!checked)
+            status = status ? status : select_again(ctx, &there);
+        if (!checked)
+            status = status ? status : refuse_reads(s->stage, ctx, &in, &there);
         if (!checked)
             status = status ? status : refuse_in_capture(s->stage, ctx, &in, &there);
         nsa_close(ctx);
