@@ -120,7 +120,7 @@ nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens) {
 }
 
 /* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
- * Keys past a sequence's end are zero. */
+ * With NSA_DEBUG_MEMORY the blocks were poisoned, and their padding must be zero. */
 nsa_status compress_pack(stage *st) {
     TRY(zero_blocks(st, &st->in[CMP]));
     return compress(st, st->in, &st->cmp);

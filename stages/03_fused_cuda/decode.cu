@@ -127,10 +127,11 @@ nsa_status prefill(void *self) {
                                  st->stream));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
+        const int64_t slot = st->batch.slot[b];
         for (int x = 0; x < LAYOUTS; x++)
-            TRY(copy_blocks(st, x, sq->slot * st->slot_blocks[x], sq->first_block[x],
+            TRY(copy_blocks(st, x, slot * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
-        NSA_CUDA(cudaMemcpyAsync(dec->at.len + sq->slot, &st->seqs[b].len, sizeof *dec->at.len,
+        NSA_CUDA(cudaMemcpyAsync(dec->at.len + slot, &st->seqs[b].len, sizeof *dec->at.len,
                                  cudaMemcpyDeviceToDevice, st->stream));
     }
     return nsa_stream_finish(&st->streams);
@@ -211,7 +212,6 @@ nsa_status decode(void *self) {
     const step_coords *x = &dec->at;
     const cmp_tokens cmp = {x->cmp_first, x->cmp_key, x->A, x->cmp_rows}; /* room for one a row */
     const int first_slc = a->splits[CMP] + a->splits[WIN];
-    st->rows = x->A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(compress(st, st->cache, &cmp));
@@ -219,7 +219,7 @@ nsa_status decode(void *self) {
     TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
-                                 (size_t)(st->rows * a->c.Hkv * a->c.n) * sizeof(int32_t),
+                                 (size_t)(x->A * a->c.Hkv * a->c.n) * sizeof(int32_t),
                                  cudaMemcpyDeviceToDevice, st->stream));
     else
         TRY(decode_select(st, a));

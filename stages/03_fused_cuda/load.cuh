@@ -57,7 +57,7 @@ static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, 
 key_view view_of(const stage *st, const kv_blocks *in, int pair);
 /* The gradients of a branch's keys or values. */
 key_view gradient_view(const stage *st, int branch, int pair);
-/* Padding must be zero; the last load may have left other keys there. */
+/* Zeros, in padding too. */
 nsa_status zero_blocks(stage *st, const kv_blocks *in);
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);

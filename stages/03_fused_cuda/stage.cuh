@@ -51,8 +51,8 @@ typedef struct dims {
  *     transposed: [D8,BLOCK]     element c of key j at [c * BLOCK + j]
  *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c]
  * Attention reads keys transposed and values natural, its backward both the other way round too,
- * the compressors natural ones. All padding is zero; so are the keys past a sequence's end, but for
- * the decode caches, where an older text may have left others. They are masked. */
+ * the compressors natural ones. All padding is zero. Keys past a sequence's end are masked: there
+ * an older text may have left others. */
 typedef struct kv_blocks {
     real *transposed[PAIR], *natural[PAIR]; /* NULL where nothing reads them */
     real *gradient[PAIR];                   /* natural */
@@ -64,7 +64,6 @@ typedef struct sequence {
     int64_t len;                  /* tokens */
     int64_t n_cmp;                /* compressed tokens, N */
     int64_t token, cmp;           /* its first token in the pack, its first compressed token */
-    int64_t slot;                 /* of the caches, that it prefills */
     int64_t first_block[LAYOUTS]; /* where it begins in each branch */
 } sequence;
 
@@ -138,7 +137,6 @@ typedef struct stage {
     nsa_config cfg;
     dims c;
     nsa_batch batch;   /* of the last load */
-    int64_t rows;      /* of the results: R after forward, A after decode */
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
