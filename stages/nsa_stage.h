@@ -45,7 +45,7 @@ typedef struct nsa_batch {
     const int64_t *seq;       /**< [B+1] first token of each sequence; seq[B] = T */
     const int64_t *cmp;       /**< [B+1] first compressed token of each sequence; cmp[B] = N */
     const int64_t *row;       /**< [R] the token that each query row belongs to, ascending */
-    int same;                 /**< 1 if all of this is as in the load before, whose tables hold */
+    int same;                 /**< 1 if all above is as in the load before, whose tables hold */
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select, and
                                  if it is on the device, where the stage sorts and checks it */
     const int32_t *slot;      /**< [B] the slots that prefill fills; NULL without NSA_DECODE */

@@ -64,11 +64,8 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
 static void fill_slots(nsa_context *ctx, const nsa_tensor *active, nsa_batch *batch) {
     const int32_t *slot = active->dtype ? active->data : NULL;
     batch->keeps_slots = slot != NULL;
-    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++) {
-        const int32_t s = slot ? slot[b] : (int32_t)b;
-        batch->same &= ctx->load_slot[b] == s;
-        ctx->load_slot[b] = s;
-    }
+    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++)
+        ctx->load_slot[b] = slot ? slot[b] : (int32_t)b;
     batch->slot = ctx->load_slot;
 }
 
@@ -102,7 +99,7 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
     batch.same = ctx->packed && batch.T == ctx->batch.T && batch.R == ctx->batch.R;
     fill_batch(ctx, in, &batch);
     fill_slots(ctx, &in->at[NSA_ACTIVE], &batch);
-    batch.same &= batch.B == ctx->batch.B && batch.keeps_slots == ctx->batch.keeps_slots;
+    batch.same &= batch.B == ctx->batch.B;
     if (idx->dtype && idx->place == NSA_HOST)
         status = forced_rows(ctx, idx->data, &batch);
     ctx->batch = batch;

@@ -53,7 +53,7 @@ static inline nsa_status nsa_stream_finish(const nsa_device_stream *s) {
     return NSA_OK;
 }
 
-/** @return 1 if what is submitted becomes part of a graph. */
+/** @return 1 if what is submitted becomes part of a graph, or the runtime cannot tell. */
 static inline int nsa_stream_captures(const nsa_device_stream *s) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     return cudaStreamIsCapturing(s->now, &status) != cudaSuccess ||
@@ -68,8 +68,9 @@ static inline nsa_status nsa_stream_copy(const nsa_device_stream *s, void *to, c
         return NSA_OK;
     if (nsa_stream_captures(s))
         return nsa_fail(NSA_ERR_STATE,
-                        "a graph holds device tensors only, and a pack or step whose cu_seqlens, "
-                        "rows and active were loaded before the capture");
+                        "this call waits, which a capture forbids: a graph holds device tensors "
+                        "only, and a pack's cu_seqlens and rows or a step's active must be those "
+                        "of the load or step before");
     NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s->now));
     NSA_CUDA(cudaStreamSynchronize(s->now));
     return NSA_OK;
