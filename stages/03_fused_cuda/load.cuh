@@ -9,23 +9,6 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
-/* Kernels with one element a thread: threads of a CUDA block, and CUDA blocks for `count` elements,
- * up to the limit of a grid. Each thread has one element and every grid-th after it. */
-enum { THREADS = 256 };
-
-static inline unsigned grid_for(int64_t count) {
-    const int64_t blocks = (count + THREADS - 1) / THREADS;
-    return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);
-}
-
-static __device__ __forceinline__ int64_t first_of_thread(void) {
-    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
-
-static __device__ __forceinline__ int64_t threads_of_grid(void) {
-    return (int64_t)gridDim.x * blockDim.x;
-}
-
 /* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
  * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
  * for each index. */
