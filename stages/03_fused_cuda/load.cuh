@@ -52,13 +52,12 @@ nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
  * which is on the device. */
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to);
-/* Block lists to st->forced_idx, for `rows` rows; sets st->forced. On the host they are sorted,
- * `checked`; on the device g_token and g_t are each row's token and position. With NSA_CHECK_VALUES
- * an error if these or the gates, loaded before, break a rule. */
-nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
-                            const int64_t *g_token, const int32_t *g_t, int64_t rows);
 /* The same for rows row.. of one tensor [rows,Hkv,D]; a row whose key is -1 is left out. */
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to);
-
+/* Block lists to st->forced_idx, for `rows` rows; sets st->forced. `checked`: the lists of a host
+ * tensor, already sorted. g_token, g_t: token and position of each row, to sort a device tensor's.
+ * With NSA_CHECK_VALUES an error if these or the gates, loaded before, break a rule. */
+nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
+                            const int64_t *g_token, const int32_t *g_t, int64_t rows);
 #endif

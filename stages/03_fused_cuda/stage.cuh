@@ -63,7 +63,8 @@ typedef struct kv_blocks {
 typedef struct sequence {
     int64_t len;                  /* tokens */
     int64_t n_cmp;                /* compressed tokens, N */
-    int64_t token, cmp;           /* its first token in the pack, its first compressed token */
+    int64_t token;                /* its first token in the pack */
+    int64_t cmp;                  /* its first compressed token */
     int64_t first_block[LAYOUTS]; /* where it begins in each branch */
 } sequence;
 
@@ -85,7 +86,7 @@ typedef struct cmp_tokens {
     int64_t *first; /* [count] the first of its l tokens, in RAW */
     int64_t *key;   /* [count] its own index, in CMP; -1 for none */
     int64_t count;
-    const int64_t *g_rows = NULL; /* on the device: Hkv times those before the first none */
+    const int64_t *g_rows = NULL; /* how many rows (tokens x Hkv) hold a token; NULL: all */
 } cmp_tokens;
 
 /* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
@@ -140,8 +141,8 @@ typedef struct stage {
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
-    nsa_device_stream streams; /* the own one and the caller's; */
-    cudaStream_t stream;       /* where calls submit, streams.now */
+    nsa_device_stream streams; /* the own one and the caller's */
+    cudaStream_t stream;       /* where calls submit: streams.now */
     nsa_device_timer timer;
     nsa_device_pool memory;
     nsa_staging staging;
@@ -168,9 +169,9 @@ typedef struct stage {
     real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
     row_stats *stats;                         /* [R,Hq,3] */
     int32_t *block_idx;                       /* [R,Hkv,n] */
-    int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step, */
-    bool forced;                              /* which had block lists */
-    nsa_bad_values *bad;                      /* among those, on the device */
+    int32_t *forced_idx;                      /* [R,Hkv,n] block lists that a load or step gave */
+    bool forced;                              /* the last load or step gave some */
+    nsa_bad_values *bad;                      /* on the device: what NSA_CHECK_VALUES found */
     real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */

@@ -16,8 +16,8 @@
  *
  * and a kernel template with commas goes in parentheses: NSA_LAUNCH((k<4, true>), ...).
  */
-#ifndef NSA_DEVICE_H
-#define NSA_DEVICE_H
+#ifndef NSA_COMMON_DEVICE_H
+#define NSA_COMMON_DEVICE_H
 
 #include "nsa_stage.h"
 

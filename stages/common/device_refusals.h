@@ -1,7 +1,7 @@
 /**
  * @file device_refusals.h
  * @brief Decode slots that a kernel found full: counted on the device, reported by a later call of
- * the host, which does not wait.
+ * the host that computes or copies, without a wait.
  */
 #ifndef NSA_DEVICE_REFUSALS_H
 #define NSA_DEVICE_REFUSALS_H

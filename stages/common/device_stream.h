@@ -13,7 +13,7 @@ typedef struct nsa_device_stream {
     int device;        /**< of the context */
     cudaStream_t now;  /**< where calls submit */
     cudaStream_t own;  /**< the same until the caller sets a stream */
-    cudaEvent_t event; /**< of the device */
+    cudaEvent_t event; /**< recorded in a caller's stream, to learn whether it is of this device */
 } nsa_device_stream;
 
 /** Make the own stream, ordered with the default stream, on the device in use. */
@@ -25,7 +25,7 @@ static inline nsa_status nsa_stream_open(nsa_device_stream *s) {
     return NSA_OK;
 }
 
-/** Wait for the own stream, and destroy it. */
+/** Wait for the own stream, and destroy it. For a caller's stream the caller waits, before. */
 static inline void nsa_stream_close(nsa_device_stream *s) {
     if (s->own) {
         (void)cudaStreamSynchronize(s->own); /* no one to report an error to */
