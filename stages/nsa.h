@@ -20,8 +20,8 @@
  * compressed tokens, J selection blocks of the longest sequence.
  *
  * Tensors lie on the host or, for a stage that runs on a device, there. Without nsa_set_stream()
- * every call waits for its end. With it calls only submit work to the caller's stream, as CUDA's
- * own libraries do, and may be captured in a graph: docs/contract.md says what a graph holds.
+ * every call waits for its end. With it most calls only submit work to the caller's stream, as
+ * CUDA's own libraries do, and may be captured: docs/contract.md says what a graph holds.
  */
 #ifndef NSA_H
 #define NSA_H
@@ -149,7 +149,7 @@ typedef struct nsa_tensor {
 
 /** Every tensor by name, in the specification's order: inputs, results, gradients. */
 typedef enum nsa_id {
-    /* inputs of load, and (T = A, no dout, rows or cu_seqlens) of load_step */
+    /* inputs of load; load_step takes q to gate (T = A), active and block_idx */
     NSA_Q,          /**< [T,Hq,dk] */
     NSA_K_CMP,      /**< [T,Hkv,dk] */
     NSA_V_CMP,      /**< [T,Hkv,dv] */
@@ -217,8 +217,8 @@ typedef enum nsa_id {
     NSA_GRAD_LAST = NSA_DPHI_V_B2 /**< the last gradient */
 } nsa_id;
 
-/** Inputs of one call, by name; absent ones are all zero. Pairs that alias each other are legal:
- * each still gets its own gradient, and the caller adds them. */
+/** Inputs of one call, by name; an absent one is a zeroed struct. Pairs that alias each other are
+ * legal: each still gets its own gradient, and the caller adds them. */
 typedef struct nsa_tensors {
     nsa_tensor at[NSA_ID_COUNT]; /**< indexed by nsa_id */
 } nsa_tensors;
@@ -252,7 +252,8 @@ enum {
     NSA_WANT_IMPORTANCE = 1 << 3, /**< NSA_IMPORTANCE */
     NSA_WANT_CAUSAL = 1 << 4,     /**< nsa_causal and NSA_OUT_CAUSAL */
     NSA_DEBUG_MEMORY = 1 << 5,    /**< poison memory with NaN where its contents must not matter */
-    NSA_CHECK_VALUES = 1 << 6     /**< check gates and block lists of device tensors too; waits */
+    NSA_CHECK_VALUES = 1 << 6     /**< check gates and block lists of device tensors too, of the
+                                     rows that are computed; waits */
 };
 
 /** How a context will be used; all zero asks for a plain forward. */
@@ -272,13 +273,20 @@ typedef struct nsa_phase {
 typedef struct nsa_context nsa_context;
 
 /** Open a stage: resolve and check the config, and allocate all memory that any later call needs.
- *  On any error `*context` is NULL. */
+ *  On any error `*context` is NULL. A stage of a GPU takes the device that is in use in this thread
+ *  now (cudaSetDevice); it must be in use in every later call. */
 NSA_EXPORT nsa_status nsa_open(const nsa_stage *stage, const nsa_config *config,
                                const nsa_setup *setup, nsa_context **context);
 
-/** From now on submit all work to this stream and wait for nothing. May be called at any time, also
- * while the stream is being captured; the caller orders it after the stream used before, and keeps
- * it until the last call.
+/** From now on submit all work to this stream. A call then waits in four cases only:
+ *  - it loads or reads a host tensor, other than cu_seqlens, rows and active;
+ *  - T, cu_seqlens or rows are not those of the load before, or `active` not the step's before;
+ *  - it loads inputs into a context opened with NSA_CHECK_VALUES;
+ *  - it is nsa_slot_len() or nsa_phases().
+ *
+ * May be called at any time, also while the stream is being captured. Make the new stream wait for
+ * the one before (cudaStreamWaitEvent). It must exist until the last call before nsa_close(). There
+ * is no way back to the context's own stream, which is ordered with the default stream.
  *  @param context  of a stage that runs on a device
  *  @param stream   a cudaStream_t of that device; NULL is the default stream
  *  @return NSA_ERR_UNSUPPORTED for a stage of the CPU, NSA_ERR_INPUT for another device's stream */
@@ -287,16 +295,17 @@ NSA_EXPORT nsa_status nsa_set_stream(nsa_context *context, void *stream);
 /** Check and load the inputs of a forward or prefill: q, six keys and values, gate, phi weights of
  * the config, optionally cu_seqlens, rows, block_idx, dout and with NSA_DECODE `active`. float32,
  * float64 or bfloat16, converted. T = q.shape[0] is 0..seq_len. Earlier results are gone, caches
- * stay. Of device tensors gates and block lists are checked with NSA_CHECK_VALUES alone. */
+ * stay. Gates and block lists of device tensors are checked with NSA_CHECK_VALUES alone. */
 NSA_EXPORT nsa_status nsa_load(nsa_context *context, const nsa_tensors *in);
 
 /** Load the gradient of the output [T,Hq,dv] for backward, after a load. */
 NSA_EXPORT nsa_status nsa_load_dout(nsa_context *context, const nsa_tensor *dout);
 
 /** Check and load one decode step: `active` names A distinct slots; q [A,Hq,dk], the six keys and
- * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] hold their next tokens. The
- * phi weights are those of the last load; a load of zero tokens brings weights to an empty cache. A
- * step replaces the load: earlier results are gone, forward and backward need a new load. */
+ * values [A,Hkv,*], gate [A,Hq,3] and optionally block_idx [A,Hkv,n] (after nsa_set_stream() on the
+ * device) hold their next tokens. The phi weights are those of the last load; a load of zero tokens
+ * brings weights to an empty cache. A step replaces the load: earlier results are gone, forward and
+ * backward need a new load. */
 NSA_EXPORT nsa_status nsa_load_step(nsa_context *context, const nsa_tensors *in);
 
 /** Compute all outputs of what was loaded (Eq. 5 to 12). */
@@ -327,13 +336,15 @@ NSA_EXPORT nsa_status nsa_result(const nsa_context *context, nsa_id id, nsa_tens
  * and whose type that or, for floats, NSA_BF16. */
 NSA_EXPORT nsa_status nsa_read(nsa_context *context, nsa_id id, nsa_tensor *tensor);
 
-/** @return tokens in a decode slot now, -1 if there is no such slot. Waits for the device. */
+/** @return tokens in a decode slot now, 0 without NSA_DECODE; -1 if there is no such slot, in a
+ * capture, or if the device failed. Waits for the device. */
 NSA_EXPORT int64_t nsa_slot_len(nsa_context *context, int64_t slot);
 
 /** @return how many phases of the last forward, backward, prefill or decode were listed; or 0. */
 NSA_EXPORT int nsa_phases(nsa_context *context, nsa_phase *list, int capacity);
 
-/** Close the stage and free all memory; NULL is allowed. */
+/** Close the stage and free all memory; NULL is allowed. After nsa_set_stream() first wait for that
+ * stream, and destroy the graphs of this context. */
 NSA_EXPORT void nsa_close(nsa_context *context);
 
 #ifdef __cplusplus

@@ -4,8 +4,8 @@
  * CUDA of their own: the harness, and programs that run on the simulator too. A program with CUDA
  * uses its own calls.
  */
-#ifndef NSA_DEVICE_CALLS_H
-#define NSA_DEVICE_CALLS_H
+#ifndef NSA_DEVICE_H
+#define NSA_DEVICE_H
 
 #include "nsa.h"
 

@@ -45,7 +45,8 @@ typedef struct nsa_batch {
     const int64_t *seq;       /**< [B+1] first token of each sequence; seq[B] = T */
     const int64_t *cmp;       /**< [B+1] first compressed token of each sequence; cmp[B] = N */
     const int64_t *row;       /**< [R] the token that each query row belongs to, ascending */
-    int same;                 /**< 1 if all of this is as in the load before, whose tables hold */
+    int same;                 /**< 1 if all above, the geometry, is that of the load before, whose
+                                 tables hold */
     const int32_t *block_idx; /**< [R,Hkv,n] forced blocks, ascending, -1 last; NULL to select, and
                                  if it is on the device, where the stage sorts and checks it */
     const int32_t *slot;      /**< [B] the slots that prefill fills; NULL without NSA_DECODE */
@@ -95,11 +96,11 @@ struct nsa_stage {
     const char *(*device)(void); /**< where it runs, "simulator" or the GPU; NULL for the CPU */
     /* of a stage that has `device`, whose tensors may lie there: */
     size_t (*free_memory)(void); /**< free bytes there */
-    /** Submit to this stream from now on, and wait for nothing. */
+    /** Submit to this stream from now on; nsa_set_stream() says what still waits. */
     nsa_status (*set_stream)(void *self, void *stream);
     /** NSA_OK if kernels can read or write this device tensor. */
     nsa_status (*check)(void *self, nsa_id id, const nsa_tensor *tensor);
-    /** An error that a kernel found since the last call, NSA_OK if none; does not wait. */
+    /** An error that a kernel found since this was last asked, NSA_OK if none; does not wait. */
     nsa_status (*pending)(void *self);
     /** Tokens of all decode slots [max_seqs], which live on the device; waits. */
     nsa_status (*slot_lens)(void *self, int64_t *len);

@@ -1,7 +1,7 @@
 /** @file bad_stage.c
  *  @brief Shared objects that are not valid stages, for `make test-bad-input`. WRONG selects the
  * fault: 0 exports nothing, 1 returns no table, 2 has another contract's number, 3 lacks forward, 4
- * is unavailable, 5 fails to open. */
+ * is unavailable, 5 fails to open, 6 says that it runs on a device. */
 #include "nsa_stage.h"
 
 #include <stddef.h>
@@ -46,6 +46,10 @@ static void close(void *self) {
     (void)self;
 }
 
+static const char *device(void) {
+    return "a device without memory or streams";
+}
+
 static const nsa_stage table = {.abi = WRONG == 2 ? 4242 : NSA_ABI,
                                 .idea = "nothing",
                                 .available = available,
@@ -58,7 +62,8 @@ static const nsa_stage table = {.abi = WRONG == 2 ? 4242 : NSA_ABI,
                                 .prefill = call,
                                 .decode = call,
                                 .read = read,
-                                .close = close};
+                                .close = close,
+                                .device = WRONG == 6 ? device : NULL};
 
 NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
     return WRONG == 1 ? NULL : &table;

@@ -17,7 +17,7 @@ EVERY := $(BUILD)/nsa $(PLAIN_STAGES:%=$(BUILD)/stages/%.so)
 
 # --------------------------------------------------------------------- bad input
 
-BAD_STAGES := 90_nothing 91_null 92_abi 93_empty 94_elsewhere 95_open
+BAD_STAGES := 90_nothing 91_null 92_abi 93_empty 94_elsewhere 95_open 96_device
 
 # shared objects that are not valid stages; WRONG is the index in the list
 $(BUILD)/bad_stages/%.so: tests/bad_stage.c $(BUILD)/libnsa.so

@@ -146,14 +146,14 @@ static nsa_status timed(contender *c, const workload *w, double *seconds) {
 /* Copy to the device, as bfloat16 for a stage that computes in it: to new memory, or with `fill` to
  * that of open_io(). What the host reads stays there. */
 static nsa_status bring(contender *c, const nsa_tensors *from, int fill) {
-    nsa_tensors half = {0}, *to = &c->given;
+    nsa_tensors rounded = {0}, *to = &c->given;
     const int rounds = c->stage->arith == NSA_BFLOAT16;
-    nsa_status status = rounds ? tensors_halve(from, &half) : NSA_OK;
+    nsa_status status = rounds ? tensors_to_bf16(from, &rounded) : NSA_OK;
     if (!status)
-        status = (fill ? device_fill : device_copy)(c->stage, rounds ? &half : from, to);
+        status = (fill ? device_fill : device_copy)(c->stage, rounds ? &rounded : from, to);
     to->at[NSA_CU_SEQLENS] = from->at[NSA_CU_SEQLENS];
     to->at[NSA_ACTIVE] = from->at[NSA_ACTIVE];
-    tensors_free(&half);
+    tensors_free(&rounded);
     return status;
 }
 

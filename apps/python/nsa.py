@@ -138,8 +138,9 @@ class Context(contextlib.AbstractContextManager):
     """An open stage. One thread at a time may use it; leaving a `with` block closes it.
 
     stage: a Stage, or a name of one. config: a dict of the keys in docs/specification.md. flags:
-    what it will do, BACKWARD | DECODE | WANT_BRANCHES | WANT_IMPORTANCE | ... threads and max_rows:
-    as in nsa_setup. All memory is allocated here; `memory` is how many bytes."""
+    what it will do, BACKWARD | DECODE | WANT_BRANCHES | ... threads and max_rows: as in nsa_setup.
+    All memory is allocated here; `memory`: bytes of the host's. CUDA tensors: ordered with the
+    default stream, so inside torch.cuda.stream() call set_stream() first, or results race."""
 
     def __init__(self, stage, config, flags=0, threads=0, max_rows=0):
         self.stage = stage if isinstance(stage, Stage) else Stage(stage)
@@ -149,7 +150,7 @@ class Context(contextlib.AbstractContextManager):
         self.close = weakref.finalize(self, _lib.nsa_close, self._handle)
         self.memory = _lib.nsa_memory(self._handle)
         self.stream = self.geometry = None  # used by attention()
-        # The last of all tensors is no input: it is refused by its name, if it is found.
+        # The last is no input: refused by name, if found. Twice as long, for larger structs to fit.
         tensors, last = (_Tensor * (2 * len(_IDS)))(), list(_IDS)[-1]
         tensors[len(_IDS) - 1].dtype = 1
         _lib.nsa_load(self._handle, tensors)
@@ -226,12 +227,12 @@ class Context(contextlib.AbstractContextManager):
             made.to(dtype) if as_torch else made.astype(dtype, copy=False)
 
     def slot_len(self, slot):
-        """@return tokens in a decode slot now, -1 if there is no such slot."""
+        """@return tokens in a decode slot now, or what nsa_slot_len() in nsa.h says."""
         return self._call(_lib.nsa_slot_len, c_int64(slot))
 
     def set_stream(self, stream):
         """Submit all later calls to a torch.cuda.Stream, or to a cudaStream_t given as an integer
-        (0: the default stream); they no longer wait for their end."""
+        (0: the default stream). nsa_set_stream() in nsa.h says which of them still wait."""
         _check(self._call(_lib.nsa_set_stream, c_void_p(getattr(stream, "cuda_stream", stream))))
 
 
@@ -340,10 +341,10 @@ def attention(q, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, gate, phi=None, cu_se
     on one device, a CUDA one for a CUDA stage. config has the keys of the specification that no
     shape tells: cmp_block, window, scale, ...
 
-    Memory: a call that needs gradients has a context of its own (`Context.memory` bytes: copies of
-    the inputs, all gradients) until PyTorch frees what it saved. Idle contexts wait for calls of
-    the same stage, config, device and need of gradients. They hold seq_len tokens in max_seqs
-    sequences, by default the call's: if sizes vary, set both in config to the largest.
+    Memory: a call that needs gradients has a context of its own (copies of its inputs, all
+    gradients, on their device) until PyTorch frees what it saved. Idle contexts wait for calls of
+    the same stage, config, device and need of gradients; they hold seq_len tokens in max_seqs
+    sequences, by default the call's: if sizes vary, set both to the largest.
 
     CUDA graphs: first run what you capture. A captured call takes an idle context that had the same
     geometry, and keeps it until release_contexts(captured=True)."""

@@ -25,17 +25,17 @@
 #endif
 
 /* The nearest bfloat16 (ties away from zero: enough for made-up values). */
-static uint16_t half_of(float x) {
+static uint16_t to_bf16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (uint16_t)((bits + 0x8000) >> 16);
 }
 
-static float value_of(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+static float from_bf16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
 static size_t bytes_of(const nsa_tensor *t) {
@@ -52,7 +52,7 @@ static nsa_status make(const nsa_stage *stage, nsa_tensor *t, int64_t a, int64_t
         return nsa_fail(NSA_ERR_MEMORY, "no memory for a tensor");
     for (int64_t i = 0; i < nsa_count(t); i++) {
         state = state * 1664525u + 1013904223u;
-        host[i] = half_of(lo + (hi - lo) * (float)(state >> 8) / (1 << 24));
+        host[i] = to_bf16(lo + (hi - lo) * (float)(state >> 8) / (1 << 24));
     }
     nsa_status status =
         DEVICE(stage, cudaMalloc(&t->data, bytes_of(t)), alloc(&t->data, bytes_of(t)));
@@ -74,7 +74,8 @@ static nsa_status make_inputs(const nsa_stage *stage, const nsa_config *c, nsa_t
     return status ? status : make(stage, &in->at[NSA_DOUT], T, c->q_heads, c->v_dim, -1, 1);
 }
 
-/* One training step's calls. Nothing here waits, so it may be captured. */
+/* One training step's calls. Only the first run waits, to load the pack's geometry; later ones may
+ * be captured. */
 static nsa_status step(nsa_context *ctx, const nsa_tensors *in, nsa_tensor *out, nsa_tensor *dq) {
     nsa_status status = nsa_load(ctx, in);
     status = status ? status : nsa_forward(ctx);
@@ -83,8 +84,7 @@ static nsa_status step(nsa_context *ctx, const nsa_tensors *in, nsa_tensor *out,
     return status ? status : nsa_read(ctx, NSA_DQ, dq);
 }
 
-/* The step as a graph, launched three times. It ran once before: that loaded the pack's geometry.
- */
+/* The step as a graph, launched three times, after a run that was not captured. */
 static nsa_status launch(const nsa_stage *stage, nsa_context *ctx, void *stream,
                          const nsa_tensors *in, nsa_tensor *out, nsa_tensor *dq) {
 #ifdef WITH_CUDA
@@ -124,7 +124,7 @@ static double mean_square(const nsa_stage *stage, const nsa_tensor *t) {
                         copy(host, t->data, bytes_of(t))))
         sum = NAN;
     for (int64_t i = 0; host && i < nsa_count(t); i++)
-        sum += pow((double)value_of(host[i]), 2);
+        sum += pow((double)from_bf16(host[i]), 2);
     free(host);
     return sum / (double)nsa_count(t);
 }

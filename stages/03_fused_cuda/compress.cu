@@ -5,7 +5,7 @@
 /* y = mean_r x_r, stored as key number key[i]. One element of y a thread. */
 static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
     const int64_t count = x.count * to.Hkv * to.D;
-    for (int64_t i = first_of_thread(); i < count; i += threads_of_grid()) {
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
         const int64_t m = i / to.D;
         const int c = (int)(i % to.D);
         const real *g_x = span_rows(&x, m) + c;
@@ -44,7 +44,7 @@ static __global__ void __launch_bounds__(SPAN_THREADS) gather_kernel(key_spans x
 
 /* silu(u) = u sg, silu'(u) = sg (1 + u (1 - sg)), sg = 1/(1 + e^-u). One element a thread. */
 static __global__ void silu_kernel(const real *u, int64_t count, real *h, real *du) {
-    for (int64_t i = first_of_thread(); i < count; i += threads_of_grid()) {
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
         const float sg = 1 / (1 + expf(-u[i]));
         h[i] = u[i] * sg;
         if (du)
@@ -68,7 +68,7 @@ nsa_status gather(stage *st, const key_spans *x, real *to) {
 }
 
 nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du) {
-    NSA_LAUNCH(silu_kernel, grid_for(count), THREADS, 0, st->stream, u, count, h, du);
+    NSA_LAUNCH(silu_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, u, count, h, du);
     NSA_LAUNCHED("silu");
     return NSA_OK;
 }
@@ -110,7 +110,8 @@ nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens) {
         if (st->cfg.phi == NSA_PHI_MLP)
             TRY(phi_mlp(st, pair, x, tokens->key, to));
         else if (st->cfg.phi == NSA_PHI_MEAN)
-            NSA_LAUNCH(phi_mean, grid_for(M * to.D), THREADS, 0, st->stream, x, tokens->key, to);
+            NSA_LAUNCH(phi_mean, nsa_grid(M * to.D), NSA_THREADS, 0, st->stream, x, tokens->key,
+                       to);
         else
             NSA_LAUNCH(phi_gated, (unsigned)M, WARP_SIZE, 0, st->stream, x, st->phi[pair][W],
                        st->phi[pair][B], tokens->key, to);
@@ -120,7 +121,7 @@ nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens) {
 }
 
 /* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
- * Keys past a sequence's end are zero. */
+ * With NSA_DEBUG_MEMORY the blocks were poisoned, and their padding must be zero. */
 nsa_status compress_pack(stage *st) {
     TRY(zero_blocks(st, &st->in[CMP]));
     return compress(st, st->in, &st->cmp);

@@ -7,13 +7,15 @@
 
 /* The rows of a step on the device, and what follows from the lengths of their slots. */
 typedef struct step_coords {
-    int64_t A, max_len, slot_keys[LAYOUTS]; /* rows; keys that a slot has room for */
-    int64_t *len;                           /* [max_seqs] tokens in each slot */
-    int32_t *t, *slot; /* [max_seqs] position of each row, -1 if there is none; its slot */
-    int64_t *key;      /* [max_seqs] the new token's index in the caches; -1 for none */
-    int64_t *cmp_first, *cmp_key; /* [max_seqs] the compressed tokens that the step completes */
-    int64_t *cmp_rows;            /* [1] how many times Hkv */
-    int64_t *refused;             /* [2] of st->refusals */
+    int64_t A;                  /* rows */
+    int64_t slot_keys[LAYOUTS]; /* keys of a slot's blocks, room past max_seq_len included */
+    int64_t *len;               /* [max_seqs] tokens in each slot */
+    int32_t *t;                 /* [max_seqs] position of each row; -1 if there is none */
+    int32_t *slot;              /* [max_seqs] its slot */
+    int64_t *key;               /* [max_seqs] the new token's index in the caches; -1 for none */
+    int64_t *cmp_first;         /* [max_seqs] the compressed tokens that the step completes, and */
+    int64_t *cmp_key;           /* [max_seqs] where they go, as in cmp_tokens */
+    int64_t *cmp_rows;          /* [1] how many rows (tokens x Hkv) hold one */
 } step_coords;
 
 /* The struct that st->decoder points to. */
@@ -48,15 +50,13 @@ static nsa_status open_coords(stage *st, decoder *dec) {
     const int64_t rows = st->cfg.max_seqs;
     step_coords *x = &dec->at;
     int64_t **const tables[] = {&x->len,     &x->key,      &x->cmp_first,
-                                &x->cmp_key, &x->cmp_rows, &x->refused};
-    for (int64_t **table : tables)
+                                &x->cmp_key, &x->cmp_rows, &st->refusals.device};
+    for (int64_t **table : tables) /* rows + 1: refusals are two, and rows may be one */
         *table = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows + 1, sizeof **table);
     x->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2 * rows, sizeof *x->t);
     x->slot = x->t + rows;
-    x->max_len = st->cfg.max_seq_len;
     for (int i = 0; i < LAYOUTS; i++)
         x->slot_keys[i] = st->slot_blocks[i] * BLOCK;
-    st->refusals.there = x->refused;
     return nsa_refusals_open(&st->refusals);
 }
 
@@ -74,8 +74,8 @@ nsa_status open_decode(stage *st) {
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    /* A warp gets two memory blocks of compressed keys, the most there are, and one of the others.
-     */
+    /* A warp gets two memory blocks of compressed keys, the branch with the most, and one of each
+     * other branch. */
     a->splits[CMP] = splits_for(st->slot_blocks[CMP], 2 * SPLIT_WARPS);
     a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
     a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
@@ -127,10 +127,11 @@ nsa_status prefill(void *self) {
                                  st->stream));
     for (int64_t b = 0; b < st->batch.B; b++) {
         const sequence *sq = &st->host_seqs[b];
+        const int64_t slot = st->batch.slot[b];
         for (int x = 0; x < LAYOUTS; x++)
-            TRY(copy_blocks(st, x, sq->slot * st->slot_blocks[x], sq->first_block[x],
+            TRY(copy_blocks(st, x, slot * st->slot_blocks[x], sq->first_block[x],
                             ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK));
-        NSA_CUDA(cudaMemcpyAsync(dec->at.len + sq->slot, &st->seqs[b].len, sizeof *dec->at.len,
+        NSA_CUDA(cudaMemcpyAsync(dec->at.len + slot, &st->seqs[b].len, sizeof *dec->at.len,
                                  cudaMemcpyDeviceToDevice, st->stream));
     }
     return nsa_stream_finish(&st->streams);
@@ -144,19 +145,19 @@ nsa_status slot_lens(void *self, int64_t *len) {
 
 /* Positions of the rows, where their keys go, and the compressed tokens that they complete: token
  * number `len` of a slot completes i = (len - l)/d, if d divides len - l. These are listed in any
- * order: each is compressed by itself. A full slot is left alone. One CUDA block, a row a thread.
- */
-static __global__ void __launch_bounds__(THREADS)
-    step_coords_kernel(dims c, step_coords x, int64_t rows) {
+ * order: each is compressed by itself. A full slot is left alone. All `rows`, max_seqs, get a
+ * position: those past A get -1. One CUDA block, a row a thread. */
+static __global__ void __launch_bounds__(NSA_THREADS)
+    step_coords_kernel(dims c, step_coords x, int64_t rows, int64_t max_len, int64_t *refused) {
     __shared__ int s_complete;
     if (threadIdx.x == 0)
         s_complete = 0;
     __syncthreads();
-    for (int64_t a = threadIdx.x; a < rows; a += THREADS) {
+    for (int64_t a = threadIdx.x; a < rows; a += NSA_THREADS) {
         const int64_t slot = x.slot[a], t = x.len[slot], begin = t + 1 - c.l;
-        const bool there = a < x.A && t < x.max_len;
+        const bool there = a < x.A && t < max_len;
         if (a < x.A && !there)
-            nsa_refuse(x.refused, slot);
+            nsa_refuse(refused, slot);
         x.t[a] = there ? (int32_t)t : -1;
         x.key[a] = there ? slot * x.slot_keys[RAW] + t : -1;
         if (!there || begin < 0 || begin % c.d)
@@ -168,7 +169,7 @@ static __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (threadIdx.x == 0)
         *x.cmp_rows = (int64_t)s_complete * c.Hkv;
-    for (int64_t n = s_complete + threadIdx.x; n < x.A; n += THREADS) {
+    for (int64_t n = s_complete + threadIdx.x; n < x.A; n += NSA_THREADS) {
         x.cmp_first[n] = 0;
         x.cmp_key[n] = -1;
     }
@@ -179,7 +180,8 @@ static nsa_status load_coords(stage *st, decoder *dec, const nsa_step *step) {
     x->A = step->A;
     if (!step->same)
         TRY(upload(st, x->slot, step->slot, x->A));
-    NSA_LAUNCH(step_coords_kernel, 1, THREADS, 0, st->stream, st->c, *x, st->cfg.max_seqs);
+    NSA_LAUNCH(step_coords_kernel, 1, NSA_THREADS, 0, st->stream, st->c, *x, st->cfg.max_seqs,
+               st->cfg.max_seq_len, st->refusals.device);
     NSA_LAUNCHED("step_coords");
     return nsa_refusals_copy(&st->refusals, &st->streams);
 }
@@ -198,7 +200,7 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
 
 /* The rows of a step are now in their slots. */
 static __global__ void advance_kernel(step_coords x) {
-    for (int64_t a = first_of_thread(); a < x.A; a += threads_of_grid()) {
+    for (int64_t a = nsa_first(); a < x.A; a += nsa_grid_threads()) {
         if (x.t[a] >= 0)
             x.len[x.slot[a]] = x.t[a] + 1;
     }
@@ -211,7 +213,6 @@ nsa_status decode(void *self) {
     const step_coords *x = &dec->at;
     const cmp_tokens cmp = {x->cmp_first, x->cmp_key, x->A, x->cmp_rows}; /* room for one a row */
     const int first_slc = a->splits[CMP] + a->splits[WIN];
-    st->rows = x->A;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(compress(st, st->cache, &cmp));
@@ -219,14 +220,14 @@ nsa_status decode(void *self) {
     TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
-                                 (size_t)(st->rows * a->c.Hkv * a->c.n) * sizeof(int32_t),
+                                 (size_t)(x->A * a->c.Hkv * a->c.n) * sizeof(int32_t),
                                  cudaMemcpyDeviceToDevice, st->stream));
     else
         TRY(decode_select(st, a));
     TRY(record_phase(st, PHASE_CMP));
     TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
-    NSA_LAUNCH(advance_kernel, grid_for(x->A), THREADS, 0, st->stream, *x);
+    NSA_LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st->stream, *x);
     NSA_LAUNCHED("advance");
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);

@@ -30,7 +30,6 @@ nsa_status forward(void *self) {
     stage *st = (stage *)self;
     const attend_args args = make_attend_args(st);
     const size_t idx_bytes = (size_t)(st->batch.R * st->c.Hkv * st->c.n) * sizeof(int32_t);
-    st->rows = st->batch.R;
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(compress_pack(st));

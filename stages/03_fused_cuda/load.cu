@@ -173,7 +173,6 @@ static void make_sequences(stage *st) {
         sq->cmp = batch->cmp[b];
         sq->len = batch->seq[b + 1] - sq->token;
         sq->n_cmp = batch->cmp[b + 1] - sq->cmp;
-        sq->slot = batch->slot ? batch->slot[b] : 0;
         for (int x = 0; x < LAYOUTS; x++) {
             sq->first_block[x] = first[x];
             first[x] += ((x == CMP ? sq->n_cmp : sq->len) + BLOCK - 1) / BLOCK;
@@ -229,8 +228,7 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
     return NSA_OK;
 }
 
-/* What follows from the geometry of the pack: tables, which a graph of the pack goes on to use, and
- * zeros past the ends of sequences. */
+/* What follows from the geometry of the pack: tables, which a graph of the pack goes on to use. */
 static nsa_status load_tables(stage *st) {
     const nsa_batch *batch = &st->batch;
     make_sequences(st);
@@ -243,8 +241,6 @@ static nsa_status load_tables(stage *st) {
     TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
     if (st->plan->setup.flags & NSA_BACKWARD)
         TRY(make_grad_tiles(st));
-    for (int x = SLC; x < LAYOUTS; x++)
-        TRY(zero_blocks(st, &st->in[x]));
     return NSA_OK;
 }
 

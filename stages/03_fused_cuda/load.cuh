@@ -9,23 +9,6 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
-/* Kernels with one element a thread: threads of a CUDA block, and CUDA blocks for `count` elements,
- * up to the limit of a grid. Each thread has one element and every grid-th after it. */
-enum { THREADS = 256 };
-
-static inline unsigned grid_for(int64_t count) {
-    const int64_t blocks = (count + THREADS - 1) / THREADS;
-    return (unsigned)(blocks < 1 ? 1 : blocks > 1 << 20 ? 1 << 20 : blocks);
-}
-
-static __device__ __forceinline__ int64_t first_of_thread(void) {
-    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
-
-static __device__ __forceinline__ int64_t threads_of_grid(void) {
-    return (int64_t)gridDim.x * blockDim.x;
-}
-
 /* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
  * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
  * for each index. */
@@ -57,7 +40,7 @@ static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, 
 key_view view_of(const stage *st, const kv_blocks *in, int pair);
 /* The gradients of a branch's keys or values. */
 key_view gradient_view(const stage *st, int branch, int pair);
-/* Padding must be zero; the last load may have left other keys there. */
+/* Zeros, in padding too. */
 nsa_status zero_blocks(stage *st, const kv_blocks *in);
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
@@ -69,13 +52,12 @@ nsa_status load_queries(stage *st, const nsa_tensors *in, const int64_t *tokens,
  * which is on the device. */
 nsa_status load_keys(stage *st, const nsa_tensors *in, const int64_t *key, int64_t count,
                      const kv_blocks *to);
-/* Block lists to st->forced_idx, for `rows` rows; sets st->forced. On the host they are sorted,
- * `checked`; on the device g_token and g_t are each row's token and position. With NSA_CHECK_VALUES
- * an error if these or the gates, loaded before, break a rule. */
-nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
-                            const int64_t *g_token, const int32_t *g_t, int64_t rows);
 /* The same for rows row.. of one tensor [rows,Hkv,D]; a row whose key is -1 is left out. */
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to);
-
+/* Block lists to st->forced_idx, for `rows` rows; sets st->forced. `checked`: the lists of a host
+ * tensor, already sorted. g_token, g_t: token and position of each row, to sort a device tensor's.
+ * With NSA_CHECK_VALUES an error if these or the gates, loaded before, break a rule. */
+nsa_status load_block_lists(stage *st, const nsa_tensor *idx, const int32_t *checked,
+                            const int64_t *g_token, const int32_t *g_t, int64_t rows);
 #endif

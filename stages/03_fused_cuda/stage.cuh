@@ -51,8 +51,8 @@ typedef struct dims {
  *     transposed: [D8,BLOCK]     element c of key j at [c * BLOCK + j]
  *     natural:    [BLOCK,Dp]     element c of key j at [j * Dp + c]
  * Attention reads keys transposed and values natural, its backward both the other way round too,
- * the compressors natural ones. All padding is zero; so are the keys past a sequence's end, but for
- * the decode caches, where an older text may have left others. They are masked. */
+ * the compressors natural ones. All padding is zero. Keys past a sequence's end are masked: there
+ * an older text may have left others. */
 typedef struct kv_blocks {
     real *transposed[PAIR], *natural[PAIR]; /* NULL where nothing reads them */
     real *gradient[PAIR];                   /* natural */
@@ -63,8 +63,8 @@ typedef struct kv_blocks {
 typedef struct sequence {
     int64_t len;                  /* tokens */
     int64_t n_cmp;                /* compressed tokens, N */
-    int64_t token, cmp;           /* its first token in the pack, its first compressed token */
-    int64_t slot;                 /* of the caches, that it prefills */
+    int64_t token;                /* its first token in the pack */
+    int64_t cmp;                  /* its first compressed token */
     int64_t first_block[LAYOUTS]; /* where it begins in each branch */
 } sequence;
 
@@ -86,7 +86,7 @@ typedef struct cmp_tokens {
     int64_t *first; /* [count] the first of its l tokens, in RAW */
     int64_t *key;   /* [count] its own index, in CMP; -1 for none */
     int64_t count;
-    const int64_t *g_rows = NULL; /* on the device: Hkv times those before the first none */
+    const int64_t *g_rows = NULL; /* how many rows (tokens x Hkv) hold a token; NULL: all */
 } cmp_tokens;
 
 /* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
@@ -138,12 +138,11 @@ typedef struct stage {
     nsa_config cfg;
     dims c;
     nsa_batch batch;   /* of the last load */
-    int64_t rows;      /* of the results: R after forward, A after decode */
     int warps;         /* query rows of a CUDA block in forward */
     size_t max_shared; /* bytes of shared memory that a CUDA block may have */
 
-    nsa_device_stream streams; /* the own one and the caller's; */
-    cudaStream_t stream;       /* where calls submit, streams.now */
+    nsa_device_stream streams; /* the own one and the caller's */
+    cudaStream_t stream;       /* where calls submit: streams.now */
     nsa_device_timer timer;
     nsa_device_pool memory;
     nsa_staging staging;
@@ -170,9 +169,9 @@ typedef struct stage {
     real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
     row_stats *stats;                         /* [R,Hq,3] */
     int32_t *block_idx;                       /* [R,Hkv,n] */
-    int32_t *forced_idx;                      /* [R,Hkv,n] of the last load or step, */
-    bool forced;                              /* which had block lists */
-    nsa_bad_values *bad;                      /* among those, on the device */
+    int32_t *forced_idx;                      /* [R,Hkv,n] block lists that a load or step gave */
+    bool forced;                              /* the last load or step gave some */
+    nsa_bad_values *bad;                      /* on the device: what NSA_CHECK_VALUES found */
     real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */

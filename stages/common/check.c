@@ -264,7 +264,7 @@ nsa_status nsa_check_step(const nsa_context *ctx, const nsa_tensors *in, nsa_ste
         return status;
     const int32_t *slot = active->data;
     step->A = lengths.T = active->shape[0];
-    for (int64_t a = 0; a < step->A && !ctx->streams; a++) { /* else a kernel looks */
+    for (int64_t a = 0; a < step->A && !ctx->has_stream; a++) { /* else a kernel looks */
         if (ctx->len[slot[a]] >= config->max_seq_len)
             return nsa_fail(NSA_ERR_INPUT, "slot %d is full: max_seq_len is %" PRId64, slot[a],
                             config->max_seq_len);

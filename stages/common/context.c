@@ -9,7 +9,7 @@
 
 /* ------------------------------------------------------------------- loads */
 
-/* The error that a kernel found since the last call, if any. */
+/* The error that a kernel found since this was last asked, if any. */
 static nsa_status pending(const nsa_context *ctx) {
     return ctx->stage->pending ? ctx->stage->pending(ctx->self) : NSA_OK;
 }
@@ -18,7 +18,7 @@ nsa_status nsa_set_stream(nsa_context *ctx, void *stream) {
     if (!ctx->stage->set_stream)
         return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage runs on the CPU, which has no streams");
     const nsa_status status = ctx->stage->set_stream(ctx->self, stream);
-    ctx->streams |= !status;
+    ctx->has_stream |= !status;
     return status;
 }
 
@@ -64,11 +64,8 @@ static void fill_batch(nsa_context *ctx, const nsa_tensors *in, nsa_batch *batch
 static void fill_slots(nsa_context *ctx, const nsa_tensor *active, nsa_batch *batch) {
     const int32_t *slot = active->dtype ? active->data : NULL;
     batch->keeps_slots = slot != NULL;
-    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++) {
-        const int32_t s = slot ? slot[b] : (int32_t)b;
-        batch->same &= ctx->load_slot[b] == s;
-        ctx->load_slot[b] = s;
-    }
+    for (int64_t b = 0; ctx->load_slot && b < batch->B; b++)
+        ctx->load_slot[b] = slot ? slot[b] : (int32_t)b;
     batch->slot = ctx->load_slot;
 }
 
@@ -102,7 +99,7 @@ nsa_status nsa_load(nsa_context *ctx, const nsa_tensors *in) {
     batch.same = ctx->packed && batch.T == ctx->batch.T && batch.R == ctx->batch.R;
     fill_batch(ctx, in, &batch);
     fill_slots(ctx, &in->at[NSA_ACTIVE], &batch);
-    batch.same &= batch.B == ctx->batch.B && batch.keeps_slots == ctx->batch.keeps_slots;
+    batch.same &= batch.B == ctx->batch.B;
     if (idx->dtype && idx->place == NSA_HOST)
         status = forced_rows(ctx, idx->data, &batch);
     ctx->batch = batch;
@@ -141,10 +138,11 @@ nsa_status nsa_load_dout(nsa_context *ctx, const nsa_tensor *dout) {
     return status;
 }
 
-/* Lengths of the slots, of a stage that keeps them on its device. */
+/* Lengths of the slots, of a stage that keeps them on its device; with a caller's stream the host
+ * does not ask, for it would wait. */
 static nsa_status ask_lens(nsa_context *ctx) {
-    const int there = ctx->len && ctx->stage->slot_lens && !ctx->streams;
-    return there ? ctx->stage->slot_lens(ctx->self, ctx->len) : NSA_OK;
+    const int on_device = ctx->len && ctx->stage->slot_lens && !ctx->has_stream;
+    return on_device ? ctx->stage->slot_lens(ctx->self, ctx->len) : NSA_OK;
 }
 
 /* Copy the slots of a step, whether they are those of the step before, and their positions, if the
@@ -157,7 +155,7 @@ static void fill_step(nsa_context *ctx, const int32_t *slot, nsa_step *step) {
         ctx->pos[a] = ctx->len[slot[a]];
     }
     step->slot = ctx->slot;
-    step->pos = ctx->streams ? NULL : ctx->pos;
+    step->pos = ctx->has_stream ? NULL : ctx->pos;
 }
 
 /* Check and sort the block lists of a step, if they are on the host. */
@@ -167,7 +165,7 @@ static nsa_status forced_step(nsa_context *ctx, const nsa_tensor *idx, nsa_step 
     nsa_status status = NSA_OK;
     if (!idx->dtype || idx->place == NSA_DEVICE)
         return NSA_OK;
-    if (ctx->streams)
+    if (ctx->has_stream)
         return nsa_fail(NSA_ERR_INPUT, "block_idx of a step is on the host: with nsa_set_stream() "
                                        "only the device knows the positions to check it by");
     for (int64_t i = 0; i < step->A * c->kv_heads && !status; i++) {
@@ -352,8 +350,8 @@ nsa_status nsa_read(nsa_context *ctx, nsa_id id, nsa_tensor *tensor) {
     status = status ? status : pending(ctx);
     if (status)
         return status;
-    const int half = tensor->dtype == NSA_BF16 && is.dtype != NSA_I32;
-    int same = (is.dtype == tensor->dtype || half) && is.ndim == tensor->ndim;
+    const int as_bf16 = tensor->dtype == NSA_BF16 && is.dtype != NSA_I32;
+    int same = (is.dtype == tensor->dtype || as_bf16) && is.ndim == tensor->ndim;
     for (int i = 0; same && i < is.ndim; i++)
         same = is.shape[i] == tensor->shape[i];
     if (!same)

@@ -28,9 +28,9 @@ struct nsa_context {
     nsa_batch batch;        /**< of the last load */
     nsa_step step;          /**< of the last load_step */
     unsigned done;          /**< LOADED | FORWARD | ... */
-    int packed;             /**< the stage has the tables of `batch`, */
-    int stepped;            /**< and those of `step` */
-    int streams;            /**< nsa_set_stream() was called: calls do not wait */
+    int packed;             /**< 1 if the stage has the tables of `batch` */
+    int stepped;            /**< 1 if it has those of `step` */
+    int has_stream;         /**< nsa_set_stream() was called: calls only submit */
     int64_t max_seqs;       /**< as the caller set it; plan.cfg.max_seqs may be smaller */
     int64_t *seq;           /**< [max_seqs+1] behind batch.seq */
     int64_t *cmp;           /**< [max_seqs+1] behind batch.cmp */

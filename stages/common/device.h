@@ -16,8 +16,8 @@
  *
  * and a kernel template with commas goes in parentheses: NSA_LAUNCH((k<4, true>), ...).
  */
-#ifndef NSA_DEVICE_H
-#define NSA_DEVICE_H
+#ifndef NSA_COMMON_DEVICE_H
+#define NSA_COMMON_DEVICE_H
 
 #include "nsa_stage.h"
 
@@ -71,6 +71,26 @@ static inline const char *nsa_device_error(cudaError_t error) {
             return nsa_fail(NSA_ERR_DEVICE, "%s: %s", (kernel_name),                               \
                             nsa_device_error(nsa_error_));                                         \
     } while (0)
+
+/** Kernels with one element a thread: threads of a CUDA block, and the most CUDA blocks. */
+enum { NSA_THREADS = 256, NSA_MAX_GRID = 1 << 20 };
+
+/** @return CUDA blocks for `count` elements. Each thread has one, and every element that is a whole
+ * number of grids later: for (i = nsa_first(); i < count; i += nsa_grid_threads()) */
+static inline unsigned nsa_grid(int64_t count) {
+    const int64_t blocks = (count + NSA_THREADS - 1) / NSA_THREADS;
+    return (unsigned)(blocks < 1 ? 1 : blocks > NSA_MAX_GRID ? (int64_t)NSA_MAX_GRID : blocks);
+}
+
+/** In a kernel: @return the first element of this thread. */
+static __device__ __forceinline__ int64_t nsa_first(void) {
+    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+/** In a kernel: @return threads of the grid. */
+static __device__ __forceinline__ int64_t nsa_grid_threads(void) {
+    return (int64_t)gridDim.x * blockDim.x;
+}
 
 /** Allow a kernel the device's maximum of dynamic shared memory per block. The attribute belongs to
  * the kernel, not to a context: a smaller value for one context would break another.

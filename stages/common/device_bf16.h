@@ -3,9 +3,6 @@
  * @brief bfloat16 in memory, float32 in registers, for device code that includes device.h: CUDA's
  * type __nv_bfloat16, which the simulator has too. Works on every architecture: before sm_80 CUDA
  * converts with integer instructions.
- *
- * The functions are overloaded, so that a kernel template over the type of a caller's tensor is
- * written once.
  */
 #ifndef NSA_DEVICE_BF16_H
 #define NSA_DEVICE_BF16_H
@@ -33,9 +30,6 @@ static __device__ __forceinline__ float nsa_load_float(const __nv_bfloat16 *elem
  * is too large becomes infinite. */
 static __device__ __forceinline__ void nsa_store_float(float *element, float value) {
     *element = value;
-}
-static __device__ __forceinline__ void nsa_store_float(double *element, float value) {
-    *element = (double)value;
 }
 static __device__ __forceinline__ void nsa_store_float(__nv_bfloat16 *element, float value) {
     *element = __float2bfloat16_rn(value);

@@ -2,8 +2,8 @@
  * @file device_calls.h
  * @brief The functions of nsa_device.h, in CUDA; a stage's table points to `nsa_calls`.
  */
-#ifndef NSA_DEVICE_CALLS_CUDA_H
-#define NSA_DEVICE_CALLS_CUDA_H
+#ifndef NSA_DEVICE_CALLS_H
+#define NSA_DEVICE_CALLS_H
 
 #include "common/device.h"
 #include "nsa_device.h"

@@ -28,7 +28,8 @@ typedef struct nsa_device_pool {
     int debug;                                 /**< 1 with NSA_DEBUG_MEMORY */
 } nsa_device_pool;
 
-/** Zeroed device memory, during open only: what is never written is padding, which must be zero.
+/** Zeroed device memory, during open only. Padding that nothing writes stays zero; but in a block
+ * that is poisoned (any but NSA_MEM_PERSISTENT) a call that needs zeros must write them.
  *  @return NULL if there is none left, which nsa_device_pool_status() reports */
 static inline void *nsa_device_alloc(nsa_device_pool *pool, nsa_memory_kind kind, int64_t count,
                                      size_t size, cudaStream_t stream) {
@@ -51,7 +52,7 @@ static inline void *nsa_device_alloc(nsa_device_pool *pool, nsa_memory_kind kind
 static inline nsa_status nsa_device_pool_status(const nsa_device_pool *pool) {
     if (!pool->failed)
         return NSA_OK;
-    return nsa_fail(NSA_ERR_MEMORY, "device memory is short, or of more than %d buffers",
+    return nsa_fail(NSA_ERR_MEMORY, "device memory is short, or there are more than %d buffers",
                     NSA_DEVICE_BLOCKS);
 }
 

@@ -21,11 +21,12 @@ typedef struct nsa_staging {
 
 /** Rows of a tensor [T,size]. */
 typedef struct nsa_rows {
-    const nsa_tensor *x;         /**< on the host or the device */
-    const int64_t *tokens;       /**< [count] on the host: the token of each row; NULL: the first */
-    const int64_t *there_tokens; /**< [count] the same on the device */
-    int64_t count;               /**< how many */
-    int64_t size;                /**< elements of a row */
+    const nsa_tensor *x; /**< on the host or the device */
+    const int64_t
+        *tokens; /**< [count] on the host: the token of each row; NULL: row r is token r */
+    const int64_t *device_tokens; /**< [count] the same on the device */
+    int64_t count;                /**< how many */
+    int64_t size;                 /**< elements of a row */
 } nsa_rows;
 
 /** Where kernels read rows: row r is that of token[r], or of token r without a list, and the data
@@ -52,7 +53,7 @@ static __device__ __forceinline__ int64_t nsa_source_row(const nsa_source *x, in
 /** Rows r.. of a tensor where kernels can read them: all of a device tensor, or as many of the
  * host's as the buffer holds.
  *  @param s        the stream
- *  @param staging  the buffers, whose last rows must have been read by what was submitted
+ *  @param staging  the buffers; kernels that read the rows before are already submitted
  *  @param x        the rows
  *  @param r        the first that is wanted
  *  @param[out] n   how many there are
@@ -61,7 +62,7 @@ static inline nsa_status nsa_find_rows(const nsa_device_stream *s, const nsa_sta
                                        const nsa_rows *x, int64_t r, int64_t *n, nsa_source *at) {
     const int64_t most = staging->count / x->size, left = x->count - r;
     *n = left;
-    *at = {x->x->data, x->x->dtype, x->there_tokens, 0};
+    *at = {x->x->data, x->x->dtype, x->device_tokens, 0};
     if (x->x->place == NSA_DEVICE)
         return NSA_OK;
     *n = left < most ? left : most;
@@ -77,8 +78,7 @@ static inline nsa_status nsa_find_rows(const nsa_device_stream *s, const nsa_sta
 /** Rows row.. of to [rows,size] = those of x. One element a thread. */
 static __global__ void nsa_copy_rows_kernel(nsa_source x, int64_t row, int64_t count, int64_t size,
                                             float *to) {
-    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t i = first; i < count * size; i += (int64_t)gridDim.x * blockDim.x)
+    for (int64_t i = nsa_first(); i < count * size; i += nsa_grid_threads())
         to[row * size + i] =
             nsa_element(x.data, x.dtype, nsa_source_row(&x, row + i / size) * size + i % size);
 }
@@ -86,15 +86,13 @@ static __global__ void nsa_copy_rows_kernel(nsa_source x, int64_t row, int64_t c
 /** All rows to an array of the same layout. */
 static inline nsa_status nsa_copy_rows(const nsa_device_stream *s, const nsa_staging *staging,
                                        nsa_rows x, float *to) {
-    const int64_t threads = 256, most = 1 << 16; /* of CUDA blocks */
     nsa_source at;
     for (int64_t r = 0, n; r < x.count; r += n) {
         const nsa_status status = nsa_find_rows(s, staging, &x, r, &n, &at);
-        const int64_t blocks = (n * x.size + threads - 1) / threads;
         if (status)
             return status;
-        NSA_LAUNCH(nsa_copy_rows_kernel, (unsigned)(blocks < most ? blocks : most),
-                   (unsigned)threads, 0, s->now, at, r, n, x.size, to);
+        NSA_LAUNCH(nsa_copy_rows_kernel, nsa_grid(n * x.size), NSA_THREADS, 0, s->now, at, r, n,
+                   x.size, to);
         NSA_LAUNCHED("copy_rows");
     }
     return NSA_OK;

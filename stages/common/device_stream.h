@@ -13,7 +13,7 @@ typedef struct nsa_device_stream {
     int device;        /**< of the context */
     cudaStream_t now;  /**< where calls submit */
     cudaStream_t own;  /**< the same until the caller sets a stream */
-    cudaEvent_t event; /**< of the device */
+    cudaEvent_t event; /**< recorded in a caller's stream, to learn whether it is of this device */
 } nsa_device_stream;
 
 /** Make the own stream, ordered with the default stream, on the device in use. */
@@ -25,7 +25,7 @@ static inline nsa_status nsa_stream_open(nsa_device_stream *s) {
     return NSA_OK;
 }
 
-/** Wait for the own stream, and destroy it. */
+/** Wait for the own stream, and destroy it. For a caller's stream the caller waits, before. */
 static inline void nsa_stream_close(nsa_device_stream *s) {
     if (s->own) {
         (void)cudaStreamSynchronize(s->own); /* no one to report an error to */
@@ -53,7 +53,7 @@ static inline nsa_status nsa_stream_finish(const nsa_device_stream *s) {
     return NSA_OK;
 }
 
-/** @return 1 if what is submitted becomes part of a graph. */
+/** @return 1 if what is submitted becomes part of a graph, or the runtime cannot tell. */
 static inline int nsa_stream_captures(const nsa_device_stream *s) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     return cudaStreamIsCapturing(s->now, &status) != cudaSuccess ||
@@ -67,10 +67,10 @@ static inline nsa_status nsa_stream_copy(const nsa_device_stream *s, void *to, c
     if (!bytes)
         return NSA_OK;
     if (nsa_stream_captures(s))
-        return nsa_fail(
-            NSA_ERR_STATE,
-            "a graph holds device tensors only, without NSA_CHECK_VALUES, and a pack or "
-            "step whose cu_seqlens, rows and active were loaded before the capture");
+        return nsa_fail(NSA_ERR_STATE,
+                        "this call waits, which a capture forbids: a graph holds device tensors "
+                        "only, without NSA_CHECK_VALUES, and a pack's cu_seqlens and rows or a "
+                        "step's active must be those of the load or step before");
     NSA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s->now));
     NSA_CUDA(cudaStreamSynchronize(s->now));
     return NSA_OK;

@@ -1,7 +1,7 @@
 /**
  * @file device_tensor.h
  * @brief A caller's tensors on the device, for CUDA stages: which pointers are refused, and how
- * kernels read and write elements of any type.
+ * kernels read elements of float32, float64 or bfloat16 and write float32 or bfloat16.
  */
 #ifndef NSA_DEVICE_TENSOR_H
 #define NSA_DEVICE_TENSOR_H

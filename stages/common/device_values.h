@@ -1,19 +1,17 @@
 /**
  * @file device_values.h
- * @brief The values of a caller's device tensors that the contract checks on the host: block lists,
- * which kernels sort, and gates.
+ * @brief Values that the contract checks in host tensors, and kernels in device tensors: block
+ * lists, which they also sort, and gates.
  */
 #ifndef NSA_DEVICE_VALUES_H
 #define NSA_DEVICE_VALUES_H
 
 #include "common/device_stream.h"
 
-enum { NSA_VALUE_THREADS = 256 };
-
-/** What was found, on the device: each the first row that breaks a rule, all bits one if none. */
+/** The first of each that breaks a rule, on the device; all bits one if none does. */
 typedef struct nsa_bad_values {
-    unsigned long long gate; /**< number of the gate */
-    unsigned long long row;  /**< whose block list */
+    unsigned long long gate; /**< number of a gate of [rows,heads,3] */
+    unsigned long long row;  /**< a row, for its block list */
 } nsa_bad_values;
 
 /** Block lists on the device. */
@@ -30,8 +28,7 @@ typedef struct nsa_block_lists {
 /** The blocks of each row that exist, ascending, then -1, to `sorted` [rows,Hkv,n]: what is no
  * block up to the row's own, or is there already, is dropped. One row and head a thread. */
 static __global__ void nsa_sort_blocks(nsa_block_lists x, int32_t *sorted, nsa_bad_values *bad) {
-    const int64_t all = x.rows * x.Hkv, first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t i = first; i < all; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = nsa_first(); i < x.rows * x.Hkv; i += nsa_grid_threads()) {
         const int64_t r = i / x.Hkv, token = x.token ? x.token[r] : r;
         const int32_t *from = x.blocks + (token * x.Hkv + i % x.Hkv) * x.n;
         int32_t *to = sorted + i * x.n;
@@ -58,24 +55,18 @@ static __global__ void nsa_sort_blocks(nsa_block_lists x, int32_t *sorted, nsa_b
 
 /** The first gate that is not in [0,1]. One gate a thread. */
 static __global__ void nsa_find_bad_gate(const float *gate, int64_t count, nsa_bad_values *bad) {
-    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t i = first; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
         if (!(gate[i] >= 0 && gate[i] <= 1))
             atomicMin(&bad->gate, (unsigned long long)i);
     }
-}
-
-static inline unsigned nsa_value_grid(int64_t count) {
-    const int64_t blocks = (count + NSA_VALUE_THREADS - 1) / NSA_VALUE_THREADS;
-    return (unsigned)(blocks < 1 ? 1 : blocks > 4096 ? 4096 : blocks);
 }
 
 /** Sort block lists on the device. */
 static inline nsa_status nsa_sort_device_blocks(const nsa_device_stream *s, nsa_block_lists x,
                                                 int32_t *sorted, nsa_bad_values *bad) {
     if (x.rows)
-        NSA_LAUNCH(nsa_sort_blocks, nsa_value_grid(x.rows * x.Hkv), NSA_VALUE_THREADS, 0, s->now, x,
-                   sorted, bad);
+        NSA_LAUNCH(nsa_sort_blocks, nsa_grid(x.rows * x.Hkv), NSA_THREADS, 0, s->now, x, sorted,
+                   bad);
     NSA_LAUNCHED("sort_blocks");
     return NSA_OK;
 }
@@ -109,8 +100,8 @@ static inline nsa_status nsa_check_device_values(const nsa_device_stream *s, con
     nsa_bad_values found;
     float value;
     if (rows)
-        NSA_LAUNCH(nsa_find_bad_gate, nsa_value_grid(rows * heads * 3), NSA_VALUE_THREADS, 0,
-                   s->now, gate, rows * heads * 3, bad);
+        NSA_LAUNCH(nsa_find_bad_gate, nsa_grid(rows * heads * 3), NSA_THREADS, 0, s->now, gate,
+                   rows * heads * 3, bad);
     NSA_LAUNCHED("find_bad_gate");
     nsa_status status = nsa_stream_copy(s, &found, bad, sizeof found);
     const long long at = (long long)found.gate;

@@ -48,6 +48,12 @@ static int is_stage_file(const char *file) {
            file[2] == '_' && !strcmp(file + n - 3, ".so");
 }
 
+/* What a stage that runs on a device exports besides. */
+static int has_device_entries(const nsa_stage *s) {
+    return s->free_memory && s->set_stream && s->check && s->pending && s->calls &&
+           (s->slot_lens || !s->decode);
+}
+
 /* The required entry that a table lacks, or NULL. A half-written stage may leave out backward,
  * prefill, decode and causal, but what it has needs the functions it depends on. */
 static const char *missing(const nsa_stage *s) {
@@ -58,10 +64,12 @@ static const char *missing(const nsa_stage *s) {
            : !s->forward                  ? "forward"
            : !s->read                     ? "read"
            : !s->close                    ? "close"
-           : s->backward && !s->load_dout ? "load_dout, which backward needs"
-           : s->decode && !s->load_step   ? "load_step, which decode needs"
-           : s->decode && !s->prefill     ? "prefill, which decode needs"
-                                          : NULL;
+           : s->backward && !s->load_dout ? "load_dout, which backward needs,"
+           : s->decode && !s->load_step   ? "load_step, which decode needs,"
+           : s->decode && !s->prefill     ? "prefill, which decode needs,"
+           : s->device && !has_device_entries(s)
+               ? "free_memory, set_stream, check, pending, calls or slot_lens, which device needs,"
+               : NULL;
 }
 
 /* Open one shared object; if that fails, `problem` says why. */

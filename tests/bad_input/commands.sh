@@ -57,9 +57,10 @@ if [ -n "$BAD_STAGES" ]; then
 93_empty|leaves forward empty in its table
 94_elsewhere|no such machine
 95_open|open fails on purpose
+96_device|calls or slot_lens, which device needs, empty in its table
 STAGES
     if nsa list --stages "$BAD_STAGES" >"$work/stdout" 2>&1 &&
-        [ "$(grep -c '^9[0-9]_' "$work/stdout")" -eq 6 ]; then
+        [ "$(grep -c '^9[0-9]_' "$work/stdout")" -eq 7 ]; then
         pass "stages that do not load are listed" "with the reason"
     else
         fail "stages that do not load are listed" "$(cat "$work/stdout")"

@@ -13,7 +13,7 @@ static int is_of_host(int id) {
     return id == NSA_CU_SEQLENS || id == NSA_ROWS || id == NSA_ACTIVE;
 }
 
-nsa_status tensors_halve(const nsa_tensors *from, nsa_tensors *to) {
+nsa_status tensors_to_bf16(const nsa_tensors *from, nsa_tensors *to) {
     nsa_status status = tensors_copy(to, from);
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
         nsa_tensor *t = &to->at[id];
@@ -53,7 +53,7 @@ nsa_status device_copy(const nsa_stage *stage, const nsa_tensors *from, nsa_tens
     return status ? status : device_fill(stage, from, to);
 }
 
-nsa_status device_results(const nsa_stage *stage, nsa_context *ctx, int half, nsa_tensors *to) {
+nsa_status device_results(const nsa_stage *stage, nsa_context *ctx, int bf16, nsa_tensors *to) {
     nsa_status status = NSA_OK;
     memset(to, 0, sizeof *to);
     for (int id = NSA_BLOCK_IDX; id < NSA_ID_COUNT && !status; id++) {
@@ -62,7 +62,7 @@ nsa_status device_results(const nsa_stage *stage, nsa_context *ctx, int half, ns
             *t = (nsa_tensor){0};
             continue;
         }
-        if (half && t->dtype != NSA_I32)
+        if (bf16 && t->dtype != NSA_I32)
             t->dtype = NSA_BF16;
         poison = *t;
         status = tensor_alloc(&poison); /* all bits one */

@@ -10,7 +10,7 @@
 /** float32 tensors as bfloat16, all others as they are.
  *  @param from     the tensors
  *  @param[out] to  free with tensors_free() */
-nsa_status tensors_halve(const nsa_tensors *from, nsa_tensors *to);
+nsa_status tensors_to_bf16(const nsa_tensors *from, nsa_tensors *to);
 
 /** Copies on the device; cu_seqlens, rows and active, which the host reads, stay the host's.
  *  @param stage    whose device
@@ -24,9 +24,9 @@ nsa_status device_fill(const nsa_stage *stage, const nsa_tensors *from, nsa_tens
 /** Device memory for every result of a context, all bits one.
  *  @param stage    whose device
  *  @param ctx      after the calls whose results are wanted
- *  @param half     1: floats as bfloat16
+ *  @param bf16     1: floats as bfloat16
  *  @param[out] to  free with device_free() */
-nsa_status device_results(const nsa_stage *stage, nsa_context *ctx, int half, nsa_tensors *to);
+nsa_status device_results(const nsa_stage *stage, nsa_context *ctx, int bf16, nsa_tensors *to);
 
 /** Read every result that `to` has memory for. */
 nsa_status device_read(nsa_context *ctx, nsa_tensors *to);

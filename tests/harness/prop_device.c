@@ -5,6 +5,7 @@
 #include "harness/tensor.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,8 +151,59 @@ static nsa_status refuse_in_capture(const nsa_stage *stage, nsa_context *ctx, co
     return status;
 }
 
+/* NSA_OK if the outputs `got` and `before` are the same bit by bit, but for head 1 of row 0, which
+ * must have other bits. */
+static nsa_status expect_one_head(const nsa_tensor *got, const nsa_tensor *before) {
+    const size_t head = (size_t)got->shape[2] * nsa_dtype_size(got->dtype);
+    const size_t all = (size_t)nsa_count(got) * nsa_dtype_size(got->dtype);
+    const char *g = got->data, *b = before->data;
+    if (memcmp(g, b, head) || memcmp(g + 2 * head, b + 2 * head, all - 2 * head))
+        return nsa_fail(NSA_ERR_INPUT, "a bad gate changes the output of other heads or rows");
+    return memcmp(g + head, b + head, head)
+               ? NSA_OK
+               : nsa_fail(NSA_ERR_INPUT, "a bad gate does not reach its own output");
+}
+
+/* NSA_OK if the device has the inputs q to gate that the host has. */
+static nsa_status expect_inputs(const nsa_stage *stage, const nsa_tensors *in,
+                                const nsa_tensors *there) {
+    nsa_tensors after;
+    nsa_status status = device_fetch(stage, there, &after);
+    for (int id = NSA_Q; id <= NSA_GATE && !status; id++) {
+        if (!tensor_same(&after.at[id], &in->at[id]))
+            status = nsa_fail(NSA_ERR_INPUT, "a bad gate changes %s", nsa_name((nsa_id)id));
+    }
+    tensors_free(&after);
+    return status;
+}
+
+/* Unchecked gates of the window branch, above 1 and NaN: they reach their own output alone, and
+ * leave the inputs and the context as they were. */
+static nsa_status try_bad_gates(const nsa_stage *stage, nsa_context *ctx, nsa_tensors *in,
+                                nsa_tensors *there) {
+    const int64_t own = 5; /* of row 0, head 1 */
+    const double good = tensor_get(&in->at[NSA_GATE], own);
+    const double gates[] = {good, 1.5, 3, NAN, good};
+    nsa_tensor out[5] = {{0}};
+    nsa_status status = NSA_OK;
+    for (int i = 0; i < 5 && !status; i++) {
+        tensor_set(&in->at[NSA_GATE], own, gates[i]);
+        status = device_fill(stage, in, there);
+        status = status ? status : nsa_load(ctx, there);
+        status = status ? status : nsa_forward(ctx);
+        status = status ? status : read_result(ctx, NSA_OUT, &out[i]);
+        status = status || !i ? status : expect_one_head(&out[i], &out[i - 1]);
+        status = status ? status : expect_inputs(stage, in, there);
+    }
+    if (!status && !tensor_same(&out[4], &out[0]))
+        status = nsa_fail(NSA_ERR_INPUT, "a bad gate changes the next load's output");
+    for (int i = 0; i < 5; i++)
+        tensor_free(&out[i]);
+    return status;
+}
+
 /* The last gate above 1, and a list with a block twice, on the device: an error with
- * NSA_CHECK_VALUES; without it the list loses what names no block. */
+ * NSA_CHECK_VALUES. Without it the list loses what names no block; try_bad_gates() has the gate. */
 static nsa_status check_values(const nsa_stage *stage, nsa_context *ctx, nsa_tensors *in,
                                nsa_tensors *there, int checked) {
     nsa_tensor *gate = &in->at[NSA_GATE], *idx = &in->at[NSA_BLOCK_IDX], list = {0};
@@ -209,6 +261,8 @@ nsa_status judge_bad_device(const subject *s, const test_case *c) {
             status = status ? status : select_again(ctx, &there);
         if (!checked)
             status = status ? status : refuse_reads(s->stage, ctx, &in, &there);
+        if (!checked)
+            status = status ? status : try_bad_gates(s->stage, ctx, &in, &there);
         if (!checked)
             status = status ? status : refuse_in_capture(s->stage, ctx, &in, &there);
         nsa_close(ctx);

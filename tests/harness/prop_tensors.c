@@ -51,32 +51,32 @@ static nsa_status compare_bits(const char *what, const nsa_tensors *got, const n
 }
 
 /* Float inputs that bfloat16 can hold, the same as bfloat16 tensors, and what comes of them. */
-typedef struct halves {
-    nsa_tensors in, half, want;
-} halves;
+typedef struct bf16_pair {
+    nsa_tensors in, bf16, want;
+} bf16_pair;
 
-static nsa_status make_halves(const subject *s, const test_case *c, halves *h) {
+static nsa_status make_bf16_pair(const subject *s, const test_case *c, bf16_pair *h) {
     memset(h, 0, sizeof *h);
     nsa_status status = case_inputs(c, NSA_BFLOAT16, &h->in); /* weights are not rounded */
     if (!s->stage->backward)
         tensor_free(&h->in.at[NSA_DOUT]);
-    status = status ? status : tensors_halve(&h->in, &h->half);
+    status = status ? status : tensors_to_bf16(&h->in, &h->bf16);
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
         nsa_tensor *t = &h->in.at[id];
         for (int64_t i = 0; t->dtype == NSA_F32 && i < nsa_count(t); i++)
-            tensor_set(t, i, tensor_get(&h->half.at[id], i));
+            tensor_set(t, i, tensor_get(&h->bf16.at[id], i));
     }
     return status ? status : run_stage(s->stage, &c->cfg, &h->in, RUN_BACKWARD, &h->want);
 }
 
-static void free_halves(halves *h) {
+static void free_bf16_pair(bf16_pair *h) {
     tensors_free(&h->in);
-    tensors_free(&h->half);
+    tensors_free(&h->bf16);
     tensors_free(&h->want);
 }
 
 /* Read every result as bfloat16, to the host. */
-static nsa_status read_halves(nsa_context *ctx, const nsa_tensors *want, nsa_tensors *got) {
+static nsa_status read_as_bf16(nsa_context *ctx, const nsa_tensors *want, nsa_tensors *got) {
     nsa_status status = NSA_OK;
     for (int id = 0; id < NSA_ID_COUNT && !status; id++) {
         nsa_tensor *t = &got->at[id];
@@ -94,36 +94,36 @@ static nsa_status read_halves(nsa_context *ctx, const nsa_tensors *want, nsa_ten
 }
 
 nsa_status judge_bfloat16(const subject *s, const test_case *c) {
-    halves h;
+    bf16_pair h;
     nsa_tensors got = {0};
     nsa_context *ctx = NULL;
-    nsa_status status = make_halves(s, c, &h);
-    status = status ? status : open_all(s->stage, &c->cfg, &h.half, &ctx);
-    status = status ? status : run_all(s->stage, ctx, &h.half);
-    status = status ? status : read_halves(ctx, &h.want, &got);
+    nsa_status status = make_bf16_pair(s, c, &h);
+    status = status ? status : open_all(s->stage, &c->cfg, &h.bf16, &ctx);
+    status = status ? status : run_all(s->stage, ctx, &h.bf16);
+    status = status ? status : read_as_bf16(ctx, &h.want, &got);
     status = status ? status : compare_bits("bfloat16 tensors", &got, &h.want);
     status = status ? status : nsa_check_memory(ctx);
     nsa_close(ctx);
     tensors_free(&got);
-    free_halves(&h);
+    free_bf16_pair(&h);
     return status;
 }
 
 /* Run with device tensors on a stream of ours, read to the device, compare. */
 static nsa_status run_there(const nsa_stage *stage, nsa_context *ctx, const nsa_tensors *in,
-                            const nsa_tensors *want, int half) {
+                            const nsa_tensors *want, int bf16) {
     nsa_tensors there = {0}, results = {0}, got = {0};
     void *stream = NULL;
     nsa_status status = stage->calls->stream_new(&stream);
     status = status ? status : nsa_set_stream(ctx, stream);
     status = status ? status : device_copy(stage, in, &there);
     status = status ? status : run_all(stage, ctx, &there);
-    status = status ? status : device_results(stage, ctx, half, &results);
+    status = status ? status : device_results(stage, ctx, bf16, &results);
     status = status ? status : device_read(ctx, &results);
     status = status ? status : stage->calls->wait(stream);
     status = status ? status : device_fetch(stage, &results, &got);
     status = status ? status
-                    : compare_bits(half ? "bfloat16 on the device" : "on the device", &got, want);
+                    : compare_bits(bf16 ? "bfloat16 on the device" : "on the device", &got, want);
     device_free(stage, &there);
     device_free(stage, &results);
     tensors_free(&got);
@@ -143,16 +143,16 @@ static nsa_status widen_some(nsa_tensors *in) {
 }
 
 nsa_status judge_device(const subject *s, const test_case *c) {
-    halves h;
-    nsa_status status = make_halves(s, c, &h);
+    bf16_pair h;
+    nsa_status status = make_bf16_pair(s, c, &h);
     status = status ? status : widen_some(&h.in);
-    for (int half = 0; half < 2 && !status; half++) {
+    for (int bf16 = 0; bf16 < 2 && !status; bf16++) {
         nsa_context *ctx = NULL;
         status = open_all(s->stage, &c->cfg, &h.in, &ctx);
-        status = status ? status : run_there(s->stage, ctx, half ? &h.half : &h.in, &h.want, half);
+        status = status ? status : run_there(s->stage, ctx, bf16 ? &h.bf16 : &h.in, &h.want, bf16);
         nsa_close(ctx);
     }
-    free_halves(&h);
+    free_bf16_pair(&h);
     return status;
 }
 
