@@ -207,7 +207,8 @@ typedef struct contender {
     bench_row *row;                  /**< its row of results */
     int64_t steps;                   /**< of decode that were loaded */
     int has_io;                      /**< 1 if it is timed with load and read as well */
-    nsa_tensors given, got;          /**< then: inputs and results on the device, [T,H,D] */
+    nsa_tensors given;               /**< then: its inputs on the device, [T,H,D], */
+    nsa_tensors got;                 /**< and its results there */
     int32_t active[BENCH_MAX_BATCH]; /**< slots of a step */
     double first;                    /**< seconds of the last warm-up run of the pass alone */
     int wanted;                      /**< runs to time */

@@ -30,14 +30,15 @@ static nsa_status judge_rows(const workload *w, const nsa_stage *stage, int caus
     return status;
 }
 
-/* The sequence of a slot, with the query and gates of its last warm-up step, `row`. */
-static nsa_tensors slot_inputs(const workload *w, int64_t slot, int32_t *row) {
+/* The sequence of a slot, with the query and gates of its last warm-up step, the one of `rows`. */
+static nsa_tensors slot_inputs(const workload *w, int64_t slot, const nsa_tensor *rows) {
+    const int64_t row = tensor_ints(rows)[0];
     nsa_tensors in = workload_slot(w, slot, w->T + DECODE_WARM);
-    in.at[NSA_ROWS] = (nsa_tensor){row, NSA_I32, 1, {1}, NSA_HOST};
+    in.at[NSA_ROWS] = *rows;
     for (int k = 0; k < 2; k++) {
         const nsa_tensor *from = &w->step.at[k ? NSA_GATE : NSA_Q];
         const int64_t size = tensor_row(from), step = (DECODE_WARM - 1) * w->B + slot;
-        memcpy((float *)w->blank[k].data + *row * size, (const float *)from->data + step * size,
+        memcpy((float *)w->blank[k].data + row * size, (const float *)from->data + step * size,
                (size_t)size * sizeof(float));
     }
     return in;
@@ -47,10 +48,11 @@ static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int cau
                               const nsa_tensor *block_idx, nsa_tensors *results) {
     static const nsa_id wanted[] = {NSA_OUT, NSA_BLOCK_IDX, NSA_IMPORTANCE};
     int32_t row = (int32_t)(w->T + DECODE_WARM - 1);
+    const nsa_tensor last = {&row, NSA_I32, 1, {1}, NSA_HOST};
     nsa_status status = NSA_OK;
     memset(results, 0, sizeof *results);
     for (int64_t i = 0; i < w->rows.shape[0] && !status; i++) {
-        nsa_tensors one = {0}, in = slot_inputs(w, tensor_ints(&w->rows)[i], &row);
+        nsa_tensors one = {0}, in = slot_inputs(w, tensor_ints(&w->rows)[i], &last);
         nsa_tensor list = {0};
         if (block_idx) {
             list = *block_idx;

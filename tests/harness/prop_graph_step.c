@@ -65,7 +65,7 @@ typedef struct stepper {
 } stepper;
 
 /* The first row of a step as one of a single slot. */
-static nsa_tensors first_row(const nsa_tensors *there, int32_t *slot) {
+static nsa_tensors first_row(const nsa_tensors *there, void *slot) {
     nsa_tensors one = rows_from(there, 0, 1);
     one.at[NSA_ACTIVE] = (nsa_tensor){slot, NSA_I32, 1, {1}, NSA_HOST};
     return one;
