@@ -105,7 +105,7 @@ template <class T> static __global__ void misaligned_load(const T *from, float *
     *to = nsa_load_float(from + threadIdx.x);
 }
 template <class T> static __global__ void misaligned_store(T *to) {
-    nsa_store_float(to + threadIdx.x, 1);
+    to[threadIdx.x] = T(1.0f);
 }
 template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
     to[threadIdx.x] = from[threadIdx.x];
