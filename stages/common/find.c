@@ -50,8 +50,8 @@ static int is_stage_file(const char *file) {
 
 /* What a stage that runs on a device exports besides. */
 static int has_device_entries(const nsa_stage *s) {
-    return s->free_memory && s->set_stream && s->check && s->pending && s->calls &&
-           (s->slot_lens || !s->decode);
+    const int has_lens = s->slot_lens || !s->decode;
+    return has_lens && s->free_memory && s->set_stream && s->check && s->pending && s->calls;
 }
 
 /* The required entry that a table lacks, or NULL. A half-written stage may leave out backward,
