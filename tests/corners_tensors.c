@@ -207,11 +207,13 @@ static nsa_status pending(void *self) {
     return pending_says;
 }
 
-/* Slot s has s + 5 tokens of 8. */
+static int64_t first_len = 5;
+
+/* Slot s has first_len + s tokens of 8. */
 static nsa_status slot_lens(void *self, int64_t *len) {
     (void)self;
     for (int s = 0; s < 3; s++)
-        len[s] = s + 5;
+        len[s] = first_len + s;
     return lens_say;
 }
 
@@ -230,7 +232,8 @@ static void check_pointers(nsa_context *ctx) {
     CHECK(strstr(nsa_last_error(), "rows is on the device, but the host has to read it"));
 }
 
-/* Errors of kernels come with the next call, and lengths from the device. */
+/* Errors of kernels come with a later call, and lengths from the device: the host refuses a full
+ * slot, as long as it knows them. */
 static void check_waits(nsa_context *ctx) {
     nsa_tensors in = zeros(4);
     CHECK(nsa_load(ctx, &in) == NSA_OK);
@@ -242,6 +245,13 @@ static void check_waits(nsa_context *ctx) {
     lens_say = nsa_fail(NSA_ERR_DEVICE, "the device is gone");
     CHECK(nsa_slot_len(ctx, 1) == -1);
     lens_say = NSA_OK;
+    in = zeros(1);
+    in.at[NSA_ACTIVE] = list(1, 1, 2, 0, 0);
+    CHECK(nsa_load_step(ctx, &in) == NSA_OK);
+    first_len = 6;
+    CHECK(nsa_load_step(ctx, &in) == NSA_ERR_INPUT);
+    CHECK(strstr(nsa_last_error(), "slot 2 is full: max_seq_len is 8"));
+    first_len = 5;
 }
 
 /* With a stream only the device knows positions: none are passed, and lists cannot be checked. */

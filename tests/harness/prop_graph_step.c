@@ -139,7 +139,7 @@ static nsa_status launch_step(stepper *x, const nsa_tensors *in, int64_t T, int 
     return status || !out ? status : read_result(x->ctx, NSA_OUT, out);
 }
 
-/* After all steps slot 2 is full: one more launch leaves it alone, and the next call says so,
+/* After all steps slot 2 is full: one more launch leaves it alone, and a later call says so,
  * once. */
 static nsa_status overfill(stepper *x, const nsa_tensors *in, int64_t T) {
     nsa_status status = expect_len(x->ctx, 2, T);
