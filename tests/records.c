@@ -32,6 +32,7 @@ int records_get(size_t number, record *r) {
 int records_create(const record *list, size_t count) {
     char path[4096];
     const char *dir = getenv("TMPDIR");
+    /* mkstemp() makes the name unique in place of the six X */
     snprintf(path, sizeof path, "%s/nsa-judge-XXXXXX", dir && *dir ? dir : "/tmp");
     file = mkstemp(path);
     if (file < 0 || setenv(variable, path, 1))
