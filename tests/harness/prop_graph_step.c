@@ -161,6 +161,8 @@ static nsa_status check_step(stepper *x, nsa_config cfg, const nsa_tensors *in) 
     const nsa_device_calls *calls = x->stage->calls;
     const nsa_setup setup = {.flags = NSA_DECODE | NSA_CHECK_VALUES};
     const nsa_tensors one = first_row(&x->there, &slots[0]);
+    /* the lists of later steps name blocks that slots just filled do not have yet */
+    const nsa_tensors first = step_at(in, cfg.max_seq_len, 0);
     const size_t last = (size_t)tensor_row(&one.at[NSA_GATE]) - 1;
     const int64_t T = cfg.max_seq_len;
     nsa_context *ctx = NULL;
@@ -168,6 +170,7 @@ static nsa_status check_step(stepper *x, nsa_config cfg, const nsa_tensors *in) 
     nsa_status status = nsa_open(x->stage, &cfg, &setup, &ctx);
     status = status ? status : nsa_set_stream(ctx, x->stream);
     status = status ? status : fill_slots(ctx, in, T);
+    status = status ? status : device_fill(x->stage, &first, &x->there);
     status = status ? status : nsa_load_step(ctx, &x->there);
     status =
         status ? status : expect_error(nsa_decode(ctx), NSA_ERR_INPUT, "slot 2 was full in an");
