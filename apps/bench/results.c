@@ -232,9 +232,9 @@ static double spread(bench_stats s) {
     return s.median > 0 ? (s.high - s.low) / s.median : 0;
 }
 
-/* What is claimed are ratios of times within a round: quartiles within 20 %; of a row that is alone,
- * its time. Shares on a GPU need steady ceilings too, within 15 %. On a CPU each row has those that
- * were measured beside it. */
+/* What is claimed are ratios of times within a round: quartiles within 20 %; of a row that is
+ * alone, its time. Shares on a GPU need steady ceilings too, within 15 %. On a CPU each row has
+ * those that were measured beside it. */
 static void set_noise(bench_run *run) {
     static const char *const names[GPU_CEILINGS] = {"fma", "sgemm", "bf16", "l2", "read", "copy"};
     const bench_row *row = NULL;
