@@ -213,7 +213,7 @@ nsa_status runfile_read(const char *path, bench_run *run) {
     cJSON_Delete(root);
     free(text);
     if (!status)
-        bench_compute(run); /* by the rules of today: ratios, shares, noise */
+        bench_compute(run); /* by the rules of today, whatever those of the run were */
     return status;
 }
 
@@ -232,36 +232,32 @@ static double spread(bench_stats s) {
     return s.median > 0 ? (s.high - s.low) / s.median : 0;
 }
 
-/* What is claimed are ratios of times within a round: quartiles within 20 %; of a row that is
- * alone, its time. Shares on a GPU need steady ceilings too, within 15 %. On a CPU each row has
- * those that were measured beside it. */
+/* Times and shares need a quiet machine: quartiles within 20 %, and within 15 % the ceilings that
+ * rows are compared with; without any row, those of the CPU. Ratios have their own spreads. */
 static void set_noise(bench_run *run) {
-    static const char *const names[GPU_CEILINGS] = {"fma", "sgemm", "bf16", "l2", "read", "copy"};
+    static const char *const names[BENCH_CEILINGS] = {
+        "fma", "sgemm", "bf16", "l2", "read", "copy", "OpenBLAS sgemm", "copy bandwidth"};
     const bench_row *row = NULL;
-    double widest = 0.2, unsteady = 0.15;
-    int used = 0;
-    run->noise[0] = 0;
+    int ceiling = -1, timed[2] = {0, 0}, used = 0;
     for (const bench_row *r = run->row; r < run->row + run->rows; r++) {
-        const double ratios = fmax(spread(r->below), spread(r->dense));
-        const double own = run->rows > 1 ? ratios : spread(r->time);
-        if (!r->status[0] && own > widest) {
-            widest = own;
+        timed[!strcmp(r->device, "gpu")] |= !r->status[0];
+        if (!r->status[0] && spread(r->time) > (row ? spread(row->time) : 0.2))
             row = r;
-        }
     }
-    for (int i = 0; i < GPU_CEILINGS; i++) {
-        if (spread(run->ceiling[i]) <= unsteady)
-            continue;
-        unsteady = spread(run->ceiling[i]);
-        used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run; ",
-                        names[i], 100 * unsteady);
+    for (int i = 0; i < BENCH_CEILINGS; i++) {
+        const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
+        if (counts &&
+            spread(run->ceiling[i]) > (ceiling < 0 ? 0.15 : spread(run->ceiling[ceiling])))
+            ceiling = i;
     }
+    run->noise[0] = 0;
+    if (ceiling >= 0)
+        used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run",
+                        names[ceiling], 100 * spread(run->ceiling[ceiling]));
     if (row)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
-                 "the ratios of %s at T = %" PRId64 " differ by %.0f %%", row->name, row->T,
-                 100 * widest);
-    else if (used)
-        run->noise[used - 2] = 0; /* no second reason: without "; " */
+                 "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",
+                 row->name, row->T, 100 * spread(row->time));
 }
 
 bench_stats bench_ratio(const bench_row *r, const bench_row *than) {
