@@ -282,7 +282,7 @@ def _working(call, lease=None):
         context = lease.context
         if call.is_cuda:
             stream, before = torch.cuda.current_stream(), context.stream
-            if before is None or before.cuda_stream != stream.cuda_stream:  # PyTorch: None == any
+            if before is None or before.cuda_stream != stream.cuda_stream:  # by handle
                 if before is not None and not _capturing():
                     stream.wait_stream(before)
                 context.set_stream(stream)

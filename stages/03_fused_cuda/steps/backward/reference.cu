@@ -76,7 +76,7 @@ double backward_error(const problem *pb, const host_arrays *host, const float *x
     for (int i = 0; i < SAMPLED * G; i++) {
         const int64_t t = (int64_t)(pb->T - 1) * (i / G) / (SAMPLED - 1);
         backward_float64(pb, host, t * G + i % G, -1, dq_alone);
-        if (t % BLOCK > 0 || (t > 0 && pb->n > 1)) /* else one key: p = 1, dq is 0 */
+        if (t % BLOCK > 0 || (t > 0 && pb->n > 1)) /* else perhaps one key: dq = 0 */
             worst = larger(worst, relative_rms(x + (t * G + i % G) * D, dq, D));
     }
     return worst;
