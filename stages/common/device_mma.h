@@ -27,6 +27,14 @@
 #define NSA_CALL_SITE
 #endif
 
+/** @return a pair of a fragment: both rounded to the nearest, `first` in the lower half. */
+static __device__ __forceinline__ unsigned nsa_pack_bf16(float first, float second) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    unsigned bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
 /** C[16,8] += A[16,16] B[16,8], bfloat16 in, float32 sums. */
 static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4],
                                                              const unsigned (&b)[2] NSA_CALL_SITE) {

@@ -83,6 +83,12 @@ inline float __low2float(__nv_bfloat162 v) {
 inline float __high2float(__nv_bfloat162 v) {
     return (float)v.y;
 }
+inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) {
+    return v.x;
+}
+inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) {
+    return v.y;
+}
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
     __nv_bfloat16 x;
     x.bits = bits;

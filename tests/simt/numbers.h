@@ -3,6 +3,8 @@
 #ifndef SIMT_NUMBERS_H
 #define SIMT_NUMBERS_H
 
+#include "kernel.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -123,6 +125,17 @@ inline unsigned __brev(unsigned x) {
     x = ((x & 0xf0f0f0f0u) >> 4) | ((x & 0x0f0f0f0fu) << 4);
     x = ((x & 0xccccccccu) >> 2) | ((x & 0x33333333u) << 2);
     return ((x & 0xaaaaaaaau) >> 1) | ((x & 0x55555555u) << 1);
+}
+// Byte n of the result is byte s[4n+2:4n] of y:x. Bit 4n+3 must be 0: CUDA's manual does not name
+// it, and a GPU would copy that byte's sign.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+    uint64_t bytes = (uint64_t)y << 32 | x;
+    unsigned result = 0;
+    if (s & 0x8888u)
+        simt::fail("__byte_perm: selector %04x: a digit is above 7", s & 0xffffu);
+    for (int n = 0; n < 4; n++)
+        result |= (unsigned)(bytes >> 8 * (s >> 4 * n & 7) & 0xff) << 8 * n;
+    return result;
 }
 inline int __mulhi(int x, int y) {
     return (int)(((int64_t)x * y) >> 32);

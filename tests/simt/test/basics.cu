@@ -132,7 +132,7 @@ static void test_scan() {
 static __global__ void votes(const int *a, unsigned *r) {
     int i = (int)threadIdx.x, odd = i & 1;
     unsigned mask = odd ? 0xaaaaaaaau : 0x55555555u;
-    unsigned *mine = r + i * 10;
+    unsigned *mine = r + i * 12;
     if (odd) {
         mine[0] = __ballot_sync(mask, a[i] > 5);
         mine[1] = (unsigned)__any_sync(mask, a[i] == 7);
@@ -145,6 +145,8 @@ static __global__ void votes(const int *a, unsigned *r) {
     mine[3] = (unsigned)__reduce_add_sync(mask, a[i]);
     mine[4] = (unsigned)__reduce_min_sync(mask, a[i] - 4);
     mine[5] = __reduce_max_sync(mask, (unsigned)a[i]);
+    mine[10] = (unsigned)__reduce_max_sync(mask, a[i] - 100); // signed: all are negative
+    mine[11] = __reduce_min_sync(mask, (unsigned)(a[i] - 4)); // unsigned: 0 is the least
 #endif
     mine[6] = __match_any_sync(mask, a[i]);
     __syncwarp();
@@ -155,15 +157,16 @@ static __global__ void votes(const int *a, unsigned *r) {
 
 static void test_votes() {
     int a[32], wrong = 0;
-    unsigned r[32][10];
+    unsigned r[32][12];
     for (int i = 0; i < 32; i++)
         a[i] = i * 7 % 11;
-    unsigned *g_r = device<unsigned>(320);
+    unsigned *g_r = device<unsigned>(384);
     NSA_LAUNCH(votes, dim3(1), dim3(32), 0, (cudaStream_t)0, device(32, a), g_r);
     EXPECT_OK(cudaGetLastError());
-    copy_to_host(&r[0][0], g_r, 320);
+    copy_to_host(&r[0][0], g_r, 384);
     for (int i = 0; i < 32; i++) {
         unsigned ballot = 0, same = 0, any = 0, min_a = 1000, max_a = 0, sum = 0, threes = 0;
+        unsigned least = ~0u;
         for (int j = 0; j < 32; j++) {
             threes += a[j] == 3;
             if ((i ^ j) & 1)
@@ -172,10 +175,11 @@ static void test_votes() {
             any |= a[j] == 7, sum += (unsigned)a[j];
             min_a = (unsigned)a[j] < min_a ? (unsigned)a[j] : min_a;
             max_a = (unsigned)a[j] > max_a ? (unsigned)a[j] : max_a;
+            least = (unsigned)(a[j] - 4) < least ? (unsigned)(a[j] - 4) : least;
         }
         wrong += r[i][0] != ballot || r[i][1] != any || r[i][2] != 1 || r[i][3] != sum ||
                  r[i][4] != min_a - 4 || r[i][5] != max_a || r[i][6] != same || r[i][7] != threes ||
-                 r[i][8] != 0 || r[i][9] != 1;
+                 r[i][8] != 0 || r[i][9] != 1 || r[i][10] != max_a - 100 || r[i][11] != least;
     }
     EXPECT(wrong == 0, "votes: %d of 32 are wrong", wrong);
     free_all();
@@ -230,19 +234,20 @@ static __global__ void numbers(float *f, int *i, float x) {
     i[0] = __popc(0xf0f0u), i[1] = __ffs(8), i[2] = __clz(1), i[3] = (int)__brev(1u);
     i[4] = max(3, 5), i[5] = __clzll(1ll), i[6] = __popcll(~0ull), i[7] = __float_as_int(1.0f);
     i[8] = (int)(gridDim.x * 100 + blockDim.x * 10 + (unsigned)warpSize);
+    i[9] = (int)__byte_perm(0x33221100u, 0x77665544u, 0x7041u);
 }
 
 static void test_numbers() {
     float f[10], want_f[10] = {0.5f, 2, 8, 17, 4, 2, 3, 1, 0.25f, 16};
-    int i[9], want_i[9] = {8, 4, 31, (int)0x80000000u, 5, 63, 64, 0x3f800000, 142};
+    int i[10], want_i[10] = {8, 4, 31, (int)0x80000000u, 5, 63, 64, 0x3f800000, 142, 0x77004411};
     float *g_f = device<float>(10);
-    int *g_i = device<int>(9);
+    int *g_i = device<int>(10);
     NSA_LAUNCH(numbers, dim3(1), dim3(1), 0, (cudaStream_t)0, g_f, g_i, 4.0f);
     EXPECT_OK(cudaGetLastError());
-    copy_to_host(f, g_f, 10), copy_to_host(i, g_i, 9);
+    copy_to_host(f, g_f, 10), copy_to_host(i, g_i, 10);
     for (int k = 0; k < 10; k++)
         EXPECT(fabsf(f[k] - want_f[k]) <= 1e-6f, "numbers: f[%d] = %g", k, (double)f[k]);
-    for (int k = 0; k < 9; k++)
+    for (int k = 0; k < 10; k++)
         EXPECT(i[k] == want_i[k], "numbers: i[%d] = %d", k, i[k]);
     free_all();
 }

@@ -238,6 +238,10 @@ static __global__ void no_wait(const float *a, float *b) {
     b[32 + threadIdx.x] = s_a[threadIdx.x * 4];
 }
 
+static __global__ void selector(unsigned *a) {
+    a[0] = __byte_perm(a[0], a[1], 0x3218u);
+}
+
 static void test_launches() {
     float ones[128];
     for (float &x : ones)
@@ -261,6 +265,8 @@ static void test_launches() {
     expect_report("300 KiB", "cudaFuncSetAttribute", "sm_80");
     NSA_LAUNCH(spin, dim3(1), dim3(2), 0, (cudaStream_t)0, g_flag);
     expect_report("spin", "turns without progress", "kernel spin");
+    NSA_LAUNCH(selector, dim3(1), dim3(1), 0, (cudaStream_t)0, device<unsigned>(2));
+    expect_report("selector", "__byte_perm: selector 3218", "thread (0,0,0)");
     float *g = device<float>(64), h[64];
     NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
     EXPECT_OK(cudaGetLastError());

@@ -117,6 +117,39 @@ static void test_convert() {
     free_all();
 }
 
+// Pairs by three ways that must agree, and 16 bytes of an array read as one vector.
+static __global__ void pairs(const float *x, unsigned *pair, uint4 *eight) {
+    __shared__ __align__(16) __nv_bfloat16 s_x[64];
+    int i = (int)threadIdx.x;
+    __nv_bfloat162 both = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    s_x[2 * i] = __low2bfloat16(both), s_x[2 * i + 1] = __high2bfloat16(both);
+    pair[i] = nsa_pack_bf16(__ldg(x + 2 * i), __ldg(x + 2 * i + 1));
+    pair[32 + i] = *(const unsigned *)&both;
+    __syncwarp();
+    if (i < 8)
+        eight[i] = *(const uint4 *)(s_x + 8 * i);
+}
+
+static void test_pairs() {
+    float x[64];
+    unsigned pair[64], eight[32];
+    int wrong = 0;
+    for (int i = 0; i < 64; i++)
+        x[i] = (float)(i * 29 % 61) / 7 - 4;
+    unsigned *g_pair = device<unsigned>(64);
+    uint4 *g_eight = device<uint4>(8);
+    NSA_LAUNCH(pairs, dim3(1), dim3(32), 0, (cudaStream_t)0, device(64, x), g_pair, g_eight);
+    EXPECT_OK(cudaGetLastError());
+    copy_to_host(pair, g_pair, 64), copy_to_host(eight, (const unsigned *)g_eight, 32);
+    for (int i = 0; i < 32; i++) {
+        unsigned want = __bfloat16_as_ushort(__float2bfloat16_rn(x[2 * i])) |
+                        (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(x[2 * i + 1])) << 16;
+        wrong += pair[i] != want || pair[32 + i] != want || eight[i] != want;
+    }
+    EXPECT(wrong == 0, "pairs: %d of 32 are wrong", wrong);
+    free_all();
+}
+
 // Every bfloat16 as float32, and back.
 static __global__ void there_and_back(const __nv_bfloat16 *x, float *value, __nv_bfloat16 *back) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -156,5 +189,6 @@ void test_tensor() {
     test_multiply();
     test_pipeline();
     test_convert();
+    test_pairs();
     test_every_value();
 }
