@@ -1,0 +1,298 @@
+/** @file
+ *  @brief The three branches and their gate in two kernels: the compressed branch and the window,
+ *  whose keys neighbouring queries share; then the selected blocks, each query's own. */
+#include "attend.cuh"
+
+enum { ATTEND_WARPS = 4 /* of a CUDA block; two such blocks fill a multiprocessor's registers */ };
+
+/* Row tiles of a warp: two, so that every fragment of B is multiplied twice; wide outputs leave
+ * registers for one. */
+#define WARP_TILES(DV) ((DV) <= 128 ? 2 : 1)
+
+/* out = or += gate o: the first branch writes, the others add (Eq. 5). For backward and for those
+ * who want them, o itself is stored too. */
+static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t head, int branch,
+                                                 int col, float4 o) {
+    const int64_t at = head * a->c.dvp + col;
+    const float gate = a->gate[head * BRANCHES + branch];
+    float4 *out = (float4 *)(a->out + at);
+    const float4 sum = branch == CMP ? make_float4(0, 0, 0, 0) : *out;
+    *out = make_float4(sum.x + gate * o.x, sum.y + gate * o.y, sum.z + gate * o.z,
+                       sum.w + gate * o.w);
+    if (a->out_x[branch])
+        *(float4 *)(a->out_x[branch] + at) = o;
+}
+
+/* Store the statistics of a finished row tile; one lane of each row writes. */
+template <int DV>
+static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t head, int heads,
+                                                   int branch, const softmax_state<DV> *x) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (lane_col() == 0 && lane_row() + 8 * i < heads)
+            a->stats[(head + lane_row() + 8 * i) * BRANCHES + branch] = {x->row_max[i],
+                                                                         x->row_sum[i]};
+    }
+}
+
+/* -------------------------------------------------------- shared blocks */
+
+/* The shared memory of a CUDA block, and what of it belongs to the warp. */
+template <int DK, int DV> struct shared_tiles {
+    enum { M = WARP_TILES(DV), ROWS = ATTEND_WARPS * M };
+    bf16 *q; /* the CUDA block's rows [ROWS][16][DK] */
+    bf16 *k; /* a block of keys [64][DK], */
+    bf16 *v; /* and its values [64][DV] */
+
+    static __host__ __device__ size_t bytes(void) {
+        return (ROWS * TILE_ROWS * DK + BLOCK * (DK + DV)) * sizeof(bf16);
+    }
+};
+
+template <int DK, int DV>
+static __device__ __forceinline__ shared_tiles<DK, DV> shared_tiles_of(bf16 *base) {
+    shared_tiles<DK, DV> m;
+    m.q = base;
+    m.k = m.q + m.ROWS * TILE_ROWS * DK;
+    m.v = m.k + BLOCK * DK;
+    return m;
+}
+
+/* Start copying Q of the CUDA block's rows. */
+template <int DK, int DV>
+static __device__ __forceinline__ void load_queries_async(const attend_args *a,
+                                                          const tile_coord *coord, int g16,
+                                                          const shared_tiles<DK, DV> &m) {
+    for (int i = 0; i < coord->rows.count; i++) {
+        const int64_t tile = head_tile(&a->c, coord->rows.first + i, coord->kvh, g16);
+        copy_rows_async<DK>(m.q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK, TILE_ROWS,
+                            (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
+    }
+    nsa_cp_async_commit();
+}
+
+/* Attention of the warp's M row tiles over the blocks of one branch, which all warps share. While
+ * the scores are computed the values are on their way, and while these are multiplied the next
+ * block's keys. */
+template <int DK, int DV, int M>
+static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
+                                                     const attend_args *a, const tile_coord *coord,
+                                                     const shared_tiles<DK, DV> &m, int kv,
+                                                     int branch) {
+    const dims *c = &a->c;
+    const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
+    acc_tiles<DV / TILE_N> *o[M];
+    int t[M];
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        softmax_init(&x[i]);
+        o[i] = &x[i].o;
+        t[i] = position_of(coord, first + i);
+    }
+    int block = next_shared_block(c, coord, branch, 0);
+    if (block != NO_BLOCK)
+        copy_rows_async<DK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k, BLOCK,
+                            (int)threadIdx.x, threads);
+    nsa_cp_async_commit();
+    while (block != NO_BLOCK) {
+        const block_ptrs at = block_ptrs_of(a, coord->sq, coord->kvh, kv, block);
+        frag_a p[M][KEY_STEPS];
+        uint64_t mask[M], any = 0;
+        nsa_cp_async_wait<0>();
+        __syncthreads(); /* the keys have arrived, and the last block's values are used */
+        copy_rows_async<DV>(m.v, at.v, BLOCK, (int)threadIdx.x, threads);
+        nsa_cp_async_commit();
+#pragma unroll
+        for (int i = 0; i < M; i++)
+            any |= mask[i] = visible_mask(c, branch, t[i], block);
+        if (any) {
+            acc_tiles<KEY_TILES> s[M];
+            shared_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
+#pragma unroll
+            for (int i = 0; i < M; i++) {
+                online_softmax_update(&x[i], &s[i], mask[i], c->scale2);
+                pack_tiles(p[i], s[i]);
+            }
+        }
+        block = next_shared_block(c, coord, branch, block + 1);
+        nsa_cp_async_wait<0>();
+        __syncthreads(); /* the values have arrived, and the keys are used */
+        if (block != NO_BLOCK)
+            copy_rows_async<DK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k, BLOCK,
+                                (int)threadIdx.x, threads);
+        nsa_cp_async_commit();
+        if (any)
+            matmul_masked<DV>(o, p, m.v, mask);
+    }
+    nsa_cp_async_wait<0>();
+    __syncthreads(); /* for the next branch */
+#pragma unroll
+    for (int i = 0; i < M; i++)
+        softmax_finalize(&x[i]);
+}
+
+/* One branch of the warp's rows, from scores to out. */
+template <int DK, int DV>
+static __device__ __forceinline__ void attend_branch(const attend_args *a, const tile_coord *coord,
+                                                     const shared_tiles<DK, DV> &m, int g16,
+                                                     int branch) {
+    enum { M = WARP_TILES(DV) };
+    const dims *c = &a->c;
+    const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+    softmax_state<DV> x[M];
+    attend_shared<DK, DV, M>(x, a, coord, m, branch, branch);
+#pragma unroll
+    for (int k = 0; k < M; k++) {
+        const int row = warp_id() * M + k;
+        const int64_t head =
+            (coord->rows.first + row) * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
+        if (row >= coord->rows.count)
+            break;
+        store_stats(a, head, heads, branch, &x[k]);
+        const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
+#pragma unroll
+        for (int n = 0; n < DV / TILE_N; n++) {
+            const float4 o = pair_quad(x[k].o.x[n]);
+            if (pair_row < heads)
+                add_gated(a, head + pair_row, branch, n * TILE_N + lane_col() / 4 * 4, o);
+        }
+    }
+}
+
+/* Compressed attention (Eq. 8), then the window, of one tile of heads. Grid: a CUDA block for each
+ * kv head, tile of heads and tile of rows, the last rows first, because they see the most. Block: 4
+ * warps with M neighbouring rows each. Shared: Q of all rows, one block of keys and one of values,
+ * 64 KiB at 128/128. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2) attend_kernel(attend_args a) {
+    NSA_DYNAMIC_SHARED(bf16, s_base);
+    const dims *c = &a.c;
+    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
+    const int64_t unit = blockIdx.x / c->GT;
+    const int g16 = (int)(blockIdx.x % c->GT);
+    const tile_coord coord =
+        tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
+    load_queries_async(&a, &coord, g16, m);
+    attend_branch(&a, &coord, m, g16, CMP);
+    attend_branch(&a, &coord, m, g16, WIN);
+}
+
+/* Plain causal attention over the pair of `branch`: a window without a beginning (a.c.w is
+ * INT32_MAX). Grid, block and shared memory as above. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
+    attend_causal_kernel(attend_args a, int branch, real *g_out) {
+    NSA_DYNAMIC_SHARED(bf16, s_base);
+    enum { M = WARP_TILES(DV) };
+    const dims *c = &a.c;
+    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
+    const int64_t unit = blockIdx.x / c->GT;
+    const int g16 = (int)(blockIdx.x % c->GT);
+    const tile_coord coord =
+        tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
+    softmax_state<DV> x[M];
+    load_queries_async(&a, &coord, g16, m);
+    attend_shared<DK, DV, M>(x, &a, &coord, m, branch, WIN);
+#pragma unroll
+    for (int k = 0; k < M; k++) {
+        const int row = warp_id() * M + k;
+        const int64_t head =
+            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        store_acc(g_out + head * c->dvp, c->dvp, &x[k].o,
+                  row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
+    }
+}
+
+/* ------------------------------------------------------- selected blocks */
+
+/* Selected attention and its part of the gated sum (Eq. 5, 12). Neighbours select differently, so
+ * each warp reads its blocks alone, and straight into registers. Grid: a warp for each kv head, row
+ * and tile of heads, kv head outermost, so that one head's keys and values stay in the second-level
+ * cache. Shared: none, which leaves all of it to the first-level cache. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
+    attend_slc_kernel(attend_args a) {
+    const dims *c = &a.c;
+    const int64_t unit = (int64_t)blockIdx.x * ATTEND_WARPS + warp_id();
+    const int64_t row = unit / c->GT % a.R;
+    const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
+    if (kvh >= c->Hkv)
+        return;
+    const sequence *sq = &a.seqs[a.row_seq[row]];
+    const int t = a.row_t[row];
+    const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
+    const bf16 *g_q = a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK;
+    const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
+    const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+    block_iter iter = {0, 0};
+    uint64_t mask;
+    int block;
+    softmax_state<DV> x;
+    softmax_init(&x);
+    while (next_block(&iter, g_idx, c, t, &block, &mask))
+        attend_global_block<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
+                                    (float *)NULL);
+    softmax_finalize(&x);
+    store_stats(&a, head, heads, SLC, &x);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int n = 0; n < DV / TILE_COLS && lane_row() + 8 * i < heads; n++) {
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+                add_gated(&a, head + lane_row() + 8 * i, SLC, quad_col(n, q),
+                           quad_of(x.o, n, q, i));
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- launches */
+
+template <int DK, int DV> static nsa_status allow_shared(void) {
+    TRY(nsa_allow_shared(attend_kernel<DK, DV>));
+    return nsa_allow_shared(attend_causal_kernel<DK, DV>);
+}
+
+nsa_status open_attend(stage *st) {
+    return BY_WIDTH(&st->c, allow_shared);
+}
+
+int query_tile(const dims *c) {
+    return ATTEND_WARPS * WARP_TILES(c->dvp);
+}
+
+template <int DK, int DV> static nsa_status launch_attend(stage *st, const attend_args *a) {
+    NSA_LAUNCH((attend_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a);
+    NSA_LAUNCHED("attend");
+    return NSA_OK;
+}
+
+template <int DK, int DV> static nsa_status launch_slc(stage *st, const attend_args *a) {
+    const int64_t units = a->R * a->c.Hkv * a->c.GT;
+    NSA_LAUNCH((attend_slc_kernel<DK, DV>), (unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS),
+               ATTEND_WARPS * WARP_SIZE, 0, st->stream, *a);
+    NSA_LAUNCHED("attend_slc");
+    return NSA_OK;
+}
+
+template <int DK, int DV>
+static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
+    NSA_LAUNCH((attend_causal_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a, branch,
+               out);
+    NSA_LAUNCHED("attend_causal");
+    return NSA_OK;
+}
+
+nsa_status attend(stage *st, const attend_args *a) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_attend, st, a) : NSA_OK;
+}
+
+nsa_status attend_slc(stage *st, const attend_args *a) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_slc, st, a) : NSA_OK;
+}
+
+nsa_status attend_causal(stage *st, const attend_args *a, int branch, real *out) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_causal, st, a, branch, out) : NSA_OK;
+}

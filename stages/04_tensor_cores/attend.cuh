@@ -1,0 +1,276 @@
+/** @file
+ *  @brief Attention of one warp: its row tiles against one block of keys after another, with the
+ *  online softmax and the outputs in registers. For the kernels of attend.cu and
+ *  decode_attend.cu. */
+#ifndef ATTEND_CUH
+#define ATTEND_CUH
+
+#include "visible.cuh"
+
+enum { KEY_TILES = BLOCK / TILE_N, KEY_STEPS = BLOCK / TILE_K }; /* of a block of keys */
+
+/* The bits of 16 keys of a block, from key 16 `step` on. */
+static __device__ __forceinline__ unsigned keys_of(uint64_t mask, int step) {
+    return (unsigned)(mask >> step * TILE_K) & 0xffffu;
+}
+
+/* ------------------------------------------------------------ online softmax */
+
+/* State of the online softmax of one row tile. o: outputs [16, DV], not yet divided by the row
+ * sums. row_max: largest scaled score so far. row_sum: over this lane's columns only, until
+ * softmax_finalize() makes it 1 / sum. Element i is row lane_row() + 8 i. */
+template <int DV> struct softmax_state {
+    acc_tiles<DV / TILE_N> o;
+    float row_max[2], row_sum[2];
+};
+
+template <int DV> static __device__ __forceinline__ void softmax_init(softmax_state<DV> *x) {
+    zero_acc(&x->o);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        x->row_max[i] = -INFINITY;
+        x->row_sum[i] = 0;
+    }
+}
+
+/* Keys outside of `mask` get the score -inf. */
+template <int N>
+static __device__ __forceinline__ void mask_scores(acc_tiles<N> *s, uint64_t mask) {
+    const uint64_t lane_mask = mask >> lane_col();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? s->x[n][i] : -INFINITY;
+    }
+}
+
+/* The probability of a score, before division by the row sum: one rounding of the difference, so
+ * large scores lose no digits, and the same expression wherever it is computed again. */
+static __device__ __forceinline__ float exp_score(float scale2, float s, float row_max) {
+    return exp2f(fmaf(scale2, s, -row_max));
+}
+
+/* Online softmax (Milakov and Gimelshein 2018), one block. If m and m' are the row maximum before
+ * and after the block, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Here the
+ * scores become 2^(s-m'); the product with the values follows. */
+template <int DV>
+static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *x,
+                                                             acc_tiles<KEY_TILES> *s, uint64_t mask,
+                                                             float scale2) {
+    float rescale[2];
+    bool max_grew = false;
+    if (mask != ALL_KEYS)
+        mask_scores(s, mask);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float block_max = -INFINITY, sum = 0;
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++)
+            block_max = fmaxf(block_max, fmaxf(s->x[n][2 * i], s->x[n][2 * i + 1]));
+        const float new_max = fmaxf(x->row_max[i], scale2 * row_reduce_max(block_max));
+        const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
+        rescale[i] = exp2f(x->row_max[i] - base);
+        max_grew |= new_max != x->row_max[i];
+        x->row_max[i] = new_max;
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++) {
+            s->x[n][2 * i] = exp_score(scale2, s->x[n][2 * i], base);
+            s->x[n][2 * i + 1] = exp_score(scale2, s->x[n][2 * i + 1], base);
+            sum += s->x[n][2 * i] + s->x[n][2 * i + 1];
+        }
+        x->row_sum[i] = x->row_sum[i] * rescale[i] + sum;
+    }
+    if (__any_sync(ALL_LANES, max_grew)) { /* rare after the first few blocks */
+#pragma unroll
+        for (int n = 0; n < DV / TILE_N; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                x->o.x[n][i] *= rescale[i / 2];
+        }
+    }
+}
+
+/* Divide by the sums. row_sum becomes 1 / sum: p = 2^(scale2 s - row_max) row_sum. */
+template <int DV> static __device__ __forceinline__ void softmax_finalize(softmax_state<DV> *x) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float total = row_reduce_sum(x->row_sum[i]);
+        x->row_sum[i] = total != 0 ? 1 / total : 0; /* no visible key: o = 0 */
+        x->row_max[i] = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
+#pragma unroll
+        for (int n = 0; n < DV / TILE_N; n++) {
+            x->o.x[n][2 * i] *= x->row_sum[i];
+            x->o.x[n][2 * i + 1] *= x->row_sum[i];
+        }
+    }
+}
+
+/* ------------------------------------------- a block that all warps share */
+
+/* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp, s_b [8 N][D] keys or
+ * values. */
+template <int D, int M, int N>
+static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], bf16 *s_a, bf16 *s_b) {
+#pragma unroll
+    for (int k = 0; k < D; k += TILE_K) {
+        frag_a a[M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            a[m] = load_a<D>(s_a + m * TILE_ROWS * D, k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            frag_b b[2];
+            load_b<D>(b, s_b + n * TILE_N * D, k);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(s[m].x[n], a[m], b[0]);
+                mma(s[m].x[n + 1], a[m], b[1]);
+            }
+        }
+    }
+}
+
+template <int D, int M, int N>
+static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], bf16 *s_a, bf16 *s_b) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+        zero_acc(&s[m]);
+    add_scores<D>(s, s_a, s_b);
+}
+
+/* acc [16, D] += P B for row tile m, P = the tiles of p, B = s_b [16 STEPS][D]: values, or in
+ * backward keys. MASKED: keys whose bit in mask[m] is not set count as zero. */
+template <int D, bool MASKED, int M, int STEPS>
+static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const (&acc)[M],
+                                                   const frag_a (&p)[M][STEPS], bf16 *s_b,
+                                                   const uint64_t (&mask)[M]) {
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+        frag_b visible[M];
+#pragma unroll
+        for (int m = 0; MASKED && m < M; m++)
+            visible[m] = visible_halves(keys_of(mask[m], step));
+#pragma unroll
+        for (int n = 0; n < D / TILE_N; n += 2) {
+            frag_b b[2];
+            load_b_trans<D>(b, s_b + step * TILE_K * D, n * TILE_N);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(acc[m]->x[n], p[m][step], MASKED ? masked(b[0], visible[m]) : b[0]);
+                mma(acc[m]->x[n + 1], p[m][step], MASKED ? masked(b[1], visible[m]) : b[1]);
+            }
+        }
+    }
+}
+
+/* The same, masked where some row tile does not see all keys. */
+template <int D, int M, int STEPS>
+static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *const (&acc)[M],
+                                                     const frag_a (&p)[M][STEPS], bf16 *s_b,
+                                                     const uint64_t (&mask)[M]) {
+    const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
+    bool all = true, any = false;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        all &= (mask[m] & keys) == keys;
+        any |= (mask[m] & keys) != 0;
+    }
+    if (all)
+        matmul_keys<D, false>(acc, p, s_b, mask);
+    else if (any)
+        matmul_keys<D, true>(acc, p, s_b, mask);
+}
+
+/* Tiles of scores, or of their gradients, as A of the next product. */
+template <int N>
+static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_tiles<N> &s) {
+#pragma unroll
+    for (int step = 0; step < N / 2; step++)
+        p[step] = a_of_acc(s.x[2 * step], s.x[2 * step + 1]);
+}
+
+/* --------------------------------------------------- a block of one warp */
+
+/* s [16,64] = A B^T, straight from global memory: g_a [16][D] is the warp's row tile, g_b [64][D]
+ * keys or values. */
+template <int D>
+static __device__ __forceinline__ void global_scores(acc_tiles<KEY_TILES> *s, const bf16 *g_a,
+                                                     const bf16 *g_b) {
+    const bf16 *at = g_b + lane_row() * D + lane_id() % 4 * PIECE;
+    zero_acc(s);
+#pragma unroll
+    for (int k = 0; k < D; k += 2 * TILE_K) {
+        const frags_a a = load_fragments(g_a + k, D);
+        uint4 b[KEY_TILES];
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++)
+            b[n] = load16(at + n * TILE_N * D + k);
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++)
+            mma_32(s->x[n], a, b[n]);
+    }
+}
+
+/* acc [16, D] += P B, B = g_b [64][D]; columns as b_of_rows() has them. */
+template <int D>
+static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
+                                                     const frag_a (&p)[KEY_STEPS], const bf16 *g_b,
+                                                     uint64_t mask) {
+#pragma unroll
+    for (int step = 0; step < KEY_STEPS; step++) {
+        const frag_b visible = visible_halves(keys_of(mask, step));
+        frags_b b[D / TILE_COLS];
+#pragma unroll
+        for (int n = 0; n < D / TILE_COLS; n++)
+            b[n] = load_row_fragments(g_b + step * TILE_K * D + n * TILE_COLS, D);
+#pragma unroll
+        for (int n = 0; n < D / TILE_COLS; n++) {
+#pragma unroll
+            for (int i = 0; i < TILE_N; i++)
+                mma(acc->x[n * TILE_N + i], p[step], masked(b_of_rows(b[n], i), visible));
+        }
+    }
+}
+
+/* Attention over one block of one warp, read straight from global memory: no other warp is expected
+ * to need it. g_scores [16,64], if not NULL, gets the scores. */
+template <int DK, int DV>
+static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x, const dims *c,
+                                                           const bf16 *g_q, block_ptrs at,
+                                                           uint64_t mask, float *g_scores) {
+    acc_tiles<KEY_TILES> s;
+    frag_a p[KEY_STEPS];
+    global_scores<DK>(&s, g_q, at.k);
+    if (g_scores)
+        store_acc(g_scores, BLOCK, &s, TILE_ROWS);
+    online_softmax_update(x, &s, mask, c->scale2);
+    pack_tiles(p, s);
+    global_matmul<DV>(&x->o, p, at.v, mask);
+}
+
+/* ------------------------------------------------------------------ outputs */
+
+/* Four neighbouring columns, of which two lanes have two each of rows g and g+8: the even lane gets
+ * row g, the odd one row g+8. Columns from lane_col() / 4 * 4 on. */
+static __device__ __forceinline__ float4 pair_quad(const float (&x)[4]) {
+    const bool odd = lane_id() % 2;
+    const float a = __shfl_xor_sync(ALL_LANES, odd ? x[0] : x[2], 1);
+    const float b = __shfl_xor_sync(ALL_LANES, odd ? x[1] : x[3], 1);
+    return odd ? make_float4(a, b, x[2], x[3]) : make_float4(x[0], x[1], a, b);
+}
+
+/* Accumulators of global_matmul() in quads of neighbouring columns: quad q of 4, of 64 columns n,
+ * in row lane_row() + 8 i. */
+static __device__ __forceinline__ int quad_col(int n, int q) {
+    return n * TILE_COLS + lane_id() % 4 * 16 + 4 * q;
+}
+
+template <int N>
+static __device__ __forceinline__ float4 quad_of(const acc_tiles<N> &acc, int n, int q, int i) {
+    const int first = n * TILE_N + q % 2 * 4, e = 2 * i + q / 2;
+    return make_float4(acc.x[first][e], acc.x[first + 1][e], acc.x[first + 2][e],
+                       acc.x[first + 3][e]);
+}
+
+#endif

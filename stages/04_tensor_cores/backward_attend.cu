@@ -1,0 +1,281 @@
+/** @file
+ *  @brief Backward by queries: dgate, and dq over the keys that a row sees. backward_keys.cu goes
+ *  through the same attention by keys. */
+#include "backward.cuh"
+
+enum {
+    GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel */
+    HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
+    HALF = BLOCK / 2
+};
+
+/* Row tiles of a warp, as in forward. */
+#define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
+
+/* dgate = <dO,o> of each branch, and the terms that the other kernels need of a row. Grid: row
+ * tiles / GATE_WARPS. A warp has one row tile; its lanes share a head's columns. */
+static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_kernel(grad_args a) {
+    const dims *c = &a.f.c;
+    const int64_t tile = (int64_t)blockIdx.x * GATE_WARPS + warp_id();
+    const int g0 = (int)(tile % c->GT) * TILE_ROWS;
+    if (tile >= a.row_tiles)
+        return;
+    for (int i = 0; i < TILE_ROWS * BRANCHES; i++) {
+        const int row = i / BRANCHES, branch = i % BRANCHES;
+        const int64_t head = tile / c->GT * c->G + g0 + row; /* (r*Hkv + h)*G + g = r*Hq + ... */
+        row_terms term = {0, 0, 0, 0};
+        if (g0 + row < c->G) {
+            const bf16 *dout = a.dout + (tile * TILE_ROWS + row) * c->dvp;
+            const real *o = a.f.out_x[branch] + head * c->dvp;
+            const row_stats stats = a.f.stats[head * BRANCHES + branch];
+            float sum = 0;
+            for (int col = lane_id(); col < c->dv; col += WARP_SIZE)
+                sum += nsa_load_float(dout + col) * o[col];
+            sum = warp_reduce_sum(sum);
+            term = row_terms{stats.row_max,
+                             stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
+            if (lane_id() == 0)
+                a.dgate[head * BRANCHES + branch] = sum;
+        }
+        if (lane_id() == 0)
+            a.terms[(branch * a.row_tiles + tile) * TILE_ROWS + row] = term;
+    }
+}
+
+/* gate P and dS of tiles of keys, for the lane's two rows. */
+template <int N>
+static __device__ __forceinline__ void backward_tiles(acc_tiles<N> *s, acc_tiles<N> *dp,
+                                                      float scale2, const row_terms (&term)[2],
+                                                      uint64_t mask) {
+    const uint64_t lane_mask = mask >> lane_col();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            softmax_backward(scale2, &s->x[n][i], &dp->x[n][i], term[i / 2],
+                             lane_mask >> (n * TILE_N + i % 2) & 1);
+    }
+}
+
+/* Terms of the lane's two rows in a row tile. */
+static __device__ __forceinline__ void load_terms(row_terms (&term)[2], const grad_args *a,
+                                                  int branch, int64_t tile) {
+    const row_terms *g_terms = a->terms + (branch * a->row_tiles + tile) * TILE_ROWS;
+    term[0] = g_terms[lane_row()];
+    term[1] = g_terms[lane_row() + 8];
+}
+
+/* -------------------------------------------------------- shared blocks */
+
+/* The shared memory of a CUDA block of `warps` warps. */
+typedef struct dq_smem {
+    bf16 *q, *dout; /* the CUDA block's rows [rows][16][DK], [rows][16][DV] */
+    bf16 *k, *v;    /* a block of keys and its values */
+} dq_smem;
+
+template <int DK, int DV> static size_t dq_bytes(int warps) {
+    return (size_t)(warps * DQ_TILES(DK) * TILE_ROWS + BLOCK) * (DK + DV) * sizeof(bf16);
+}
+
+template <int DK, int DV> static __device__ __forceinline__ dq_smem dq_smem_of(bf16 *base, int rows) {
+    dq_smem m;
+    m.q = base;
+    m.dout = m.q + rows * TILE_ROWS * DK;
+    m.k = m.dout + rows * TILE_ROWS * DV;
+    m.v = m.k + BLOCK * DK;
+    return m;
+}
+
+/* dq of the warp's row tiles over half a block:
+ *     S [16,32] = Q K^T    dP [16,32] = dO V^T    dQ [16,DK] += dS K */
+template <int DK, int DV, int M>
+static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *const (&dq)[M],
+                                                     const dq_smem *m, float scale2,
+                                                     const row_terms (&terms)[M][2], int half,
+                                                     const uint64_t (&mask)[M]) {
+    const int first = warp_id() * M * TILE_ROWS;
+    frag_a p[M][HALF_TILES / 2];
+    acc_tiles<HALF_TILES> s[M], dp[M];
+    shared_scores<DK>(s, m->q + first * DK, m->k + half * HALF * DK);
+    shared_scores<DV>(dp, m->dout + first * DV, m->v + half * HALF * DV);
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        backward_tiles(&s[i], &dp[i], scale2, terms[i], mask[i]);
+        pack_tiles(p[i], dp[i]);
+    }
+    matmul_masked<DK>(dq, p, m->k + half * HALF * DK, mask);
+}
+
+/* The warp's rows: their number in the CUDA block, positions and row tiles. */
+template <int DK, int DV, int M>
+static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *const (&dq)[M],
+                                                       const grad_args *a, const tile_coord *coord,
+                                                       const dq_smem *m, int g16, int branch) {
+    const dims *c = &a->f.c;
+    row_terms terms[M][2];
+    int t[M];
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        t[i] = position_of(coord, warp_id() * M + i);
+        load_terms(terms[i], a, branch,
+                   head_tile(c, coord->rows.first + (t[i] < 0 ? 0 : warp_id() * M + i), coord->kvh,
+                             g16));
+    }
+    for (int b = 0; (b = next_shared_block(c, coord, branch, b)) != NO_BLOCK; b++) {
+        const block_ptrs at = block_ptrs_of(&a->f, coord->sq, coord->kvh, branch, b);
+        __syncthreads(); /* the last block is used */
+        copy_rows_async<DK>(m->k, at.k, BLOCK, (int)threadIdx.x, (int)blockDim.x);
+        copy_rows_async<DV>(m->v, at.v, BLOCK, (int)threadIdx.x, (int)blockDim.x);
+        nsa_cp_async_commit();
+        nsa_cp_async_wait<0>();
+        __syncthreads();
+#pragma unroll 1
+        for (int half = 0; half < 2; half++) {
+            uint64_t mask[M], any = 0;
+#pragma unroll
+            for (int i = 0; i < M; i++) {
+                mask[i] = visible_mask(c, branch, t[i], b) >> half * HALF;
+                any |= mask[i];
+            }
+            if (any & (ALL_KEYS >> HALF))
+                backward_half<DK, DV, M>(dq, m, c->scale2, terms, half, mask);
+        }
+    }
+}
+
+/* dq over compressed and window keys, of one tile of heads of each row. Grid: a CUDA block for each
+ * kv head, tile of heads and tile of rows, the last rows first. Block: up to 4 warps with M rows
+ * each. Shared: Q and dO of all rows, one block of keys and values; 96 KiB at 128/128. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_kernel(grad_args a) {
+    NSA_DYNAMIC_SHARED(bf16, s_base);
+    enum { M = DQ_TILES(DK) };
+    const dims *c = &a.f.c;
+    const int rows = (int)blockDim.x / WARP_SIZE * M, g16 = (int)(blockIdx.x % c->GT);
+    const dq_smem m = dq_smem_of<DK, DV>(s_base, rows);
+    const int64_t unit = blockIdx.x / c->GT;
+    const tile_coord coord = tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv],
+                                           (int)(unit % c->Hkv));
+    acc_tiles<DK / TILE_N> acc[M], *dq[M];
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        zero_acc(&acc[i]);
+        dq[i] = &acc[i];
+    }
+    for (int i = 0; i < coord.rows.count; i++) {
+        const int64_t tile = head_tile(c, coord.rows.first + i, coord.kvh, g16);
+        copy_rows_async<DK>(m.q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK, TILE_ROWS,
+                            (int)threadIdx.x, (int)blockDim.x);
+        copy_rows_async<DV>(m.dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV, TILE_ROWS,
+                            (int)threadIdx.x, (int)blockDim.x);
+    }
+    backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, CMP);
+    backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, WIN);
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        const int row = warp_id() * M + i;
+        const int64_t head =
+            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        scale_acc(&acc[i], c->scale);
+        store_acc(a.dq + head * DK, DK, &acc[i],
+                  row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
+    }
+}
+
+/* ------------------------------------------------------- selected blocks */
+
+/* dq over the selected blocks, added to what dq_kernel left; each warp reads its blocks alone. Grid
+ * and block as attend_slc_kernel. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_slc_kernel(grad_args a) {
+    const dims *c = &a.f.c;
+    const int64_t unit = (int64_t)blockIdx.x * DQ_WARPS + warp_id();
+    const int64_t row = unit / c->GT % a.R;
+    const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
+    if (kvh >= c->Hkv)
+        return;
+    const sequence *sq = &a.f.seqs[a.f.row_seq[row]];
+    const int t = a.f.row_t[row];
+    const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
+    const int64_t tile = head_tile(c, row, kvh, g16);
+    const bf16 *g_q = a.f.q + tile * TILE_ROWS * DK, *g_dout = a.dout + tile * TILE_ROWS * DV;
+    row_terms terms[2];
+    block_iter iter = {0, 0};
+    uint64_t mask;
+    int block;
+    acc_tiles<DK / TILE_N> dq;
+    zero_acc(&dq);
+    load_terms(terms, &a, SLC, tile);
+    while (next_block(&iter, g_idx, c, t, &block, &mask)) {
+        const block_ptrs at = block_ptrs_of(&a.f, sq, kvh, SLC, block);
+        acc_tiles<KEY_TILES> s, dp;
+        frag_a p[KEY_STEPS];
+        global_scores<DK>(&s, g_q, at.k);
+        global_scores<DV>(&dp, g_dout, at.v);
+        backward_tiles(&s, &dp, c->scale2, terms, mask);
+        pack_tiles(p, dp);
+        global_matmul<DK>(&dq, p, at.k, mask);
+    }
+    scale_acc(&dq, c->scale);
+    const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
+    const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int q = 0; q < DK / TILE_COLS * 4 && lane_row() + 8 * i < heads; q++) {
+            float4 *g_dq = (float4 *)(a.dq + (head + lane_row() + 8 * i) * DK +
+                                      quad_col(q / 4, q % 4));
+            const float4 old = *g_dq, x = quad_of(dq, q / 4, q % 4, i);
+            *g_dq = make_float4(old.x + x.x, old.y + x.y, old.z + x.z, old.w + x.w);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- launches */
+
+/* Warps of a CUDA block: as many as shared memory allows. */
+template <int DK, int DV> static nsa_status open_dq(stage *st, scratch *s) {
+    s->dq_warps = DQ_WARPS;
+    while (s->dq_warps > 1 && dq_bytes<DK, DV>(s->dq_warps) > st->max_shared)
+        s->dq_warps--;
+    return nsa_allow_shared(dq_kernel<DK, DV>);
+}
+
+int dq_rows(const scratch *s, const dims *c) {
+    return s->dq_warps * DQ_TILES(c->dkp);
+}
+
+nsa_status open_queries(stage *st, scratch *s) {
+    const int64_t rows = st->plan->setup.max_rows + st->cfg.max_seqs;
+    s->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
+    s->terms = (row_terms *)device_alloc(
+        st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
+        sizeof *s->terms);
+    return BY_WIDTH(&st->c, open_dq, st, s);
+}
+
+/* dgate and the terms of all rows. */
+nsa_status gate_backward(stage *st, const grad_args *args) {
+    const int64_t blocks = (args->row_tiles + GATE_WARPS - 1) / GATE_WARPS;
+    NSA_LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st->stream,
+               *args);
+    NSA_LAUNCHED("gate_backward");
+    return NSA_OK;
+}
+
+template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args *args) {
+    const dims *c = &args->f.c;
+    const int warps = ((const scratch *)st->scratch)->dq_warps;
+    NSA_LAUNCH((dq_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
+               warps * WARP_SIZE, (dq_bytes<DK, DV>(warps)), st->stream, *args);
+    NSA_LAUNCHED("dq");
+    NSA_LAUNCH((dq_slc_kernel<DK, DV>), (unsigned)((args->row_tiles + DQ_WARPS - 1) / DQ_WARPS),
+               DQ_WARPS * WARP_SIZE, 0, st->stream, *args);
+    NSA_LAUNCHED("dq_slc");
+    return NSA_OK;
+}
+
+/* dq of all rows. */
+nsa_status backward_queries(stage *st, const grad_args *args) {
+    return BY_WIDTH(&args->f.c, launch_dq, st, args);
+}

@@ -1,0 +1,154 @@
+/** @file
+ *  @brief Compression (Eq. 7): at every d-th token, l tokens become one key and one value. */
+#include "compress.cuh"
+
+/* y = mean_r x_r, stored as key number key[i]. One element of y a thread. */
+static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
+    const int64_t count = x.count * to.Hkv * to.D;
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
+        const int64_t m = i / to.D;
+        const int c = (int)(i % to.D);
+        const bf16 *g_x = span_rows(&x, m) + c;
+        float sum = 0;
+        for (int r = 0; r < x.l; r++)
+            sum += nsa_load_float(g_x + r * x.in.Dp);
+        store_key(&to, m % to.Hkv, key[m / to.Hkv], c, sum / (float)x.l);
+    }
+}
+
+/* y = sum_r a_r x_r. Grid: spans. Block: one warp, for one y. Shared: a [l], 1 KiB. */
+static __global__ void __launch_bounds__(WARP_SIZE)
+    phi_gated(key_spans x, const real *w, const real *b, const int64_t *key, key_view to) {
+    __shared__ float s_a[MAX_BLOCK_LEN];
+    const int64_t m = blockIdx.x;
+    const bf16 *g_x = span_rows(&x, m);
+    gated_weights(&x, m, w, b, s_a);
+    for (int c = (int)threadIdx.x; c < to.D; c += WARP_SIZE) {
+        float y = 0;
+        for (int r = 0; r < x.l; r++)
+            y += s_a[r] * nsa_load_float(g_x + r * x.in.Dp + c);
+        store_key(&to, m % to.Hkv, key[m / to.Hkv], c, y);
+    }
+}
+
+/* Grid: spans. Block: 128 threads, for one span. */
+static __global__ void __launch_bounds__(SPAN_THREADS) gather_kernel(key_spans x, real *to) {
+    const int64_t m = blockIdx.x;
+    const int D = x.in.D, lD = x.l * D;
+    const bf16 *g_x = span_rows(&x, m);
+    if (x.g_rows && m >= *x.g_rows)
+        return;
+    for (int i = (int)threadIdx.x; i < lD; i += SPAN_THREADS)
+        to[m * lD + i] = nsa_load_float(g_x + i / D * x.in.Dp + i % D) + (x.pe ? x.pe[i] : 0);
+}
+
+/* silu(u) = u sg, silu'(u) = sg (1 + u (1 - sg)), sg = 1/(1 + e^-u). One element a thread. */
+static __global__ void silu_kernel(const real *u, int64_t count, real *h, real *du) {
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
+        const float sg = 1 / (1 + expf(-u[i]));
+        h[i] = u[i] * sg;
+        if (du)
+            du[i] *= sg * (1 + u[i] * (1 - sg));
+    }
+}
+
+/* ----------------------------------------------------------------- host */
+
+/* What `tokens` are compressed from. */
+key_spans spans_of(const stage *st, const kv_blocks *in, int pair, const cmp_tokens *tokens) {
+    return {view_of(st, &in[RAW], pair), tokens->first, tokens->count, st->c.l,
+            st->phi[pair][PE],           tokens->g_rows};
+}
+
+nsa_status gather(stage *st, const key_spans *x, real *to) {
+    NSA_LAUNCH(gather_kernel, (unsigned)(x->count * x->in.Hkv), SPAN_THREADS, 0, st->stream, *x,
+               to);
+    NSA_LAUNCHED("gather");
+    return NSA_OK;
+}
+
+nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du) {
+    NSA_LAUNCH(silu_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, u, count, h, du);
+    NSA_LAUNCHED("silu");
+    return NSA_OK;
+}
+
+/* z = vec(x + pe), position-major; u = W1 z + b1, the hidden units before the activation. One row
+ * of z and of u for each span. */
+static nsa_status mlp_hidden(stage *st, int pair, const key_spans *x, real *u) {
+    real *const *phi = st->phi[pair], *z = st->phi_scratch.z;
+    const int64_t M = x->count * x->in.Hkv, lD = (int64_t)x->l * x->in.D, H = st->c.hidden;
+    TRY(gather(st, x, z));
+    return matmul_plus(st, {M, H, lD, x->g_rows}, rows_of(z, lD), columns_of(phi[W1], lD),
+                       rows_of(u, H), repeat_row(phi[B1]));
+}
+
+/* y = W2 silu(W1 z + b1) + b2, the paper's MLP, a batch at a time. u stays for backward. */
+static nsa_status phi_mlp(stage *st, int pair, key_spans x, const int64_t *key, key_view to) {
+    const compressor_scratch *s = &st->phi_scratch;
+    const int64_t D = to.D, H = st->c.hidden, all = x.count;
+    real *const *phi = st->phi[pair];
+    for (int64_t i = 0; i < all; i += s->batch, x.first += s->batch, key += s->batch) {
+        x.count = all - i < s->batch ? all - i : s->batch;
+        const int64_t M = x.count * to.Hkv;
+        real *u = st->u[pair] + i * to.Hkv * H;
+        TRY(mlp_hidden(st, pair, &x, u));
+        TRY(silu(st, u, M * H, s->h, NULL));
+        TRY(matmul_plus(st, {M, D, H, x.g_rows}, rows_of(s->h, H), columns_of(phi[W2], H),
+                        rows_of(s->y, D), repeat_row(phi[B2])));
+        TRY(pack_keys(st, {s->y, NSA_F32, NULL, 0}, key, 0, x.count, to));
+    }
+    return NSA_OK;
+}
+
+/* Keys and values of the compressed tokens listed, from the blocks in[RAW] to in[CMP]. */
+nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens) {
+    for (int pair = 0; pair < PAIR && tokens->count; pair++) {
+        const key_spans x = spans_of(st, in, pair, tokens);
+        const key_view to = view_of(st, &in[CMP], pair);
+        const int64_t M = tokens->count * to.Hkv;
+        if (st->cfg.phi == NSA_PHI_MLP)
+            TRY(phi_mlp(st, pair, x, tokens->key, to));
+        else if (st->cfg.phi == NSA_PHI_MEAN)
+            NSA_LAUNCH(phi_mean, nsa_grid(M * to.D), NSA_THREADS, 0, st->stream, x, tokens->key,
+                       to);
+        else
+            NSA_LAUNCH(phi_gated, (unsigned)M, WARP_SIZE, 0, st->stream, x, st->phi[pair][W],
+                       st->phi[pair][B], tokens->key, to);
+        NSA_LAUNCHED("phi");
+    }
+    return NSA_OK;
+}
+
+/* Compress every block that lies completely in its sequence; a shorter tail is never compressed.
+ * With NSA_DEBUG_MEMORY the blocks were poisoned, and their padding must be zero. */
+nsa_status compress_pack(stage *st) {
+    TRY(zero_blocks(st, &st->in[CMP]));
+    return compress(st, st->in, &st->cmp);
+}
+
+/* Allocate scratch for a batch of compressed tokens: as many as a bounded size allows.
+ * NSA_DEBUG_MEMORY makes batches short, so that small tensors take several too. */
+nsa_status open_compress(stage *st) {
+    const nsa_config *c = &st->cfg;
+    const unsigned flags = st->plan->setup.flags;
+    const int mlp = c->phi == NSA_PHI_MLP, backward = (flags & NSA_BACKWARD) != 0;
+    const int64_t D = c->qk_dim > c->v_dim ? c->qk_dim : c->v_dim, lD = c->cmp_block * D;
+    const int64_t units = mlp ? c->phi_hidden : c->cmp_block, row = lD > units ? lD : units;
+    const int64_t max_batch = ((int64_t)64 << 20) / (c->kv_heads * row);
+    int64_t N = st->plan->max_cmp;
+    if ((flags & NSA_DECODE) && N < c->max_seqs)
+        N = c->max_seqs; /* a decode step may complete one in each slot */
+    compressor_scratch *s = &st->phi_scratch;
+    s->batch = flags & NSA_DEBUG_MEMORY ? (int64_t)SHORT_BATCH : max_batch < 1 ? 1 : max_batch;
+    s->batch = s->batch < N ? s->batch : N;
+    const int64_t M = mlp || backward ? s->batch * c->kv_heads : 0;
+    s->y = alloc_reals(st, NSA_MEM_SCRATCH, M * D);
+    s->z = alloc_reals(st, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
+    s->h = alloc_reals(st, NSA_MEM_SCRATCH, mlp ? M * units : 0);
+    s->du = alloc_reals(st, NSA_MEM_SCRATCH, backward ? M * units : 0);
+    s->partials = alloc_reals(st, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
+    for (int pair = 0; pair < PAIR && mlp; pair++)
+        st->u[pair] = alloc_reals(st, NSA_MEM_FORWARD, N * c->kv_heads * c->phi_hidden);
+    return NSA_OK;
+}

@@ -1,0 +1,399 @@
+/** @file
+ *  @brief Selection of blocks (Eq. 9-11): importance by a second product with the compressed keys,
+ *  now that each row's maximum and sum are known, then the best blocks of each row. Also decode's
+ *  kernel, which has the scores already. */
+#include "decode.cuh"
+#include "select.cuh"
+
+/* ------------------------------------------------------------- importance */
+
+/* Here keys are the rows of the tile and the heads of four queries its columns: column 8 i + c is
+ * head 2 i + c % 2 of query c / 2. Then a lane's accumulators are all 16 heads of its query, lane %
+ * 4, and the sum over heads needs no other lane. */
+enum {
+    WARP_QUERIES = 4,
+    SELECT_QUERIES = 16, /* of a CUDA block, at most */
+    KEY_ROWS = BLOCK / TILE_ROWS,
+    MAX_BATCH_FLOATS = 64 << 20, /* of importance that is not wanted as a result */
+    SHORT_BATCH_TILES = 2        /* with NSA_DEBUG_MEMORY */
+};
+
+/* The shared memory of a CUDA block. */
+typedef struct select_smem {
+    bf16 *q;          /* [queries][16][DK], in the order of the columns */
+    bf16 *k;          /* a block of keys [64][DK] */
+    row_stats *stats; /* [queries][16] */
+    float *ring;      /* [queries][ring] */
+} select_smem;
+
+template <int DK>
+static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int queries) {
+    select_smem m;
+    m.q = base;
+    m.k = m.q + queries * TILE_ROWS * DK;
+    m.stats = (row_stats *)(m.k + BLOCK * DK);
+    m.ring = (float *)(m.stats + queries * TILE_ROWS);
+    return m;
+}
+
+/* Start copying Q of heads g16 of the CUDA block's rows, to where the columns want it, and load
+ * their statistics; a head or query that does not exist has p = 0. */
+template <int DK>
+static __device__ __forceinline__ void load_columns(const attend_args *a, const tile_coord *coord,
+                                                    const select_smem *m, int queries, int g16) {
+    const dims *c = &a->c;
+    for (int i = (int)threadIdx.x / (DK / PIECE); i < queries * TILE_ROWS;
+         i += (int)blockDim.x / (DK / PIECE)) {
+        const int query = i / TILE_ROWS, head = i % TILE_ROWS, piece = (int)threadIdx.x % (DK / PIECE);
+        const bool there = query < coord->rows.count;
+        const int64_t row = coord->rows.first + (there ? query : 0);
+        const int at = (query / WARP_QUERIES * TILE_ROWS + head / 2 * 2) * WARP_QUERIES +
+                       query % WARP_QUERIES * 2 + head % 2;
+        nsa_cp_async_16(swizzled<DK>(m->q, at, piece),
+                        a->q + (head_tile(c, row, coord->kvh, g16) * TILE_ROWS + head) * DK +
+                            piece * PIECE,
+                        there);
+    }
+    for (int i = (int)threadIdx.x; i < queries * TILE_ROWS; i += (int)blockDim.x) {
+        const int query = i / TILE_ROWS, g = g16 * TILE_ROWS + i % TILE_ROWS;
+        const int64_t head = (coord->rows.first + query) * c->Hq + coord->kvh * c->G + g;
+        m->stats[i] = query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
+                                                            : row_stats{0, 0};
+    }
+}
+
+/* s [64 keys, 64 columns] of the warp. */
+template <int DK>
+static __device__ __forceinline__ void score_columns(acc_tiles<TILE_ROWS / 2> (&s)[KEY_ROWS],
+                                                     bf16 *s_k, bf16 *s_q) {
+#pragma unroll
+    for (int m = 0; m < KEY_ROWS; m++)
+        zero_acc(&s[m]);
+#pragma unroll 2
+    for (int k = 0; k < DK; k += TILE_K) {
+        frag_a keys[KEY_ROWS];
+#pragma unroll
+        for (int m = 0; m < KEY_ROWS; m++)
+            keys[m] = load_a<DK>(s_k + m * TILE_ROWS * DK, k);
+#pragma unroll
+        for (int n = 0; n < TILE_ROWS / 2; n += 2) {
+            frag_b q[2];
+            load_b<DK>(q, s_q + n * TILE_N * DK, k);
+#pragma unroll
+            for (int m = 0; m < KEY_ROWS; m++) {
+                mma(s[m].x[n], keys[m], q[0]);
+                mma(s[m].x[n + 1], keys[m], q[1]);
+            }
+        }
+    }
+}
+
+/* Probabilities of the lane's keys summed over the 16 heads of its query, in their order: equal
+ * scores give equal sums. To the ring buffer s_ring of the query, from key `first` on; tiles of
+ * heads after the first add. */
+static __device__ __forceinline__ void sum_heads(const acc_tiles<TILE_ROWS / 2> (&s)[KEY_ROWS],
+                                                 float scale2, const row_stats *s_stats,
+                                                 float *s_ring, bool add) {
+    float sum[KEY_ROWS][2];
+#pragma unroll
+    for (int n = 0; n < TILE_ROWS / 2; n++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const row_stats r = s_stats[2 * n + j];
+#pragma unroll
+            for (int m = 0; m < KEY_ROWS; m++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const float e = exp_score(scale2, s[m].x[n][2 * i + j], r.row_max);
+                    sum[m][i] = n + j ? fmaf(e, r.inv_sum, sum[m][i]) : e * r.inv_sum;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < KEY_ROWS; m++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float *at = s_ring + m * TILE_ROWS + 8 * i + lane_row();
+            *at = add ? *at + sum[m][i] : sum[m][i];
+        }
+    }
+}
+
+/* Where the importance of a CUDA block's rows goes: block j of row i to [i * stride + j]. */
+typedef struct importance_rows {
+    float *at;
+    int64_t stride;
+} importance_rows;
+
+/* The tiles of rows of a launch; if the caller wants no importance, it goes to `g_batch`. */
+typedef struct select_tiles {
+    const row_range *tiles; /* [count] */
+    int64_t count;
+    float *g_batch; /* [count][queries,Hkv,J] */
+} select_tiles;
+
+static __device__ __forceinline__ importance_rows importance_of_tile(const attend_args *a,
+                                                                     const select_tiles *x,
+                                                                     int64_t tile, int kvh,
+                                                                     int queries) {
+    const int64_t stride = a->c.Hkv * a->J;
+    float *g_tile = a->importance ? a->importance + x->tiles[tile].first * stride
+                                  : x->g_batch + tile * queries * stride;
+    return {g_tile + kvh * a->J, stride};
+}
+
+/* Importance of the blocks from..to-1 of the warp's queries, as far as they have them. s_ring: of
+ * the warp's first query. */
+static __device__ __forceinline__ void store_importance(const attend_args *a,
+                                                        const tile_coord *coord,
+                                                        const float *s_ring, int ring, int from,
+                                                        int to, importance_rows g_imp) {
+    const int blocks = to - from;
+    __syncwarp();
+    for (int i = lane_id(); i < blocks * WARP_QUERIES; i += WARP_SIZE) {
+        const int query = i / blocks, j = from + i % blocks;
+        const int row = warp_id() * WARP_QUERIES + query;
+        const int t = row < coord->rows.count ? a->row_t[coord->rows.first + row] : -1;
+        if (t >= 0 && j <= t / a->c.lb)
+            g_imp.at[row * g_imp.stride + j] =
+                importance_of(&a->c, s_ring + query * ring, ring, cmp_visible(&a->c, t), j);
+    }
+    __syncwarp();
+}
+
+/* Zero for blocks after a row's own, for the caller. */
+static __device__ __forceinline__ void zero_later_blocks(const attend_args *a,
+                                                         const tile_coord *coord,
+                                                         importance_rows g_imp) {
+    for (int row = warp_id(); row < coord->rows.count; row += (int)blockDim.x / WARP_SIZE) {
+        const int own_block = a->row_t[coord->rows.first + row] / a->c.lb;
+        for (int64_t j = own_block + 1 + lane_id(); j < a->J; j += WARP_SIZE)
+            g_imp.at[row * g_imp.stride + j] = 0;
+    }
+}
+
+/* Importance of all blocks of the rows of a tile, which share the blocks of compressed keys. Grid:
+ * kv heads x tiles, the last first. Block: a warp for every 4 rows. Shared: select_smem, 90 KiB for
+ * 16 rows at dk = 128. */
+template <int DK>
+static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZE, 2)
+    importance_kernel(attend_args a, select_tiles x, int ring) {
+    NSA_DYNAMIC_SHARED(bf16, s_base);
+    const dims *c = &a.c;
+    const int queries = (int)blockDim.x / WARP_SIZE * WARP_QUERIES, first = warp_id() * WARP_QUERIES;
+    const int64_t tile = x.count - 1 - blockIdx.x / c->Hkv;
+    const tile_coord coord = tile_coord_of(&a, &x.tiles[tile], (int)(blockIdx.x % c->Hkv));
+    const select_smem m = select_smem_of<DK>(s_base, queries);
+    const importance_rows g_imp = importance_of_tile(&a, &x, tile, coord.kvh, queries);
+    const int n_last = cmp_visible(c, coord.last_t), blocks = coord.last_t / c->lb + 1;
+    float *s_ring = m.ring + (first + lane_id() % 4) * ring;
+    int next = 0; /* blocks before this have their importance */
+    for (int b = 0; b * BLOCK < n_last; b++) {
+        const int end = min(blocks, (b + 1) * BLOCK / (c->lb / c->d));
+        for (int g16 = 0; g16 < c->GT; g16++) {
+            acc_tiles<TILE_ROWS / 2> s[KEY_ROWS];
+            if (g16 == 0)
+                copy_rows_async<DK>(m.k, block_ptrs_of(&a, coord.sq, coord.kvh, CMP, b).k, BLOCK,
+                                    (int)threadIdx.x, (int)blockDim.x);
+            if (b == 0 || c->GT > 1)
+                load_columns<DK>(&a, &coord, &m, queries, g16);
+            nsa_cp_async_commit();
+            nsa_cp_async_wait<0>();
+            __syncthreads(); /* keys and columns have arrived */
+            score_columns<DK>(s, m.k, m.q + first * TILE_ROWS * DK);
+            sum_heads(s, c->scale2, m.stats + (first + lane_id() % 4) * TILE_ROWS,
+                      s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
+            __syncthreads(); /* they are used */
+        }
+        store_importance(&a, &coord, m.ring + first * ring, ring, next, end, g_imp);
+        next = max(next, end);
+    }
+    store_importance(&a, &coord, m.ring + first * ring, ring, next, blocks, g_imp);
+    if (a.importance)
+        zero_later_blocks(&a, &coord, g_imp);
+}
+
+/* ---------------------------------------------------------------- ranking */
+
+enum { RANK_WARPS = 8 /* of a CUDA block, a row each */ };
+
+/* Block lists from importance (Eq. 11). Grid: kv heads x rows of the tiles / 8, a warp each. */
+static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE)
+    rank_kernel(attend_args a, select_tiles x, int queries) {
+    __shared__ int s_list[RANK_WARPS][TOPK_PER_LANE * WARP_SIZE];
+    const dims *c = &a.c;
+    const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), kvh = i % c->Hkv;
+    const int64_t slot = i / c->Hkv, tile = slot / queries;
+    const int row = (int)(slot % queries);
+    if (tile >= x.count || row >= x.tiles[tile].count)
+        return;
+    const int64_t r = x.tiles[tile].first + row;
+    const importance_rows g_imp = importance_of_tile(&a, &x, tile, (int)kvh, queries);
+    const float *g_row = g_imp.at + row * g_imp.stride;
+    const int own_block = a.row_t[r] / c->lb;
+    topk best;
+    topk_of_row(&best, c, own_block);
+    for (int j0 = 0; j0 <= own_block - c->local; j0 += WARP_SIZE) {
+        const int j = j0 + lane_id();
+        topk_insert(&best, j <= own_block ? candidate(c, own_block, j, g_row[j]) : 0);
+    }
+    topk_emit(&best, c, own_block, s_list[warp_id()], a.block_idx + (r * c->Hkv + kvh) * c->n);
+}
+
+/* ---------------------------------------------------------------- decode */
+
+/* Group sums of block b of the compressed keys, from decode's scores, to the ring buffer; a lane
+ * has two keys. */
+static __device__ __forceinline__ void sum_scores(const decode_args *a, int64_t group, int b,
+                                                  const row_stats *s_stats, float *s_col) {
+    const dims *c = &a->c;
+    float2 sum = make_float2(0, 0);
+    for (int g = 0; g < c->G; g++) {
+        const int64_t unit = group * c->GT + g / TILE_ROWS;
+        const float2 s =
+            *(const float2 *)(a->scores + ((unit * a->slot_blocks[CMP] + b) * TILE_ROWS +
+                                           g % TILE_ROWS) * BLOCK + 2 * lane_id());
+        sum.x = fmaf(exp_score(c->scale2, s.x, s_stats[g].row_max), s_stats[g].inv_sum, sum.x);
+        sum.y = fmaf(exp_score(c->scale2, s.y, s_stats[g].row_max), s_stats[g].inv_sum, sum.y);
+    }
+    *(float2 *)(s_col + 2 * lane_id()) = sum;
+    __syncwarp();
+}
+
+/* Candidates from..to-1 of one row, from the ring buffer. */
+static __device__ __forceinline__ void add_candidates(topk *best, const dims *c, int t,
+                                                      const float *s_ring, int ring, int from,
+                                                      int to) {
+    for (int j0 = from; j0 < to; j0 += WARP_SIZE) {
+        const int j = j0 + lane_id();
+        const bool there = j < to;
+        topk_insert(best, there ? candidate(c, t / c->lb, j,
+                                            importance_of(c, s_ring, ring, cmp_visible(c, t), j))
+                                : 0);
+    }
+    __syncwarp(); /* the oldest columns may be overwritten */
+}
+
+/* Importance and selection for one row and kv head, from the scores. Each warp finds the top k of
+ * its share of the blocks, then the first warp merges them. Grid: rows * Hkv. Block: SELECT_WARPS
+ * warps. Shared: statistics [GT*16], a ring buffer and a list for each warp. */
+static __global__ void decode_select_kernel(decode_args a, int ring) {
+    __shared__ sort_key s_best[SELECT_WARPS][TOPK_PER_LANE * WARP_SIZE];
+    __shared__ int s_list[TOPK_PER_LANE * WARP_SIZE];
+    NSA_DYNAMIC_SHARED(float, s_rings);
+    const dims *c = &a.c;
+    float *s_ring = s_rings + warp_id() * ring;
+    row_stats *s_stats = (row_stats *)(s_rings + SELECT_WARPS * ring);
+    const int group = (int)blockIdx.x, t = a.t[group / c->Hkv];
+    if (t < 0)
+        return;
+    const int own_block = t / c->lb, per_block = c->lb / c->d;
+    const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks of a warp */
+    const int from = min(warp_id() * share, own_block + 1), to = min(from + share, own_block + 1);
+    for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
+        s_stats[i] = combine_stats(&a, (int64_t)group * c->GT + i / TILE_ROWS, CMP, i % TILE_ROWS);
+    __syncthreads();
+    topk best;
+    topk_of_row(&best, c, own_block);
+    int next = from;
+    const int first = max(per_block * from - c->l / c->d + 1, 0),
+              last = min(per_block * to, cmp_visible(c, t));
+    for (int b = first / BLOCK; from < to && b * BLOCK < last; b++) {
+        const int end = min(to, (b + 1) * BLOCK / per_block);
+        sum_scores(&a, group, b, s_stats, s_ring + (b * BLOCK & (ring - 1)));
+        add_candidates(&best, c, t, s_ring, ring, next, end);
+        next = max(next, end);
+    }
+    add_candidates(&best, c, t, s_ring, ring, next, to);
+#pragma unroll
+    for (int i = 0; i < TOPK_PER_LANE; i++)
+        s_best[warp_id()][i * WARP_SIZE + lane_id()] =
+            best.key[i] == ~(sort_key)0 ? 0 : best.key[i];
+    __syncthreads();
+    if (warp_id() > 0)
+        return;
+    for (int i = 1; i < SELECT_WARPS; i++) {
+        for (int k = 0; k < TOPK_PER_LANE; k++)
+            topk_insert(&best, s_best[i][k * WARP_SIZE + lane_id()]);
+    }
+    topk_emit(&best, c, own_block, s_list, a.block_idx + (int64_t)group * c->n);
+}
+
+/* ---------------------------------------------------------------- launches */
+
+static size_t decode_select_bytes(const dims *c) {
+    return (size_t)(SELECT_WARPS * ring_size(c) + c->GT * TILE_ROWS * 2) * sizeof(float);
+}
+
+template <int DK> static size_t select_bytes(int queries, int ring) {
+    return (size_t)(queries * TILE_ROWS + BLOCK) * DK * sizeof(bf16) +
+           (size_t)queries * (TILE_ROWS * sizeof(row_stats) + (size_t)ring * sizeof(float));
+}
+
+/* Queries of a CUDA block: as many as shared memory allows. */
+template <int DK> static nsa_status open_select_width(stage *st) {
+    st->select_queries = SELECT_QUERIES;
+    while (st->select_queries > WARP_QUERIES &&
+           select_bytes<DK>(st->select_queries, ring_size(&st->c)) > st->max_shared)
+        st->select_queries -= WARP_QUERIES;
+    TRY(nsa_allow_shared(importance_kernel<DK>));
+    return nsa_allow_shared(decode_select_kernel);
+}
+
+nsa_status open_select(stage *st) {
+    const nsa_config *c = &st->cfg;
+    TRY(BY_KEY_WIDTH(&st->c, open_select_width, st));
+    const int64_t tiles = st->plan->setup.max_rows / st->select_queries + c->max_seqs + 1;
+    const int64_t tile = (c->seq_len + c->slc_block - 1) / c->slc_block * c->kv_heads *
+                         st->select_queries; /* floats of a tile */
+    int64_t batch = st->plan->setup.flags & NSA_DEBUG_MEMORY ? (int64_t)SHORT_BATCH_TILES
+                                                             : MAX_BATCH_FLOATS / tile;
+    batch = batch < 1 ? 1 : batch < tiles ? batch : tiles;
+    st->batch_floats = batch * tile;
+    st->batch_importance = alloc_reals(st, NSA_MEM_SCRATCH, st->batch_floats);
+    st->select_tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, 
+                                                 st->plan->setup.max_rows + c->max_seqs,
+                                                 sizeof *st->select_tiles);
+    return NSA_OK;
+}
+
+nsa_status make_select_tiles(stage *st) {
+    return make_tiles(st, st->select_queries, st->select_tiles, &st->n_select_tiles);
+}
+
+template <int DK>
+static nsa_status launch_select(stage *st, const attend_args *a, const select_tiles *x) {
+    const int queries = st->select_queries, ring = ring_size(&a->c);
+    const int64_t rows = x->count * queries * a->c.Hkv;
+    NSA_LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv),
+               queries / WARP_QUERIES * WARP_SIZE, select_bytes<DK>(queries, ring), st->stream, *a,
+               *x, ring);
+    NSA_LAUNCHED("importance");
+    if (a->forced)
+        return NSA_OK;
+    NSA_LAUNCH(rank_kernel, (unsigned)((rows + RANK_WARPS - 1) / RANK_WARPS),
+               RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x, queries);
+    NSA_LAUNCHED("rank");
+    return NSA_OK;
+}
+
+/* All rows, or as many at a time as the batch of importance holds. */
+nsa_status select_blocks(stage *st, const attend_args *a) {
+    const int64_t tile = a->J * a->c.Hkv * st->select_queries;
+    const int64_t batch = a->importance ? st->n_select_tiles : st->batch_floats / (tile ? tile : 1);
+    for (int64_t i = 0, left; i < st->n_select_tiles; i += batch) {
+        left = st->n_select_tiles - i;
+        const select_tiles x = {st->select_tiles + i, left < batch ? left : batch,
+                                st->batch_importance};
+        TRY(BY_KEY_WIDTH(&a->c, launch_select, st, a, &x));
+    }
+    return NSA_OK;
+}
+
+nsa_status decode_select(stage *st, const decode_args *a) {
+    NSA_LAUNCH(decode_select_kernel, (unsigned)(a->units / a->c.GT), SELECT_WARPS * WARP_SIZE,
+               decode_select_bytes(&a->c), st->stream, *a, ring_size(&a->c));
+    NSA_LAUNCHED("decode_select");
+    return NSA_OK;
+}

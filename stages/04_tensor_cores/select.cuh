@@ -1,0 +1,141 @@
+/** @file
+ *  @brief Importance (Eq. 9, 10) and selection of blocks (Eq. 11) by one warp: compressed keys come
+ *  in blocks of 64, and only a ring buffer of their group sums and the best blocks so far are
+ *  kept. */
+#ifndef SELECT_CUH
+#define SELECT_CUH
+
+#include "attend.cuh"
+
+/* The ring buffer holds the columns of one block, and those before them that an unfinished
+ * selection block still needs: its own l'/d and l/d that reach into it. A power of two, so that a
+ * column's place is its low bits. */
+static inline int ring_size(const dims *c) {
+    int size = BLOCK;
+    while (size < BLOCK + (c->lb + c->l) / c->d)
+        size *= 2;
+    return size;
+}
+
+typedef unsigned long long sort_key; /* orders candidates: greater is better */
+
+enum { TOPK_PER_LANE = 4 }; /* n <= 128 entries, 4 in each lane */
+
+/* Top-k list of one row's blocks that are not forced: entry p is key[p / 32] of lane p % 32. A key
+ * of 0 is an empty entry; min_key is the smallest key of the whole warp, the next to be
+ * replaced. */
+typedef struct topk {
+    sort_key key[TOPK_PER_LANE], min_key;
+} topk;
+
+/* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
+ * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
+ * 0. */
+static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) {
+    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
+    return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
+}
+
+/* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
+static __device__ __forceinline__ void topk_init(topk *best, int capacity) {
+#pragma unroll
+    for (int i = 0; i < TOPK_PER_LANE; i++)
+        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
+    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
+}
+
+/* Insert one candidate of each lane (0: none). Each one better than min_key replaces that entry. */
+static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
+    unsigned candidates;
+    while ((candidates = __ballot_sync(ALL_LANES, key > best->min_key)) != 0) {
+        const int source = __ffs((int)candidates) - 1;
+        const sort_key incoming = __shfl_sync(ALL_LANES, key, source);
+        int slot = -1;
+#pragma unroll
+        for (int i = TOPK_PER_LANE - 1; i >= 0; i--)
+            slot = best->key[i] == best->min_key ? i : slot;
+        const unsigned owners = __ballot_sync(ALL_LANES, slot >= 0);
+        const bool owner = lane_id() == __ffs((int)owners) - 1;
+        sort_key min_key = ~(sort_key)0;
+#pragma unroll
+        for (int i = 0; i < TOPK_PER_LANE; i++) {
+            best->key[i] = owner && i == slot ? incoming : best->key[i];
+            min_key = best->key[i] < min_key ? best->key[i] : min_key;
+        }
+#pragma unroll
+        for (int lane = 1; lane < WARP_SIZE; lane *= 2) {
+            const sort_key other = __shfl_xor_sync(ALL_LANES, min_key, lane);
+            min_key = other < min_key ? other : min_key;
+        }
+        best->min_key = min_key;
+        key = lane_id() == source ? 0 : key;
+    }
+}
+
+/* Number of blocks that are forced for a query in block `own_block`: the first slc_init (their
+ * number in n0), and those from `first_local` to its own. */
+static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block, int *n0,
+                                                    int *first_local) {
+    *n0 = min(c->init, own_block + 1);
+    *first_local = max(*n0, own_block - c->local + 1);
+    return *n0 + max(0, own_block - *first_local + 1);
+}
+
+/* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
+static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c, int own_block,
+                                                 int *s_list, int32_t *g_idx) {
+    int n0, first_local, count = forced_blocks(c, own_block, &n0, &first_local);
+    __syncwarp();
+    for (int i = lane_id(); i < count; i += WARP_SIZE)
+        s_list[i] = i < n0 ? i : first_local + i - n0;
+#pragma unroll
+    for (int i = 0; i < TOPK_PER_LANE; i++) {
+        const bool mine = best->key[i] != 0 && best->key[i] != ~(sort_key)0;
+        const unsigned all = __ballot_sync(ALL_LANES, mine);
+        if (mine)
+            s_list[count + __popc(all & ((1u << lane_id()) - 1))] =
+                (int)(0xffffffffu - (unsigned)best->key[i]);
+        count += __popc(all);
+    }
+    __syncwarp();
+    for (int i = lane_id(); i < c->n; i += WARP_SIZE) {
+        int before = 0;
+        for (int k = 0; k < count && i < count; k++)
+            before += s_list[k] < s_list[i];
+        g_idx[i < count ? before : i] = i < count ? s_list[i] : -1;
+    }
+    __syncwarp();
+}
+
+/* Importance of block j, from a ring buffer of group sums, where compressed key i lies at i % ring.
+ * Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms taken
+ * together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k). Summed in float64,
+ * where weight and p, 8 and 24 bits, have an exact product: in float32 3p + 2p + p and p + 2p + 3p
+ * differ, which a block at the text's begin and one at the last visible key may have. Keys that are
+ * not visible count 0. */
+static __device__ __forceinline__ float importance_of(const dims *c, const float *s_ring, int ring,
+                                                      int n_visible, int j) {
+    const int per_block = c->lb / c->d, overlap = c->l / c->d;
+    double sum = 0;
+    for (int k = 1 - overlap; k < per_block; k++) {
+        const int i = per_block * j + k;
+        const int weight = min(overlap, min(overlap + k, per_block - k));
+        if (i >= 0 && i < n_visible)
+            sum += (double)weight * (double)s_ring[i & (ring - 1)];
+    }
+    return (float)sum;
+}
+
+/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that. */
+static __device__ __forceinline__ sort_key candidate(const dims *c, int own_block, int j,
+                                                     float importance) {
+    return j >= c->init && j <= own_block - c->local ? sort_key_of(importance, j) : 0;
+}
+
+/* Top-k list for a query in block `own_block`, empty: places that are not forced. */
+static __device__ __forceinline__ void topk_of_row(topk *best, const dims *c, int own_block) {
+    int n0, first_local;
+    topk_init(best, own_block < 0 ? 0 : c->n - forced_blocks(c, own_block, &n0, &first_local));
+}
+
+#endif

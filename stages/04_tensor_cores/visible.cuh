@@ -1,0 +1,134 @@
+/** @file
+ *  @brief Which rows a CUDA block has, and which blocks and keys each row sees: what stage 02's
+ * lists of spans have become. */
+#ifndef VISIBLE_CUH
+#define VISIBLE_CUH
+
+#include "stage.cuh"
+
+static const uint64_t ALL_KEYS = ~(uint64_t)0; /* the mask of all 64 keys of a block */
+
+/* Bits lo..hi-1 of a block's mask; lo and hi may lie outside of 0..64. */
+static __device__ __forceinline__ uint64_t range_mask(int lo, int hi) {
+    lo = max(lo, 0);
+    hi = min(hi, BLOCK);
+    return hi <= lo ? 0 : (ALL_KEYS >> (BLOCK - (hi - lo))) << lo;
+}
+
+/* ------------------------------------------------- the rows of a CUDA block */
+
+/* A CUDA block's kv head and rows. */
+typedef struct tile_coord {
+    int kvh;         /* kv head */
+    row_range rows;  /* the rows, of one sequence */
+    int lane_t;      /* position of row lane_id(), -1 if there is none */
+    int last_t;      /* of the last row, which sees the most keys */
+    const sequence *sq;
+} tile_coord;
+
+static __device__ __forceinline__ tile_coord tile_coord_of(const attend_args *a,
+                                                           const row_range *rows, int kvh) {
+    tile_coord coord;
+    coord.kvh = kvh;
+    coord.rows = *rows;
+    coord.sq = &a->seqs[rows->sequence];
+    coord.lane_t = lane_id() < rows->count ? a->row_t[rows->first + lane_id()] : -1;
+    coord.last_t = __shfl_sync(ALL_LANES, coord.lane_t, rows->count - 1);
+    return coord;
+}
+
+/* Position of row i of the CUDA block, -1 if there is none; all lanes call. */
+static __device__ __forceinline__ int position_of(const tile_coord *coord, int i) {
+    return __shfl_sync(ALL_LANES, coord->lane_t, i);
+}
+
+/* Number of the tile of heads g16 of a row, among all of [R,Hkv,GT]. */
+static __device__ __forceinline__ int64_t head_tile(const dims *c, int64_t row, int kvh, int g16) {
+    return (row * c->Hkv + kvh) * c->GT + g16;
+}
+
+/* One block of keys and values. */
+typedef struct block_ptrs {
+    const bf16 *k, *v;
+} block_ptrs;
+
+static __device__ __forceinline__ block_ptrs block_at(const kv_blocks *in, const dims *c,
+                                                      int64_t block) {
+    return {in->rows[KEYS] + block * BLOCK * c->dkp, in->rows[VALUES] + block * BLOCK * c->dvp};
+}
+
+/* Block `block` of a sequence and kv head. */
+static __device__ __forceinline__ block_ptrs block_ptrs_of(const attend_args *a, const sequence *sq,
+                                                           int kvh, int branch, int block) {
+    const kv_blocks *in = &a->in[branch];
+    return block_at(in, &a->c, kvh * in->stride + sq->first_block[branch] + block);
+}
+
+/* Number of compressed tokens that position t sees: those with i d + l - 1 <= t (Eq. 8);
+ * nsa_cmp_visible() on the device. */
+static __device__ __forceinline__ int cmp_visible(const dims *c, int t) {
+    return t + 1 < c->l ? 0 : (t + 1 - c->l) / c->d + 1;
+}
+
+/* The first token of position t's window: t - w < s <= t. */
+static __device__ __forceinline__ int first_win(const dims *c, int t) {
+    return max(t - c->w + 1, 0);
+}
+
+/* Bits of the keys of memory block `block` that position t sees, in the compressed branch or in the
+ * window of w tokens; none if t is -1. */
+static __device__ __forceinline__ uint64_t visible_mask(const dims *c, int branch, int t,
+                                                        int block) {
+    const int key = block * BLOCK;
+    if (t < 0)
+        return 0;
+    return branch == CMP ? range_mask(0, cmp_visible(c, t) - key)
+                         : range_mask(first_win(c, t) - key, t + 1 - key);
+}
+
+enum { NO_BLOCK = INT32_MAX };
+
+/* The next memory block from `block` on that some row of the CUDA block sees, in the compressed
+ * branch or in its window; NO_BLOCK if there is none. Rows may lie far apart if the caller listed
+ * them. */
+static __device__ __forceinline__ int next_shared_block(const dims *c, const tile_coord *coord,
+                                                        int branch, int block) {
+    if (branch == CMP)
+        return block * BLOCK < cmp_visible(c, coord->last_t) ? block : (int)NO_BLOCK;
+    const int t = coord->lane_t;
+    const int mine = t < 0 || t / BLOCK < block ? (int)NO_BLOCK
+                                                : max(first_win(c, t) / BLOCK, block);
+    return (int)__reduce_min_sync(ALL_LANES, (unsigned)mine);
+}
+
+/* Position in one row's list of selected blocks. */
+typedef struct block_iter {
+    int entry;      /* index into the list */
+    int next_token; /* tokens before this are done */
+} block_iter;
+
+/* The next memory block that the list idx [n] (ascending, -1 last) touches, and the mask of its
+ * tokens up to t. The selection block size l' may be any; memory blocks are always 64 keys. Several
+ * selected blocks in one memory block are returned together. False when there is no more. */
+static __device__ __forceinline__ bool next_block(block_iter *iter, const int32_t *idx,
+                                                  const dims *c, int t, int *block,
+                                                  uint64_t *mask) {
+    if (iter->entry >= c->n || idx[iter->entry] < 0)
+        return false;
+    const int memory_block = max(idx[iter->entry] * c->lb, iter->next_token) / BLOCK;
+    *block = memory_block;
+    *mask = 0;
+    iter->next_token = (memory_block + 1) * BLOCK;
+    while (iter->entry < c->n && idx[iter->entry] >= 0) {
+        const int first = idx[iter->entry] * c->lb, end = min(first + c->lb, t + 1);
+        if (first >= iter->next_token)
+            break;
+        *mask |= range_mask(first - memory_block * BLOCK, end - memory_block * BLOCK);
+        if (end > iter->next_token)
+            break; /* it goes on in the next memory block */
+        iter->entry++;
+    }
+    return true;
+}
+
+#endif
