@@ -210,7 +210,10 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
  * and tile of heads, kv head outermost, so that one head's keys and values stay in the second-level
  * cache. Shared: none, which leaves all of it to the first-level cache. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
+#ifndef SLC_CTAS
+#define SLC_CTAS 2
+#endif
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, SLC_CTAS)
     attend_slc_kernel(attend_args a) {
     const dims *c = &a.c;
     const int64_t unit = (int64_t)blockIdx.x * ATTEND_WARPS + warp_id();
@@ -230,8 +233,12 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     softmax_state<DV> x;
     softmax_init(&x);
     while (next_block(&iter, g_idx, c, t, &block, &mask))
+#ifdef PREFETCH
+        attend_prefetch<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask);
+#else
         attend_global_block<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
                                     (float *)NULL);
+#endif
     softmax_finalize(&x);
     store_stats(&a, head, heads, SLC, &x);
 #pragma unroll

@@ -233,6 +233,60 @@ static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
     }
 }
 
+#ifdef PREFETCH
+template <int D>
+static __device__ __forceinline__ void load_keys(uint4 (&b)[KEY_TILES], const bf16 *at, int k) {
+#pragma unroll
+    for (int n = 0; n < KEY_TILES; n++)
+        b[n] = load16(at + n * TILE_N * D + k);
+}
+template <int D>
+static __device__ __forceinline__ void load_values(frags_b (&b)[D / TILE_COLS], const bf16 *g_b,
+                                                   int step) {
+#pragma unroll
+    for (int n = 0; n < D / TILE_COLS; n++)
+        b[n] = load_row_fragments(g_b + step * TILE_K * D + n * TILE_COLS, D);
+}
+template <int DK, int DV>
+static __device__ __forceinline__ void attend_prefetch(softmax_state<DV> *x, const dims *c,
+                                                       const bf16 *g_q, block_ptrs ptr,
+                                                       uint64_t mask) {
+    enum { SEGS = DK / 32 };
+    acc_tiles<KEY_TILES> s;
+    frag_a p[KEY_STEPS];
+    uint4 b[2][KEY_TILES];
+    frags_b v[2][DV / TILE_COLS];
+    const bf16 *at = ptr.k + lane_row() * DK + lane_id() % 4 * PIECE;
+    zero_acc(&s);
+    load_keys<DK>(b[0], at, 0);
+#pragma unroll
+    for (int k = 0; k < SEGS; k++) {
+        const frags_a a = load_fragments(g_q + k * 32, DK);
+        if (k + 1 < SEGS)
+            load_keys<DK>(b[(k + 1) & 1], at, (k + 1) * 32);
+        else
+            load_values<DV>(v[0], ptr.v, 0);
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++)
+            mma_32(s.x[n], a, b[k & 1][n]);
+    }
+    online_softmax_update(x, &s, mask, c->scale2);
+    pack_tiles(p, s);
+#pragma unroll
+    for (int step = 0; step < KEY_STEPS; step++) {
+        const frag_b visible = visible_halves(keys_of(mask, step));
+        if (step + 1 < KEY_STEPS)
+            load_values<DV>(v[(step + 1) & 1], ptr.v, step + 1);
+#pragma unroll
+        for (int n = 0; n < DV / TILE_COLS; n++) {
+#pragma unroll
+            for (int i = 0; i < TILE_N; i++)
+                mma(x->o.x[n * TILE_N + i], p[step], masked(b_of_rows(v[step & 1][n], i), visible));
+        }
+    }
+}
+#endif
+
 /* Attention over one block of one warp, read straight from global memory: no other warp is expected
  * to need it. g_scores [16,64], if not NULL, gets the scores. */
 template <int DK, int DV>
