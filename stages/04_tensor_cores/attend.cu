@@ -3,24 +3,35 @@
  *  whose keys neighbouring queries share; then the selected blocks, each query's own. */
 #include "attend.cuh"
 
-enum { ATTEND_WARPS = 4 /* of a CUDA block; two such blocks fill a multiprocessor's registers */ };
+enum {
+    ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
+    QUADS = 4         /* 16 bytes each, that a lane loads or stores at a time */
+};
 
 /* Row tiles of a warp: two, so that every fragment of B is multiplied twice; wide outputs leave
  * registers for one. */
 #define WARP_TILES(DV) ((DV) <= 128 ? 2 : 1)
 
-/* out = or += gate o: the first branch writes, the others add (Eq. 5). For backward and for those
- * who want them, o itself is stored too. */
+/* N quads of one head's row, from column col(n) on: out = or += gate o; the first branch writes, the
+ * others add (Eq. 5). For backward and for those who want them, o itself is stored too. All loads
+ * come before the stores: each would wait for the one before, which may have the same address for
+ * all that the compiler knows. */
+template <int N>
 static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t head, int branch,
-                                                 int col, float4 o) {
-    const int64_t at = head * a->c.dvp + col;
+                                                 const float4 (&o)[N], const int (&col)[N]) {
     const float gate = a->gate[head * BRANCHES + branch];
-    float4 *out = (float4 *)(a->out + at);
-    const float4 sum = branch == CMP ? make_float4(0, 0, 0, 0) : *out;
-    *out = make_float4(sum.x + gate * o.x, sum.y + gate * o.y, sum.z + gate * o.z,
-                       sum.w + gate * o.w);
-    if (a->out_x[branch])
-        *(float4 *)(a->out_x[branch] + at) = o;
+    real *out = a->out + head * a->c.dvp;
+    float4 sum[N];
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        sum[n] = branch == CMP ? make_float4(0, 0, 0, 0) : *(const float4 *)(out + col[n]);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        *(float4 *)(out + col[n]) = make_float4(sum[n].x + gate * o[n].x, sum[n].y + gate * o[n].y,
+                                                sum[n].z + gate * o[n].z, sum[n].w + gate * o[n].w);
+#pragma unroll
+    for (int n = 0; n < N && a->out_x[branch]; n++)
+        *(float4 *)(a->out_x[branch] + head * a->c.dvp + col[n]) = o[n];
 }
 
 /* Store the statistics of a finished row tile; one lane of each row writes. */
@@ -65,8 +76,8 @@ static __device__ __forceinline__ void load_queries_async(const attend_args *a,
                                                           const shared_tiles<DK, DV> &m) {
     for (int i = 0; i < coord->rows.count; i++) {
         const int64_t tile = head_tile(&a->c, coord->rows.first + i, coord->kvh, g16);
-        copy_rows_async<DK>(m.q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK, TILE_ROWS,
-                            (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
+        copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK,
+                                       (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
     }
     nsa_cp_async_commit();
 }
@@ -91,8 +102,8 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
     }
     int block = next_shared_block(c, coord, branch, 0);
     if (block != NO_BLOCK)
-        copy_rows_async<DK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k, BLOCK,
-                            (int)threadIdx.x, threads);
+        copy_rows_async<DK, BLOCK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k,
+                                   (int)threadIdx.x, threads);
     nsa_cp_async_commit();
     while (block != NO_BLOCK) {
         const block_ptrs at = block_ptrs_of(a, coord->sq, coord->kvh, kv, block);
@@ -100,7 +111,7 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         uint64_t mask[M], any = 0;
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the keys have arrived, and the last block's values are used */
-        copy_rows_async<DV>(m.v, at.v, BLOCK, (int)threadIdx.x, threads);
+        copy_rows_async<DV, BLOCK>(m.v, at.v, (int)threadIdx.x, threads);
         nsa_cp_async_commit();
 #pragma unroll
         for (int i = 0; i < M; i++)
@@ -118,8 +129,8 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the values have arrived, and the keys are used */
         if (block != NO_BLOCK)
-            copy_rows_async<DK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k, BLOCK,
-                                (int)threadIdx.x, threads);
+            copy_rows_async<DK, BLOCK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k,
+                                       (int)threadIdx.x, threads);
         nsa_cp_async_commit();
         if (any)
             matmul_masked<DV>(o, p, m.v, mask);
@@ -151,10 +162,16 @@ static __device__ __forceinline__ void attend_branch(const attend_args *a, const
         store_stats(a, head, heads, branch, &x[k]);
         const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
 #pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-            const float4 o = pair_quad(x[k].o.x[n]);
+        for (int n = 0; n < DV / TILE_N; n += QUADS) {
+            float4 o[QUADS];
+            int col[QUADS];
+#pragma unroll
+            for (int i = 0; i < QUADS; i++) {
+                o[i] = pair_quad(x[k].o.x[n + i]);
+                col[i] = (n + i) * TILE_N + lane_col() / 4 * 4;
+            }
             if (pair_row < heads)
-                add_gated(a, head + pair_row, branch, n * TILE_N + lane_col() / 4 * 4, o);
+                add_gated(a, head + pair_row, branch, o, col);
         }
     }
 }
@@ -210,10 +227,7 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
  * and tile of heads, kv head outermost, so that one head's keys and values stay in the second-level
  * cache. Shared: none, which leaves all of it to the first-level cache. */
 template <int DK, int DV>
-#ifndef SLC_CTAS
-#define SLC_CTAS 2
-#endif
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, SLC_CTAS)
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     attend_slc_kernel(attend_args a) {
     const dims *c = &a.c;
     const int64_t unit = (int64_t)blockIdx.x * ATTEND_WARPS + warp_id();
@@ -224,7 +238,7 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, SLC_CTAS)
     const sequence *sq = &a.seqs[a.row_seq[row]];
     const int t = a.row_t[row];
     const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
-    const bf16 *g_q = a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK;
+    const bf16 *g_q = a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane();
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
     block_iter iter = {0, 0};
@@ -233,22 +247,23 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, SLC_CTAS)
     softmax_state<DV> x;
     softmax_init(&x);
     while (next_block(&iter, g_idx, c, t, &block, &mask))
-#ifdef PREFETCH
-        attend_prefetch<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask);
-#else
         attend_global_block<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
                                     (float *)NULL);
-#endif
     softmax_finalize(&x);
     store_stats(&a, head, heads, SLC, &x);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-        for (int n = 0; n < DV / TILE_COLS && lane_row() + 8 * i < heads; n++) {
+        for (int n = 0; n < DV / 16; n += QUADS) {
+            float4 o[QUADS];
+            int col[QUADS];
 #pragma unroll
-            for (int q = 0; q < 4; q++)
-                add_gated(&a, head + lane_row() + 8 * i, SLC, quad_col(n, q),
-                           quad_of(x.o, n, q, i));
+            for (int k = 0; k < QUADS; k++) {
+                o[k] = quad_of(x.o, n + k, i);
+                col[k] = quad_col(n + k);
+            }
+            if (lane_row() + 8 * i < heads)
+                add_gated(&a, head + lane_row() + 8 * i, SLC, o, col);
         }
     }
 }

@@ -111,7 +111,8 @@ template <int DV> static __device__ __forceinline__ void softmax_finalize(softma
 /* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp, s_b [8 N][D] keys or
  * values. */
 template <int D, int M, int N>
-static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], bf16 *s_a, bf16 *s_b) {
+static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf16 *s_a,
+                                                  const bf16 *s_b) {
 #pragma unroll
     for (int k = 0; k < D; k += TILE_K) {
         frag_a a[M];
@@ -132,7 +133,8 @@ static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], bf16 *s_
 }
 
 template <int D, int M, int N>
-static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], bf16 *s_a, bf16 *s_b) {
+static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], const bf16 *s_a,
+                                                  const bf16 *s_b) {
 #pragma unroll
     for (int m = 0; m < M; m++)
         zero_acc(&s[m]);
@@ -143,7 +145,7 @@ static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], bf16 
  * backward keys. MASKED: keys whose bit in mask[m] is not set count as zero. */
 template <int D, bool MASKED, int M, int STEPS>
 static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const (&acc)[M],
-                                                   const frag_a (&p)[M][STEPS], bf16 *s_b,
+                                                   const frag_a (&p)[M][STEPS], const bf16 *s_b,
                                                    const uint64_t (&mask)[M]) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
@@ -167,7 +169,7 @@ static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const 
 /* The same, masked where some row tile does not see all keys. */
 template <int D, int M, int STEPS>
 static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *const (&acc)[M],
-                                                     const frag_a (&p)[M][STEPS], bf16 *s_b,
+                                                     const frag_a (&p)[M][STEPS], const bf16 *s_b,
                                                      const uint64_t (&mask)[M]) {
     const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
     bool all = true, any = false;
@@ -192,27 +194,27 @@ static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_
 
 /* --------------------------------------------------- a block of one warp */
 
-/* s [16,64] = A B^T, straight from global memory: g_a [16][D] is the warp's row tile, g_b [64][D]
- * keys or values. */
+/* s [16,64] = A B^T, straight from global memory: row tile [16][D] and keys or values [64][D]; both
+ * point to this lane's piece of the first tile. */
 template <int D>
 static __device__ __forceinline__ void global_scores(acc_tiles<KEY_TILES> *s, const bf16 *g_a,
                                                      const bf16 *g_b) {
-    const bf16 *at = g_b + lane_row() * D + lane_id() % 4 * PIECE;
     zero_acc(s);
 #pragma unroll
-    for (int k = 0; k < D; k += 2 * TILE_K) {
-        const frags_a a = load_fragments(g_a + k, D);
+    for (int k = 0; k < D; k += SPAN) {
+        const frags_a a = load_frags_a<D>(g_a, k);
         uint4 b[KEY_TILES];
 #pragma unroll
         for (int n = 0; n < KEY_TILES; n++)
-            b[n] = load16(at + n * TILE_N * D + k);
+            b[n] = load_tile<D>(g_b, n * BAND, k);
 #pragma unroll
         for (int n = 0; n < KEY_TILES; n++)
             mma_32(s->x[n], a, b[n]);
     }
 }
 
-/* acc [16, D] += P B, B = g_b [64][D]; columns as b_of_rows() has them. */
+/* acc [16, D] += P B, B = [64][D], values or in backward keys; columns as transpose_tiles() has
+ * them. */
 template <int D>
 static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
                                                      const frag_a (&p)[KEY_STEPS], const bf16 *g_b,
@@ -220,72 +222,22 @@ static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
 #pragma unroll
     for (int step = 0; step < KEY_STEPS; step++) {
         const frag_b visible = visible_halves(keys_of(mask, step));
-        frags_b b[D / TILE_COLS];
+        uint4 lo[D / SPAN], hi[D / SPAN];
 #pragma unroll
-        for (int n = 0; n < D / TILE_COLS; n++)
-            b[n] = load_row_fragments(g_b + step * TILE_K * D + n * TILE_COLS, D);
+        for (int n = 0; n < D / SPAN; n++) {
+            lo[n] = load_tile<D>(g_b, step * TILE_K, n * SPAN);
+            hi[n] = load_tile<D>(g_b, step * TILE_K + BAND, n * SPAN);
+        }
 #pragma unroll
-        for (int n = 0; n < D / TILE_COLS; n++) {
+        for (int n = 0; n < D / SPAN; n++) {
+            frag_b b[4];
+            transpose_tiles(b, lo[n], hi[n]);
 #pragma unroll
-            for (int i = 0; i < TILE_N; i++)
-                mma(acc->x[n * TILE_N + i], p[step], masked(b_of_rows(b[n], i), visible));
+            for (int i = 0; i < 4; i++)
+                mma(acc->x[n * 4 + i], p[step], masked(b[i], visible));
         }
     }
 }
-
-#ifdef PREFETCH
-template <int D>
-static __device__ __forceinline__ void load_keys(uint4 (&b)[KEY_TILES], const bf16 *at, int k) {
-#pragma unroll
-    for (int n = 0; n < KEY_TILES; n++)
-        b[n] = load16(at + n * TILE_N * D + k);
-}
-template <int D>
-static __device__ __forceinline__ void load_values(frags_b (&b)[D / TILE_COLS], const bf16 *g_b,
-                                                   int step) {
-#pragma unroll
-    for (int n = 0; n < D / TILE_COLS; n++)
-        b[n] = load_row_fragments(g_b + step * TILE_K * D + n * TILE_COLS, D);
-}
-template <int DK, int DV>
-static __device__ __forceinline__ void attend_prefetch(softmax_state<DV> *x, const dims *c,
-                                                       const bf16 *g_q, block_ptrs ptr,
-                                                       uint64_t mask) {
-    enum { SEGS = DK / 32 };
-    acc_tiles<KEY_TILES> s;
-    frag_a p[KEY_STEPS];
-    uint4 b[2][KEY_TILES];
-    frags_b v[2][DV / TILE_COLS];
-    const bf16 *at = ptr.k + lane_row() * DK + lane_id() % 4 * PIECE;
-    zero_acc(&s);
-    load_keys<DK>(b[0], at, 0);
-#pragma unroll
-    for (int k = 0; k < SEGS; k++) {
-        const frags_a a = load_fragments(g_q + k * 32, DK);
-        if (k + 1 < SEGS)
-            load_keys<DK>(b[(k + 1) & 1], at, (k + 1) * 32);
-        else
-            load_values<DV>(v[0], ptr.v, 0);
-#pragma unroll
-        for (int n = 0; n < KEY_TILES; n++)
-            mma_32(s.x[n], a, b[k & 1][n]);
-    }
-    online_softmax_update(x, &s, mask, c->scale2);
-    pack_tiles(p, s);
-#pragma unroll
-    for (int step = 0; step < KEY_STEPS; step++) {
-        const frag_b visible = visible_halves(keys_of(mask, step));
-        if (step + 1 < KEY_STEPS)
-            load_values<DV>(v[(step + 1) & 1], ptr.v, step + 1);
-#pragma unroll
-        for (int n = 0; n < DV / TILE_COLS; n++) {
-#pragma unroll
-            for (int i = 0; i < TILE_N; i++)
-                mma(x->o.x[n * TILE_N + i], p[step], masked(b_of_rows(v[step & 1][n], i), visible));
-        }
-    }
-}
-#endif
 
 /* Attention over one block of one warp, read straight from global memory: no other warp is expected
  * to need it. g_scores [16,64], if not NULL, gets the scores. */
@@ -295,12 +247,12 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x,
                                                            uint64_t mask, float *g_scores) {
     acc_tiles<KEY_TILES> s;
     frag_a p[KEY_STEPS];
-    global_scores<DK>(&s, g_q, at.k);
+    global_scores<DK>(&s, g_q, at.k + tile_lane());
     if (g_scores)
         store_acc(g_scores, BLOCK, &s, TILE_ROWS);
     online_softmax_update(x, &s, mask, c->scale2);
     pack_tiles(p, s);
-    global_matmul<DV>(&x->o, p, at.v, mask);
+    global_matmul<DV>(&x->o, p, at.v + tile_lane(), mask);
 }
 
 /* ------------------------------------------------------------------ outputs */
@@ -314,17 +266,17 @@ static __device__ __forceinline__ float4 pair_quad(const float (&x)[4]) {
     return odd ? make_float4(a, b, x[2], x[3]) : make_float4(x[0], x[1], a, b);
 }
 
-/* Accumulators of global_matmul() in quads of neighbouring columns: quad q of 4, of 64 columns n,
- * in row lane_row() + 8 i. */
-static __device__ __forceinline__ int quad_col(int n, int q) {
-    return n * TILE_COLS + lane_id() % 4 * 16 + 4 * q;
+/* Accumulators of global_matmul() in quads of neighbouring columns: of every 32 columns a lane has 8
+ * in each of its rows, quads 2n and 2n + 1. */
+static __device__ __forceinline__ int quad_col(int quad) {
+    return quad / 2 * SPAN + lane_id() % 4 * PIECE + quad % 2 * 4;
 }
 
+/* Quad `quad` of row lane_row() + 8 i. */
 template <int N>
-static __device__ __forceinline__ float4 quad_of(const acc_tiles<N> &acc, int n, int q, int i) {
-    const int first = n * TILE_N + q % 2 * 4, e = 2 * i + q / 2;
-    return make_float4(acc.x[first][e], acc.x[first + 1][e], acc.x[first + 2][e],
-                       acc.x[first + 3][e]);
+static __device__ __forceinline__ float4 quad_of(const acc_tiles<N> &acc, int quad, int i) {
+    const float(&a)[4] = acc.x[2 * quad], (&b)[4] = acc.x[2 * quad + 1];
+    return make_float4(a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1]);
 }
 
 #endif

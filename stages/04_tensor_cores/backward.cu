@@ -11,13 +11,13 @@ nsa_status open_backward(stage *st) {
     memset(s, 0, sizeof *s);
     st->scratch = s;
     TRY(open_queries(st, s));
-    TRY(open_keys(st, s));
+    TRY(open_keys(st));
     return open_inverse_list(st, s);
 }
 
 nsa_status make_grad_tiles(stage *st) {
     scratch *s = (scratch *)st->scratch;
-    return make_tiles(st, dq_rows(s, &st->c), s->tiles, &s->n_tiles);
+    return make_tiles(st, dq_rows(&st->c), s->tiles, &s->n_tiles);
 }
 
 static nsa_status zero(const stage *st, real *x, int64_t count) {

@@ -6,7 +6,6 @@
 #include "attend.cuh"
 
 enum {
-    DQ_WARPS = 4,           /* of a CUDA block for dq; the maximum */
     DKV_WARPS = 4,          /* of a CUDA block for dk and dv, with 16 keys each */
     LIST_CHUNKS = 256,      /* chunks of rows that are inverted in parallel */
     MIN_UNIT_ROWS = 1024,   /* rows of a work unit, at least */
@@ -50,8 +49,7 @@ typedef struct inverse_list {
 
 /* What the attention kernels of backward need beyond the stage's own fields; in host memory. */
 typedef struct scratch {
-    int dq_warps, dkv_tiles; /* warps of a CUDA block for dq; row tiles in a step of dkv */
-    row_range *tiles;        /* of rows, for dq */
+    row_range *tiles; /* of rows, for dq */
     int64_t n_tiles;
     row_terms *terms;
     inverse_list inverse; /* buffers that each branch uses in turn */
@@ -66,17 +64,17 @@ static __host__ __device__ __forceinline__ int64_t units_of(const inverse_list *
 
 /* From a score and dP to gate P and dS / scale (Eq. 5 and softmax's derivative):
  *     P = 2^(scale2 S - row_max) inv_sum,   dS = scale gate P (dP - dgate),
- * for dgate = <dO,o> = sum_s P_s dP_s. The scale multiplies dq and dk at their end. Both are 0 where
- * the key is not visible, whatever lies there. */
+ * for dgate = <dO,o> = sum_s P_s dP_s. The scale multiplies dq and dk at their end. What is not
+ * visible has to be masked after this, whatever lies there. */
 static __device__ __forceinline__ void softmax_backward(float scale2, float *s, float *dp,
-                                                        row_terms term, bool visible) {
-    *s = visible ? exp_score(scale2, *s, term.row_max) * term.weight : 0;
-    *dp = visible ? *s * (*dp - term.dgate) : 0;
+                                                        const row_terms &term) {
+    *s = exp_score(scale2, *s, term.row_max) * term.weight;
+    *dp = *s * (*dp - term.dgate);
 }
 
 /* backward_attend.cu */
 nsa_status open_queries(stage *st, scratch *s);
-int dq_rows(const scratch *s, const dims *c); /* of a CUDA block */
+int dq_rows(const dims *c); /* of a CUDA block */
 nsa_status gate_backward(stage *st, const grad_args *args);
 nsa_status backward_queries(stage *st, const grad_args *args);
 
@@ -85,7 +83,7 @@ nsa_status open_inverse_list(stage *st, scratch *s);
 nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv);
 
 /* backward_keys.cu */
-nsa_status open_keys(stage *st, scratch *s);
+nsa_status open_keys(stage *st);
 nsa_status backward_keys(stage *st, const grad_args *args, const inverse_list *inv);
 
 #endif

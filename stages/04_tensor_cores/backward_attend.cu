@@ -4,13 +4,16 @@
 #include "backward.cuh"
 
 enum {
-    GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel */
+    GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
+    SLC_WARPS = 4,  /* and of dq_slc_kernel */
     HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
     HALF = BLOCK / 2
 };
 
-/* Row tiles of a warp, as in forward. */
+/* Row tiles of a warp, as in forward, and warps of a CUDA block: what registers and the smallest
+ * shared memory allow. */
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
+#define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
 /* dgate = <dO,o> of each branch, and the terms that the other kernels need of a row. Grid: row
  * tiles / GATE_WARPS. A warp has one row tile; its lanes share a head's columns. */
@@ -25,12 +28,11 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
         const int64_t head = tile / c->GT * c->G + g0 + row; /* (r*Hkv + h)*G + g = r*Hq + ... */
         row_terms term = {0, 0, 0, 0};
         if (g0 + row < c->G) {
-            const bf16 *dout = a.dout + (tile * TILE_ROWS + row) * c->dvp;
             const real *o = a.f.out_x[branch] + head * c->dvp;
             const row_stats stats = a.f.stats[head * BRANCHES + branch];
             float sum = 0;
             for (int col = lane_id(); col < c->dv; col += WARP_SIZE)
-                sum += nsa_load_float(dout + col) * o[col];
+                sum += nsa_load_float(a.dout + tiled(tile * TILE_ROWS + row, col, c->dvp)) * o[col];
             sum = warp_reduce_sum(sum);
             term = row_terms{stats.row_max,
                              stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
@@ -42,18 +44,25 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
     }
 }
 
-/* gate P and dS of tiles of keys, for the lane's two rows. */
+/* dS of tiles of keys, in place of dP, for the lane's two rows; 0 where a key is not visible. */
 template <int N>
 static __device__ __forceinline__ void backward_tiles(acc_tiles<N> *s, acc_tiles<N> *dp,
                                                       float scale2, const row_terms (&term)[2],
                                                       uint64_t mask) {
-    const uint64_t lane_mask = mask >> lane_col();
+    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
 #pragma unroll
     for (int n = 0; n < N; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            softmax_backward(scale2, &s->x[n][i], &dp->x[n][i], term[i / 2],
-                             lane_mask >> (n * TILE_N + i % 2) & 1);
+            softmax_backward(scale2, &s->x[n][i], &dp->x[n][i], term[i / 2]);
+    }
+    if ((mask & all) == all)
+        return;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            dp->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? dp->x[n][i] : 0;
     }
 }
 
@@ -67,21 +76,23 @@ static __device__ __forceinline__ void load_terms(row_terms (&term)[2], const gr
 
 /* -------------------------------------------------------- shared blocks */
 
-/* The shared memory of a CUDA block of `warps` warps. */
-typedef struct dq_smem {
-    bf16 *q, *dout; /* the CUDA block's rows [rows][16][DK], [rows][16][DV] */
+/* The shared memory of a CUDA block. */
+template <int DK, int DV> struct dq_smem {
+    enum { M = DQ_TILES(DK), ROWS = DQ_WARPS(DK) * M };
+    bf16 *q, *dout; /* the CUDA block's rows [ROWS][16][DK], [ROWS][16][DV] */
     bf16 *k, *v;    /* a block of keys and its values */
-} dq_smem;
 
-template <int DK, int DV> static size_t dq_bytes(int warps) {
-    return (size_t)(warps * DQ_TILES(DK) * TILE_ROWS + BLOCK) * (DK + DV) * sizeof(bf16);
-}
+    static size_t bytes(void) {
+        return (size_t)(ROWS * TILE_ROWS + BLOCK) * (DK + DV) * sizeof(bf16);
+    }
+};
 
-template <int DK, int DV> static __device__ __forceinline__ dq_smem dq_smem_of(bf16 *base, int rows) {
-    dq_smem m;
+template <int DK, int DV>
+static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
+    dq_smem<DK, DV> m;
     m.q = base;
-    m.dout = m.q + rows * TILE_ROWS * DK;
-    m.k = m.dout + rows * TILE_ROWS * DV;
+    m.dout = m.q + m.ROWS * TILE_ROWS * DK;
+    m.k = m.dout + m.ROWS * TILE_ROWS * DV;
     m.v = m.k + BLOCK * DK;
     return m;
 }
@@ -90,7 +101,7 @@ template <int DK, int DV> static __device__ __forceinline__ dq_smem dq_smem_of(b
  *     S [16,32] = Q K^T    dP [16,32] = dO V^T    dQ [16,DK] += dS K */
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *const (&dq)[M],
-                                                     const dq_smem *m, float scale2,
+                                                     const dq_smem<DK, DV> *m, float scale2,
                                                      const row_terms (&terms)[M][2], int half,
                                                      const uint64_t (&mask)[M]) {
     const int first = warp_id() * M * TILE_ROWS;
@@ -110,7 +121,7 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *const (&dq)[M],
                                                        const grad_args *a, const tile_coord *coord,
-                                                       const dq_smem *m, int g16, int branch) {
+                                                       const dq_smem<DK, DV> *m, int g16, int branch) {
     const dims *c = &a->f.c;
     row_terms terms[M][2];
     int t[M];
@@ -124,8 +135,8 @@ static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *c
     for (int b = 0; (b = next_shared_block(c, coord, branch, b)) != NO_BLOCK; b++) {
         const block_ptrs at = block_ptrs_of(&a->f, coord->sq, coord->kvh, branch, b);
         __syncthreads(); /* the last block is used */
-        copy_rows_async<DK>(m->k, at.k, BLOCK, (int)threadIdx.x, (int)blockDim.x);
-        copy_rows_async<DV>(m->v, at.v, BLOCK, (int)threadIdx.x, (int)blockDim.x);
+        copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
+        copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
         nsa_cp_async_commit();
         nsa_cp_async_wait<0>();
         __syncthreads();
@@ -147,12 +158,12 @@ static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *c
  * kv head, tile of heads and tile of rows, the last rows first. Block: up to 4 warps with M rows
  * each. Shared: Q and dO of all rows, one block of keys and values; 96 KiB at 128/128. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_kernel(grad_args a) {
+static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_kernel(grad_args a) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
     enum { M = DQ_TILES(DK) };
     const dims *c = &a.f.c;
-    const int rows = (int)blockDim.x / WARP_SIZE * M, g16 = (int)(blockIdx.x % c->GT);
-    const dq_smem m = dq_smem_of<DK, DV>(s_base, rows);
+    const int g16 = (int)(blockIdx.x % c->GT);
+    const dq_smem<DK, DV> m = dq_smem_of<DK, DV>(s_base);
     const int64_t unit = blockIdx.x / c->GT;
     const tile_coord coord = tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv],
                                            (int)(unit % c->Hkv));
@@ -164,10 +175,10 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_kernel(grad_
     }
     for (int i = 0; i < coord.rows.count; i++) {
         const int64_t tile = head_tile(c, coord.rows.first + i, coord.kvh, g16);
-        copy_rows_async<DK>(m.q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK, TILE_ROWS,
-                            (int)threadIdx.x, (int)blockDim.x);
-        copy_rows_async<DV>(m.dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV, TILE_ROWS,
-                            (int)threadIdx.x, (int)blockDim.x);
+        copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK,
+                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
+        copy_rows_async<DV, TILE_ROWS>(m.dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV,
+                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
     }
     backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, CMP);
     backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, WIN);
@@ -187,9 +198,9 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_kernel(grad_
 /* dq over the selected blocks, added to what dq_kernel left; each warp reads its blocks alone. Grid
  * and block as attend_slc_kernel. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_slc_kernel(grad_args a) {
+static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(grad_args a) {
     const dims *c = &a.f.c;
-    const int64_t unit = (int64_t)blockIdx.x * DQ_WARPS + warp_id();
+    const int64_t unit = (int64_t)blockIdx.x * SLC_WARPS + warp_id();
     const int64_t row = unit / c->GT % a.R;
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
@@ -198,7 +209,8 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_slc_kernel(g
     const int t = a.f.row_t[row];
     const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
     const int64_t tile = head_tile(c, row, kvh, g16);
-    const bf16 *g_q = a.f.q + tile * TILE_ROWS * DK, *g_dout = a.dout + tile * TILE_ROWS * DV;
+    const bf16 *g_q = a.f.q + tile * TILE_ROWS * DK + tile_lane();
+    const bf16 *g_dout = a.dout + tile * TILE_ROWS * DV + tile_lane();
     row_terms terms[2];
     block_iter iter = {0, 0};
     uint64_t mask;
@@ -210,39 +222,41 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 2) dq_slc_kernel(g
         const block_ptrs at = block_ptrs_of(&a.f, sq, kvh, SLC, block);
         acc_tiles<KEY_TILES> s, dp;
         frag_a p[KEY_STEPS];
-        global_scores<DK>(&s, g_q, at.k);
-        global_scores<DV>(&dp, g_dout, at.v);
+        global_scores<DK>(&s, g_q, at.k + tile_lane());
+        global_scores<DV>(&dp, g_dout, at.v + tile_lane());
         backward_tiles(&s, &dp, c->scale2, terms, mask);
         pack_tiles(p, dp);
-        global_matmul<DK>(&dq, p, at.k, mask);
+        global_matmul<DK>(&dq, p, at.k + tile_lane(), mask);
     }
     scale_acc(&dq, c->scale);
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
+        float4 old[DK / 16];
+        real *g_dq = a.dq + (head + lane_row() + 8 * i) * DK;
+        if (lane_row() + 8 * i >= heads)
+            continue;
 #pragma unroll
-        for (int q = 0; q < DK / TILE_COLS * 4 && lane_row() + 8 * i < heads; q++) {
-            float4 *g_dq = (float4 *)(a.dq + (head + lane_row() + 8 * i) * DK +
-                                      quad_col(q / 4, q % 4));
-            const float4 old = *g_dq, x = quad_of(dq, q / 4, q % 4, i);
-            *g_dq = make_float4(old.x + x.x, old.y + x.y, old.z + x.z, old.w + x.w);
+        for (int n = 0; n < DK / 16; n++)
+            old[n] = *(const float4 *)(g_dq + quad_col(n));
+#pragma unroll
+        for (int n = 0; n < DK / 16; n++) {
+            const float4 x = quad_of(dq, n, i);
+            *(float4 *)(g_dq + quad_col(n)) =
+                make_float4(old[n].x + x.x, old[n].y + x.y, old[n].z + x.z, old[n].w + x.w);
         }
     }
 }
 
 /* ---------------------------------------------------------------- launches */
 
-/* Warps of a CUDA block: as many as shared memory allows. */
-template <int DK, int DV> static nsa_status open_dq(stage *st, scratch *s) {
-    s->dq_warps = DQ_WARPS;
-    while (s->dq_warps > 1 && dq_bytes<DK, DV>(s->dq_warps) > st->max_shared)
-        s->dq_warps--;
+template <int DK, int DV> static nsa_status allow_shared(void) {
     return nsa_allow_shared(dq_kernel<DK, DV>);
 }
 
-int dq_rows(const scratch *s, const dims *c) {
-    return s->dq_warps * DQ_TILES(c->dkp);
+int dq_rows(const dims *c) {
+    return DQ_WARPS(c->dkp) * DQ_TILES(c->dkp);
 }
 
 nsa_status open_queries(stage *st, scratch *s) {
@@ -251,7 +265,7 @@ nsa_status open_queries(stage *st, scratch *s) {
     s->terms = (row_terms *)device_alloc(
         st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
         sizeof *s->terms);
-    return BY_WIDTH(&st->c, open_dq, st, s);
+    return BY_WIDTH(&st->c, allow_shared);
 }
 
 /* dgate and the terms of all rows. */
@@ -265,12 +279,11 @@ nsa_status gate_backward(stage *st, const grad_args *args) {
 
 template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args *args) {
     const dims *c = &args->f.c;
-    const int warps = ((const scratch *)st->scratch)->dq_warps;
     NSA_LAUNCH((dq_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
-               warps * WARP_SIZE, (dq_bytes<DK, DV>(warps)), st->stream, *args);
+               DQ_WARPS(DK) * WARP_SIZE, (dq_smem<DK, DV>::bytes()), st->stream, *args);
     NSA_LAUNCHED("dq");
-    NSA_LAUNCH((dq_slc_kernel<DK, DV>), (unsigned)((args->row_tiles + DQ_WARPS - 1) / DQ_WARPS),
-               DQ_WARPS * WARP_SIZE, 0, st->stream, *args);
+    NSA_LAUNCH((dq_slc_kernel<DK, DV>), (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS),
+               SLC_WARPS * WARP_SIZE, 0, st->stream, *args);
     NSA_LAUNCHED("dq_slc");
     return NSA_OK;
 }

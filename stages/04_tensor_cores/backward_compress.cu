@@ -10,7 +10,7 @@ static __global__ void gather_gradients(gradient_view dy, const int64_t *key, in
                                         real *y) {
     for (int64_t i = nsa_first(); i < count * dy.Hkv * dy.D; i += nsa_grid_threads()) {
         const int64_t m = i / dy.D;
-        y[i] = row_at(&dy, m % dy.Hkv, key[m / dy.Hkv])[i % dy.D];
+        y[i] = *element_at(&dy, m % dy.Hkv, key[m / dy.Hkv], (int)(i % dy.D));
     }
 }
 
@@ -37,14 +37,13 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     __shared__ float s_a[MAX_BLOCK_LEN], s_du[MAX_BLOCK_LEN];
     const int64_t m = blockIdx.x;
     const int lane = (int)threadIdx.x, D = x.in.D;
-    const bf16 *g_x = span_rows(&x, m);
     real *dy = s.y + m * D, *dz = s.z + m * x.l * D;
     float mean = 0;
     gated_weights(&x, m, w, b, s_a);
     for (int r = 0; r < x.l; r++) {
         float da = 0;
         for (int c = lane; c < D; c += WARP_SIZE)
-            da += dy[c] * nsa_load_float(g_x + r * x.in.Dp + c);
+            da += dy[c] * span_element(&x, m, r, c);
         da = warp_reduce_sum(da);
         mean += s_a[r] * da;
         if (lane == r % WARP_SIZE) /* the lane that reads it below */
@@ -57,7 +56,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
         float dw = 0;
         for (int r = 0; r < x.l; r++) {
             dz[r * D + c] = s_a[r] * dy[c] + s_du[r] * w[c];
-            dw += s_du[r] * (nsa_load_float(g_x + r * x.in.Dp + c) + x.pe[r * D + c]);
+            dw += s_du[r] * (span_element(&x, m, r, c) + x.pe[r * D + c]);
         }
         dy[c] = dw;
     }
@@ -79,7 +78,7 @@ static __global__ void __launch_bounds__(SPAN_THREADS)
     }
     while (end < x.count && x.first[end] <= key)
         end++;
-    real *g_dx = row_at(&dx, h, key);
+    real *g_dx = element_at(&dx, h, key, 0);
     for (int c = (int)threadIdx.x; c < dx.D && begin < end; c += SPAN_THREADS) {
         float sum = 0;
         for (int64_t i = begin; i < end; i++)

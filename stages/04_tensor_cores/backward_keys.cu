@@ -28,173 +28,165 @@ static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int 
     return mask;
 }
 
-/* A step of row tiles in shared memory, up to DKV_WARPS of them. */
-typedef struct dkv_step {
-    bf16 *q, *dout;   /* [step][16][DK], [step][16][DV] */
-    row_terms *terms; /* [step][16] */
-} dkv_step;
-
-template <int DK, int DV> struct dkv_smem {
-    enum { STEP_TILE = TILE_ROWS * ((DK + DV) * (int)sizeof(bf16) + (int)sizeof(row_terms)) };
-    bf16 *k, *v; /* [64][DK], [64][DV] */
-    unsigned char *steps;
-
-    static size_t bytes(int step) {
-        return BLOCK * (DK + DV) * sizeof(bf16) + (size_t)(2 * step * STEP_TILE);
-    }
+/* A step of row tiles in shared memory: as many as fit the smallest, one for each warp at most. */
+template <int DK, int DV> struct dkv_step {
+    enum { TILES = DK + DV <= 256 ? 4 : DK + DV < 512 ? 2 : 1 };
+    bf16 q[TILES * TILE_ROWS * DK], dout[TILES * TILE_ROWS * DV];
+    row_terms terms[TILES * TILE_ROWS];
 };
 
-template <int DK, int DV>
-static __device__ __forceinline__ dkv_smem<DK, DV> dkv_smem_of(bf16 *base) {
-    dkv_smem<DK, DV> m;
-    m.k = base;
-    m.v = m.k + BLOCK * DK;
-    m.steps = (unsigned char *)(m.v + BLOCK * DV);
-    return m;
-}
-
-/* Step number `which`, 0 or 1. */
-template <int DK, int DV>
-static __device__ __forceinline__ dkv_step dkv_step_of(const dkv_smem<DK, DV> &m, int which,
-                                                       int step) {
-    dkv_step x;
-    x.q = (bf16 *)(m.steps + which * step * m.STEP_TILE);
-    x.dout = x.q + step * TILE_ROWS * DK;
-    x.terms = (row_terms *)(x.dout + step * TILE_ROWS * DV);
-    return x;
-}
+/* The shared memory of a CUDA block: its keys and values, and two steps. */
+template <int DK, int DV> struct dkv_smem {
+    bf16 k[BLOCK * DK], v[BLOCK * DV];
+    dkv_step<DK, DV> step[2];
+};
 
 /* Start copying a row tile to place `at` of a step, by one warp. */
 template <int DK, int DV>
 static __device__ __forceinline__ void load_row_tile(const grad_args *a, int branch, int64_t tile,
-                                                     const dkv_step &x, int at) {
-    copy_rows_async<DK>(x.q + at * TILE_ROWS * DK, a->f.q + tile * TILE_ROWS * DK, TILE_ROWS,
-                        lane_id(), WARP_SIZE);
-    copy_rows_async<DV>(x.dout + at * TILE_ROWS * DV, a->dout + tile * TILE_ROWS * DV, TILE_ROWS,
-                        lane_id(), WARP_SIZE);
+                                                     dkv_step<DK, DV> *x, int at) {
+    copy_rows_async<DK, TILE_ROWS>(x->q + at * TILE_ROWS * DK, a->f.q + tile * TILE_ROWS * DK,
+                                   lane_id(), WARP_SIZE);
+    copy_rows_async<DV, TILE_ROWS>(x->dout + at * TILE_ROWS * DV, a->dout + tile * TILE_ROWS * DV,
+                                   lane_id(), WARP_SIZE);
     if (lane_id() < TILE_ROWS)
-        nsa_cp_async_16(x.terms + at * TILE_ROWS + lane_id(),
+        nsa_cp_async_16(x->terms + at * TILE_ROWS + lane_id(),
                         a->terms + (branch * a->row_tiles + tile) * TILE_ROWS + lane_id());
 }
 
-/* Fragments of 16 rows of D elements, kept in registers or, for wide heads, loaded when they are
- * needed. */
-template <int D, bool KEPT> struct row_frags {
+/* Fragments of the warp's 16 keys or values, kept in registers or, for wide heads, loaded when they
+ * are needed. */
+template <int D, bool KEPT> struct key_frags {
     frag_a x[KEPT ? D / TILE_K : 1];
-    bf16 *s_rows;
-
-    __device__ __forceinline__ void load(bf16 *s_from) {
-        s_rows = s_from;
-#pragma unroll
-        for (int k = 0; KEPT && k < D / TILE_K; k++)
-            x[k] = load_a<D>(s_from, k * TILE_K);
-    }
-
-    __device__ __forceinline__ frag_a at(int k) const {
-        return KEPT ? x[KEPT ? k : 0] : load_a<D>(s_rows, k * TILE_K);
-    }
+    const bf16 *s_rows;
 };
 
-/* acc [16 keys, 16 rows] = A B^T, B = s_b [16][D]. */
 template <int D, bool KEPT>
-static __device__ __forceinline__ void key_scores(acc_tiles<2> *acc, const row_frags<D, KEPT> &a,
-                                                  bf16 *s_b) {
-    zero_acc(acc);
+static __device__ __forceinline__ void load_frags(key_frags<D, KEPT> *to, const bf16 *s_rows) {
+    to->s_rows = s_rows;
 #pragma unroll
-    for (int k = 0; k < D / TILE_K; k++) {
-        const frag_a keys = a.at(k);
-        frag_b b[2];
-        load_b<D>(b, s_b, k * TILE_K);
-        mma(acc->x[0], keys, b[0]);
-        mma(acc->x[1], keys, b[1]);
-    }
+    for (int k = 0; KEPT && k < D / TILE_K; k++)
+        to->x[k] = load_a<D>(s_rows, k * TILE_K);
+}
+
+/* acc [16 keys,16 rows] += A B^T over columns k..k+15, B = s_b [16][D]. */
+template <int D, bool KEPT>
+static __device__ __forceinline__ void add_products(acc_tiles<2> *acc,
+                                                    const key_frags<D, KEPT> &keys,
+                                                    const bf16 *s_b, int k) {
+    const frag_a a = KEPT ? keys.x[KEPT ? k / TILE_K : 0] : load_a<D>(keys.s_rows, k);
+    frag_b b[2];
+    load_b<D>(b, s_b, k);
+    mma(acc->x[0], a, b[0]);
+    mma(acc->x[1], a, b[1]);
 }
 
 /* acc [16 keys, 8 N] += P^T B, B = s_b [16][D], 8 N of its columns from `col` on. */
 template <int D, int N>
-static __device__ __forceinline__ void add_rows(acc_tiles<N> *acc, const frag_a &p, bf16 *s_b,
-                                                int col) {
+static __device__ __forceinline__ void add_rows(acc_tiles<N> *acc, const frag_a &p,
+                                                const bf16 *s_b, int col) {
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
         frag_b b[2];
-        load_b_trans<D>(b, s_b, col + n * TILE_N);
+        load_b_trans<D>(b, s_b + at_column(0, col), n * TILE_N);
         mma(acc->x[n], p, b[0]);
         mma(acc->x[n + 1], p, b[1]);
     }
 }
 
-/* Row tile number i of a unit, which begins at `start` of the list: its row; -1 if there is none. */
-static __device__ __forceinline__ int64_t row_of_unit(const inverse_list *inv, int64_t start,
-                                                      int64_t i, int64_t tiles, int GT) {
-    const int64_t at = start + i / GT;
-    return i >= tiles ? -1 : inv->list ? inv->list[at] : at;
-}
-
-/* dk and dv of the warp's 16 keys from one row tile, whose visible keys are `mask`. */
+/* dk and dv of the warp's 16 keys from one row tile, whose visible keys are `mask`. The two
+ * products with the keys and the values take turns, for they wait for their own sums alone. */
 template <int DK, int DV, int NK, int NV>
 static __device__ __forceinline__ void
-add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv,
-             const row_frags<DK, NK == DK / TILE_N> &k, const row_frags<DV, NK == DK / TILE_N> &v,
-             const dkv_step &x, int tile, float scale2, unsigned mask) {
-    bf16 *s_q = x.q + tile * TILE_ROWS * DK, *s_dout = x.dout + tile * TILE_ROWS * DV;
-    const row_terms *terms = x.terms + tile * TILE_ROWS + lane_col();
+add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE_N == DK> &k,
+             const key_frags<DV, NK * TILE_N == DK> &v, const dkv_step<DK, DV> *x, int tile,
+             float scale2, unsigned mask) {
+    const bf16 *s_q = x->q + tile * TILE_ROWS * DK, *s_dout = x->dout + tile * TILE_ROWS * DV;
+    const row_terms *terms = x->terms + tile * TILE_ROWS + lane_col();
     acc_tiles<2> s, dp;
-    key_scores(&s, k, s_q);
-    key_scores(&dp, v, s_dout);
+    zero_acc(&s);
+    zero_acc(&dp);
+#pragma unroll
+    for (int col = 0; col < (DK > DV ? DK : DV); col += TILE_K) {
+        if (col < DK)
+            add_products(&s, k, s_q, col);
+        if (col < DV)
+            add_products(&dp, v, s_dout, col);
+    }
 #pragma unroll
     for (int n = 0; n < 2; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            softmax_backward(scale2, &s.x[n][i], &dp.x[n][i], terms[n * TILE_N + i % 2],
-                             mask >> (lane_row() + i / 2 * 8) & 1);
+            softmax_backward(scale2, &s.x[n][i], &dp.x[n][i], terms[n * TILE_N + i % 2]);
+    }
+    if (mask != 0xffffu) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const bool visible = mask >> (lane_row() + i % 4 / 2 * 8) & 1;
+            s.x[i / 4][i % 4] = visible ? s.x[i / 4][i % 4] : 0;
+            dp.x[i / 4][i % 4] = visible ? dp.x[i / 4][i % 4] : 0;
+        }
     }
     add_rows<DV>(dv, a_of_acc(s.x[0], s.x[1]), s_dout, (int)blockIdx.z * NV * TILE_N);
     add_rows<DK>(dk, a_of_acc(dp.x[0], dp.x[1]), s_q, (int)blockIdx.z * NK * TILE_N);
 }
 
-/* One work unit: up to unit_rows rows that see one block of keys, `step` row tiles at a time. Keys
- * are the rows of matrix tiles here, and each warp has 16 of them to the end:
+/* Rows of a work unit, as its CUDA block goes through them. */
+typedef struct unit_rows {
+    int64_t start; /* where they begin in the list, or the first row */
+    int tiles;     /* row tiles */
+} unit_rows;
+
+/* Row of row tile i of a unit; -1 if there is none. */
+static __device__ __forceinline__ int64_t row_of_unit(const inverse_list *inv, const unit_rows &x,
+                                                      int i, int GT) {
+    const int64_t at = x.start + (GT == 1 ? i : i / GT);
+    return i >= x.tiles ? -1 : inv->list ? inv->list[at] : at;
+}
+
+/* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
+ * Keys are the rows of matrix tiles here, and each warp has 16 of them to the end:
  *
  *     S^T [16 keys,16 rows] = K Q^T    dP^T = V dO^T    ->    P^T and dS^T, which are A already
  *     dV [16 keys,DV] += P^T dO        dK [16 keys,DK] += dS^T Q
  *
- * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of
- * it. Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks,
- * for half of the columns each. Shared: K and V of the block, two steps; 96 KiB at 128/128. */
+ * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of it.
+ * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks, for
+ * half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
-    dkv_kernel(grad_args a, inverse_list inv, int step) {
+    dkv_kernel(grad_args a, inverse_list inv) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
     __shared__ uint64_t s_mask[2][DKV_WARPS];
-    enum { PARTS = DKV_PARTS(DK), NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
+    enum { STEP = dkv_step<DK, DV>::TILES, PARTS = DKV_PARTS(DK) };
+    enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
+    dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
-    const int64_t rows = min(inv.unit_rows, inv.count[block] - first), tiles = rows * c->GT;
-    const int64_t start = inv.start[block] + first;
+    const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
+    const unit_rows unit = {inv.start[block] + first, (int)rows * c->GT};
     const int warp = warp_id(), key = warp * TILE_ROWS, branch = inv.branch;
-    const dkv_smem<DK, DV> m = dkv_smem_of<DK, DV>(s_base);
-    row_frags<DK, PARTS == 1> k;
-    row_frags<DV, PARTS == 1> v;
+    key_frags<DK, PARTS == 1> k;
+    key_frags<DV, PARTS == 1> v;
     acc_tiles<NK> dk;
     acc_tiles<NV> dv;
     if (rows <= 0)
         return;
     const block_ptrs at = block_at(&a.f.in[branch], c, block);
-    copy_rows_async<DK>(m.k, at.k, BLOCK, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
-    copy_rows_async<DV>(m.v, at.v, BLOCK, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
+    copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
+    copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
     nsa_cp_async_commit();
     nsa_cp_async_wait<0>();
     __syncthreads();
-    k.load(m.k + key * DK);
-    v.load(m.v + key * DV);
+    load_frags(&k, m->k + key * DK);
+    load_frags(&v, m->v + key * DV);
     zero_acc(&dk);
     zero_acc(&dv);
-    int64_t row = -1, next = warp < step ? row_of_unit(&inv, start, warp, tiles, c->GT) : -1;
+    int64_t row = -1, next = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
     int t = -1; /* of `row`; it and the row are looked up a step ahead of their use */
-    const int64_t any_row = inv.list ? inv.list[start] : start;
+    const int64_t any_row = inv.list ? inv.list[unit.start] : unit.start;
     const int b = (int)(block % inv.stride - a.f.seqs[a.f.row_seq[any_row]].first_block[branch]);
-    for (int64_t i = -step; i < tiles; i += step) { /* the first time only loads */
-        const int which = (int)(i / step & 1);
+    for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) {
         if (lane_id() == 0)
             s_mask[which][warp] = visible_keys(&a, branch, h, b, row, t);
         nsa_cp_async_wait<0>();
@@ -202,21 +194,20 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
         row = next;
         t = row < 0 ? -1 : a.f.row_t[row];
         if (row >= 0)
-            load_row_tile<DK, DV>(&a, branch,
-                                  head_tile(c, row, (int)h, (int)((i + step + warp) % c->GT)),
-                                  dkv_step_of(m, which ^ 1, step), warp);
+            load_row_tile(&a, branch, head_tile(c, row, (int)h, (i + STEP + warp) % c->GT),
+                          &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
-        next = warp < step ? row_of_unit(&inv, start, i + 2 * step + warp, tiles, c->GT) : -1;
-        const dkv_step x = dkv_step_of(m, which, step);
-        for (int tile = 0; i >= 0 && tile < step; tile++) {
+        next = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
+#pragma unroll 1
+        for (int tile = 0; i >= 0 && tile < STEP; tile++) { /* the first time only loads */
             const unsigned mask = (unsigned)(s_mask[which][tile] >> key) & 0xffffu;
             if (mask)
-                add_row_tile(&dk, &dv, k, v, x, tile, c->scale2, mask);
+                add_row_tile(&dk, &dv, k, v, &m->step[which], tile, c->scale2, mask);
         }
     }
     scale_acc(&dk, c->scale);
-    const int64_t unit = inv.first_unit[block] + blockIdx.y;
-    real *to = inv.partial + (unit * 2 * BLOCK + key) * c->wp;
+    real *to = inv.partial +
+               ((inv.first_unit[block] + blockIdx.y) * 2 * BLOCK + key) * (int64_t)c->wp;
     store_acc(to + (int)blockIdx.z * NV * TILE_N, c->wp, &dv, TILE_ROWS);
     store_acc(to + (int64_t)BLOCK * c->wp + (int)blockIdx.z * NK * TILE_N, c->wp, &dk, TILE_ROWS);
 }
@@ -244,31 +235,23 @@ static __global__ void __launch_bounds__(REDUCE_THREADS)
 
 /* ---------------------------------------------------------------- launches */
 
-/* Row tiles in a step: as many as shared memory holds beside s_mask, one for each warp at most. */
-template <int DK, int DV> static nsa_status open_dkv(stage *st, scratch *s) {
-    s->dkv_tiles = DKV_WARPS;
-    while (s->dkv_tiles > 1 &&
-           dkv_smem<DK, DV>::bytes(s->dkv_tiles) + 2 * DKV_WARPS * sizeof(uint64_t) >
-               st->max_shared)
-        s->dkv_tiles--;
+template <int DK, int DV> static nsa_status allow_shared(void) {
     return nsa_allow_shared(dkv_kernel<DK, DV>);
 }
 
 template <int DK, int DV>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
-    const int step = ((const scratch *)st->scratch)->dkv_tiles;
     NSA_LAUNCH((dkv_kernel<DK, DV>),
                dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
-               DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes(step)), st->stream, *args, *inv,
-               step);
+               DKV_WARPS * WARP_SIZE, sizeof(dkv_smem<DK, DV>), st->stream, *args, *inv);
     NSA_LAUNCHED("dkv");
     NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");
     return NSA_OK;
 }
 
-nsa_status open_keys(stage *st, scratch *s) {
-    return BY_WIDTH(&st->c, open_dkv, st, s);
+nsa_status open_keys(stage *st) {
+    return BY_WIDTH(&st->c, allow_shared);
 }
 
 /* dk and dv of one branch, by its inverse list. */

@@ -60,22 +60,21 @@ typedef struct key_spans {
     const int64_t *g_rows = NULL; /* as in cmp_tokens */
 } key_spans;
 
-/* Row 0 of span m; its rows are in.Dp apart. */
-static __device__ __forceinline__ const bf16 *span_rows(const key_spans *x, int64_t m) {
-    return row_at(&x->in, m % x->in.Hkv, x->first[m / x->in.Hkv]);
+/* Element c of row r of span m. */
+static __device__ __forceinline__ float span_element(const key_spans *x, int64_t m, int r, int c) {
+    return nsa_load_float(element_at(&x->in, m % x->in.Hkv, x->first[m / x->in.Hkv] + r, c));
 }
 
 /* s_a [l] = softmax_r(w . (x_r + pe_r) + b_r) of span m: the weights depend on the content. Called
  * by one warp. */
 static __device__ __forceinline__ void gated_weights(const key_spans *x, int64_t m, const real *w,
                                                      const real *b, float *s_a) {
-    const bf16 *g_x = span_rows(x, m);
     const int lane = (int)threadIdx.x;
     float row_max = -INFINITY, row_sum = 0;
     for (int r = 0; r < x->l; r++) {
         float u = 0;
         for (int c = lane; c < x->in.D; c += WARP_SIZE)
-            u += w[c] * (nsa_load_float(g_x + r * x->in.Dp + c) + x->pe[r * x->in.D + c]);
+            u += w[c] * (span_element(x, m, r, c) + x->pe[r * x->in.D + c]);
         u = warp_reduce_sum(u) + b[r];
         row_max = u > row_max || u != u ? u : row_max; /* NaN, if there is one */
         if (lane == r % WARP_SIZE)                     /* the lane that reads it below */

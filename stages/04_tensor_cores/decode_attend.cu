@@ -35,7 +35,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     const int step = a->splits[branch] * SPLIT_WARPS;
     const int64_t first = u->kvh * in->stride + u->slot * a->slot_blocks[branch];
     const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->kvh) * c->n;
-    const bf16 *g_q = a->q + (int64_t)u->unit * TILE_ROWS * DK;
+    const bf16 *g_q = a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane();
     const int end = branch == CMP ? cmp_visible(c, u->t) : u->t + 1;
     const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
@@ -95,10 +95,10 @@ static __device__ __forceinline__ void write_split(const softmax_state<DV> *x,
 #pragma unroll
         for (int i = 0; i < 2; i++) {
 #pragma unroll
-            for (int n = 0; n < DV / TILE_COLS * 4 && w == warp_id(); n++) {
-                float4 *at = (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col(n / 4, n % 4));
+            for (int n = 0; n < DV / 16 && w == warp_id(); n++) {
+                float4 *at = (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col(n));
                 const float4 old = w ? *at : make_float4(0, 0, 0, 0);
-                const float4 o = quad_of(x->o, n / 4, n % 4, i);
+                const float4 o = quad_of(x->o, n, i);
                 const float f = rescale[i];
                 *at = make_float4(old.x + o.x * f, old.y + o.y * f, old.z + o.z * f,
                                   old.w + o.w * f);

@@ -4,7 +4,7 @@
  *  of heads in tiles of 16, or of keys in blocks of 64. */
 #include "load.cuh"
 
-/* Where rows of all heads go: [tiles][16][Dp]. */
+/* Where rows of all heads go: [row tiles][16][Dp], in tiles. */
 typedef struct row_view {
     bf16 *rows;
     int D, Dp;
@@ -21,7 +21,7 @@ static __global__ void pack_rows_kernel(dims c, nsa_source x, int64_t row, int64
         const int64_t tile = (r * c.Hkv + head / c.G) * c.GT + g / TILE_ROWS;
         const float value = nsa_element(x.data, x.dtype,
                                         (nsa_source_row(&x, r) * c.Hq + head) * to.D + col);
-        nsa_store_float(to.rows + (tile * TILE_ROWS + g % TILE_ROWS) * to.Dp + col, value);
+        nsa_store_float(to.rows + tiled(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp), value);
     }
 }
 
@@ -32,10 +32,8 @@ static __global__ void pack_keys_kernel(nsa_source x, const int64_t *g_key, int6
     for (int64_t i = nsa_first(); i < count * to.Hkv * to.D; i += nsa_grid_threads()) {
         const int64_t r = row + i / to.D / to.Hkv, key = g_key[r];
         const int h = (int)(i / to.D % to.Hkv), col = (int)(i % to.D);
-        if (key >= 0)
-            nsa_store_float(row_at(&to, h, key) + col,
-                            nsa_element(x.data, x.dtype,
-                                        (nsa_source_row(&x, r) * to.Hkv + h) * to.D + col));
+        store_key(&to, h, key, col,
+                  nsa_element(x.data, x.dtype, (nsa_source_row(&x, r) * to.Hkv + h) * to.D + col));
     }
 }
 

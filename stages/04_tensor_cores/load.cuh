@@ -9,27 +9,37 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
-/* Rows of one kind: keys or values of one kv_blocks, bfloat16 or their float32 gradients. A key's
+/* Keys or values of one kv_blocks, or their gradients, which are float32 and not in tiles. A key's
  * index is its sequence's first block times BLOCK plus its position. A head's blocks follow each
  * other, so they are rows of Dp elements, one for each index. */
-template <class T> struct view {
-    T *rows;
+typedef struct key_view {
+    bf16 *rows;
     int64_t stride;
     int Hkv, D, Dp;
-};
-typedef view<bf16> key_view;
-typedef view<real> gradient_view;
+} key_view;
 
-template <class T>
-static __host__ __device__ __forceinline__ T *row_at(const view<T> *x, int64_t h, int64_t key) {
-    return x->rows + (h * x->stride * BLOCK + key) * x->Dp;
+typedef struct gradient_view {
+    real *rows;
+    int64_t stride;
+    int Hkv, D, Dp;
+} gradient_view;
+
+/* Element c of a key of head h. */
+static __host__ __device__ __forceinline__ bf16 *element_at(const key_view *x, int64_t h,
+                                                            int64_t key, int c) {
+    return x->rows + tiled(h * x->stride * BLOCK + key, c, x->Dp);
+}
+
+static __host__ __device__ __forceinline__ real *element_at(const gradient_view *x, int64_t h,
+                                                            int64_t key, int c) {
+    return x->rows + (h * x->stride * BLOCK + key) * x->Dp + c;
 }
 
 /* Element c of a key of head h; nothing if `key` is -1. */
 static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, int64_t key, int c,
                                                  float x) {
     if (key >= 0)
-        nsa_store_float(row_at(to, h, key) + c, x);
+        nsa_store_float(element_at(to, h, key, c), x);
 }
 
 key_view view_of(const stage *st, const kv_blocks *in, int pair);

@@ -7,28 +7,28 @@ enum { READ_WARPS = 8 /* of a CUDA block, a row each */ };
 
 /* Rows first.. of to [rows,Hkv,D], up to element `end` of all: row g_key[i] of each head, or row i
  * if that is NULL. Grid: 8 rows, a warp each. */
-template <class T>
+template <class view>
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
-    unpack_kernel(view<T> from, const int64_t *g_key, int64_t end, nsa_target to) {
+    unpack_kernel(view from, const int64_t *g_key, int64_t end, nsa_target to) {
     const int64_t m = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
     const int64_t i = to.first + m / from.Hkv, element = i * from.Hkv * from.D;
     const int h = (int)(m % from.Hkv);
     if (element + h * from.D >= end)
         return;
-    const T *g_row = row_at(&from, h, g_key ? g_key[i] : i);
+    const int64_t key = g_key ? g_key[i] : i;
     for (int c = lane_id(); c < from.D && element + h * from.D + c < end; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, m * from.D + c, nsa_load_float(g_row + c));
+        nsa_store_element(to.data, to.dtype, m * from.D + c, nsa_load_float(element_at(&from, h, key, c)));
 }
 
 /* to [rows,Hkv,D] out of rows, those of `key` or all. */
-template <class T>
-static nsa_status read_view(stage *st, const nsa_tensor *to, view<T> from, const int64_t *key) {
+template <class view>
+static nsa_status read_view(stage *st, const nsa_tensor *to, view from, const int64_t *key) {
     const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
     const int64_t rows = (count + size - 1) / size;
     for (int64_t r = 0, n; r < rows; r += n) {
         const nsa_target at = nsa_find_target(&st->staging, to, size, r, rows, &n);
         const int64_t end = (r + n) * size < count ? (r + n) * size : count;
-        NSA_LAUNCH(unpack_kernel<T>, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
+        NSA_LAUNCH(unpack_kernel<view>, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
                    READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
         NSA_LAUNCHED("unpack");
         TRY(nsa_copy_target(&st->streams, &st->staging, to, r * size, end));
@@ -38,7 +38,7 @@ static nsa_status read_view(stage *st, const nsa_tensor *to, view<T> from, const
 
 /* to [rows,D] = src [rows,padded] without the padding: the rows of one head. */
 static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, int padded) {
-    return read_view<real>(st, to, {src, 0, 1, D, padded}, NULL);
+    return read_view(st, to, gradient_view{src, 0, 1, D, padded}, NULL);
 }
 
 /* An array without padding, in rows of any width. */
@@ -47,8 +47,8 @@ static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
 }
 
 /* Keys, values or their gradients of one branch, from blocks to [T or N,Hkv,D]. */
-template <class T>
-static nsa_status read_keys(stage *st, int branch, view<T> from, const nsa_tensor *to) {
+template <class view>
+static nsa_status read_keys(stage *st, int branch, view from, const nsa_tensor *to) {
     return read_view(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }
 

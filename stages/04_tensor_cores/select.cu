@@ -36,36 +36,50 @@ static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int que
     return m;
 }
 
-/* Start copying Q of heads g16 of the CUDA block's rows, to where the columns want it, and load
- * their statistics; a head or query that does not exist has p = 0. */
+/* Start copying Q of heads g16 of the CUDA block's rows, to where the columns want it; zeros for a
+ * row that does not exist. */
 template <int DK>
 static __device__ __forceinline__ void load_columns(const attend_args *a, const tile_coord *coord,
-                                                    const select_smem *m, int queries, int g16) {
-    const dims *c = &a->c;
-    for (int i = (int)threadIdx.x / (DK / PIECE); i < queries * TILE_ROWS;
-         i += (int)blockDim.x / (DK / PIECE)) {
-        const int query = i / TILE_ROWS, head = i % TILE_ROWS, piece = (int)threadIdx.x % (DK / PIECE);
+                                                    bf16 *s_q, int queries, int g16) {
+    for (int i = (int)threadIdx.x; i < queries * TILE_ROWS * DK / PIECE; i += (int)blockDim.x) {
+        const int query = i / (TILE_ROWS * DK / PIECE), col = i % (DK / PIECE) * PIECE;
+        const int head = i / (DK / PIECE) % TILE_ROWS;
         const bool there = query < coord->rows.count;
         const int64_t row = coord->rows.first + (there ? query : 0);
         const int at = (query / WARP_QUERIES * TILE_ROWS + head / 2 * 2) * WARP_QUERIES +
                        query % WARP_QUERIES * 2 + head % 2;
-        nsa_cp_async_16(swizzled<DK>(m->q, at, piece),
-                        a->q + (head_tile(c, row, coord->kvh, g16) * TILE_ROWS + head) * DK +
-                            piece * PIECE,
+        nsa_cp_async_16(s_q + tiled(at, col, DK),
+                        a->q + head_tile(&a->c, row, coord->kvh, g16) * TILE_ROWS * DK +
+                            tiled(head, col, DK),
                         there);
     }
+}
+
+/* Their statistics; a head or query that does not exist has p = 0. */
+static __device__ __forceinline__ void load_stats(const attend_args *a, const tile_coord *coord,
+                                                  row_stats *s_stats, int queries, int g16) {
+    const dims *c = &a->c;
     for (int i = (int)threadIdx.x; i < queries * TILE_ROWS; i += (int)blockDim.x) {
         const int query = i / TILE_ROWS, g = g16 * TILE_ROWS + i % TILE_ROWS;
         const int64_t head = (coord->rows.first + query) * c->Hq + coord->kvh * c->G + g;
-        m->stats[i] = query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
-                                                            : row_stats{0, 0};
+        s_stats[i] = query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
+                                                           : row_stats{0, 0};
     }
+}
+
+/* Start copying block b of the compressed keys, if there is one. */
+template <int DK>
+static __device__ __forceinline__ void load_keys(const attend_args *a, const tile_coord *coord,
+                                                 bf16 *s_k, int b, int n_last) {
+    if (b * BLOCK < n_last)
+        copy_rows_async<DK, BLOCK>(s_k, block_ptrs_of(a, coord->sq, coord->kvh, CMP, b).k,
+                                   (int)threadIdx.x, (int)blockDim.x);
 }
 
 /* s [64 keys, 64 columns] of the warp. */
 template <int DK>
 static __device__ __forceinline__ void score_columns(acc_tiles<TILE_ROWS / 2> (&s)[KEY_ROWS],
-                                                     bf16 *s_k, bf16 *s_q) {
+                                                     const bf16 *s_k, const bf16 *s_q) {
 #pragma unroll
     for (int m = 0; m < KEY_ROWS; m++)
         zero_acc(&s[m]);
@@ -149,16 +163,14 @@ static __device__ __forceinline__ void store_importance(const attend_args *a,
                                                         const tile_coord *coord,
                                                         const float *s_ring, int ring, int from,
                                                         int to, importance_rows g_imp) {
-    const int blocks = to - from;
+    const int row = warp_id() * WARP_QUERIES + lane_id() % WARP_QUERIES; /* 8 lanes each */
+    const int t = row < coord->rows.count ? a->row_t[coord->rows.first + row] : -1;
+    const int own_block = t < 0 ? -1 : t / a->c.lb, n_visible = t < 0 ? 0 : cmp_visible(&a->c, t);
     __syncwarp();
-    for (int i = lane_id(); i < blocks * WARP_QUERIES; i += WARP_SIZE) {
-        const int query = i / blocks, j = from + i % blocks;
-        const int row = warp_id() * WARP_QUERIES + query;
-        const int t = row < coord->rows.count ? a->row_t[coord->rows.first + row] : -1;
-        if (t >= 0 && j <= t / a->c.lb)
-            g_imp.at[row * g_imp.stride + j] =
-                importance_of(&a->c, s_ring + query * ring, ring, cmp_visible(&a->c, t), j);
-    }
+    for (int j = from + lane_id() / WARP_QUERIES; j < min(to, own_block + 1);
+         j += WARP_SIZE / WARP_QUERIES)
+        g_imp.at[row * g_imp.stride + j] = importance_of(
+            &a->c, s_ring + lane_id() % WARP_QUERIES * ring, ring, n_visible, j);
     __syncwarp();
 }
 
@@ -187,28 +199,35 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
     const select_smem m = select_smem_of<DK>(s_base, queries);
     const importance_rows g_imp = importance_of_tile(&a, &x, tile, coord.kvh, queries);
     const int n_last = cmp_visible(c, coord.last_t), blocks = coord.last_t / c->lb + 1;
+    const row_stats *s_stats = m.stats + (first + lane_id() % 4) * TILE_ROWS;
     float *s_ring = m.ring + (first + lane_id() % 4) * ring;
     int next = 0; /* blocks before this have their importance */
+    load_keys<DK>(&a, &coord, m.k, 0, n_last);
+    load_columns<DK>(&a, &coord, m.q, queries, 0);
+    load_stats(&a, &coord, m.stats, queries, 0);
     for (int b = 0; b * BLOCK < n_last; b++) {
-        const int end = min(blocks, (b + 1) * BLOCK / (c->lb / c->d));
         for (int g16 = 0; g16 < c->GT; g16++) {
             acc_tiles<TILE_ROWS / 2> s[KEY_ROWS];
-            if (g16 == 0)
-                copy_rows_async<DK>(m.k, block_ptrs_of(&a, coord.sq, coord.kvh, CMP, b).k, BLOCK,
-                                    (int)threadIdx.x, (int)blockDim.x);
-            if (b == 0 || c->GT > 1)
-                load_columns<DK>(&a, &coord, &m, queries, g16);
             nsa_cp_async_commit();
             nsa_cp_async_wait<0>();
             __syncthreads(); /* keys and columns have arrived */
             score_columns<DK>(s, m.k, m.q + first * TILE_ROWS * DK);
-            sum_heads(s, c->scale2, m.stats + (first + lane_id() % 4) * TILE_ROWS,
-                      s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
             __syncthreads(); /* they are used */
+            if (g16 == c->GT - 1)
+                load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
+            if (c->GT > 1)
+                load_columns<DK>(&a, &coord, m.q, queries, (g16 + 1) % c->GT);
+            sum_heads(s, c->scale2, s_stats, s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
+            if (c->GT > 1) {
+                __syncthreads(); /* the statistics are used */
+                load_stats(&a, &coord, m.stats, queries, (g16 + 1) % c->GT);
+            }
         }
+        const int end = min(blocks, (b + 1) * BLOCK / c->per_block);
         store_importance(&a, &coord, m.ring + first * ring, ring, next, end, g_imp);
         next = max(next, end);
     }
+    nsa_cp_async_wait<0>();
     store_importance(&a, &coord, m.ring + first * ring, ring, next, blocks, g_imp);
     if (a.importance)
         zero_later_blocks(&a, &coord, g_imp);
@@ -288,7 +307,7 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     const int group = (int)blockIdx.x, t = a.t[group / c->Hkv];
     if (t < 0)
         return;
-    const int own_block = t / c->lb, per_block = c->lb / c->d;
+    const int own_block = t / c->lb, per_block = c->per_block;
     const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks of a warp */
     const int from = min(warp_id() * share, own_block + 1), to = min(from + share, own_block + 1);
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
@@ -297,7 +316,7 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     topk best;
     topk_of_row(&best, c, own_block);
     int next = from;
-    const int first = max(per_block * from - c->l / c->d + 1, 0),
+    const int first = max(per_block * from - c->overlap + 1, 0),
               last = min(per_block * to, cmp_visible(c, t));
     for (int b = first / BLOCK; from < to && b * BLOCK < last; b++) {
         const int end = min(to, (b + 1) * BLOCK / per_block);
@@ -336,7 +355,7 @@ template <int DK> static nsa_status open_select_width(stage *st) {
     st->select_queries = SELECT_QUERIES;
     while (st->select_queries > WARP_QUERIES &&
            select_bytes<DK>(st->select_queries, ring_size(&st->c)) > st->max_shared)
-        st->select_queries -= WARP_QUERIES;
+        st->select_queries /= 2;
     TRY(nsa_allow_shared(importance_kernel<DK>));
     return nsa_allow_shared(decode_select_kernel);
 }

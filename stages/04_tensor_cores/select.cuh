@@ -115,7 +115,7 @@ static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c
  * not visible count 0. */
 static __device__ __forceinline__ float importance_of(const dims *c, const float *s_ring, int ring,
                                                       int n_visible, int j) {
-    const int per_block = c->lb / c->d, overlap = c->l / c->d;
+    const int per_block = c->per_block, overlap = c->overlap;
     double sum = 0;
     for (int k = 1 - overlap; k < per_block; k++) {
         const int i = per_block * j + k;

@@ -46,6 +46,8 @@ static dims dims_of(const nsa_plan *plan) {
     x.d = (int)c->cmp_stride;
     x.lb = (int)c->slc_block;
     x.n = (int)c->slc_count;
+    x.per_block = x.lb / x.d;
+    x.overlap = x.l / x.d;
     x.init = (int)c->slc_init;
     x.local = (int)c->slc_local;
     x.w = c->window < INT32_MAX ? (int)c->window : INT32_MAX;

@@ -15,12 +15,14 @@
  *  So a row lies in the 4 lanes of one g, and two accumulators side by side, rounded, are the A of
  *  the next product: P needs no way through memory.
  *
- *  Where fragments come from. Shared memory holds rows of 64 elements (128 bytes) or a multiple;
- *  ldmatrix takes eight 16-byte pieces of eight rows, an 8 x 8 matrix, four of them at a time, and
- *  hands every lane its two elements of each; transposed, if rows are the summed dimension. Eight
- *  pieces one below the other would lie in the same banks, so piece c of row r is stored in place c
- *  ^ r % 8 (swizzled). What one warp alone needs comes straight from global memory: see
- *  load_fragments(). */
+ *  Rows of operands lie in memory as tiles of 8 rows and 32 columns, 512 bytes in one piece: four
+ *  times 16 bytes of each row. What a warp loads at a time is such a tile, so a copy from global to
+ *  shared memory is a copy of bytes. In a tile, piece p of row r stands at place
+ *
+ *      4 r + (p ^ r / 2)        row 0: 0 1 2 3   row 2: 1 0 3 2   row 4: 2 3 0 1   row 6: 3 2 1 0
+ *                               row 1: 0 1 2 3   row 3: 1 0 3 2   row 5: 2 3 0 1   row 7: 3 2 1 0
+ *
+ *  (swizzled): the eight pieces p of its rows, which one ldmatrix reads, lie in different banks. */
 #ifndef TILE_CUH
 #define TILE_CUH
 
@@ -35,7 +37,9 @@ enum {
     TILE_ROWS = 16, /* rows of an mma tile, */
     TILE_N = 8,     /* its columns, */
     TILE_K = 16,    /* and elements of the summed dimension */
-    TILE_COLS = 64, /* rows of memory are padded to multiples of this: 128 bytes */
+    TILE_COLS = 64, /* rows are padded to multiples of this */
+    BAND = 8,       /* rows of a tile in memory, */
+    SPAN = 32,      /* and its columns */
     PIECE = 8       /* elements of 16 bytes */
 };
 
@@ -116,99 +120,106 @@ static __device__ __forceinline__ frag_a a_of_acc(const float (&left)[4], const 
              nsa_pack_bf16(right[0], right[1]), nsa_pack_bf16(right[2], right[3])}};
 }
 
-/* ----------------------------------------------------- from shared memory */
+/* --------------------------------------------------------- tiles in memory */
 
-/* Address of piece `piece` of row `row`, in rows of D elements. */
-template <int D>
-static __device__ __forceinline__ bf16 *swizzled(bf16 *s_rows, int row, int piece) {
-    return s_rows + row * D + (piece ^ (row & 7)) * PIECE;
+/* Element c of row `row` of an array of rows of D elements, in tiles. */
+static __host__ __device__ __forceinline__ int64_t tiled(int64_t row, int c, int D) {
+    const int r = (int)(row % BAND), piece = c / PIECE % 4 ^ r / 2;
+    return (row / BAND * (D / SPAN) + c / SPAN) * (BAND * SPAN) + r * SPAN + piece * PIECE +
+           c % PIECE;
 }
 
-/* Start copying `rows` rows of D elements from global memory, by `threads` threads of which this is
- * number `thread`. The caller commits, waits and places the barrier. */
-template <int D>
-static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 *g_rows, int rows,
-                                                       int thread, int threads) {
-    enum { PIECES = D / PIECE };
-    for (int i = thread; i < rows * PIECES; i += threads)
-        nsa_cp_async_16(swizzled<D>(s_rows, i / PIECES, i % PIECES), g_rows + (int64_t)i * PIECE);
+/* Start copying ROWS rows of D elements, both in tiles, by `threads` threads (a power of two) of
+ * which this is number `thread`. The caller commits, waits and places the barrier. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 *g_rows, int thread,
+                                                       int threads) {
+#pragma unroll
+    for (int i = 0; i < ROWS * D / PIECE / threads; i++)
+        nsa_cp_async_16(s_rows + (i * threads + thread) * PIECE,
+                        g_rows + (i * threads + thread) * PIECE);
+}
+
+/* Of ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. The matrices are two bands of
+ * rows by two neighbouring pieces; DOWN: the second is below the first, else beside it. */
+template <int D, bool DOWN> static __device__ __forceinline__ int lane_offset(void) {
+    const int r = lane_id() % 8, second = lane_id() / 8 % 2, third = lane_id() / 16;
+    return (DOWN ? second : third) * BAND * D + r * SPAN +
+           ((DOWN ? third : second) ^ r / 2) * PIECE;
+}
+
+/* Offset of the same in a row's columns from `col` on, a multiple of 16 and a constant. */
+static __device__ __forceinline__ int at_column(int offset, int col) {
+    return (offset ^ col % SPAN) + col / SPAN * (BAND * SPAN);
 }
 
 /* A = s_rows [16][16], 16 elements from column k on. */
-template <int D> static __device__ __forceinline__ frag_a load_a(bf16 *s_rows, int k) {
+template <int D> static __device__ __forceinline__ frag_a load_a(const bf16 *s_rows, int k) {
     frag_a a;
-    nsa_ldmatrix_x4(a.x, swizzled<D>(s_rows, lane_id() % 16, k / PIECE + lane_id() / 16));
+    nsa_ldmatrix_x4(a.x, s_rows + at_column(lane_offset<D, true>(), k));
     return a;
 }
 
 /* B of two tiles, where the summed dimension is along the rows: B^T = s_rows [16 columns][16]. */
 template <int D>
-static __device__ __forceinline__ void load_b(frag_b (&b)[2], bf16 *s_rows, int k) {
+static __device__ __forceinline__ void load_b(frag_b (&b)[2], const bf16 *s_rows, int k) {
     unsigned x[4];
-    nsa_ldmatrix_x4(x, swizzled<D>(s_rows, lane_id() % 8 + lane_id() / 16 * 8,
-                                   k / PIECE + lane_id() / 8 % 2));
+    nsa_ldmatrix_x4(x, s_rows + at_column(lane_offset<D, false>(), k));
     b[0] = {{x[0], x[1]}};
     b[1] = {{x[2], x[3]}};
 }
 
 /* B of two tiles, where rows are the summed dimension: B = s_rows [16][16 columns from n on]. */
 template <int D>
-static __device__ __forceinline__ void load_b_trans(frag_b (&b)[2], bf16 *s_rows, int n) {
+static __device__ __forceinline__ void load_b_trans(frag_b (&b)[2], const bf16 *s_rows, int n) {
     unsigned x[4];
-    nsa_ldmatrix_x4_trans(x, swizzled<D>(s_rows, lane_id() % 16, n / PIECE + lane_id() / 16));
+    nsa_ldmatrix_x4_trans(x, s_rows + at_column(lane_offset<D, true>(), n));
     b[0] = {{x[0], x[1]}};
     b[1] = {{x[2], x[3]}};
 }
 
-/* ----------------------------------------------------- from global memory */
+/* ------------------------------------------------- straight from global memory */
 
-/* The order of the summed dimension is free, if A and B have the same. So a lane may take 16 bytes
- * of its row, elements 8t..8t+7 of 32, and use them as two fragments: the first four as elements
- * 2t, 2t+1, 2t+8, 2t+9 of one instruction, the others of the next. Nothing passes through shared
- * memory, and a warp waits for no other. */
+/* What one warp alone needs is loaded into registers, a tile with one load: lane 4g + t takes piece
+ * t of row g, 8 elements. The order of the summed dimension is free if A and B have the same, so
+ * these are two fragments: the piece's first four elements as elements 2t, 2t+1, 2t+8, 2t+9 of one
+ * instruction, the others of the next. No warp waits for another. */
+static __device__ __forceinline__ int tile_lane(void) {
+    return lane_row() * SPAN + (lane_id() % 4 ^ lane_row() / 2) * PIECE;
+}
+
+/* This lane's piece of the tile at row `row`, column `col`, multiples of 8 and 32; `at` points to
+ * its piece of the first tile. */
+template <int D>
+static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int col) {
+    return *(const uint4 *)(at + row * D + col * BAND);
+}
+
+/* A = [16][32]. */
 typedef struct frags_a {
     uint4 lo, hi; /* of rows g and g+8 */
 } frags_a;
 
-static __device__ __forceinline__ uint4 load16(const bf16 *at) {
-    return *(const uint4 *)at;
+template <int D> static __device__ __forceinline__ frags_a load_frags_a(const bf16 *at, int col) {
+    return {load_tile<D>(at, 0, col), load_tile<D>(at, BAND, col)};
 }
 
-/* A = g_rows [16][32], rows `ld` apart. */
-static __device__ __forceinline__ frags_a load_fragments(const bf16 *g_rows, int ld) {
-    const bf16 *at = g_rows + lane_row() * ld + lane_id() % 4 * PIECE;
-    return {load16(at), load16(at + 8 * ld)};
-}
-
-/* acc += A [16][32] B, B^T = [8][32]: `b` has 16 bytes of row g. */
-static __device__ __forceinline__ void mma_32(float (&acc)[4], const frags_a &a, uint4 b) {
+/* acc += A [16][32] B, B^T = a tile. */
+static __device__ __forceinline__ void mma_32(float (&acc)[4], const frags_a &a, const uint4 &b) {
     mma(acc, frag_a{{a.lo.x, a.hi.x, a.lo.y, a.hi.y}}, frag_b{{b.x, b.y}});
     mma(acc, frag_a{{a.lo.z, a.hi.z, a.lo.w, a.hi.w}}, frag_b{{b.z, b.w}});
 }
 
-/* 16 rows of 64 elements as the B of 8 tiles, where rows are the summed dimension: a lane has 16
- * bytes, elements 8g..8g+7, of rows 2t, 2t+1, 2t+8, 2t+9. Element 8g + i is column g of tile i, so
- * column lane_col() + j of tile i is element 8 (lane_col() + j) + i: a lane's accumulators are 16
- * neighbours. */
-typedef struct frags_b {
-    uint4 row[4];
-} frags_b;
-
-static __device__ __forceinline__ frags_b load_row_fragments(const bf16 *g_rows, int ld) {
-    const bf16 *at = g_rows + lane_col() * ld + lane_row() * PIECE;
-    return {{load16(at), load16(at + ld), load16(at + 8 * ld), load16(at + 9 * ld)}};
-}
-
-/* Word w of 16 bytes; w is a constant. */
-static __device__ __forceinline__ unsigned word(const uint4 &x, int w) {
-    return w == 0 ? x.x : w == 1 ? x.y : w == 2 ? x.z : x.w;
-}
-
-/* B of tile i: elements of two rows are paired. */
-static __device__ __forceinline__ frag_b b_of_rows(const frags_b &x, int i) {
-    const unsigned halves = i % 2 ? 0x7632 : 0x5410;
-    return {{__byte_perm(word(x.row[0], i / 2), word(x.row[1], i / 2), halves),
-             __byte_perm(word(x.row[2], i / 2), word(x.row[3], i / 2), halves)}};
+/* B of four tiles, where rows are the summed dimension: 16 of them, `lo` and `hi` tiles in memory.
+ * movmatrix transposes 8 x 8 elements between lanes: word w of all pieces, where column 2t + i is
+ * element 8t + 2w + i of the row. So in tile w a lane's accumulators are columns 8t + 2w, 8t + 2w +
+ * 1: eight neighbours in four tiles. */
+static __device__ __forceinline__ void transpose_tiles(frag_b (&b)[4], const uint4 &lo,
+                                                       const uint4 &hi) {
+    b[0] = {{nsa_movmatrix_trans(lo.x), nsa_movmatrix_trans(hi.x)}};
+    b[1] = {{nsa_movmatrix_trans(lo.y), nsa_movmatrix_trans(hi.y)}};
+    b[2] = {{nsa_movmatrix_trans(lo.z), nsa_movmatrix_trans(hi.z)}};
+    b[3] = {{nsa_movmatrix_trans(lo.w), nsa_movmatrix_trans(hi.w)}};
 }
 
 /* ------------------------------------------------------------ reductions */

@@ -78,6 +78,18 @@ static __device__ __forceinline__ void nsa_ldmatrix_x4_trans(unsigned (&r)[4],
 #endif
 }
 
+/** An 8x8 matrix of 2-byte elements in registers, transposed: lane 4 g + t gives elements 2t, 2t+1
+ * of row g, and gets those of column g. */
+static __device__ __forceinline__ unsigned nsa_movmatrix_trans(unsigned pair NSA_CALL_SITE) {
+#ifdef NSA_SIMT
+    return simt::movmatrix_trans(pair, where);
+#else
+    unsigned transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(pair));
+    return transposed;
+#endif
+}
+
 /** Start copying 16 bytes from global to shared memory, or zeros if not `valid`. The copying thread
  * sees them after its wait, the other threads of its block after a barrier that follows. */
 static __device__ __forceinline__ void nsa_cp_async_16(void *s_dst, const void *g_src,

@@ -85,6 +85,27 @@ void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where whe
          where);
 }
 
+// ------------------------------------------------------------------- movmatrix
+
+// Lane 4 r + t has elements 2 t and 2 t + 1 of row r, and gets those of column r.
+static void movmatrix_done(uint32_t, void **record) {
+    unsigned from[32];
+    for (int lane = 0; lane < 32; lane++)
+        from[lane] = *(const unsigned *)record[lane];
+    for (int lane = 0; lane < 32; lane++) {
+        int r = lane >> 2, t = lane & 3;
+        unsigned pair = 0;
+        for (int i = 0; i < 2; i++)
+            pair |= (from[4 * (2 * t + i) + r / 2] >> 16 * (r & 1) & 0xffff) << 16 * i;
+        *(unsigned *)record[lane] = pair;
+    }
+}
+
+unsigned movmatrix_trans(unsigned pair, Where where) {
+    meet("movmatrix.trans", 0xffffffffu, movmatrix_done, &pair, where);
+    return pair;
+}
+
 // ------------------------------------------------------------------- cp.async
 
 struct PendingCopy {

@@ -9,6 +9,7 @@ namespace simt {
 // Collectives of a whole warp; fragments lie in registers as the PTX manual says.
 void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where);
 void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where);
+unsigned movmatrix_trans(unsigned pair, Where where);
 
 // Copy 16 bytes, which arrive when the calling thread waits; until then they are NaN.
 void copy_async(void *shared, const void *global, bool valid, Where where);
