@@ -1,7 +1,8 @@
 /** @file lying_stage.c
  *  @brief A stage with a single fault, for `make test-liars`: it forwards every call to a real
  * stage in the same folder, and lies once. $NSA_LIE selects the lie ("none": no lie), $NSA_TRUTH
- * the real stage ("01_naive_nsa.so"). The harness must catch every lie.
+ * the real stage ("01_naive_nsa.so"); with NSA_ARITH=bfloat16 the stage is judged as one of
+ * bfloat16, which may round operands, but need not. The harness must catch every lie.
  *
  *  Lies about results are made in read(), the others in the call that they are about.
  * tests/liars.sh lists them all. */
@@ -269,8 +270,9 @@ NSA_EXPORT const nsa_stage *nsa_stage_get(void) {
     truth = find_truth();
     if (!truth || !known)
         return NULL;
+    const char *arith = getenv("NSA_ARITH");
     table = (nsa_stage){.abi = truth->abi,
-                        .arith = truth->arith,
+                        .arith = arith && *arith ? NSA_BFLOAT16 : truth->arith,
                         .idea = "to be right but for one thing",
                         .available = available,
                         .open = open_stage,

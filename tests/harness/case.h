@@ -16,7 +16,8 @@ typedef enum case_data {
     DATA_NORMAL = 0, /**< normal values */
     DATA_TIES,       /**< every compressed key equal: all importances tie */
     DATA_PLANTED,    /**< compressed keys repeat every two selection blocks: planted exact ties */
-    DATA_LARGE,      /**< queries 40 times larger: probabilities that underflow */
+    DATA_LARGE,      /**< queries 40 times larger: probabilities that underflow; for a bfloat16
+                        stage with other compressed keys (edges.c) */
     DATA_HUGE,       /**< values of 5e29 to 1e30 */
     DATA_BIG,        /**< queries, keys, values and dout of 5e5 to 1e6: needs a small scale */
     DATA_LOW,        /**< exact scores about -123000 (scale=0.7: the product is rounded) */

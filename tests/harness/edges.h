@@ -14,6 +14,12 @@
  *  @param t      its values, changed in place */
 void edge_values(const test_case *c, nsa_id id, uint64_t *state, nsa_tensor *t);
 
+/** Change the inputs of a bfloat16 stage, before they are rounded, so that a compressed key rounded
+ * to bfloat16 moves no large score. Only data=large is changed.
+ *  @param c   names the kind of data
+ *  @param in  every input of the case, changed in place */
+void edge_values_bf16(const test_case *c, nsa_tensors *in);
+
 /** @return an error if the kind of data needs scores that this config cannot give. */
 nsa_status edge_check(const test_case *c);
 

@@ -119,6 +119,8 @@ nsa_status case_inputs(const test_case *c, nsa_arith arith, nsa_tensors *in) {
         case_folder_free(&folder);
     } else {
         status = draw_all(c, in);
+        if (!status && arith == NSA_BFLOAT16)
+            edge_values_bf16(c, in);
     }
     uint64_t state = c->seed + 2;
     if (!status && c->rows)

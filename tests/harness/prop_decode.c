@@ -4,6 +4,7 @@
 #include "common/counts.h"
 #include "common/pool.h"
 #include "harness/compare.h"
+#include "harness/emitted.h"
 #include "harness/properties.h"
 #include "harness/tensor.h"
 #include "io/decode_case.h"
@@ -85,6 +86,20 @@ static nsa_status decode_from(const subject *s, const test_case *c, const nsa_te
     return nsa_fail(status, "after a prefill of %" PRId64 " tokens: %s", prefix, why);
 }
 
+/* The oracle's forward. The importance that judges a bfloat16 stage's steps is made of the k_phi
+ * that its forward emits: a step compresses equal tokens to equal bits (property equal). */
+static nsa_status run_reference(const subject *s, const test_case *c, const nsa_tensors *in,
+                                nsa_tensors *oracle) {
+    nsa_tensors mine = {0};
+    nsa_status status = NSA_OK;
+    if (s->stage->arith == NSA_BFLOAT16)
+        status = run_stage(s->stage, &c->cfg, in, RUN_FORWARD, &mine);
+    status = status ? status : run_stage(s->oracle, &c->cfg, in, RUN_FORWARD, oracle);
+    status = status ? status : use_emitted_keys(s, &c->cfg, in, &mine, oracle);
+    tensors_free(&mine);
+    return status;
+}
+
 /* A stage without decode prefills everything. With decode the prefill has no tokens, ends just
  * before or after the first compressed token, in the middle (there each sequence is prefilled
  * alone, into its slot), or before the last token; then forced lists, in slots that held other
@@ -96,7 +111,7 @@ nsa_status judge_decode(const subject *s, const test_case *c) {
     nsa_tensors in, oracle = {0};
     nsa_status status = case_inputs(c, s->stage->arith, &in);
     tensor_free(&in.at[NSA_DOUT]);
-    status = status ? status : run_stage(s->oracle, &c->cfg, &in, RUN_FORWARD, &oracle);
+    status = status ? status : run_reference(s, c, &in, &oracle);
     if (!status && !s->stage->decode)
         status = decode_from(s, c, &in, &oracle, max_len, 0);
     for (int i = 0; i < 5 && s->stage->decode && !status; i++)
