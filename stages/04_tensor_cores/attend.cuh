@@ -194,33 +194,33 @@ static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_
 
 /* --------------------------------------------------- a block of one warp */
 
-/* s [16,64] = A B^T, straight from global memory: row tile [16][D] and keys or values [64][D]; both
- * point to this lane's piece of the first tile. */
-template <int D>
-static __device__ __forceinline__ void global_scores(acc_tiles<KEY_TILES> *s, const bf16 *g_a,
+/* s [16, 8 N] = A B^T, straight from global memory: row tile [16][D] and keys or values [8 N][D];
+ * both point to this lane's piece of the first tile. */
+template <int D, int N>
+static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const bf16 *g_a,
                                                      const bf16 *g_b) {
     zero_acc(s);
 #pragma unroll
     for (int k = 0; k < D; k += SPAN) {
         const frags_a a = load_frags_a<D>(g_a, k);
-        uint4 b[KEY_TILES];
+        uint4 b[N];
 #pragma unroll
-        for (int n = 0; n < KEY_TILES; n++)
+        for (int n = 0; n < N; n++)
             b[n] = load_tile<D>(g_b, n * BAND, k);
 #pragma unroll
-        for (int n = 0; n < KEY_TILES; n++)
+        for (int n = 0; n < N; n++)
             mma_32(s->x[n], a, b[n]);
     }
 }
 
-/* acc [16, D] += P B, B = [64][D], values or in backward keys; columns as transpose_tiles() has
+/* acc [16, D] += P B, B = [16 STEPS][D], values or in backward keys; columns as transpose_tiles() has
  * them. */
-template <int D>
+template <int D, int STEPS>
 static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
-                                                     const frag_a (&p)[KEY_STEPS], const bf16 *g_b,
+                                                     const frag_a (&p)[STEPS], const bf16 *g_b,
                                                      uint64_t mask) {
 #pragma unroll
-    for (int step = 0; step < KEY_STEPS; step++) {
+    for (int step = 0; step < STEPS; step++) {
         const frag_b visible = visible_halves(keys_of(mask, step));
         uint4 lo[D / SPAN], hi[D / SPAN];
 #pragma unroll

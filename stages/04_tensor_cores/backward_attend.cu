@@ -220,13 +220,18 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(
     load_terms(terms, &a, SLC, tile);
     while (next_block(&iter, g_idx, c, t, &block, &mask)) {
         const block_ptrs at = block_ptrs_of(&a.f, sq, kvh, SLC, block);
-        acc_tiles<KEY_TILES> s, dp;
-        frag_a p[KEY_STEPS];
-        global_scores<DK>(&s, g_q, at.k + tile_lane());
-        global_scores<DV>(&dp, g_dout, at.v + tile_lane());
-        backward_tiles(&s, &dp, c->scale2, terms, mask);
-        pack_tiles(p, dp);
-        global_matmul<DK>(&dq, p, at.k + tile_lane(), mask);
+#pragma unroll 1
+        for (int half = 0; half < 2; half++, mask >>= HALF) {
+            acc_tiles<HALF_TILES> s, dp;
+            frag_a p[HALF_TILES / 2];
+            if (!(mask & (ALL_KEYS >> HALF)))
+                continue;
+            global_scores<DK>(&s, g_q, at.k + half * HALF * DK + tile_lane());
+            global_scores<DV>(&dp, g_dout, at.v + half * HALF * DV + tile_lane());
+            backward_tiles(&s, &dp, c->scale2, terms, mask);
+            pack_tiles(p, dp);
+            global_matmul<DK>(&dq, p, at.k + half * HALF * DK + tile_lane(), mask);
+        }
     }
     scale_acc(&dq, c->scale);
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;

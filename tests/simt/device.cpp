@@ -24,8 +24,16 @@ static const Profile profiles[] = {
 };
 static const size_t DEFAULT_SHARED = 48 << 10;
 
+// Code that includes device_mma.h has no use for an older device than this: the default is then the
+// one with the least shared memory of those that can run it.
+static bool tensor_cores;
+
+bool use_tensor_cores() {
+    return tensor_cores = true;
+}
+
 static const Profile &profile() {
-    const char *wanted = setting("NSA_SIMT_DEVICE", "sm_75");
+    const char *wanted = setting("NSA_SIMT_DEVICE", tensor_cores ? "sm_86" : "sm_75");
     for (const Profile &p : profiles)
         if (!strcmp(p.name, wanted))
             return p;

@@ -6,6 +6,9 @@
 
 namespace simt {
 
+bool use_tensor_cores(); // in device.cpp: sm_86 becomes the default device
+static const bool uses_tensor_cores = use_tensor_cores();
+
 // Collectives of a whole warp; fragments lie in registers as the PTX manual says.
 void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where);
 void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where);
