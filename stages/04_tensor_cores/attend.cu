@@ -5,6 +5,7 @@
 
 enum {
     ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
+    SLC_WARPS = 8,    /* the same for selected blocks */
     QUADS = 4         /* 16 bytes each, that a lane loads or stores at a time */
 };
 
@@ -227,10 +228,10 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
  * and tile of heads, kv head outermost, so that one head's keys and values stay in the second-level
  * cache. Shared: none, which leaves all of it to the first-level cache. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
+static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1)
     attend_slc_kernel(attend_args a) {
     const dims *c = &a.c;
-    const int64_t unit = (int64_t)blockIdx.x * ATTEND_WARPS + warp_id();
+    const int64_t unit = (int64_t)blockIdx.x * SLC_WARPS + warp_id();
     const int64_t row = unit / c->GT % a.R;
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
@@ -238,16 +239,17 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     const sequence *sq = &a.seqs[a.row_seq[row]];
     const int t = a.row_t[row];
     const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
-    const bf16 *g_q = a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane();
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
     block_iter iter = {0, 0};
     uint64_t mask;
     int block;
     softmax_state<DV> x;
+    frags_a<DK> q;
+    load_frags(&q, a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane());
     softmax_init(&x);
     while (next_block(&iter, g_idx, c, t, &block, &mask))
-        attend_global_block<DK, DV>(&x, c, g_q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
+        attend_global_block<DK, DV>(&x, c, q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
                                     (float *)NULL);
     softmax_finalize(&x);
     store_stats(&a, head, heads, SLC, &x);
@@ -292,8 +294,8 @@ template <int DK, int DV> static nsa_status launch_attend(stage *st, const atten
 
 template <int DK, int DV> static nsa_status launch_slc(stage *st, const attend_args *a) {
     const int64_t units = a->R * a->c.Hkv * a->c.GT;
-    NSA_LAUNCH((attend_slc_kernel<DK, DV>), (unsigned)((units + ATTEND_WARPS - 1) / ATTEND_WARPS),
-               ATTEND_WARPS * WARP_SIZE, 0, st->stream, *a);
+    NSA_LAUNCH((attend_slc_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
+               SLC_WARPS * WARP_SIZE, 0, st->stream, *a);
     NSA_LAUNCHED("attend_slc");
     return NSA_OK;
 }

@@ -17,7 +17,7 @@ static __device__ __forceinline__ unsigned keys_of(uint64_t mask, int step) {
 /* ------------------------------------------------------------ online softmax */
 
 /* State of the online softmax of one row tile. o: outputs [16, DV], not yet divided by the row
- * sums. row_max: largest scaled score so far. row_sum: over this lane's columns only, until
+ * sums. row_max: largest scaled score so far, or nearly. row_sum: over this lane's columns only, until
  * softmax_finalize() makes it 1 / sum. Element i is row lane_row() + 8 i. */
 template <int DV> struct softmax_state {
     acc_tiles<DV / TILE_N> o;
@@ -53,41 +53,59 @@ static __device__ __forceinline__ float exp_score(float scale2, float s, float r
 
 /* Online softmax (Milakov and Gimelshein 2018), one block. If m and m' are the row maximum before
  * and after the block, o = o 2^(m-m') + sum_j 2^(s_j-m') v_j, and the same for the sum. Here the
- * scores become 2^(s-m'); the product with the values follows. */
+ * scores become 2^(s-m'); the product with the values follows. The maximum may lag behind: any m
+ * gives the same o, as long as no power of two gets large, so only a score that exceeds it by more
+ * than RESCALE_THRESHOLD raises it, and rescaling is rare. (Of 16 rows nearly always one has a new
+ * maximum.) */
+enum { RESCALE_THRESHOLD = 8 };
+
+template <int DV>
+static __device__ __forceinline__ void rescale_rows(softmax_state<DV> *x,
+                                                    const float (&block_max)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float new_max = fmaxf(x->row_max[i], block_max[i]);
+        const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
+        const float rescale = exp2f(x->row_max[i] - base);
+        x->row_max[i] = new_max;
+        x->row_sum[i] *= rescale;
+#pragma unroll
+        for (int n = 0; n < DV / TILE_N; n++) {
+            x->o.x[n][2 * i] *= rescale;
+            x->o.x[n][2 * i + 1] *= rescale;
+        }
+    }
+}
+
 template <int DV>
 static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *x,
                                                              acc_tiles<KEY_TILES> *s, uint64_t mask,
                                                              float scale2) {
-    float rescale[2];
-    bool max_grew = false;
+    float block_max[2];
     if (mask != ALL_KEYS)
         mask_scores(s, mask);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        float block_max = -INFINITY, sum = 0;
+        block_max[i] = -INFINITY;
 #pragma unroll
         for (int n = 0; n < KEY_TILES; n++)
-            block_max = fmaxf(block_max, fmaxf(s->x[n][2 * i], s->x[n][2 * i + 1]));
-        const float new_max = fmaxf(x->row_max[i], scale2 * row_reduce_max(block_max));
-        const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
-        rescale[i] = exp2f(x->row_max[i] - base);
-        max_grew |= new_max != x->row_max[i];
-        x->row_max[i] = new_max;
+            block_max[i] = fmaxf(block_max[i], fmaxf(s->x[n][2 * i], s->x[n][2 * i + 1]));
+        block_max[i] = scale2 * row_reduce_max(block_max[i]);
+    }
+    if (__any_sync(ALL_LANES, block_max[0] > x->row_max[0] + RESCALE_THRESHOLD ||
+                                  block_max[1] > x->row_max[1] + RESCALE_THRESHOLD))
+        rescale_rows(x, block_max);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float base = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
+        float sum = 0;
 #pragma unroll
         for (int n = 0; n < KEY_TILES; n++) {
             s->x[n][2 * i] = exp_score(scale2, s->x[n][2 * i], base);
             s->x[n][2 * i + 1] = exp_score(scale2, s->x[n][2 * i + 1], base);
             sum += s->x[n][2 * i] + s->x[n][2 * i + 1];
         }
-        x->row_sum[i] = x->row_sum[i] * rescale[i] + sum;
-    }
-    if (__any_sync(ALL_LANES, max_grew)) { /* rare after the first few blocks */
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                x->o.x[n][i] *= rescale[i / 2];
-        }
+        x->row_sum[i] += sum;
     }
 }
 
@@ -194,35 +212,38 @@ static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_
 
 /* --------------------------------------------------- a block of one warp */
 
-/* s [16, 8 N] = A B^T, straight from global memory: row tile [16][D] and keys or values [8 N][D];
- * both point to this lane's piece of the first tile. */
+/* s [16, 8 N] = A B^T, B straight from global memory: keys or values [8 N][D], of which `g_b` is this
+ * lane's piece of the first tile. */
 template <int D, int N>
-static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const bf16 *g_a,
+static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frags_a<D> &a,
                                                      const bf16 *g_b) {
     zero_acc(s);
 #pragma unroll
-    for (int k = 0; k < D; k += SPAN) {
-        const frags_a a = load_frags_a<D>(g_a, k);
+    for (int k = 0; k < D / SPAN; k++) {
         uint4 b[N];
 #pragma unroll
         for (int n = 0; n < N; n++)
-            b[n] = load_tile<D>(g_b, n * BAND, k);
+            b[n] = load_tile<D>(g_b, n * BAND, k * SPAN);
 #pragma unroll
-        for (int n = 0; n < N; n++)
-            mma_32(s->x[n], a, b[n]);
+        for (int n = 0; n < N; n++) {
+            mma(s->x[n], a.x[2 * k], frag_b{{b[n].x, b[n].y}});
+            mma(s->x[n], a.x[2 * k + 1], frag_b{{b[n].z, b[n].w}});
+        }
     }
 }
 
 /* acc [16, D] += P B, B = [16 STEPS][D], values or in backward keys; columns as transpose_tiles() has
- * them. */
-template <int D, int STEPS>
-static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
-                                                     const frag_a (&p)[STEPS], const bf16 *g_b,
-                                                     uint64_t mask) {
+ * them. MASKED: keys whose bit is not set count as zero. */
+template <int D, bool MASKED, int STEPS>
+static __device__ __forceinline__ void global_keys(acc_tiles<D / TILE_N> *acc,
+                                                   const frag_a (&p)[STEPS], const bf16 *g_b,
+                                                   uint64_t mask) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-        const frag_b visible = visible_halves(keys_of(mask, step));
+        frag_b visible;
         uint4 lo[D / SPAN], hi[D / SPAN];
+        if (MASKED)
+            visible = visible_halves(keys_of(mask, step));
 #pragma unroll
         for (int n = 0; n < D / SPAN; n++) {
             lo[n] = load_tile<D>(g_b, step * TILE_K, n * SPAN);
@@ -234,20 +255,31 @@ static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
             transpose_tiles(b, lo[n], hi[n]);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                mma(acc->x[n * 4 + i], p[step], masked(b[i], visible));
+                mma(acc->x[n * 4 + i], p[step], MASKED ? masked(b[i], visible) : b[i]);
         }
     }
+}
+
+template <int D, int STEPS>
+static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
+                                                     const frag_a (&p)[STEPS], const bf16 *g_b,
+                                                     uint64_t mask) {
+    const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
+    if ((mask & keys) == keys)
+        global_keys<D, false>(acc, p, g_b, mask);
+    else
+        global_keys<D, true>(acc, p, g_b, mask);
 }
 
 /* Attention over one block of one warp, read straight from global memory: no other warp is expected
  * to need it. g_scores [16,64], if not NULL, gets the scores. */
 template <int DK, int DV>
 static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x, const dims *c,
-                                                           const bf16 *g_q, block_ptrs at,
+                                                           const frags_a<DK> &q, block_ptrs at,
                                                            uint64_t mask, float *g_scores) {
     acc_tiles<KEY_TILES> s;
     frag_a p[KEY_STEPS];
-    global_scores<DK>(&s, g_q, at.k + tile_lane());
+    global_scores(&s, q, at.k + tile_lane());
     if (g_scores)
         store_acc(g_scores, BLOCK, &s, TILE_ROWS);
     online_softmax_update(x, &s, mask, c->scale2);

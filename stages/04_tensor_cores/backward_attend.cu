@@ -5,7 +5,7 @@
 
 enum {
     GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
-    SLC_WARPS = 4,  /* and of dq_slc_kernel */
+    SLC_WARPS = 8,  /* and of dq_slc_kernel */
     HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
     HALF = BLOCK / 2
 };
@@ -15,32 +15,44 @@ enum {
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
+/* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO, and
+ * the row lies in 4 lanes. */
+static __device__ __forceinline__ float dot_row(const grad_args *a, int64_t tile, int row,
+                                                const real *o) {
+    float sum = 0;
+    for (int col = lane_id() % 4 * PIECE; col < a->f.c.dvp; col += SPAN) {
+        const uint4 x = *(const uint4 *)(a->dout + tiled(tile * TILE_ROWS + row, col, a->f.c.dvp));
+        const float4 lo = *(const float4 *)(o + col), hi = *(const float4 *)(o + col + 4);
+        sum += low_half(x.x) * lo.x + high_half(x.x) * lo.y + low_half(x.y) * lo.z +
+               high_half(x.y) * lo.w + low_half(x.z) * hi.x + high_half(x.z) * hi.y +
+               low_half(x.w) * hi.z + high_half(x.w) * hi.w;
+    }
+    return row_reduce_sum(sum);
+}
+
 /* dgate = <dO,o> of each branch, and the terms that the other kernels need of a row. Grid: row
- * tiles / GATE_WARPS. A warp has one row tile; its lanes share a head's columns. */
+ * tiles / GATE_WARPS. A warp has one row tile, 4 lanes a row, 8 rows at a time. */
 static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_kernel(grad_args a) {
     const dims *c = &a.f.c;
     const int64_t tile = (int64_t)blockIdx.x * GATE_WARPS + warp_id();
     const int g0 = (int)(tile % c->GT) * TILE_ROWS;
     if (tile >= a.row_tiles)
         return;
-    for (int i = 0; i < TILE_ROWS * BRANCHES; i++) {
-        const int row = i / BRANCHES, branch = i % BRANCHES;
-        const int64_t head = tile / c->GT * c->G + g0 + row; /* (r*Hkv + h)*G + g = r*Hq + ... */
-        row_terms term = {0, 0, 0, 0};
-        if (g0 + row < c->G) {
-            const real *o = a.f.out_x[branch] + head * c->dvp;
-            const row_stats stats = a.f.stats[head * BRANCHES + branch];
-            float sum = 0;
-            for (int col = lane_id(); col < c->dv; col += WARP_SIZE)
-                sum += nsa_load_float(a.dout + tiled(tile * TILE_ROWS + row, col, c->dvp)) * o[col];
-            sum = warp_reduce_sum(sum);
-            term = row_terms{stats.row_max,
-                             stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
-            if (lane_id() == 0)
-                a.dgate[head * BRANCHES + branch] = sum;
-        }
-        if (lane_id() == 0)
-            a.terms[(branch * a.row_tiles + tile) * TILE_ROWS + row] = term;
+#pragma unroll
+    for (int i = 0; i < 2 * BRANCHES; i++) {
+        const int row = lane_row() + i % 2 * 8, branch = i / 2;
+        const bool there = g0 + row < c->G;
+        const int64_t head = tile / c->GT * c->G + g0 + (there ? row : 0); /* of [R,Hq] */
+        const row_stats stats = a.f.stats[head * BRANCHES + branch];
+        const float sum = dot_row(&a, tile, row, a.f.out_x[branch] + head * c->dvp);
+        row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
+        if (!there)
+            term = row_terms{0, 0, 0, 0};
+        if (lane_id() % 4)
+            continue;
+        a.terms[(branch * a.row_tiles + tile) * TILE_ROWS + row] = term;
+        if (there)
+            a.dgate[head * BRANCHES + branch] = sum;
     }
 }
 
@@ -198,7 +210,7 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_kernel(
 /* dq over the selected blocks, added to what dq_kernel left; each warp reads its blocks alone. Grid
  * and block as attend_slc_kernel. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(grad_args a) {
+static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1) dq_slc_kernel(grad_args a) {
     const dims *c = &a.f.c;
     const int64_t unit = (int64_t)blockIdx.x * SLC_WARPS + warp_id();
     const int64_t row = unit / c->GT % a.R;
@@ -209,8 +221,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(
     const int t = a.f.row_t[row];
     const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
     const int64_t tile = head_tile(c, row, kvh, g16);
-    const bf16 *g_q = a.f.q + tile * TILE_ROWS * DK + tile_lane();
-    const bf16 *g_dout = a.dout + tile * TILE_ROWS * DV + tile_lane();
+    frags_a<DK> q;
+    frags_a<DV> dout;
     row_terms terms[2];
     block_iter iter = {0, 0};
     uint64_t mask;
@@ -218,6 +230,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(
     acc_tiles<DK / TILE_N> dq;
     zero_acc(&dq);
     load_terms(terms, &a, SLC, tile);
+    load_frags(&q, a.f.q + tile * TILE_ROWS * DK + tile_lane());
+    load_frags(&dout, a.dout + tile * TILE_ROWS * DV + tile_lane());
     while (next_block(&iter, g_idx, c, t, &block, &mask)) {
         const block_ptrs at = block_ptrs_of(&a.f, sq, kvh, SLC, block);
 #pragma unroll 1
@@ -226,8 +240,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 2) dq_slc_kernel(
             frag_a p[HALF_TILES / 2];
             if (!(mask & (ALL_KEYS >> HALF)))
                 continue;
-            global_scores<DK>(&s, g_q, at.k + half * HALF * DK + tile_lane());
-            global_scores<DV>(&dp, g_dout, at.v + half * HALF * DV + tile_lane());
+            global_scores(&s, q, at.k + half * HALF * DK + tile_lane());
+            global_scores(&dp, dout, at.v + half * HALF * DV + tile_lane());
             backward_tiles(&s, &dp, c->scale2, terms, mask);
             pack_tiles(p, dp);
             global_matmul<DK>(&dq, p, at.k + half * HALF * DK + tile_lane(), mask);

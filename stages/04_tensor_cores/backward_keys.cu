@@ -15,13 +15,13 @@ static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, i
 /* The keys that row r at position t sees in block b of its sequence, of kv head h. A row of the
  * selected branch's list has selected a block there; unless such blocks are smaller, all of it. */
 static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int branch, int64_t h,
-                                                        int b, int64_t r, int t) {
+                                                        int b, int r, int t) {
     const dims *c = &a->f.c;
     if (t < 0 || branch != SLC)
         return visible_mask(c, branch, t, b);
     if (c->lb % BLOCK == 0)
         return range_mask(0, t + 1 - b * BLOCK);
-    const int32_t *idx = a->f.block_idx + (r * c->Hkv + h) * c->n;
+    const int32_t *idx = a->f.block_idx + ((int64_t)r * c->Hkv + h) * c->n;
     uint64_t mask = 0;
     for (int i = 0; i < c->n && idx[i] >= 0; i++)
         mask |= selected_mask(c, idx[i], t, b);
@@ -138,10 +138,10 @@ typedef struct unit_rows {
 } unit_rows;
 
 /* Row of row tile i of a unit; -1 if there is none. */
-static __device__ __forceinline__ int64_t row_of_unit(const inverse_list *inv, const unit_rows &x,
-                                                      int i, int GT) {
+static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const unit_rows &x,
+                                                  int i, int GT) {
     const int64_t at = x.start + (GT == 1 ? i : i / GT);
-    return i >= x.tiles ? -1 : inv->list ? inv->list[at] : at;
+    return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
 }
 
 /* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
@@ -182,9 +182,9 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     load_frags(&v, m->v + key * DV);
     zero_acc(&dk);
     zero_acc(&dv);
-    int64_t row = -1, next = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
+    int row = -1, next = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
     int t = -1; /* of `row`; it and the row are looked up a step ahead of their use */
-    const int64_t any_row = inv.list ? inv.list[unit.start] : unit.start;
+    const int any_row = row_of_unit(&inv, unit, 0, 1);
     const int b = (int)(block % inv.stride - a.f.seqs[a.f.row_seq[any_row]].first_block[branch]);
     for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) {
         if (lane_id() == 0)
@@ -194,7 +194,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
         row = next;
         t = row < 0 ? -1 : a.f.row_t[row];
         if (row >= 0)
-            load_row_tile(&a, branch, head_tile(c, row, (int)h, (i + STEP + warp) % c->GT),
+            load_row_tile(&a, branch, head_tile(c, row, (int)h, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
                           &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
         next = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;

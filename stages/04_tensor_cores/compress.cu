@@ -2,16 +2,23 @@
  *  @brief Compression (Eq. 7): at every d-th token, l tokens become one key and one value. */
 #include "compress.cuh"
 
-/* y = mean_r x_r, stored as key number key[i]. One element of y a thread. */
+/* y = mean_r x_r, stored as key number key[i]. One piece of 8 elements a thread. */
 static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
-    const int64_t count = x.count * to.Hkv * to.D;
+    const int pieces = to.Dp / PIECE;
+    const int64_t count = x.count * to.Hkv * pieces;
     for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
-        const int64_t m = i / to.D;
-        const int c = (int)(i % to.D);
-        float sum = 0;
-        for (int r = 0; r < x.l; r++)
-            sum += span_element(&x, m, r, c);
-        store_key(&to, m % to.Hkv, key[m / to.Hkv], c, sum / (float)x.l);
+        const int64_t m = i / pieces, h = m % to.Hkv, to_key = key[m / to.Hkv];
+        const int c = (int)(i % pieces) * PIECE;
+        float sum[PIECE] = {0};
+        for (int r = 0; r < x.l; r++) {
+            const uint4 four = *(const uint4 *)element_at(&x.in, h, x.first[m / to.Hkv] + r, c);
+            const unsigned pair[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int k = 0; k < PIECE; k++)
+                sum[k] += k % 2 ? high_half(pair[k / 2]) : low_half(pair[k / 2]);
+        }
+        for (int k = 0; k < PIECE; k++)
+            store_key(&to, h, to_key, c + k, sum[k] / (float)x.l);
     }
 }
 

@@ -35,7 +35,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     const int step = a->splits[branch] * SPLIT_WARPS;
     const int64_t first = u->kvh * in->stride + u->slot * a->slot_blocks[branch];
     const int32_t *g_idx = a->block_idx + ((int64_t)u->row * c->Hkv + u->kvh) * c->n;
-    const bf16 *g_q = a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane();
+    frags_a<DK> q;
     const int end = branch == CMP ? cmp_visible(c, u->t) : u->t + 1;
     const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
@@ -43,13 +43,14 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     block_iter iter = {0, 0};
     uint64_t mask;
     int b = lo / BLOCK + first_ordinal;
+    load_frags(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane());
     for (; branch != SLC && b * BLOCK < end; b += step)
-        attend_global_block<DK, DV>(x, c, g_q, block_at(in, c, first + b),
+        attend_global_block<DK, DV>(x, c, q, block_at(in, c, first + b),
                                     range_mask(lo - b * BLOCK, end - b * BLOCK),
                                     g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK : NULL);
     for (int i = 0; branch == SLC && next_block(&iter, g_idx, c, u->t, &b, &mask); i++) {
         if (i % step == first_ordinal)
-            attend_global_block<DK, DV>(x, c, g_q, block_at(in, c, first + b), mask,
+            attend_global_block<DK, DV>(x, c, q, block_at(in, c, first + b), mask,
                                         (float *)NULL);
     }
 }

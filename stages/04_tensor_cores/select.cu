@@ -36,22 +36,25 @@ static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int que
     return m;
 }
 
-/* Start copying Q of heads g16 of the CUDA block's rows, to where the columns want it; zeros for a
- * row that does not exist. */
+/* Start copying Q of heads g16 of the warp's queries, to where the columns want it: s_q [4][16][DK].
+ * Zeros for a query that does not exist. */
 template <int DK>
 static __device__ __forceinline__ void load_columns(const attend_args *a, const tile_coord *coord,
-                                                    bf16 *s_q, int queries, int g16) {
-    for (int i = (int)threadIdx.x; i < queries * TILE_ROWS * DK / PIECE; i += (int)blockDim.x) {
-        const int query = i / (TILE_ROWS * DK / PIECE), col = i % (DK / PIECE) * PIECE;
-        const int head = i / (DK / PIECE) % TILE_ROWS;
-        const bool there = query < coord->rows.count;
-        const int64_t row = coord->rows.first + (there ? query : 0);
-        const int at = (query / WARP_QUERIES * TILE_ROWS + head / 2 * 2) * WARP_QUERIES +
-                       query % WARP_QUERIES * 2 + head % 2;
-        nsa_cp_async_16(s_q + tiled(at, col, DK),
-                        a->q + head_tile(&a->c, row, coord->kvh, g16) * TILE_ROWS * DK +
-                            tiled(head, col, DK),
-                        there);
+                                                    bf16 *s_q, int g16) {
+    const int r = lane_row(), piece = lane_id() % 4 ^ r / 2; /* what is at this lane's place */
+    for (int query = 0; query < WARP_QUERIES; query++) {
+        const int row = warp_id() * WARP_QUERIES + query;
+        const bool there = row < coord->rows.count;
+        const int64_t tile =
+            head_tile(&a->c, coord->rows.first + (there ? row : 0), coord->kvh, g16);
+        const bf16 *g_q = a->q + tile * TILE_ROWS * DK + lane_id() * PIECE;
+        bf16 *s_to = s_q + r / 2 * BAND * DK + (2 * query + r % 2) * SPAN + (piece ^ query) * PIECE;
+#pragma unroll
+        for (int i = 0; i < DK / 16; i++) { /* tiles: two bands of rows, each DK / 32 */
+            const int band = i / (DK / SPAN), span = i % (DK / SPAN);
+            nsa_cp_async_16(s_to + (band * 4 * (DK / SPAN) + span) * (BAND * SPAN),
+                            g_q + i * (BAND * SPAN), there);
+        }
     }
 }
 
@@ -83,7 +86,7 @@ static __device__ __forceinline__ void score_columns(acc_tiles<TILE_ROWS / 2> (&
 #pragma unroll
     for (int m = 0; m < KEY_ROWS; m++)
         zero_acc(&s[m]);
-#pragma unroll 2
+#pragma unroll
     for (int k = 0; k < DK; k += TILE_K) {
         frag_a keys[KEY_ROWS];
 #pragma unroll
@@ -157,20 +160,20 @@ static __device__ __forceinline__ importance_rows importance_of_tile(const atten
     return {g_tile + kvh * a->J, stride};
 }
 
-/* Importance of the blocks from..to-1 of the warp's queries, as far as they have them. s_ring: of
- * the warp's first query. */
-static __device__ __forceinline__ void store_importance(const attend_args *a,
-                                                        const tile_coord *coord,
-                                                        const float *s_ring, int ring, int from,
-                                                        int to, importance_rows g_imp) {
-    const int row = warp_id() * WARP_QUERIES + lane_id() % WARP_QUERIES; /* 8 lanes each */
-    const int t = row < coord->rows.count ? a->row_t[coord->rows.first + row] : -1;
-    const int own_block = t < 0 ? -1 : t / a->c.lb, n_visible = t < 0 ? 0 : cmp_visible(&a->c, t);
+/* What a lane needs for the importance of its query, one of the warp's four: 8 lanes each. */
+typedef struct query_blocks {
+    const float *s_ring; /* the query's */
+    float *g_imp;        /* its row */
+    int own_block, n_visible;
+} query_blocks;
+
+/* Importance of the blocks from..to-1, as far as the queries have them. */
+static __device__ __forceinline__ void store_importance(const dims *c, const query_blocks *x,
+                                                        int ring, int from, int to) {
     __syncwarp();
-    for (int j = from + lane_id() / WARP_QUERIES; j < min(to, own_block + 1);
+    for (int j = from + lane_id() / WARP_QUERIES; j < min(to, x->own_block + 1);
          j += WARP_SIZE / WARP_QUERIES)
-        g_imp.at[row * g_imp.stride + j] = importance_of(
-            &a->c, s_ring + lane_id() % WARP_QUERIES * ring, ring, n_visible, j);
+        x->g_imp[j] = importance_of(c, x->s_ring, ring, x->n_visible, j);
     __syncwarp();
 }
 
@@ -201,9 +204,12 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
     const int n_last = cmp_visible(c, coord.last_t), blocks = coord.last_t / c->lb + 1;
     const row_stats *s_stats = m.stats + (first + lane_id() % 4) * TILE_ROWS;
     float *s_ring = m.ring + (first + lane_id() % 4) * ring;
+    const int row = first + lane_id() % WARP_QUERIES, t = position_of(&coord, row);
+    const query_blocks query = {s_ring, g_imp.at + row * g_imp.stride, t < 0 ? -1 : t / c->lb,
+                                t < 0 ? 0 : cmp_visible(c, t)};
     int next = 0; /* blocks before this have their importance */
     load_keys<DK>(&a, &coord, m.k, 0, n_last);
-    load_columns<DK>(&a, &coord, m.q, queries, 0);
+    load_columns<DK>(&a, &coord, m.q + first * TILE_ROWS * DK, 0);
     load_stats(&a, &coord, m.stats, queries, 0);
     for (int b = 0; b * BLOCK < n_last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
@@ -216,7 +222,7 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
             if (g16 == c->GT - 1)
                 load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
             if (c->GT > 1)
-                load_columns<DK>(&a, &coord, m.q, queries, (g16 + 1) % c->GT);
+                load_columns<DK>(&a, &coord, m.q + first * TILE_ROWS * DK, (g16 + 1) % c->GT);
             sum_heads(s, c->scale2, s_stats, s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
             if (c->GT > 1) {
                 __syncthreads(); /* the statistics are used */
@@ -224,11 +230,11 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
             }
         }
         const int end = min(blocks, (b + 1) * BLOCK / c->per_block);
-        store_importance(&a, &coord, m.ring + first * ring, ring, next, end, g_imp);
+        store_importance(c, &query, ring, next, end);
         next = max(next, end);
     }
     nsa_cp_async_wait<0>();
-    store_importance(&a, &coord, m.ring + first * ring, ring, next, blocks, g_imp);
+    store_importance(c, &query, ring, next, blocks);
     if (a.importance)
         zero_later_blocks(&a, &coord, g_imp);
 }
@@ -237,10 +243,11 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
 
 enum { RANK_WARPS = 8 /* of a CUDA block, a row each */ };
 
-/* Block lists from importance (Eq. 11). Grid: kv heads x rows of the tiles / 8, a warp each. */
+/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: kv heads x rows of the tiles / 8, a warp each. */
+template <int N>
 static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE)
     rank_kernel(attend_args a, select_tiles x, int queries) {
-    __shared__ int s_list[RANK_WARPS][TOPK_PER_LANE * WARP_SIZE];
+    __shared__ int s_list[RANK_WARPS][N * WARP_SIZE];
     const dims *c = &a.c;
     const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), kvh = i % c->Hkv;
     const int64_t slot = i / c->Hkv, tile = slot / queries;
@@ -251,7 +258,7 @@ static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE)
     const importance_rows g_imp = importance_of_tile(&a, &x, tile, (int)kvh, queries);
     const float *g_row = g_imp.at + row * g_imp.stride;
     const int own_block = a.row_t[r] / c->lb;
-    topk best;
+    topk<N> best;
     topk_of_row(&best, c, own_block);
     for (int j0 = 0; j0 <= own_block - c->local; j0 += WARP_SIZE) {
         const int j = j0 + lane_id();
@@ -281,7 +288,7 @@ static __device__ __forceinline__ void sum_scores(const decode_args *a, int64_t 
 }
 
 /* Candidates from..to-1 of one row, from the ring buffer. */
-static __device__ __forceinline__ void add_candidates(topk *best, const dims *c, int t,
+static __device__ __forceinline__ void add_candidates(topk<MAX_PER_LANE> *best, const dims *c, int t,
                                                       const float *s_ring, int ring, int from,
                                                       int to) {
     for (int j0 = from; j0 < to; j0 += WARP_SIZE) {
@@ -298,8 +305,8 @@ static __device__ __forceinline__ void add_candidates(topk *best, const dims *c,
  * its share of the blocks, then the first warp merges them. Grid: rows * Hkv. Block: SELECT_WARPS
  * warps. Shared: statistics [GT*16], a ring buffer and a list for each warp. */
 static __global__ void decode_select_kernel(decode_args a, int ring) {
-    __shared__ sort_key s_best[SELECT_WARPS][TOPK_PER_LANE * WARP_SIZE];
-    __shared__ int s_list[TOPK_PER_LANE * WARP_SIZE];
+    __shared__ sort_key s_best[SELECT_WARPS][MAX_PER_LANE * WARP_SIZE];
+    __shared__ int s_list[MAX_PER_LANE * WARP_SIZE];
     NSA_DYNAMIC_SHARED(float, s_rings);
     const dims *c = &a.c;
     float *s_ring = s_rings + warp_id() * ring;
@@ -313,7 +320,7 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
         s_stats[i] = combine_stats(&a, (int64_t)group * c->GT + i / TILE_ROWS, CMP, i % TILE_ROWS);
     __syncthreads();
-    topk best;
+    topk<MAX_PER_LANE> best;
     topk_of_row(&best, c, own_block);
     int next = from;
     const int first = max(per_block * from - c->overlap + 1, 0),
@@ -326,14 +333,14 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     }
     add_candidates(&best, c, t, s_ring, ring, next, to);
 #pragma unroll
-    for (int i = 0; i < TOPK_PER_LANE; i++)
+    for (int i = 0; i < MAX_PER_LANE; i++)
         s_best[warp_id()][i * WARP_SIZE + lane_id()] =
             best.key[i] == ~(sort_key)0 ? 0 : best.key[i];
     __syncthreads();
     if (warp_id() > 0)
         return;
     for (int i = 1; i < SELECT_WARPS; i++) {
-        for (int k = 0; k < TOPK_PER_LANE; k++)
+        for (int k = 0; k < MAX_PER_LANE; k++)
             topk_insert(&best, s_best[i][k * WARP_SIZE + lane_id()]);
     }
     topk_emit(&best, c, own_block, s_list, a.block_idx + (int64_t)group * c->n);
@@ -391,8 +398,12 @@ static nsa_status launch_select(stage *st, const attend_args *a, const select_ti
     NSA_LAUNCHED("importance");
     if (a->forced)
         return NSA_OK;
-    NSA_LAUNCH(rank_kernel, (unsigned)((rows + RANK_WARPS - 1) / RANK_WARPS),
-               RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x, queries);
+    const unsigned blocks = (unsigned)((rows + RANK_WARPS - 1) / RANK_WARPS);
+    if (a->c.n <= WARP_SIZE)
+        NSA_LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x, queries);
+    else
+        NSA_LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x,
+                   queries);
     NSA_LAUNCHED("rank");
     return NSA_OK;
 }

@@ -19,14 +19,14 @@ static inline int ring_size(const dims *c) {
 
 typedef unsigned long long sort_key; /* orders candidates: greater is better */
 
-enum { TOPK_PER_LANE = 4 }; /* n <= 128 entries, 4 in each lane */
+enum { MAX_PER_LANE = 4 }; /* n <= 128 entries, up to 4 in each lane */
 
-/* Top-k list of one row's blocks that are not forced: entry p is key[p / 32] of lane p % 32. A key
- * of 0 is an empty entry; min_key is the smallest key of the whole warp, the next to be
- * replaced. */
-typedef struct topk {
-    sort_key key[TOPK_PER_LANE], min_key;
-} topk;
+/* Top-k list of one row's blocks that are not forced, N entries a lane: entry p is key[p / 32] of
+ * lane p % 32. A key of 0 is an empty entry; min_key is the smallest key of the whole warp, the next
+ * to be replaced. */
+template <int N> struct topk {
+    sort_key key[N], min_key;
+};
 
 /* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
  * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
@@ -37,37 +37,40 @@ static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) 
 }
 
 /* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
-static __device__ __forceinline__ void topk_init(topk *best, int capacity) {
+template <int N> static __device__ __forceinline__ void topk_init(topk<N> *best, int capacity) {
 #pragma unroll
-    for (int i = 0; i < TOPK_PER_LANE; i++)
+    for (int i = 0; i < N; i++)
         best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
     best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
 }
 
-/* Insert one candidate of each lane (0: none). Each one better than min_key replaces that entry. */
-static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
+/* The smallest key of all lanes, its halves one after the other. */
+static __device__ __forceinline__ sort_key warp_min_key(sort_key key) {
+    const unsigned high = (unsigned)(key >> 32), min_high = __reduce_min_sync(ALL_LANES, high);
+    const unsigned low = high == min_high ? (unsigned)key : ~0u;
+    return (sort_key)min_high << 32 | __reduce_min_sync(ALL_LANES, low);
+}
+
+/* Insert one candidate of each lane (0: none). Each one better than min_key replaces that entry:
+ * its first, where several are empty. */
+template <int N> static __device__ __forceinline__ void topk_insert(topk<N> *best, sort_key key) {
     unsigned candidates;
     while ((candidates = __ballot_sync(ALL_LANES, key > best->min_key)) != 0) {
         const int source = __ffs((int)candidates) - 1;
         const sort_key incoming = __shfl_sync(ALL_LANES, key, source);
         int slot = -1;
 #pragma unroll
-        for (int i = TOPK_PER_LANE - 1; i >= 0; i--)
+        for (int i = N - 1; i >= 0; i--)
             slot = best->key[i] == best->min_key ? i : slot;
         const unsigned owners = __ballot_sync(ALL_LANES, slot >= 0);
         const bool owner = lane_id() == __ffs((int)owners) - 1;
         sort_key min_key = ~(sort_key)0;
 #pragma unroll
-        for (int i = 0; i < TOPK_PER_LANE; i++) {
+        for (int i = 0; i < N; i++) {
             best->key[i] = owner && i == slot ? incoming : best->key[i];
             min_key = best->key[i] < min_key ? best->key[i] : min_key;
         }
-#pragma unroll
-        for (int lane = 1; lane < WARP_SIZE; lane *= 2) {
-            const sort_key other = __shfl_xor_sync(ALL_LANES, min_key, lane);
-            min_key = other < min_key ? other : min_key;
-        }
-        best->min_key = min_key;
+        best->min_key = warp_min_key(min_key);
         key = lane_id() == source ? 0 : key;
     }
 }
@@ -82,14 +85,15 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
 }
 
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
-static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c, int own_block,
+template <int N>
+static __device__ __forceinline__ void topk_emit(const topk<N> *best, const dims *c, int own_block,
                                                  int *s_list, int32_t *g_idx) {
     int n0, first_local, count = forced_blocks(c, own_block, &n0, &first_local);
     __syncwarp();
     for (int i = lane_id(); i < count; i += WARP_SIZE)
         s_list[i] = i < n0 ? i : first_local + i - n0;
 #pragma unroll
-    for (int i = 0; i < TOPK_PER_LANE; i++) {
+    for (int i = 0; i < N; i++) {
         const bool mine = best->key[i] != 0 && best->key[i] != ~(sort_key)0;
         const unsigned all = __ballot_sync(ALL_LANES, mine);
         if (mine)
@@ -115,13 +119,12 @@ static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c
  * not visible count 0. */
 static __device__ __forceinline__ float importance_of(const dims *c, const float *s_ring, int ring,
                                                       int n_visible, int j) {
-    const int per_block = c->per_block, overlap = c->overlap;
+    const int first = c->per_block * j, overlap = c->overlap;
+    const int from = max(1 - overlap, -first), to = min(c->per_block, n_visible - first);
     double sum = 0;
-    for (int k = 1 - overlap; k < per_block; k++) {
-        const int i = per_block * j + k;
-        const int weight = min(overlap, min(overlap + k, per_block - k));
-        if (i >= 0 && i < n_visible)
-            sum += (double)weight * (double)s_ring[i & (ring - 1)];
+    for (int k = from; k < to; k++) {
+        const int weight = min(overlap, min(overlap + k, c->per_block - k));
+        sum += (double)weight * (double)s_ring[(first + k) & (ring - 1)];
     }
     return (float)sum;
 }
@@ -133,7 +136,8 @@ static __device__ __forceinline__ sort_key candidate(const dims *c, int own_bloc
 }
 
 /* Top-k list for a query in block `own_block`, empty: places that are not forced. */
-static __device__ __forceinline__ void topk_of_row(topk *best, const dims *c, int own_block) {
+template <int N>
+static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
     int n0, first_local;
     topk_init(best, own_block < 0 ? 0 : c->n - forced_blocks(c, own_block, &n0, &first_local));
 }

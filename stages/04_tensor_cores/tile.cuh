@@ -114,6 +114,15 @@ static __device__ __forceinline__ void mma(float (&acc)[4], const frag_a &a, con
     nsa_mma_m16n8k16_bf16(acc, a.x, b.x);
 }
 
+/* The two bfloat16 of a register as floats: the first is in the lower half. */
+static __device__ __forceinline__ float low_half(unsigned pair) {
+    return __uint_as_float(pair << 16);
+}
+
+static __device__ __forceinline__ float high_half(unsigned pair) {
+    return __uint_as_float(pair & 0xffff0000u);
+}
+
 /* Two tiles side by side, [16 rows][16], as the A of a product that sums over their columns. */
 static __device__ __forceinline__ frag_a a_of_acc(const float (&left)[4], const float (&right)[4]) {
     return {{nsa_pack_bf16(left[0], left[1]), nsa_pack_bf16(left[2], left[3]),
@@ -134,10 +143,11 @@ static __host__ __device__ __forceinline__ int64_t tiled(int64_t row, int c, int
 template <int D, int ROWS>
 static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 *g_rows, int thread,
                                                        int threads) {
+    bf16 *s_first = s_rows + thread * PIECE;
+    const bf16 *g_first = g_rows + thread * PIECE;
 #pragma unroll
     for (int i = 0; i < ROWS * D / PIECE / threads; i++)
-        nsa_cp_async_16(s_rows + (i * threads + thread) * PIECE,
-                        g_rows + (i * threads + thread) * PIECE);
+        nsa_cp_async_16(s_first + i * threads * PIECE, g_first + i * threads * PIECE);
 }
 
 /* Of ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. The matrices are two bands of
@@ -195,19 +205,18 @@ static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int c
     return *(const uint4 *)(at + row * D + col * BAND);
 }
 
-/* A = [16][32]. */
-typedef struct frags_a {
-    uint4 lo, hi; /* of rows g and g+8 */
-} frags_a;
+/* A = [16][D], for the two instructions of every 32 columns. */
+template <int D> struct frags_a {
+    frag_a x[D / TILE_K];
+};
 
-template <int D> static __device__ __forceinline__ frags_a load_frags_a(const bf16 *at, int col) {
-    return {load_tile<D>(at, 0, col), load_tile<D>(at, BAND, col)};
-}
-
-/* acc += A [16][32] B, B^T = a tile. */
-static __device__ __forceinline__ void mma_32(float (&acc)[4], const frags_a &a, const uint4 &b) {
-    mma(acc, frag_a{{a.lo.x, a.hi.x, a.lo.y, a.hi.y}}, frag_b{{b.x, b.y}});
-    mma(acc, frag_a{{a.lo.z, a.hi.z, a.lo.w, a.hi.w}}, frag_b{{b.z, b.w}});
+template <int D> static __device__ __forceinline__ void load_frags(frags_a<D> *a, const bf16 *at) {
+#pragma unroll
+    for (int k = 0; k < D / SPAN; k++) {
+        const uint4 lo = load_tile<D>(at, 0, k * SPAN), hi = load_tile<D>(at, BAND, k * SPAN);
+        a->x[2 * k] = frag_a{{lo.x, hi.x, lo.y, hi.y}};
+        a->x[2 * k + 1] = frag_a{{lo.z, hi.z, lo.w, hi.w}};
+    }
 }
 
 /* B of four tiles, where rows are the summed dimension: 16 of them, `lo` and `hi` tiles in memory.
