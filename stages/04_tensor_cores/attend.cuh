@@ -299,9 +299,13 @@ static __device__ __forceinline__ float4 pair_quad(const float (&x)[4]) {
 }
 
 /* Accumulators of global_matmul() in quads of neighbouring columns: of every 32 columns a lane has 8
- * in each of its rows, quads 2n and 2n + 1. */
-static __device__ __forceinline__ int quad_col(int quad) {
-    return quad / 2 * SPAN + lane_id() % 4 * PIECE + quad % 2 * 4;
+ * in each of its rows, quads 2n and 2n + 1. Their columns are quad_col() + quad_offset(). */
+static __device__ __forceinline__ int quad_col(void) {
+    return lane_id() % 4 * PIECE;
+}
+
+static __device__ __forceinline__ int quad_offset(int quad) {
+    return quad / 2 * SPAN + quad % 2 * 4;
 }
 
 /* Quad `quad` of row lane_row() + 8 i. */

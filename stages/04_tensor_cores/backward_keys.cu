@@ -94,36 +94,48 @@ static __device__ __forceinline__ void add_rows(acc_tiles<N> *acc, const frag_a 
     }
 }
 
-/* dk and dv of the warp's 16 keys from one row tile. The two products with the keys and the values
- * take turns, for they wait for their own sums alone. MASKED: a bit of `mask` says which keys the
- * row sees, else all. */
-template <int DK, int DV, bool MASKED, int NK, int NV>
+/* dk and dv of the warp's 16 keys from TILES row tiles, which are multiplied in turns, for a product
+ * waits for its own sum alone. MASKED: 16 bits of `mask` for each row tile say which keys it sees,
+ * else all. */
+template <int DK, int DV, int TILES, bool MASKED, int NK, int NV>
 static __device__ __forceinline__ void
-add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE_N == DK> &k,
-             const key_frags<DV, NK * TILE_N == DK> &v, const dkv_step<DK, DV> *x, int tile,
-             float scale2, unsigned mask) {
+add_row_tiles(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE_N == DK> &k,
+              const key_frags<DV, NK * TILE_N == DK> &v, const dkv_step<DK, DV> *x, int tile,
+              float scale2, unsigned mask) {
     const bf16 *s_q = x->q + tile * TILE_ROWS * DK, *s_dout = x->dout + tile * TILE_ROWS * DV;
     const row_terms *terms = x->terms + tile * TILE_ROWS + lane_col();
-    acc_tiles<2> s, dp;
-    zero_acc(&s);
-    zero_acc(&dp);
+    acc_tiles<2> s[TILES], dp[TILES];
 #pragma unroll
-    for (int col = 0; col < (DK > DV ? DK : DV); col += TILE_K) {
-        if (col < DK)
-            add_products(&s, k, s_q, col);
-        if (col < DV)
-            add_products(&dp, v, s_dout, col);
+    for (int u = 0; u < TILES; u++) {
+        zero_acc(&s[u]);
+        zero_acc(&dp[u]);
     }
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float *score = &s.x[i / 4][i % 4], *grad = &dp.x[i / 4][i % 4];
-        const bool visible = !MASKED || (mask >> (lane_row() + i % 4 / 2 * 8) & 1);
+    for (int col = 0; col < (DK > DV ? DK : DV); col += TILE_K) {
+#pragma unroll
+        for (int u = 0; u < TILES; u++) {
+            if (col < DK)
+                add_products(&s[u], k, s_q + u * TILE_ROWS * DK, col);
+            if (col < DV)
+                add_products(&dp[u], v, s_dout + u * TILE_ROWS * DV, col);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 8 * TILES; i++) {
+        float *score = &s[i / 8].x[i / 4 % 2][i % 4], *grad = &dp[i / 8].x[i / 4 % 2][i % 4];
+        const int key = i / 8 * TILE_ROWS + lane_row() + i % 4 / 2 * 8;
+        const bool visible = !MASKED || (mask >> key & 1);
         softmax_backward(scale2, score, grad, terms[i / 4 * TILE_N + i % 2]);
         *score = visible ? *score : 0;
         *grad = visible ? *grad : 0;
     }
-    add_rows<DV>(dv, a_of_acc(s.x[0], s.x[1]), s_dout, (int)blockIdx.z * NV * TILE_N);
-    add_rows<DK>(dk, a_of_acc(dp.x[0], dp.x[1]), s_q, (int)blockIdx.z * NK * TILE_N);
+#pragma unroll
+    for (int u = 0; u < TILES; u++) {
+        add_rows<DV>(dv, a_of_acc(s[u].x[0], s[u].x[1]), s_dout + u * TILE_ROWS * DV,
+                     (int)blockIdx.z * NV * TILE_N);
+        add_rows<DK>(dk, a_of_acc(dp[u].x[0], dp[u].x[1]), s_q + u * TILE_ROWS * DK,
+                     (int)blockIdx.z * NK * TILE_N);
+    }
 }
 
 /* Rows of a work unit, as its CUDA block goes through them. */
@@ -154,7 +166,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     NSA_DYNAMIC_SHARED(bf16, s_base);
     __shared__ __align__(8) uint16_t s_mask[2][DKV_WARPS][DKV_WARPS]; /* [keys][row tile] */
     enum { STEP = dkv_step<DK, DV>::TILES, PARTS = DKV_PARTS(DK) };
-    enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
+    enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N, PAIRT = STEP > 1 ? 2 : 1 };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
@@ -198,15 +210,16 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
         memcpy(&masks, s_mask[which][warp], sizeof masks);
         if (masks == ALL_KEYS >> (BLOCK - STEP * TILE_ROWS)) {
 #pragma unroll 2
-            for (int tile = 0; tile < STEP; tile++)
-                add_row_tile<DK, DV, false>(&dk, &dv, k, v, &m->step[which], tile, c->scale2, 0);
+            for (int tile = 0; tile < STEP; tile += PAIRT)
+                add_row_tiles<DK, DV, PAIRT, false>(&dk, &dv, k, v, &m->step[which], tile, c->scale2,
+                                                0);
         } else {
 #pragma unroll 1
             for (int tile = 0; tile < STEP; tile++) {
                 const unsigned mask = (unsigned)(masks >> tile * TILE_ROWS) & 0xffffu;
                 if (mask)
-                    add_row_tile<DK, DV, true>(&dk, &dv, k, v, &m->step[which], tile, c->scale2,
-                                               mask);
+                    add_row_tiles<DK, DV, 1, true>(&dk, &dv, k, v, &m->step[which], tile, c->scale2,
+                                                   mask);
             }
         }
     }

@@ -223,6 +223,6 @@ nsa_status decode(void *self) {
     TRY(decode_combine(st, a));
     NSA_LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st->stream, *x);
     NSA_LAUNCHED("advance");
-    TRY(record_phase(st, PHASE_SLC));
+    TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);
 }

@@ -97,7 +97,7 @@ static __device__ __forceinline__ void write_split(const softmax_state<DV> *x,
         for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int n = 0; n < DV / 16 && w == warp_id(); n++) {
-                float4 *at = (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col(n));
+                float4 *at = (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col() + quad_offset(n));
                 const float4 old = w ? *at : make_float4(0, 0, 0, 0);
                 const float4 o = quad_of(x->o, n, i);
                 const float f = rescale[i];

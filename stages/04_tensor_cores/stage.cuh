@@ -118,9 +118,9 @@ typedef struct attend_args {
 
 /* The phases that are timed. */
 enum {
-    PHASE_CMP, /* with the window */
+    PHASE_CMP,
     PHASE_SELECT,
-    PHASE_SLC,
+    PHASE_SLC_WIN,
     PHASE_COMPRESS,
     PHASE_GATE,
     PHASE_DQ,
@@ -259,16 +259,15 @@ nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
 
 /* attend.cu */
 nsa_status open_attend(stage *st);
-int query_tile(const dims *c); /* rows of a CUDA block of `attend` */
-/* The compressed branch, and the window. */
-nsa_status attend(stage *st, const attend_args *args);
-nsa_status attend_slc(stage *st, const attend_args *args);
+int query_tile(const dims *c); /* rows of a CUDA block of attend_cmp */
+nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_slc_win(stage *st, const attend_args *args);
 nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* select.cu */
 nsa_status open_select(stage *st);
 nsa_status make_select_tiles(stage *st);
-/* Importance and block lists, from the statistics that `attend` left. */
+/* Importance and block lists, from the statistics that attend_cmp left. */
 nsa_status select_blocks(stage *st, const attend_args *args);
 
 /* forward.cu, decode.cu, backward.cu */
