@@ -5,8 +5,8 @@
 
 enum {
     ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
-    SLC_WARPS = 8,    /* the same for window and selected blocks */
-    SLC_CTAS = 1,
+    SLC_WARPS = 4,    /* the same for window and selected blocks */
+    SLC_CTAS = 2,
     QUADS = 4         /* 16 bytes each, that a lane loads or stores at a time */
 };
 

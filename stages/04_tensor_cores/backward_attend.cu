@@ -5,8 +5,8 @@
 
 enum {
     GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
-    SLC_WARPS = 8,  /* and of dq_slc_win_kernel */
-    SLC_CTAS = 1,
+    SLC_WARPS = 4,  /* and of dq_slc_win_kernel */
+    SLC_CTAS = 2,
     HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
     HALF = BLOCK / 2
 };
