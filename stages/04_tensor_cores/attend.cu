@@ -7,7 +7,7 @@ enum {
     ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
     SLC_WARPS = 4,    /* the same for window and selected blocks */
     SLC_CTAS = 2,
-    QUADS = 4         /* 16 bytes each, that a lane loads or stores at a time */
+    QUADS = 4 /* 16 bytes each, that a lane loads or stores at a time */
 };
 
 /* Row tiles of a warp: two, so that every fragment of B is multiplied twice; wide outputs leave
@@ -175,8 +175,7 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
 #pragma unroll
     for (int k = 0; k < M; k++) {
         const int row = warp_id() * M + k;
-        const int64_t head =
-            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         if (row >= coord.rows.count)
             break;
         store_stats(&a, head, heads, CMP, &x[k]);
@@ -214,8 +213,7 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
 #pragma unroll
     for (int k = 0; k < M; k++) {
         const int row = warp_id() * M + k;
-        const int64_t head =
-            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         store_acc(g_out + head * c->dvp, c->dvp, &x[k].o,
                   row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
     }

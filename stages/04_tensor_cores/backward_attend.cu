@@ -16,8 +16,8 @@ enum {
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
-/* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO, and
- * the row lies in 4 lanes. */
+/* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO,
+ * and the row lies in 4 lanes. */
 static __device__ __forceinline__ float dot_row(const grad_args *a, int64_t tile, int row,
                                                 const real *o) {
     float sum = 0;
@@ -46,7 +46,8 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
         const int64_t head = tile / c->GT * c->G + g0 + (there ? row : 0); /* of [R,Hq] */
         const row_stats stats = a.f.stats[head * BRANCHES + branch];
         const float sum = dot_row(&a, tile, row, a.f.out_x[branch] + head * c->dvp);
-        row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
+        row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum,
+                          0};
         if (!there)
             term = row_terms{0, 0, 0, 0};
         if (lane_id() % 4)
@@ -100,8 +101,7 @@ template <int DK, int DV> struct dq_smem {
     }
 };
 
-template <int DK, int DV>
-static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
+template <int DK, int DV> static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
     dq_smem<DK, DV> m;
     m.q = base;
     m.dout = m.q + m.ROWS * TILE_ROWS * DK;
@@ -134,7 +134,8 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *const (&dq)[M],
                                                        const grad_args *a, const tile_coord *coord,
-                                                       const dq_smem<DK, DV> *m, int g16, int branch) {
+                                                       const dq_smem<DK, DV> *m, int g16,
+                                                       int branch) {
     const dims *c = &a->f.c;
     const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, branch);
     const key_range lane_range = visible_range(c, branch, coord->lane_t);
@@ -180,8 +181,8 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
     const int g16 = (int)(blockIdx.x % c->GT);
     const dq_smem<DK, DV> m = dq_smem_of<DK, DV>(s_base);
     const int64_t unit = blockIdx.x / c->GT;
-    const tile_coord coord = tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv],
-                                           (int)(unit % c->Hkv));
+    const tile_coord coord =
+        tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     acc_tiles<DK / TILE_N> acc[M], *dq[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
@@ -199,8 +200,7 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;
-        const int64_t head =
-            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         scale_acc(&acc[i], c->scale);
         store_acc(a.dq + head * DK, DK, &acc[i],
                   row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
@@ -211,10 +211,11 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
 
 /* dq over one block of one warp, half of it at a time. */
 template <int DK, int DV>
-static __device__ __forceinline__ void
-backward_global_block(acc_tiles<DK / TILE_N> *dq, float scale2, const frags_a<DK> &q,
-                      const frags_a<DV> &dout, const row_terms (&terms)[2], const block_ptrs &at,
-                      uint64_t mask) {
+static __device__ __forceinline__ void backward_global_block(acc_tiles<DK / TILE_N> *dq,
+                                                             float scale2, const frags_a<DK> &q,
+                                                             const frags_a<DV> &dout,
+                                                             const row_terms (&terms)[2],
+                                                             const block_ptrs &at, uint64_t mask) {
 #pragma unroll 1
     for (int half = 0; half < 2; half++, mask >>= HALF) {
         acc_tiles<HALF_TILES> s, dp;
@@ -317,8 +318,9 @@ template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args
     NSA_LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
                DQ_WARPS(DK) * WARP_SIZE, (dq_smem<DK, DV>::bytes()), st->stream, *args);
     NSA_LAUNCHED("dq_cmp");
-    NSA_LAUNCH((dq_slc_win_kernel<DK, DV>), (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS),
-               SLC_WARPS * WARP_SIZE, 0, st->stream, *args);
+    NSA_LAUNCH((dq_slc_win_kernel<DK, DV>),
+               (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS), SLC_WARPS * WARP_SIZE, 0,
+               st->stream, *args);
     NSA_LAUNCHED("dq_slc_win");
     return NSA_OK;
 }

@@ -186,8 +186,7 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
     enum { NK = key_state<DK, DV>::NK, NV = key_state<DK, DV>::NV };
     const bf16 *s_q = step->q + tile * TILE_ROWS * DK, *s_dout = step->dout + tile * TILE_ROWS * DV;
     const row_terms *terms = step->terms + tile * TILE_ROWS;
-    frag_a(*s_p)[WARP_SIZE] =
-        m->p()[tile % dkv_smem<DK, DV>::P_TILES][warp_id() % KEY_GROUPS];
+    frag_a(*s_p)[WARP_SIZE] = m->p()[tile % dkv_smem<DK, DV>::P_TILES][warp_id() % KEY_GROUPS];
     acc_tiles<2> s[KEY_M];
     frag_a p[KEY_M];
     if (DK == DV || x->values)
@@ -268,8 +267,8 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
  *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
  * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of it.
- * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks, for
- * half of the columns each. Shared: dkv_smem, 106 KiB at 128/128. */
+ * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks,
+ * for half of the columns each. Shared: dkv_smem, 106 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {

@@ -1,6 +1,6 @@
 /** @file
- *  @brief Forward: compress the pack, then attention, selection and attention again over all query rows. Also plain causal
- *  attention. */
+ *  @brief Forward: compress the pack, then attention, selection and attention again over all query
+ * rows. Also plain causal attention. */
 #include "stage.cuh"
 
 /* Arguments of the attention kernels, for the rows of the last load. */

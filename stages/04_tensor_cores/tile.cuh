@@ -65,9 +65,7 @@ static __device__ __forceinline__ int lane_col(void) {
 
 /* N tiles of 16 x 8 side by side: a lane's accumulators. Element i of a tile is row lane_row() + 8
  * (i / 2), column lane_col() + i % 2. */
-template <int N> struct acc_tiles {
-    float x[N][4];
-};
+template <int N> struct acc_tiles { float x[N][4]; };
 
 template <int N> static __device__ __forceinline__ void zero_acc(acc_tiles<N> *acc) {
 #pragma unroll
@@ -212,9 +210,7 @@ static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int c
 }
 
 /* A = [16][D], for the two instructions of every 32 columns. */
-template <int D> struct frags_a {
-    frag_a x[D / TILE_K];
-};
+template <int D> struct frags_a { frag_a x[D / TILE_K]; };
 
 template <int D> static __device__ __forceinline__ void load_frags(frags_a<D> *a, const bf16 *at) {
 #pragma unroll
