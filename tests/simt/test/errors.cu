@@ -110,6 +110,17 @@ template <class T> static __global__ void misaligned_store(T *to) {
 template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
     to[threadIdx.x] = from[threadIdx.x];
 }
+// Vectors are copied; each by a load, a store, and from one place to another.
+template <class T> static __global__ void misaligned_vector(T *to, const T *from) {
+    T v = *from;
+    if (blockDim.x == 1)
+        *to = v;
+    else
+        *to = *from;
+}
+template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
+    to[threadIdx.x] = from[threadIdx.x];
+}
 static __global__ void behind(float *a, int n) {
     a[n + (int)threadIdx.x] = 1;
 }
@@ -151,6 +162,20 @@ template <class T> static void test_misaligned(const char *type) {
     NSA_LAUNCH(misaligned_store<T>, dim3(1), dim3(2), 0, (cudaStream_t)0, right);
     NSA_LAUNCH(misaligned_load<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, right, g_out);
     EXPECT_OK(cudaGetLastError());
+    free_all();
+}
+
+template <class T> static void test_vector(const char *type) {
+    char *g = device<char>(128);
+    T *right = (T *)g, *wrong = (T *)(g + 64 + sizeof(T) / 2);
+    for (unsigned threads = 1; threads <= 2; threads++) {
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, right, wrong);
+        expect_report("misaligned source", "misaligned access to", type);
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, wrong, right);
+        expect_report("misaligned destination", "misaligned access to", type);
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, right, right);
+        EXPECT_OK(cudaGetLastError());
+    }
     free_all();
 }
 
@@ -313,6 +338,10 @@ void test_errors() {
     test_memory();
     test_misaligned<__nv_bfloat16>("bfloat16");
     test_misaligned<double>("double");
+    test_vector<float2>("float2");
+    test_vector<float4>("float4");
+    test_vector<uint4>("uint4");
+    test_vector<__nv_bfloat162>("bfloat162");
     test_host_touch();
     test_launches();
     test_captures();
