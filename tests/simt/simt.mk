@@ -75,7 +75,7 @@ $(CUDA_STAMP):
 $(BUILD)/obj/tests/simt/%.o: tests/simt/%.cpp $(CUDA_HEADERS) $(HEADERS) Makefile tests/simt/simt.mk
 	@mkdir -p $(@D)
 	@echo "  CXX $@"
-	$(Q)$(CXX) $(SIMT_BASE) -U_FORTIFY_SOURCE $(or $(OPT),-O2) $(CFLAGS) -c $< -o $@
+	$(Q)$(CXX) $(SIMT_BASE) -U_FORTIFY_SOURCE $(or $(OPT),-O2) $(SIMT_MARCH) $(CFLAGS) -c $< -o $@
 
 # A stage with .cu files: those, its .c files, and the simulator where it is asked for. The first
 # rule also compiles what stands in its folder steps, which is no part of the stage.

@@ -7,8 +7,18 @@
 namespace simt {
 
 // Collectives of a whole warp; fragments lie in registers as the PTX manual says.
-void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where);
-void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where);
+Turn mma_arrive(const float *c, const unsigned *a, const unsigned *b, Where where);
+void mma_result(float *c);
+inline void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where) {
+    take(mma_arrive(c, a, b, where));
+    mma_result(c);
+}
+Turn ldmatrix_arrive(const void *row, bool transposed, Where where);
+void ldmatrix_result(unsigned *fragment);
+inline void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where) {
+    take(ldmatrix_arrive(row, transposed, where));
+    ldmatrix_result(fragment);
+}
 
 // Copy 16 bytes, which arrive when the calling thread waits; until then they are NaN.
 void copy_async(void *shared, const void *global, bool valid, Where where);
