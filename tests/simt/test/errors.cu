@@ -3,7 +3,7 @@
 
 #ifdef NSA_SIMT
 
-#include "common/device_mma.h"
+#include "common/device_bf16.h"
 
 #include "common/fence.h"
 
@@ -106,9 +106,6 @@ template <class T> static __global__ void misaligned_load(const T *from, float *
 }
 template <class T> static __global__ void misaligned_store(T *to) {
     to[threadIdx.x] = T(1.0f);
-}
-template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
-    to[threadIdx.x] = from[threadIdx.x];
 }
 // Vectors are copied; each by a load, a store, and from one place to another.
 template <class T> static __global__ void misaligned_vector(T *to, const T *from) {
@@ -254,23 +251,11 @@ static __global__ void spin(volatile int *flag) {
     while (!*flag)
         __threadfence();
 }
-static __global__ void no_wait(const float *a, float *b) {
-    __shared__ __align__(16) float s_a[32 * 4];
-    nsa_cp_async_16(s_a + threadIdx.x * 4, a + threadIdx.x * 4);
-    nsa_cp_async_commit();
-    b[threadIdx.x] = s_a[threadIdx.x * 4];
-    nsa_cp_async_wait<0>();
-    b[32 + threadIdx.x] = s_a[threadIdx.x * 4];
-}
-
 static __global__ void selector(unsigned *a) {
     a[0] = __byte_perm(a[0], a[1], 0x3218u);
 }
 
 static void test_launches() {
-    float ones[128];
-    for (float &x : ones)
-        x = 1;
     int zero = 0, *g_flag = device(1, &zero);
     NSA_LAUNCH(nothing, dim3(1), dim3(2048), 0, (cudaStream_t)0, 0);
     expect_report("2048 threads", "kernel nothing", "a block has at most 1024 threads");
@@ -292,13 +277,6 @@ static void test_launches() {
     expect_report("spin", "turns without progress", "kernel spin");
     NSA_LAUNCH(selector, dim3(1), dim3(1), 0, (cudaStream_t)0, device<unsigned>(2));
     expect_report("selector", "__byte_perm: selector 3218", "thread (0,0,0)");
-    float *g = device<float>(64), h[64];
-    NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
-    EXPECT_OK(cudaGetLastError());
-    copy_to_host(h, g, 64);
-    nsa_show(h, sizeof h);
-    EXPECT(h[0] != h[0] && h[31] != h[31], "no_wait: a copy arrived before its wait");
-    EXPECT(h[32] == 1 && h[63] == 1, "no_wait: a copy did not arrive");
     free_all();
 }
 
