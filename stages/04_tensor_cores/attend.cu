@@ -93,30 +93,34 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                                                      int branch) {
     const dims *c = &a->c;
     const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
+    const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, kv);
+    const key_range lane_range = visible_range(c, branch, coord->lane_t);
     acc_tiles<DV / TILE_N> *o[M];
-    int t[M];
+    key_range range[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
         softmax_init(&x[i]);
         o[i] = &x[i].o;
-        t[i] = position_of(coord, first + i);
+        range[i] = visible_range(c, branch, position_of(coord, first + i));
     }
-    int block = next_shared_block(c, coord, branch, 0);
+    int block = next_shared_block(lane_range, 0);
     if (block != NO_BLOCK)
-        copy_rows_async<DK, BLOCK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k,
-                                   (int)threadIdx.x, threads);
+        copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block).k, (int)threadIdx.x,
+                                   threads);
     nsa_cp_async_commit();
     while (block != NO_BLOCK) {
-        const block_ptrs at = block_ptrs_of(a, coord->sq, coord->kvh, kv, block);
         frag_a p[M][KEY_STEPS];
         uint64_t mask[M], any = 0;
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the keys have arrived, and the last block's values are used */
-        copy_rows_async<DV, BLOCK>(m.v, at.v, (int)threadIdx.x, threads);
+        copy_rows_async<DV, BLOCK>(m.v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
+                                   threads);
         nsa_cp_async_commit();
 #pragma unroll
-        for (int i = 0; i < M; i++)
-            any |= mask[i] = visible_mask(c, branch, t[i], block);
+        for (int i = 0; i < M; i++) {
+            mask[i] = mask_of(range[i], block);
+            any |= mask[i];
+        }
         if (any) {
             acc_tiles<KEY_TILES> s[M];
             shared_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
@@ -126,12 +130,12 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                 pack_tiles(p[i], s[i]);
             }
         }
-        block = next_shared_block(c, coord, branch, block + 1);
+        block = next_shared_block(lane_range, block + 1);
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the values have arrived, and the keys are used */
         if (block != NO_BLOCK)
-            copy_rows_async<DK, BLOCK>(m.k, block_ptrs_of(a, coord->sq, coord->kvh, kv, block).k,
-                                       (int)threadIdx.x, threads);
+            copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block).k, (int)threadIdx.x,
+                                       threads);
         nsa_cp_async_commit();
         if (any)
             matmul_masked<DV>(o, p, m.v, mask);
@@ -236,7 +240,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1)
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
         return;
-    const sequence *sq = &a.seqs[a.row_seq[row]];
+    const block_ptrs start = first_block_of<DK, DV>(&a, &a.seqs[a.row_seq[row]], kvh, SLC);
     const int t = a.row_t[row];
     const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
@@ -249,7 +253,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1)
     load_frags(&q, a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane());
     softmax_init(&x);
     while (next_block(&iter, g_idx, c, t, &block, &mask))
-        attend_global_block<DK, DV>(&x, c, q, block_ptrs_of(&a, sq, kvh, SLC, block), mask,
+        attend_global_block<DK, DV>(&x, c, q, block_after<DK, DV>(start, block), mask,
                                     (float *)NULL);
     softmax_finalize(&x);
     store_stats(&a, head, heads, SLC, &x);

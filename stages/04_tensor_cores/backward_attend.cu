@@ -135,17 +135,19 @@ static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *c
                                                        const grad_args *a, const tile_coord *coord,
                                                        const dq_smem<DK, DV> *m, int g16, int branch) {
     const dims *c = &a->f.c;
+    const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, branch);
+    const key_range lane_range = visible_range(c, branch, coord->lane_t);
     row_terms terms[M][2];
-    int t[M];
+    key_range range[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
-        t[i] = position_of(coord, warp_id() * M + i);
+        const int row = warp_id() * M + i, t = position_of(coord, row);
+        range[i] = visible_range(c, branch, t);
         load_terms(terms[i], a, branch,
-                   head_tile(c, coord->rows.first + (t[i] < 0 ? 0 : warp_id() * M + i), coord->kvh,
-                             g16));
+                   head_tile(c, coord->rows.first + (t < 0 ? 0 : row), coord->kvh, g16));
     }
-    for (int b = 0; (b = next_shared_block(c, coord, branch, b)) != NO_BLOCK; b++) {
-        const block_ptrs at = block_ptrs_of(&a->f, coord->sq, coord->kvh, branch, b);
+    for (int b = 0; (b = next_shared_block(lane_range, b)) != NO_BLOCK; b++) {
+        const block_ptrs at = block_after<DK, DV>(start, b);
         __syncthreads(); /* the last block is used */
         copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
         copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
@@ -157,7 +159,7 @@ static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *c
             uint64_t mask[M], any = 0;
 #pragma unroll
             for (int i = 0; i < M; i++) {
-                mask[i] = visible_mask(c, branch, t[i], b) >> half * HALF;
+                mask[i] = mask_of(range[i], b) >> half * HALF;
                 any |= mask[i];
             }
             if (any & (ALL_KEYS >> HALF))
@@ -217,7 +219,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1) dq_slc_kernel(
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
         return;
-    const sequence *sq = &a.f.seqs[a.f.row_seq[row]];
+    const block_ptrs start = first_block_of<DK, DV>(&a.f, &a.f.seqs[a.f.row_seq[row]], kvh, SLC);
     const int t = a.f.row_t[row];
     const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
     const int64_t tile = head_tile(c, row, kvh, g16);
@@ -233,7 +235,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1) dq_slc_kernel(
     load_frags(&q, a.f.q + tile * TILE_ROWS * DK + tile_lane());
     load_frags(&dout, a.dout + tile * TILE_ROWS * DV + tile_lane());
     while (next_block(&iter, g_idx, c, t, &block, &mask)) {
-        const block_ptrs at = block_ptrs_of(&a.f, sq, kvh, SLC, block);
+        const block_ptrs at = block_after<DK, DV>(start, block);
 #pragma unroll 1
         for (int half = 0; half < 2; half++, mask >>= HALF) {
             acc_tiles<HALF_TILES> s, dp;

@@ -18,7 +18,7 @@ static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int 
                                                         int b, int r, int t) {
     const dims *c = &a->f.c;
     if (t < 0 || branch != SLC)
-        return visible_mask(c, branch, t, b);
+        return mask_of(visible_range(c, branch, t), b);
     if (c->lb % BLOCK == 0)
         return range_mask(0, t + 1 - b * BLOCK);
     const int32_t *idx = a->f.block_idx + ((int64_t)r * c->Hkv + h) * c->n;
@@ -94,9 +94,10 @@ static __device__ __forceinline__ void add_rows(acc_tiles<N> *acc, const frag_a 
     }
 }
 
-/* dk and dv of the warp's 16 keys from one row tile, whose visible keys are `mask`. The two
- * products with the keys and the values take turns, for they wait for their own sums alone. */
-template <int DK, int DV, int NK, int NV>
+/* dk and dv of the warp's 16 keys from one row tile. The two products with the keys and the values
+ * take turns, for they wait for their own sums alone. MASKED: a bit of `mask` says which keys the
+ * row sees, else all. */
+template <int DK, int DV, bool MASKED, int NK, int NV>
 static __device__ __forceinline__ void
 add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE_N == DK> &k,
              const key_frags<DV, NK * TILE_N == DK> &v, const dkv_step<DK, DV> *x, int tile,
@@ -114,18 +115,12 @@ add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE
             add_products(&dp, v, s_dout, col);
     }
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            softmax_backward(scale2, &s.x[n][i], &dp.x[n][i], terms[n * TILE_N + i % 2]);
-    }
-    if (mask != 0xffffu) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const bool visible = mask >> (lane_row() + i % 4 / 2 * 8) & 1;
-            s.x[i / 4][i % 4] = visible ? s.x[i / 4][i % 4] : 0;
-            dp.x[i / 4][i % 4] = visible ? dp.x[i / 4][i % 4] : 0;
-        }
+    for (int i = 0; i < 8; i++) {
+        float *score = &s.x[i / 4][i % 4], *grad = &dp.x[i / 4][i % 4];
+        const bool visible = !MASKED || (mask >> (lane_row() + i % 4 / 2 * 8) & 1);
+        softmax_backward(scale2, score, grad, terms[i / 4 * TILE_N + i % 2]);
+        *score = visible ? *score : 0;
+        *grad = visible ? *grad : 0;
     }
     add_rows<DV>(dv, a_of_acc(s.x[0], s.x[1]), s_dout, (int)blockIdx.z * NV * TILE_N);
     add_rows<DK>(dk, a_of_acc(dp.x[0], dp.x[1]), s_q, (int)blockIdx.z * NK * TILE_N);
@@ -157,7 +152,7 @@ template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
-    __shared__ uint64_t s_mask[2][DKV_WARPS];
+    __shared__ __align__(8) uint16_t s_mask[2][DKV_WARPS][DKV_WARPS]; /* [keys][row tile] */
     enum { STEP = dkv_step<DK, DV>::TILES, PARTS = DKV_PARTS(DK) };
     enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
@@ -172,7 +167,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     acc_tiles<NV> dv;
     if (rows <= 0)
         return;
-    const block_ptrs at = block_at(&a.f.in[branch], c, block);
+    const block_ptrs at = block_at<DK, DV>(&a.f.in[branch], block);
     copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
     copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
     nsa_cp_async_commit();
@@ -186,9 +181,10 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     int t = -1; /* of `row`; it and the row are looked up a step ahead of their use */
     const int any_row = row_of_unit(&inv, unit, 0, 1);
     const int b = (int)(block % inv.stride - a.f.seqs[a.f.row_seq[any_row]].first_block[branch]);
-    for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) {
-        if (lane_id() == 0)
-            s_mask[which][warp] = visible_keys(&a, branch, h, b, row, t);
+    for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
+        const uint64_t visible = visible_keys(&a, branch, h, b, row, t);
+        if (lane_id() < DKV_WARPS)
+            s_mask[which][lane_id()][warp] = (uint16_t)(visible >> lane_id() * TILE_ROWS);
         nsa_cp_async_wait<0>();
         __syncthreads(); /* this step has arrived, the last one is used */
         row = next;
@@ -198,11 +194,20 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
                           &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
         next = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
+        uint64_t masks; /* 16 bits a row tile */
+        memcpy(&masks, s_mask[which][warp], sizeof masks);
+        if (masks == ALL_KEYS >> (BLOCK - STEP * TILE_ROWS)) {
+#pragma unroll 2
+            for (int tile = 0; tile < STEP; tile++)
+                add_row_tile<DK, DV, false>(&dk, &dv, k, v, &m->step[which], tile, c->scale2, 0);
+        } else {
 #pragma unroll 1
-        for (int tile = 0; i >= 0 && tile < STEP; tile++) { /* the first time only loads */
-            const unsigned mask = (unsigned)(s_mask[which][tile] >> key) & 0xffffu;
-            if (mask)
-                add_row_tile(&dk, &dv, k, v, &m->step[which], tile, c->scale2, mask);
+            for (int tile = 0; tile < STEP; tile++) {
+                const unsigned mask = (unsigned)(masks >> tile * TILE_ROWS) & 0xffffu;
+                if (mask)
+                    add_row_tile<DK, DV, true>(&dk, &dv, k, v, &m->step[which], tile, c->scale2,
+                                               mask);
+            }
         }
     }
     scale_acc(&dk, c->scale);

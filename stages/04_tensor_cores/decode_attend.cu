@@ -45,12 +45,12 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     int b = lo / BLOCK + first_ordinal;
     load_frags(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane());
     for (; branch != SLC && b * BLOCK < end; b += step)
-        attend_global_block<DK, DV>(x, c, q, block_at(in, c, first + b),
+        attend_global_block<DK, DV>(x, c, q, block_at<DK, DV>(in, first + b),
                                     range_mask(lo - b * BLOCK, end - b * BLOCK),
                                     g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK : NULL);
     for (int i = 0; branch == SLC && next_block(&iter, g_idx, c, u->t, &b, &mask); i++) {
         if (i % step == first_ordinal)
-            attend_global_block<DK, DV>(x, c, q, block_at(in, c, first + b), mask,
+            attend_global_block<DK, DV>(x, c, q, block_at<DK, DV>(in, first + b), mask,
                                         (float *)NULL);
     }
 }

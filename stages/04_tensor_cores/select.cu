@@ -75,8 +75,9 @@ template <int DK>
 static __device__ __forceinline__ void load_keys(const attend_args *a, const tile_coord *coord,
                                                  bf16 *s_k, int b, int n_last) {
     if (b * BLOCK < n_last)
-        copy_rows_async<DK, BLOCK>(s_k, block_ptrs_of(a, coord->sq, coord->kvh, CMP, b).k,
-                                   (int)threadIdx.x, (int)blockDim.x);
+        copy_rows_async<DK, BLOCK>(
+            s_k, first_block_of<DK, DK>(a, coord->sq, coord->kvh, CMP).k + (int64_t)b * BLOCK * DK,
+            (int)threadIdx.x, (int)blockDim.x);
 }
 
 /* s [64 keys, 64 columns] of the warp. */
@@ -172,8 +173,14 @@ static __device__ __forceinline__ void store_importance(const dims *c, const que
                                                         int ring, int from, int to) {
     __syncwarp();
     for (int j = from + lane_id() / WARP_QUERIES; j < min(to, x->own_block + 1);
-         j += WARP_SIZE / WARP_QUERIES)
-        x->g_imp[j] = importance_of(c, x->s_ring, ring, x->n_visible, j);
+         j += 2 * WARP_SIZE / WARP_QUERIES) {
+        const int next = j + WARP_SIZE / WARP_QUERIES;
+        float importance[2];
+        importance_of(importance, c, x->s_ring, ring, x->n_visible, {j, next});
+        x->g_imp[j] = importance[0];
+        if (next < min(to, x->own_block + 1))
+            x->g_imp[next] = importance[1];
+    }
     __syncwarp();
 }
 
@@ -293,10 +300,9 @@ static __device__ __forceinline__ void add_candidates(topk<MAX_PER_LANE> *best, 
                                                       int to) {
     for (int j0 = from; j0 < to; j0 += WARP_SIZE) {
         const int j = j0 + lane_id();
-        const bool there = j < to;
-        topk_insert(best, there ? candidate(c, t / c->lb, j,
-                                            importance_of(c, s_ring, ring, cmp_visible(c, t), j))
-                                : 0);
+        float importance[1];
+        importance_of(importance, c, s_ring, ring, cmp_visible(c, t), {j});
+        topk_insert(best, j < to ? candidate(c, t / c->lb, j, importance[0]) : 0);
     }
     __syncwarp(); /* the oldest columns may be overwritten */
 }

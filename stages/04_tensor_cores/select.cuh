@@ -111,22 +111,32 @@ static __device__ __forceinline__ void topk_emit(const topk<N> *best, const dims
     __syncwarp();
 }
 
-/* Importance of block j, from a ring buffer of group sums, where compressed key i lies at i % ring.
- * Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms taken
+/* Importance of the blocks j, from a ring buffer of group sums, where compressed key i lies at i %
+ * ring. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms taken
  * together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k). Summed in float64,
  * where weight and p, 8 and 24 bits, have an exact product: in float32 3p + 2p + p and p + 2p + 3p
  * differ, which a block at the text's begin and one at the last visible key may have. Keys that are
  * not visible count 0. */
-static __device__ __forceinline__ float importance_of(const dims *c, const float *s_ring, int ring,
-                                                      int n_visible, int j) {
-    const int first = c->per_block * j, overlap = c->overlap;
-    const int from = max(1 - overlap, -first), to = min(c->per_block, n_visible - first);
-    double sum = 0;
-    for (int k = from; k < to; k++) {
-        const int weight = min(overlap, min(overlap + k, c->per_block - k));
-        sum += (double)weight * (double)s_ring[(first + k) & (ring - 1)];
+template <int N>
+static __device__ __forceinline__ void importance_of(float (&importance)[N], const dims *c,
+                                                     const float *s_ring, int ring, int n_visible,
+                                                     const int (&j)[N]) {
+    double sum[N];
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        sum[n] = 0;
+    for (int k = 1 - c->overlap; k < c->per_block; k++) {
+        const double weight = min(c->overlap, min(c->overlap + k, c->per_block - k));
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int i = c->per_block * j[n] + k;
+            if ((unsigned)i < (unsigned)n_visible)
+                sum[n] += weight * (double)s_ring[i & (ring - 1)];
+        }
     }
-    return (float)sum;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        importance[n] = (float)sum[n];
 }
 
 /* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that. */

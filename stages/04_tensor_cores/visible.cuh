@@ -52,16 +52,25 @@ typedef struct block_ptrs {
     const bf16 *k, *v;
 } block_ptrs;
 
-static __device__ __forceinline__ block_ptrs block_at(const kv_blocks *in, const dims *c,
-                                                      int64_t block) {
-    return {in->rows[KEYS] + block * BLOCK * c->dkp, in->rows[VALUES] + block * BLOCK * c->dvp};
+/* Block `block` of all blocks. */
+template <int DK, int DV>
+static __device__ __forceinline__ block_ptrs block_at(const kv_blocks *in, int64_t block) {
+    return {in->rows[KEYS] + block * BLOCK * DK, in->rows[VALUES] + block * BLOCK * DV};
 }
 
-/* Block `block` of a sequence and kv head. */
-static __device__ __forceinline__ block_ptrs block_ptrs_of(const attend_args *a, const sequence *sq,
-                                                           int kvh, int branch, int block) {
+/* The first block of a sequence and kv head. */
+template <int DK, int DV>
+static __device__ __forceinline__ block_ptrs first_block_of(const attend_args *a,
+                                                            const sequence *sq, int kvh,
+                                                            int branch) {
     const kv_blocks *in = &a->in[branch];
-    return block_at(in, &a->c, kvh * in->stride + sq->first_block[branch] + block);
+    return block_at<DK, DV>(in, kvh * in->stride + sq->first_block[branch]);
+}
+
+/* Block `block` after it. */
+template <int DK, int DV>
+static __device__ __forceinline__ block_ptrs block_after(const block_ptrs &first, int block) {
+    return {first.k + (int64_t)block * (BLOCK * DK), first.v + (int64_t)block * (BLOCK * DV)};
 }
 
 /* Number of compressed tokens that position t sees: those with i d + l - 1 <= t (Eq. 8);
@@ -75,29 +84,30 @@ static __device__ __forceinline__ int first_win(const dims *c, int t) {
     return max(t - c->w + 1, 0);
 }
 
-/* Bits of the keys of memory block `block` that position t sees, in the compressed branch or in the
- * window of w tokens; none if t is -1. */
-static __device__ __forceinline__ uint64_t visible_mask(const dims *c, int branch, int t,
-                                                        int block) {
-    const int key = block * BLOCK;
+/* The keys from..end-1 of a sequence. */
+typedef struct key_range {
+    int from, end;
+} key_range;
+
+/* What position t sees in the compressed branch or in its window; nothing if t is -1. */
+static __device__ __forceinline__ key_range visible_range(const dims *c, int branch, int t) {
     if (t < 0)
-        return 0;
-    return branch == CMP ? range_mask(0, cmp_visible(c, t) - key)
-                         : range_mask(first_win(c, t) - key, t + 1 - key);
+        return {0, 0};
+    return branch == CMP ? key_range{0, cmp_visible(c, t)} : key_range{first_win(c, t), t + 1};
+}
+
+/* Those of memory block `block`, as bits. */
+static __device__ __forceinline__ uint64_t mask_of(const key_range &x, int block) {
+    return range_mask(x.from - block * BLOCK, x.end - block * BLOCK);
 }
 
 enum { NO_BLOCK = INT32_MAX };
 
-/* The next memory block from `block` on that some row of the CUDA block sees, in the compressed
- * branch or in its window; NO_BLOCK if there is none. Rows may lie far apart if the caller listed
- * them. */
-static __device__ __forceinline__ int next_shared_block(const dims *c, const tile_coord *coord,
-                                                        int branch, int block) {
-    if (branch == CMP)
-        return block * BLOCK < cmp_visible(c, coord->last_t) ? block : (int)NO_BLOCK;
-    const int t = coord->lane_t;
-    const int mine = t < 0 || t / BLOCK < block ? (int)NO_BLOCK
-                                                : max(first_win(c, t) / BLOCK, block);
+/* The next memory block from `block` on that some row of the CUDA block sees, each lane having the
+ * range of one row; NO_BLOCK if there is none. Rows may lie far apart if the caller listed them. */
+static __device__ __forceinline__ int next_shared_block(const key_range &lane_range, int block) {
+    const int next = max(lane_range.from / BLOCK, block);
+    const int mine = next * BLOCK < lane_range.end ? next : (int)NO_BLOCK;
     return (int)__reduce_min_sync(ALL_LANES, (unsigned)mine);
 }
 
