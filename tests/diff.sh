@@ -198,16 +198,19 @@ expect "a whole name that begins another" \
 
 similar=$work/similar/stages
 mkdir -p "$similar"
-for stage in 00_dense 01_naive_nsa 02_blocked 03_fused_cuda; do
+stages='00_dense 01_naive_nsa 02_blocked 03_fused_cuda 04_tensor_cores'
+for stage in $stages; do
     cp -R "stages/$stage" "$similar"
 done
 cp stages/*.sh "$similar"
 cp -R stages/01_naive_nsa "$similar/99_mine"
 echo '/* mine */' >>"$similar/99_mine/attend.c"
-sh "$similar/similar.sh" 00_dense 01_naive_nsa 02_blocked 03_fused_cuda 99_mine >"$work/out"
+# shellcheck disable=SC2086 # words
+sh "$similar/similar.sh" $stages 99_mine >"$work/out"
 expect "what stands beside what" "$(sed 's/:.*//' "$work/out" | paste -sd ,)" \
     "$(printf '%s\n' '00_dense -> 01_naive_nsa' '01_naive_nsa -> 02_blocked' \
-        '02_blocked -> 03_fused_cuda' '01_naive_nsa -> 99_mine' | paste -sd ,)"
+        '02_blocked -> 03_fused_cuda' '03_fused_cuda -> 04_tensor_cores' \
+        '01_naive_nsa -> 99_mine' | paste -sd ,)"
 expect "a copy with one line more" "$(grep -c '99_mine: 99% of' "$work/out")" 1
 
 # sizes WHAT CODE LINES CHANGES: tests/step_sizes.sh on stage 00_first of the made-up tree

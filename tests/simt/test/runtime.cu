@@ -96,9 +96,37 @@ static void test_device() {
     EXPECT(*nsa_device_name(), "device: no name");
 }
 
+#ifdef NSA_SIMT
+// What NSA_SIMT_DEVICE says; without it a program with device_mma.h in it, as this one in
+// tensor.cu, gets the device with the least shared memory of those with tensor cores for bfloat16.
+static void test_devices_by_name() {
+    static const struct {
+        const char *asked, *got;
+        int optin; // KiB
+    } devices[] = {{nullptr, "simulator (sm_86)", 99},  {"sm_75", "simulator (sm_75)", 64},
+                   {"sm_80", "simulator (sm_80)", 163}, {"sm_86", "simulator (sm_86)", 99},
+                   {"sm_89", "simulator (sm_89)", 99},  {"sm_90", "simulator (sm_90)", 227}};
+    for (const auto &d : devices) {
+        cudaDeviceProp prop;
+        if (d.asked)
+            setenv("NSA_SIMT_DEVICE", d.asked, 1);
+        else
+            unsetenv("NSA_SIMT_DEVICE");
+        EXPECT_OK(cudaGetDeviceProperties(&prop, 0));
+        EXPECT(!strcmp(prop.name, d.got) && prop.sharedMemPerBlockOptin == (size_t)d.optin << 10,
+               "device %s: %s, %zu bytes of shared memory", d.asked ? d.asked : "by default",
+               prop.name, prop.sharedMemPerBlockOptin);
+    }
+    setenv("NSA_SIMT_DEVICE", "sm_80", 1); // as in main()
+}
+#endif
+
 void test_runtime() {
     test_streams();
     test_graph();
     test_copies();
     test_device();
+#ifdef NSA_SIMT
+    test_devices_by_name();
+#endif
 }

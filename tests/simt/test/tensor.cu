@@ -50,6 +50,40 @@ static void test_multiply() {
     free_all();
 }
 
+// Element (i,j) of an 8 x 8 matrix is 8 i + j; transposed, lane 4 g + t has (2t, g) and (2t+1, g).
+static __global__ void transpose(unsigned *pair) {
+    const int i = (int)threadIdx.x / 4 * 8 + (int)threadIdx.x % 4 * 2;
+    pair[threadIdx.x] = nsa_movmatrix_trans((unsigned)(i | (i + 1) << 16));
+}
+
+static void test_transpose() {
+    unsigned pair[32];
+    int wrong = 0;
+    unsigned *g_pair = device<unsigned>(32);
+    NSA_LAUNCH(transpose, dim3(1), dim3(32), 0, (cudaStream_t)0, g_pair);
+    EXPECT_OK(cudaGetLastError());
+    copy_to_host(pair, g_pair, 32);
+    for (int i = 0; i < 32; i++) {
+        const int first = i % 4 * 2 * 8 + i / 4;
+        wrong += pair[i] != (unsigned)(first | (first + 8) << 16);
+    }
+    EXPECT(wrong == 0, "transpose: %d of 32 are wrong", wrong);
+    free_all();
+}
+
+#ifdef NSA_SIMT
+// A device without tensor cores for bfloat16.
+static void test_old_device() {
+    setenv("NSA_SIMT_DEVICE", "sm_75", 1);
+    const __nv_bfloat16 zeros[256] = {};
+    NSA_LAUNCH(multiply, dim3(1), dim3(32), 0, (cudaStream_t)0, device(256, zeros),
+               device(128, zeros), device<float>(128));
+    expect_report("mma on sm_75", "kernel multiply", "bfloat16 needs sm_80");
+    setenv("NSA_SIMT_DEVICE", "sm_80", 1); // as in main()
+    free_all();
+}
+#endif
+
 enum { STAGES = 3, CHUNK = 128 }; // chunks in flight; floats of one
 
 // One block sums chunks that arrive through a ring of STAGES buffers; the last chunk is half full.
@@ -187,6 +221,10 @@ static void test_every_value() {
 
 void test_tensor() {
     test_multiply();
+    test_transpose();
+#ifdef NSA_SIMT
+    test_old_device();
+#endif
     test_pipeline();
     test_convert();
     test_pairs();
