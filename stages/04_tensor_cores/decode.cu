@@ -93,7 +93,7 @@ nsa_status open_decode(stage *st) {
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
     a->block_idx = st->block_idx;
     a->out = st->out;
-    return NSA_OK;
+    return open_decode_select();
 }
 
 /* Copy `n` blocks of every head from the pack to a slot: whole blocks, for what lies past a

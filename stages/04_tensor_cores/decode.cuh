@@ -71,7 +71,8 @@ static __device__ __forceinline__ row_stats combine_stats(const decode_args *a, 
 nsa_status decode_splits(stage *st, const decode_args *a, int from, int to);
 nsa_status decode_combine(stage *st, const decode_args *a);
 
-/* select.cu */
+/* decode_select.cu */
+nsa_status open_decode_select(void);
 nsa_status decode_select(stage *st, const decode_args *a);
 
 #endif
