@@ -5,34 +5,40 @@
 
 enum {
     ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
-    SLC_WARPS = 8,    /* the same for selected blocks */
-    QUADS = 4         /* 16 bytes each, that a lane loads or stores at a time */
+    SLC_WARPS = 4,    /* the same for window and selected blocks */
+    SLC_CTAS = 2,
+    QUADS = 4 /* 16 bytes each, that a lane loads or stores at a time */
 };
 
 /* Row tiles of a warp: two, so that every fragment of B is multiplied twice; wide outputs leave
  * registers for one. */
 #define WARP_TILES(DV) ((DV) <= 128 ? 2 : 1)
 
-/* N quads of one head's row, from column col(n) on: out = or += gate o; the first branch writes, the
- * others add (Eq. 5). For backward and for those who want them, o itself is stored too. All loads
- * come before the stores: each would wait for the one before, which may have the same address for
- * all that the compiler knows. */
+/* N quads of one head's row, from column `col` + offset[n] on: out = or += gate o; the first branch
+ * writes, the others add (Eq. 5). For backward and for those who want them, o itself is stored too.
+ * All loads come before the stores: each would wait for the one before, which may have the same
+ * address for all that the compiler knows. */
 template <int N>
 static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t head, int branch,
-                                                 const float4 (&o)[N], const int (&col)[N]) {
+                                                 int col, const float4 (&o)[N],
+                                                 const int (&offset)[N]) {
     const float gate = a->gate[head * BRANCHES + branch];
-    real *out = a->out + head * a->c.dvp;
+    real *out = a->out + head * a->c.dvp + col;
     float4 sum[N];
 #pragma unroll
     for (int n = 0; n < N; n++)
-        sum[n] = branch == CMP ? make_float4(0, 0, 0, 0) : *(const float4 *)(out + col[n]);
+        sum[n] = branch == CMP ? make_float4(0, 0, 0, 0) : *(const float4 *)(out + offset[n]);
 #pragma unroll
     for (int n = 0; n < N; n++)
-        *(float4 *)(out + col[n]) = make_float4(sum[n].x + gate * o[n].x, sum[n].y + gate * o[n].y,
-                                                sum[n].z + gate * o[n].z, sum[n].w + gate * o[n].w);
+        *(float4 *)(out + offset[n]) =
+            make_float4(sum[n].x + gate * o[n].x, sum[n].y + gate * o[n].y,
+                        sum[n].z + gate * o[n].z, sum[n].w + gate * o[n].w);
+    if (!a->out_x[branch])
+        return;
+    out = a->out_x[branch] + head * a->c.dvp + col;
 #pragma unroll
-    for (int n = 0; n < N && a->out_x[branch]; n++)
-        *(float4 *)(a->out_x[branch] + head * a->c.dvp + col[n]) = o[n];
+    for (int n = 0; n < N; n++)
+        *(float4 *)(out + offset[n]) = o[n];
 }
 
 /* Store the statistics of a finished row tile; one lane of each row writes. */
@@ -147,56 +153,45 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         softmax_finalize(&x[i]);
 }
 
-/* One branch of the warp's rows, from scores to out. */
+/* Compressed attention (Eq. 8) of one tile of heads. Grid: a CUDA block for each kv head, tile of
+ * heads and tile of rows, the last rows first, because they see the most. Block: 4 warps with M
+ * neighbouring rows each. Shared: Q of all rows, one block of keys and one of values, 64 KiB at
+ * 128/128. */
 template <int DK, int DV>
-static __device__ __forceinline__ void attend_branch(const attend_args *a, const tile_coord *coord,
-                                                     const shared_tiles<DK, DV> &m, int g16,
-                                                     int branch) {
-    enum { M = WARP_TILES(DV) };
-    const dims *c = &a->c;
-    const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
-    softmax_state<DV> x[M];
-    attend_shared<DK, DV, M>(x, a, coord, m, branch, branch);
-#pragma unroll
-    for (int k = 0; k < M; k++) {
-        const int row = warp_id() * M + k;
-        const int64_t head =
-            (coord->rows.first + row) * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
-        if (row >= coord->rows.count)
-            break;
-        store_stats(a, head, heads, branch, &x[k]);
-        const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n += QUADS) {
-            float4 o[QUADS];
-            int col[QUADS];
-#pragma unroll
-            for (int i = 0; i < QUADS; i++) {
-                o[i] = pair_quad(x[k].o.x[n + i]);
-                col[i] = (n + i) * TILE_N + lane_col() / 4 * 4;
-            }
-            if (pair_row < heads)
-                add_gated(a, head + pair_row, branch, o, col);
-        }
-    }
-}
-
-/* Compressed attention (Eq. 8), then the window, of one tile of heads. Grid: a CUDA block for each
- * kv head, tile of heads and tile of rows, the last rows first, because they see the most. Block: 4
- * warps with M neighbouring rows each. Shared: Q of all rows, one block of keys and one of values,
- * 64 KiB at 128/128. */
-template <int DK, int DV>
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2) attend_kernel(attend_args a) {
+static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
+    attend_cmp_kernel(attend_args a) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
+    enum { M = WARP_TILES(DV) };
     const dims *c = &a.c;
     const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
     const int64_t unit = blockIdx.x / c->GT;
-    const int g16 = (int)(blockIdx.x % c->GT);
+    const int g16 = (int)(blockIdx.x % c->GT), heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+    const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
     const tile_coord coord =
         tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
+    softmax_state<DV> x[M];
     load_queries_async(&a, &coord, g16, m);
-    attend_branch(&a, &coord, m, g16, CMP);
-    attend_branch(&a, &coord, m, g16, WIN);
+    attend_shared<DK, DV, M>(x, &a, &coord, m, CMP, CMP);
+#pragma unroll
+    for (int k = 0; k < M; k++) {
+        const int row = warp_id() * M + k;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        if (row >= coord.rows.count)
+            break;
+        store_stats(&a, head, heads, CMP, &x[k]);
+#pragma unroll
+        for (int n = 0; n < DV / TILE_N; n += QUADS) {
+            float4 o[QUADS];
+            int offset[QUADS];
+#pragma unroll
+            for (int i = 0; i < QUADS; i++) {
+                o[i] = pair_quad(x[k].o.x[n + i]);
+                offset[i] = (n + i) * TILE_N;
+            }
+            if (pair_row < heads)
+                add_gated(&a, head + pair_row, CMP, lane_col() / 4 * 4, o, offset);
+        }
+    }
 }
 
 /* Plain causal attention over the pair of `branch`: a window without a beginning (a.c.w is
@@ -218,66 +213,78 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
 #pragma unroll
     for (int k = 0; k < M; k++) {
         const int row = warp_id() * M + k;
-        const int64_t head =
-            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         store_acc(g_out + head * c->dvp, c->dvp, &x[k].o,
                   row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
     }
 }
 
-/* ------------------------------------------------------- selected blocks */
+/* ------------------------------------------- window, selected blocks, gate */
 
-/* Selected attention and its part of the gated sum (Eq. 5, 12). Neighbours select differently, so
- * each warp reads its blocks alone, and straight into registers. Grid: a warp for each kv head, row
- * and tile of heads, kv head outermost, so that one head's keys and values stay in the second-level
- * cache. Shared: none, which leaves all of it to the first-level cache. */
+/* The end of a branch of one warp: its statistics, and its part of the gated sum. */
+template <int DV>
+static __device__ __forceinline__ void add_branch(const attend_args *a, softmax_state<DV> *x,
+                                                  int64_t head, int heads, int branch) {
+    softmax_finalize(x);
+    store_stats(a, head, heads, branch, x);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int n = 0; n < DV / 16; n += QUADS) {
+            float4 o[QUADS];
+            int offset[QUADS];
+#pragma unroll
+            for (int k = 0; k < QUADS; k++) {
+                o[k] = quad_of(x->o, n + k, i);
+                offset[k] = quad_offset(n + k);
+            }
+            if (lane_row() + 8 * i < heads)
+                add_gated(a, head + lane_row() + 8 * i, branch, quad_col(), o, offset);
+        }
+    }
+}
+
+/* Window and selected attention and the gated sum (Eq. 5, 12). Neighbours select differently, so
+ * each warp reads its blocks alone, and straight into registers; those of the window, which its
+ * neighbours want at about the same time, come from the first-level cache. Grid: a warp for each kv
+ * head, row and tile of heads, kv head outermost, so that one head's keys and values stay in the
+ * second-level cache. Shared: none, which leaves all of it to the first-level cache. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1)
-    attend_slc_kernel(attend_args a) {
+static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
+    attend_slc_win_kernel(attend_args a) {
     const dims *c = &a.c;
     const int64_t unit = (int64_t)blockIdx.x * SLC_WARPS + warp_id();
     const int64_t row = unit / c->GT % a.R;
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
         return;
-    const block_ptrs start = first_block_of<DK, DV>(&a, &a.seqs[a.row_seq[row]], kvh, SLC);
-    const int t = a.row_t[row];
-    const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
+    const sequence *sq = &a.seqs[a.row_seq[row]];
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
-    const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+    const int t = a.row_t[row], heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
+    const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
+    const key_range window = visible_range(c, WIN, t);
+    block_ptrs start = first_block_of<DK, DV>(&a, sq, kvh, WIN);
     block_iter iter = {0, 0};
     uint64_t mask;
-    int block;
     softmax_state<DV> x;
     frags_a<DK> q;
     load_frags(&q, a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane());
     softmax_init(&x);
-    while (next_block(&iter, g_idx, c, t, &block, &mask))
-        attend_global_block<DK, DV>(&x, c, q, block_after<DK, DV>(start, block), mask,
+    for (int b = window.from / BLOCK; b * BLOCK < window.end; b++)
+        attend_global_block<DK, DV>(&x, c, q, block_after<DK, DV>(start, b), mask_of(window, b),
                                     (float *)NULL);
-    softmax_finalize(&x);
-    store_stats(&a, head, heads, SLC, &x);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-        for (int n = 0; n < DV / 16; n += QUADS) {
-            float4 o[QUADS];
-            int col[QUADS];
-#pragma unroll
-            for (int k = 0; k < QUADS; k++) {
-                o[k] = quad_of(x.o, n + k, i);
-                col[k] = quad_col(n + k);
-            }
-            if (lane_row() + 8 * i < heads)
-                add_gated(&a, head + lane_row() + 8 * i, SLC, o, col);
-        }
-    }
+    add_branch(&a, &x, head, heads, WIN);
+    start = first_block_of<DK, DV>(&a, sq, kvh, SLC);
+    softmax_init(&x);
+    for (int b; next_block(&iter, g_idx, c, t, &b, &mask);)
+        attend_global_block<DK, DV>(&x, c, q, block_after<DK, DV>(start, b), mask, (float *)NULL);
+    add_branch(&a, &x, head, heads, SLC);
 }
 
 /* ---------------------------------------------------------------- launches */
 
 template <int DK, int DV> static nsa_status allow_shared(void) {
-    TRY(nsa_allow_shared(attend_kernel<DK, DV>));
+    TRY(nsa_allow_shared(attend_cmp_kernel<DK, DV>));
     return nsa_allow_shared(attend_causal_kernel<DK, DV>);
 }
 
@@ -289,18 +296,18 @@ int query_tile(const dims *c) {
     return ATTEND_WARPS * WARP_TILES(c->dvp);
 }
 
-template <int DK, int DV> static nsa_status launch_attend(stage *st, const attend_args *a) {
-    NSA_LAUNCH((attend_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+template <int DK, int DV> static nsa_status launch_cmp(stage *st, const attend_args *a) {
+    NSA_LAUNCH((attend_cmp_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
                ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a);
-    NSA_LAUNCHED("attend");
+    NSA_LAUNCHED("attend_cmp");
     return NSA_OK;
 }
 
-template <int DK, int DV> static nsa_status launch_slc(stage *st, const attend_args *a) {
+template <int DK, int DV> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
     const int64_t units = a->R * a->c.Hkv * a->c.GT;
-    NSA_LAUNCH((attend_slc_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
+    NSA_LAUNCH((attend_slc_win_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
                SLC_WARPS * WARP_SIZE, 0, st->stream, *a);
-    NSA_LAUNCHED("attend_slc");
+    NSA_LAUNCHED("attend_slc_win");
     return NSA_OK;
 }
 
@@ -313,12 +320,12 @@ static nsa_status launch_causal(stage *st, const attend_args *a, int branch, rea
     return NSA_OK;
 }
 
-nsa_status attend(stage *st, const attend_args *a) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_attend, st, a) : NSA_OK;
+nsa_status attend_cmp(stage *st, const attend_args *a) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_cmp, st, a) : NSA_OK;
 }
 
-nsa_status attend_slc(stage *st, const attend_args *a) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_slc, st, a) : NSA_OK;
+nsa_status attend_slc_win(stage *st, const attend_args *a) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_slc_win, st, a) : NSA_OK;
 }
 
 nsa_status attend_causal(stage *st, const attend_args *a, int branch, real *out) {

@@ -17,8 +17,8 @@ static __device__ __forceinline__ unsigned keys_of(uint64_t mask, int step) {
 /* ------------------------------------------------------------ online softmax */
 
 /* State of the online softmax of one row tile. o: outputs [16, DV], not yet divided by the row
- * sums. row_max: largest scaled score so far, or nearly. row_sum: over this lane's columns only, until
- * softmax_finalize() makes it 1 / sum. Element i is row lane_row() + 8 i. */
+ * sums. row_max: largest scaled score so far, or nearly. row_sum: over this lane's columns only,
+ * until softmax_finalize() makes it 1 / sum. Element i is row lane_row() + 8 i. */
 template <int DV> struct softmax_state {
     acc_tiles<DV / TILE_N> o;
     float row_max[2], row_sum[2];
@@ -152,7 +152,7 @@ static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf
 
 template <int D, int M, int N>
 static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], const bf16 *s_a,
-                                                  const bf16 *s_b) {
+                                                     const bf16 *s_b) {
 #pragma unroll
     for (int m = 0; m < M; m++)
         zero_acc(&s[m]);
@@ -212,8 +212,8 @@ static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_
 
 /* --------------------------------------------------- a block of one warp */
 
-/* s [16, 8 N] = A B^T, B straight from global memory: keys or values [8 N][D], of which `g_b` is this
- * lane's piece of the first tile. */
+/* s [16, 8 N] = A B^T, B straight from global memory: keys or values [8 N][D], of which `g_b` is
+ * this lane's piece of the first tile. */
 template <int D, int N>
 static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frags_a<D> &a,
                                                      const bf16 *g_b) {
@@ -232,8 +232,8 @@ static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frag
     }
 }
 
-/* acc [16, D] += P B, B = [16 STEPS][D], values or in backward keys; columns as transpose_tiles() has
- * them. MASKED: keys whose bit is not set count as zero. */
+/* acc [16, D] += P B, B = [16 STEPS][D], values or in backward keys; columns as transpose_tiles()
+ * has them. MASKED: keys whose bit is not set count as zero. */
 template <int D, bool MASKED, int STEPS>
 static __device__ __forceinline__ void global_keys(acc_tiles<D / TILE_N> *acc,
                                                    const frag_a (&p)[STEPS], const bf16 *g_b,
@@ -298,10 +298,14 @@ static __device__ __forceinline__ float4 pair_quad(const float (&x)[4]) {
     return odd ? make_float4(a, b, x[2], x[3]) : make_float4(x[0], x[1], a, b);
 }
 
-/* Accumulators of global_matmul() in quads of neighbouring columns: of every 32 columns a lane has 8
- * in each of its rows, quads 2n and 2n + 1. */
-static __device__ __forceinline__ int quad_col(int quad) {
-    return quad / 2 * SPAN + lane_id() % 4 * PIECE + quad % 2 * 4;
+/* Accumulators of global_matmul() in quads of neighbouring columns: of every 32 columns a lane has
+ * 8 in each of its rows, quads 2n and 2n + 1. Their columns are quad_col() + quad_offset(). */
+static __device__ __forceinline__ int quad_col(void) {
+    return lane_id() % 4 * PIECE;
+}
+
+static __device__ __forceinline__ int quad_offset(int quad) {
+    return quad / 2 * SPAN + quad % 2 * 4;
 }
 
 /* Quad `quad` of row lane_row() + 8 i. */

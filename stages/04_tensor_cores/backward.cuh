@@ -16,7 +16,8 @@ enum {
 typedef struct __align__(16) row_terms {
     float row_max, weight; /* weight: gate inv_sum */
     float dgate, unused;   /* 16 bytes in all: one copy */
-} row_terms;
+}
+row_terms;
 
 /* Arguments of the attention kernels; all pointers are to device memory. `f` is forward's; its
  * tiles are those of dq. A row tile is 16 heads of (row r, kv head h): number (r*Hkv + h)*GT + g16.

@@ -5,7 +5,8 @@
 
 enum {
     GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
-    SLC_WARPS = 8,  /* and of dq_slc_kernel */
+    SLC_WARPS = 4,  /* and of dq_slc_win_kernel */
+    SLC_CTAS = 2,
     HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
     HALF = BLOCK / 2
 };
@@ -15,8 +16,8 @@ enum {
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
-/* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO, and
- * the row lies in 4 lanes. */
+/* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO,
+ * and the row lies in 4 lanes. */
 static __device__ __forceinline__ float dot_row(const grad_args *a, int64_t tile, int row,
                                                 const real *o) {
     float sum = 0;
@@ -45,7 +46,8 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
         const int64_t head = tile / c->GT * c->G + g0 + (there ? row : 0); /* of [R,Hq] */
         const row_stats stats = a.f.stats[head * BRANCHES + branch];
         const float sum = dot_row(&a, tile, row, a.f.out_x[branch] + head * c->dvp);
-        row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum, 0};
+        row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum,
+                          0};
         if (!there)
             term = row_terms{0, 0, 0, 0};
         if (lane_id() % 4)
@@ -99,8 +101,7 @@ template <int DK, int DV> struct dq_smem {
     }
 };
 
-template <int DK, int DV>
-static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
+template <int DK, int DV> static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
     dq_smem<DK, DV> m;
     m.q = base;
     m.dout = m.q + m.ROWS * TILE_ROWS * DK;
@@ -133,7 +134,8 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *const (&dq)[M],
                                                        const grad_args *a, const tile_coord *coord,
-                                                       const dq_smem<DK, DV> *m, int g16, int branch) {
+                                                       const dq_smem<DK, DV> *m, int g16,
+                                                       int branch) {
     const dims *c = &a->f.c;
     const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, branch);
     const key_range lane_range = visible_range(c, branch, coord->lane_t);
@@ -168,19 +170,19 @@ static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *c
     }
 }
 
-/* dq over compressed and window keys, of one tile of heads of each row. Grid: a CUDA block for each
+/* dq over compressed keys, of one tile of heads of each row. Grid: a CUDA block for each
  * kv head, tile of heads and tile of rows, the last rows first. Block: up to 4 warps with M rows
  * each. Shared: Q and dO of all rows, one block of keys and values; 96 KiB at 128/128. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_kernel(grad_args a) {
+static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_kernel(grad_args a) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
     enum { M = DQ_TILES(DK) };
     const dims *c = &a.f.c;
     const int g16 = (int)(blockIdx.x % c->GT);
     const dq_smem<DK, DV> m = dq_smem_of<DK, DV>(s_base);
     const int64_t unit = blockIdx.x / c->GT;
-    const tile_coord coord = tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv],
-                                           (int)(unit % c->Hkv));
+    const tile_coord coord =
+        tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     acc_tiles<DK / TILE_N> acc[M], *dq[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
@@ -195,12 +197,10 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_kernel(
                                        (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
     }
     backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, CMP);
-    backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, WIN);
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;
-        const int64_t head =
-            (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         scale_acc(&acc[i], c->scale);
         store_acc(a.dq + head * DK, DK, &acc[i],
                   row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
@@ -209,62 +209,77 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_kernel(
 
 /* ------------------------------------------------------- selected blocks */
 
-/* dq over the selected blocks, added to what dq_kernel left; each warp reads its blocks alone. Grid
- * and block as attend_slc_kernel. */
+/* dq over one block of one warp, half of it at a time. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1) dq_slc_kernel(grad_args a) {
+static __device__ __forceinline__ void backward_global_block(acc_tiles<DK / TILE_N> *dq,
+                                                             float scale2, const frags_a<DK> &q,
+                                                             const frags_a<DV> &dout,
+                                                             const row_terms (&terms)[2],
+                                                             const block_ptrs &at, uint64_t mask) {
+#pragma unroll 1
+    for (int half = 0; half < 2; half++, mask >>= HALF) {
+        acc_tiles<HALF_TILES> s, dp;
+        frag_a p[HALF_TILES / 2];
+        if (!(mask & (ALL_KEYS >> HALF)))
+            continue;
+        global_scores(&s, q, at.k + half * HALF * DK + tile_lane());
+        global_scores(&dp, dout, at.v + half * HALF * DV + tile_lane());
+        backward_tiles(&s, &dp, scale2, terms, mask);
+        pack_tiles(p, dp);
+        global_matmul<DK>(dq, p, at.k + half * HALF * DK + tile_lane(), mask);
+    }
+}
+
+/* dq over window and selected blocks, added to what dq_cmp left; each warp reads its blocks alone.
+ * Grid and block as attend_slc_win_kernel. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
+    dq_slc_win_kernel(grad_args a) {
     const dims *c = &a.f.c;
     const int64_t unit = (int64_t)blockIdx.x * SLC_WARPS + warp_id();
     const int64_t row = unit / c->GT % a.R;
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / a.R);
     if (kvh >= c->Hkv)
         return;
-    const block_ptrs start = first_block_of<DK, DV>(&a.f, &a.f.seqs[a.f.row_seq[row]], kvh, SLC);
+    const sequence *sq = &a.f.seqs[a.f.row_seq[row]];
     const int t = a.f.row_t[row];
     const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
     const int64_t tile = head_tile(c, row, kvh, g16);
+    const key_range window = visible_range(c, WIN, t);
+    block_ptrs start = first_block_of<DK, DV>(&a.f, sq, kvh, WIN);
     frags_a<DK> q;
     frags_a<DV> dout;
     row_terms terms[2];
     block_iter iter = {0, 0};
     uint64_t mask;
-    int block;
     acc_tiles<DK / TILE_N> dq;
     zero_acc(&dq);
-    load_terms(terms, &a, SLC, tile);
     load_frags(&q, a.f.q + tile * TILE_ROWS * DK + tile_lane());
     load_frags(&dout, a.dout + tile * TILE_ROWS * DV + tile_lane());
-    while (next_block(&iter, g_idx, c, t, &block, &mask)) {
-        const block_ptrs at = block_after<DK, DV>(start, block);
-#pragma unroll 1
-        for (int half = 0; half < 2; half++, mask >>= HALF) {
-            acc_tiles<HALF_TILES> s, dp;
-            frag_a p[HALF_TILES / 2];
-            if (!(mask & (ALL_KEYS >> HALF)))
-                continue;
-            global_scores(&s, q, at.k + half * HALF * DK + tile_lane());
-            global_scores(&dp, dout, at.v + half * HALF * DV + tile_lane());
-            backward_tiles(&s, &dp, c->scale2, terms, mask);
-            pack_tiles(p, dp);
-            global_matmul<DK>(&dq, p, at.k + half * HALF * DK + tile_lane(), mask);
-        }
-    }
+    load_terms(terms, &a, WIN, tile);
+    for (int b = window.from / BLOCK; b * BLOCK < window.end; b++)
+        backward_global_block(&dq, c->scale2, q, dout, terms, block_after<DK, DV>(start, b),
+                              mask_of(window, b));
+    load_terms(terms, &a, SLC, tile);
+    start = first_block_of<DK, DV>(&a.f, sq, kvh, SLC);
+    for (int b; next_block(&iter, g_idx, c, t, &b, &mask);)
+        backward_global_block(&dq, c->scale2, q, dout, terms, block_after<DK, DV>(start, b), mask);
     scale_acc(&dq, c->scale);
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float4 old[DK / 16];
-        real *g_dq = a.dq + (head + lane_row() + 8 * i) * DK;
+        real *g_dq = a.dq + (head + lane_row() + 8 * i) * DK + quad_col();
         if (lane_row() + 8 * i >= heads)
             continue;
 #pragma unroll
         for (int n = 0; n < DK / 16; n++)
-            old[n] = *(const float4 *)(g_dq + quad_col(n));
+            old[n] = *(const float4 *)(g_dq + quad_offset(n));
 #pragma unroll
         for (int n = 0; n < DK / 16; n++) {
             const float4 x = quad_of(dq, n, i);
-            *(float4 *)(g_dq + quad_col(n)) =
+            *(float4 *)(g_dq + quad_offset(n)) =
                 make_float4(old[n].x + x.x, old[n].y + x.y, old[n].z + x.z, old[n].w + x.w);
         }
     }
@@ -273,7 +288,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, 1) dq_slc_kernel(
 /* ---------------------------------------------------------------- launches */
 
 template <int DK, int DV> static nsa_status allow_shared(void) {
-    return nsa_allow_shared(dq_kernel<DK, DV>);
+    return nsa_allow_shared(dq_cmp_kernel<DK, DV>);
 }
 
 int dq_rows(const dims *c) {
@@ -300,12 +315,13 @@ nsa_status gate_backward(stage *st, const grad_args *args) {
 
 template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args *args) {
     const dims *c = &args->f.c;
-    NSA_LAUNCH((dq_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
+    NSA_LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
                DQ_WARPS(DK) * WARP_SIZE, (dq_smem<DK, DV>::bytes()), st->stream, *args);
-    NSA_LAUNCHED("dq");
-    NSA_LAUNCH((dq_slc_kernel<DK, DV>), (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS),
-               SLC_WARPS * WARP_SIZE, 0, st->stream, *args);
-    NSA_LAUNCHED("dq_slc");
+    NSA_LAUNCHED("dq_cmp");
+    NSA_LAUNCH((dq_slc_win_kernel<DK, DV>),
+               (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS), SLC_WARPS * WARP_SIZE, 0,
+               st->stream, *args);
+    NSA_LAUNCHED("dq_slc_win");
     return NSA_OK;
 }
 

@@ -6,6 +6,8 @@
 /* Parts of the columns of dk and dv: half of them are registers enough for wide heads. */
 #define DKV_PARTS(DK) ((DK) <= 128 ? 1 : 2)
 
+enum { WARP_KEYS = 32, KEY_GROUPS = BLOCK / WARP_KEYS, KEY_M = WARP_KEYS / TILE_ROWS };
+
 /* The tokens of selected block j that position t sees, those of memory block `block` alone. */
 static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
     const int first = j * c->lb, end = min(first + c->lb, t + 1);
@@ -30,15 +32,30 @@ static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int 
 
 /* A step of row tiles in shared memory: as many as fit the smallest, one for each warp at most. */
 template <int DK, int DV> struct dkv_step {
-    enum { TILES = DK + DV <= 256 ? 4 : DK + DV < 512 ? 2 : 1 };
+    enum { TILES = DK + DV <= 256 ? 4 : DK + DV < 384 ? 2 : 1 };
     bf16 q[TILES * TILE_ROWS * DK], dout[TILES * TILE_ROWS * DV];
     row_terms terms[TILES * TILE_ROWS];
 };
 
-/* The shared memory of a CUDA block: its keys and values, and two steps. */
+/* P^T of a row tile as fragments, from the warps that make dv to those that make dk: [tile of 16
+ * keys][lane] of each group of keys. */
+typedef frag_a p_tile[KEY_GROUPS][KEY_M][WARP_SIZE];
+
+/* The shared memory of a CUDA block: its keys and values, two steps, and P^T: of two row tiles in
+ * turns, or of one if a step is one. Where keys and values are kept in registers, P^T takes the
+ * place of the keys. */
 template <int DK, int DV> struct dkv_smem {
+    enum { KEPT = DKV_PARTS(DK) == 1, P_TILES = dkv_step<DK, DV>::TILES > 1 ? 2 : 1 };
     bf16 k[BLOCK * DK], v[BLOCK * DV];
     dkv_step<DK, DV> step[2];
+
+    __device__ __forceinline__ p_tile *p(void) {
+        return (p_tile *)(KEPT ? (void *)this : (void *)(this + 1));
+    }
+
+    static size_t bytes(void) {
+        return sizeof(dkv_smem) + (KEPT ? 0 : P_TILES * sizeof(p_tile));
+    }
 };
 
 /* Start copying a row tile to place `at` of a step, by one warp. */
@@ -54,76 +71,137 @@ static __device__ __forceinline__ void load_row_tile(const grad_args *a, int bra
                         a->terms + (branch * a->row_tiles + tile) * TILE_ROWS + lane_id());
 }
 
-/* Fragments of the warp's 16 keys or values, kept in registers or, for wide heads, loaded when they
- * are needed. */
+/* Fragments of the warp's 32 keys, or their values, kept in registers or, for wide heads, loaded
+ * when they are needed. */
 template <int D, bool KEPT> struct key_frags {
-    frag_a x[KEPT ? D / TILE_K : 1];
+    frag_a x[KEPT ? D / TILE_K : 1][KEY_M];
     const bf16 *s_rows;
 };
 
-template <int D, bool KEPT>
-static __device__ __forceinline__ void load_frags(key_frags<D, KEPT> *to, const bf16 *s_rows) {
+template <int D, int W, bool KEPT>
+static __device__ __forceinline__ void load_frags(key_frags<W, KEPT> *to, const bf16 *s_rows) {
     to->s_rows = s_rows;
 #pragma unroll
-    for (int k = 0; KEPT && k < D / TILE_K; k++)
-        to->x[k] = load_a<D>(s_rows, k * TILE_K);
+    for (int i = 0; KEPT && i < D / TILE_K * KEY_M; i++)
+        to->x[i / KEY_M][i % KEY_M] =
+            load_a<D>(s_rows + i % KEY_M * TILE_ROWS * D, i / KEY_M * TILE_K);
 }
 
-/* acc [16 keys,16 rows] += A B^T over columns k..k+15, B = s_b [16][D]. */
-template <int D, bool KEPT>
-static __device__ __forceinline__ void add_products(acc_tiles<2> *acc,
-                                                    const key_frags<D, KEPT> &keys,
-                                                    const bf16 *s_b, int k) {
-    const frag_a a = KEPT ? keys.x[KEPT ? k / TILE_K : 0] : load_a<D>(keys.s_rows, k);
-    frag_b b[2];
-    load_b<D>(b, s_b, k);
-    mma(acc->x[0], a, b[0]);
-    mma(acc->x[1], a, b[1]);
+/* acc [32 keys,16 rows] = A B^T, B = s_b [16][D]: S^T = K Q^T or dP^T = V dO^T. */
+template <int D, int W, bool KEPT>
+static __device__ __forceinline__ void key_products(acc_tiles<2> (&acc)[KEY_M],
+                                                    const key_frags<W, KEPT> &keys,
+                                                    const bf16 *s_b) {
+#pragma unroll
+    for (int m = 0; m < KEY_M; m++)
+        zero_acc(&acc[m]);
+#pragma unroll
+    for (int k = 0; k < D; k += TILE_K) {
+        frag_b b[2];
+        load_b<D>(b, s_b, k);
+#pragma unroll
+        for (int m = 0; m < KEY_M; m++) {
+            const frag_a a = KEPT ? keys.x[KEPT ? k / TILE_K : 0][m]
+                                  : load_a<D>(keys.s_rows + m * TILE_ROWS * D, k);
+            mma(acc[m].x[0], a, b[0]);
+            mma(acc[m].x[1], a, b[1]);
+        }
+    }
 }
 
-/* acc [16 keys, 8 N] += P^T B, B = s_b [16][D], 8 N of its columns from `col` on. */
-template <int D, int N>
-static __device__ __forceinline__ void add_rows(acc_tiles<N> *acc, const frag_a &p,
-                                                const bf16 *s_b, int col) {
+/* acc [32 keys, 8 N] += P^T B, B = s_b [16][D], 8 N of its columns from `col` on. */
+template <int D, int N, int W>
+static __device__ __forceinline__ void add_rows(acc_tiles<W> (&acc)[KEY_M],
+                                                const frag_a (&p)[KEY_M], const bf16 *s_b,
+                                                int col) {
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
         frag_b b[2];
         load_b_trans<D>(b, s_b + at_column(0, col), n * TILE_N);
-        mma(acc->x[n], p, b[0]);
-        mma(acc->x[n + 1], p, b[1]);
+#pragma unroll
+        for (int m = 0; m < KEY_M; m++) {
+            mma(acc[m].x[n], p[m], b[0]);
+            mma(acc[m].x[n + 1], p[m], b[1]);
+        }
     }
 }
 
-/* dk and dv of the warp's 16 keys from one row tile. The two products with the keys and the values
- * take turns, for they wait for their own sums alone. MASKED: a bit of `mask` says which keys the
- * row sees, else all. */
-template <int DK, int DV, bool MASKED, int NK, int NV>
-static __device__ __forceinline__ void
-add_row_tile(acc_tiles<NK> *dk, acc_tiles<NV> *dv, const key_frags<DK, NK * TILE_N == DK> &k,
-             const key_frags<DV, NK * TILE_N == DK> &v, const dkv_step<DK, DV> *x, int tile,
-             float scale2, unsigned mask) {
-    const bf16 *s_q = x->q + tile * TILE_ROWS * DK, *s_dout = x->dout + tile * TILE_ROWS * DV;
-    const row_terms *terms = x->terms + tile * TILE_ROWS + lane_col();
-    acc_tiles<2> s, dp;
-    zero_acc(&s);
-    zero_acc(&dp);
+/* What a warp holds: 32 keys' dv and their K, or their dk and their V. */
+template <int DK, int DV> struct key_state {
+    enum { PARTS = DKV_PARTS(DK), W = DK > DV ? DK : DV };
+    enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
+    key_frags<W, PARTS == 1> keys;
+    acc_tiles<W / PARTS / TILE_N> acc[KEY_M];
+    bool values; /* dv */
+};
+
+/* From S^T to gate P^T, and to the warp that makes dk of the same keys. */
+template <bool MASKED>
+static __device__ __forceinline__ void make_p(frag_a (&p)[KEY_M], acc_tiles<2> (&s)[KEY_M],
+                                              const row_terms *terms, float scale2, unsigned mask,
+                                              frag_a (*s_p)[WARP_SIZE]) {
 #pragma unroll
-    for (int col = 0; col < (DK > DV ? DK : DV); col += TILE_K) {
-        if (col < DK)
-            add_products(&s, k, s_q, col);
-        if (col < DV)
-            add_products(&dp, v, s_dout, col);
-    }
+    for (int m = 0; m < KEY_M; m++) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float *score = &s.x[i / 4][i % 4], *grad = &dp.x[i / 4][i % 4];
-        const bool visible = !MASKED || (mask >> (lane_row() + i % 4 / 2 * 8) & 1);
-        softmax_backward(scale2, score, grad, terms[i / 4 * TILE_N + i % 2]);
-        *score = visible ? *score : 0;
-        *grad = visible ? *grad : 0;
+        for (int i = 0; i < 8; i++) {
+            const row_terms &term = terms[i / 4 * TILE_N + lane_col() + i % 2];
+            const bool visible =
+                !MASKED || (mask >> (m * TILE_ROWS + lane_row() + i % 4 / 2 * 8) & 1);
+            float *x = &s[m].x[i / 4][i % 4];
+            *x = visible ? exp_score(scale2, *x, term.row_max) * term.weight : 0;
+        }
+        p[m] = a_of_acc(s[m].x[0], s[m].x[1]);
+        *(uint4 *)&s_p[m][lane_id()] = make_uint4(p[m].x[0], p[m].x[1], p[m].x[2], p[m].x[3]);
     }
-    add_rows<DV>(dv, a_of_acc(s.x[0], s.x[1]), s_dout, (int)blockIdx.z * NV * TILE_N);
-    add_rows<DK>(dk, a_of_acc(dp.x[0], dp.x[1]), s_q, (int)blockIdx.z * NK * TILE_N);
+}
+
+/* From dP^T and gate P^T to dS^T / scale. */
+template <bool MASKED>
+static __device__ __forceinline__ void make_ds(frag_a (&ds)[KEY_M], acc_tiles<2> (&dp)[KEY_M],
+                                               const row_terms *terms, unsigned mask,
+                                               const frag_a (*s_p)[WARP_SIZE]) {
+#pragma unroll
+    for (int m = 0; m < KEY_M; m++) {
+        const uint4 four = *(const uint4 *)&s_p[m][lane_id()];
+        const unsigned pair[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const unsigned two = pair[i / 4 * 2 + i % 4 / 2];
+            const float p = i % 2 ? high_half(two) : low_half(two);
+            const bool visible =
+                !MASKED || (mask >> (m * TILE_ROWS + lane_row() + i % 4 / 2 * 8) & 1);
+            float *x = &dp[m].x[i / 4][i % 4];
+            *x = visible ? p * (*x - terms[i / 4 * TILE_N + lane_col() + i % 2].dgate) : 0;
+        }
+        ds[m] = a_of_acc(dp[m].x[0], dp[m].x[1]);
+    }
+}
+
+/* dv or dk of the warp's 32 keys from one row tile. MASKED: a bit of `mask` for each key says
+ * whether the row sees it, else it sees all. */
+template <int DK, int DV, bool MASKED>
+static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_smem<DK, DV> *m,
+                                                    const dkv_step<DK, DV> *step, int tile,
+                                                    float scale2, unsigned mask) {
+    enum { NK = key_state<DK, DV>::NK, NV = key_state<DK, DV>::NV };
+    const bf16 *s_q = step->q + tile * TILE_ROWS * DK, *s_dout = step->dout + tile * TILE_ROWS * DV;
+    const row_terms *terms = step->terms + tile * TILE_ROWS;
+    frag_a(*s_p)[WARP_SIZE] = m->p()[tile % dkv_smem<DK, DV>::P_TILES][warp_id() % KEY_GROUPS];
+    acc_tiles<2> s[KEY_M];
+    frag_a p[KEY_M];
+    if (DK == DV || x->values)
+        key_products<DK>(s, x->keys, x->values ? s_q : s_dout);
+    else
+        key_products<DV>(s, x->keys, s_dout);
+    if (x->values)
+        make_p<MASKED>(p, s, terms, scale2, mask, s_p);
+    __syncthreads(); /* P has arrived, and that of the row tile before is used */
+    if (!x->values)
+        make_ds<MASKED>(p, s, terms, mask, s_p);
+    if (DK == DV || x->values)
+        add_rows<DV, NV>(x->acc, p, x->values ? s_dout : s_q, (int)blockIdx.z * NV * TILE_N);
+    else
+        add_rows<DK, NK>(x->acc, p, s_q, (int)blockIdx.z * NK * TILE_N);
 }
 
 /* Rows of a work unit, as its CUDA block goes through them. */
@@ -139,82 +217,109 @@ static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const
     return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
 }
 
+/* Load the warp's keys, for dv, or values, for dk. */
+template <int DK, int DV>
+static __device__ __forceinline__ void load_state(key_state<DK, DV> *x, dkv_smem<DK, DV> *m,
+                                                  const block_ptrs &at) {
+    const int key = warp_id() % KEY_GROUPS * WARP_KEYS, threads = DKV_WARPS * WARP_SIZE;
+    copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, threads);
+    copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, threads);
+    nsa_cp_async_commit();
+    nsa_cp_async_wait<0>();
+    __syncthreads();
+    x->values = warp_id() < KEY_GROUPS;
+    if (DK == DV || x->values)
+        load_frags<DK>(&x->keys, x->values ? m->k + key * DK : m->v + key * DV);
+    else
+        load_frags<DV>(&x->keys, m->v + key * DV);
+#pragma unroll
+    for (int i = 0; i < KEY_M; i++)
+        zero_acc(&x->acc[i]);
+}
+
+/* The warp's sums to the unit's partial ones [2][64][wp]: dv, then dk. */
+template <int DK, int DV>
+static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g_partial, int wp,
+                                                   float scale) {
+    enum { NK = key_state<DK, DV>::NK, NV = key_state<DK, DV>::NV };
+    const int key = warp_id() % KEY_GROUPS * WARP_KEYS;
+#pragma unroll
+    for (int i = 0; i < KEY_M; i++) {
+        real *to = g_partial + (int64_t)((x->values ? 0 : BLOCK) + key + i * TILE_ROWS) * wp;
+        if (!x->values)
+            scale_acc(&x->acc[i], scale);
+        if (DK == DV || x->values)
+            store_tiles<NV>(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS);
+        else
+            store_tiles<NK>(to + (int)blockIdx.z * NK * TILE_N, wp, &x->acc[i], TILE_ROWS);
+    }
+}
+
 /* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
- * Keys are the rows of matrix tiles here, and each warp has 16 of them to the end:
+ * Keys are the rows of matrix tiles here, 32 a warp, and stay in registers, as do their sums. Half
+ * of the warps make dv, half dk, by the same two products, so that every fragment of Q and dO that
+ * is loaded is multiplied twice:
  *
- *     S^T [16 keys,16 rows] = K Q^T    dP^T = V dO^T    ->    P^T and dS^T, which are A already
- *     dV [16 keys,DV] += P^T dO        dK [16 keys,DK] += dS^T Q
+ *     warps 0, 1   S^T [32 keys,16 rows] = K Q^T    ->  P^T, also to shared memory
+ *     warps 2, 3   dP^T                  = V dO^T
+ *     all wait                                          dS^T = P^T (dP^T - dgate)
+ *     warps 0, 1   dV [32 keys,DV] += P^T dO
+ *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
  * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of it.
- * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks, for
- * half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
+ * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks,
+ * for half of the columns each. Shared: dkv_smem, 106 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
-    __shared__ __align__(8) uint16_t s_mask[2][DKV_WARPS][DKV_WARPS]; /* [keys][row tile] */
-    enum { STEP = dkv_step<DK, DV>::TILES, PARTS = DKV_PARTS(DK) };
-    enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
+    __shared__ unsigned s_mask[2][KEY_GROUPS][DKV_WARPS]; /* a bit a key, for each row tile */
+    enum { STEP = dkv_step<DK, DV>::TILES };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
     const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
     const unit_rows unit = {inv.start[block] + first, (int)rows * c->GT};
-    const int warp = warp_id(), key = warp * TILE_ROWS, branch = inv.branch;
-    key_frags<DK, PARTS == 1> k;
-    key_frags<DV, PARTS == 1> v;
-    acc_tiles<NK> dk;
-    acc_tiles<NV> dv;
+    const int warp = warp_id(), branch = inv.branch;
+    key_state<DK, DV> x;
     if (rows <= 0)
         return;
-    const block_ptrs at = block_at<DK, DV>(&a.f.in[branch], block);
-    copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
-    copy_rows_async<DV, BLOCK>(m->v, at.v, (int)threadIdx.x, DKV_WARPS * WARP_SIZE);
-    nsa_cp_async_commit();
-    nsa_cp_async_wait<0>();
-    __syncthreads();
-    load_frags(&k, m->k + key * DK);
-    load_frags(&v, m->v + key * DV);
-    zero_acc(&dk);
-    zero_acc(&dv);
+    load_state(&x, m, block_at<DK, DV>(&a.f.in[branch], block));
     int row = -1, next = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
     int t = -1; /* of `row`; it and the row are looked up a step ahead of their use */
     const int any_row = row_of_unit(&inv, unit, 0, 1);
     const int b = (int)(block % inv.stride - a.f.seqs[a.f.row_seq[any_row]].first_block[branch]);
     for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
         const uint64_t visible = visible_keys(&a, branch, h, b, row, t);
-        if (lane_id() < DKV_WARPS)
-            s_mask[which][lane_id()][warp] = (uint16_t)(visible >> lane_id() * TILE_ROWS);
+        if (lane_id() < KEY_GROUPS)
+            s_mask[which][lane_id()][warp] = (unsigned)(visible >> lane_id() * WARP_KEYS);
         nsa_cp_async_wait<0>();
         __syncthreads(); /* this step has arrived, the last one is used */
         row = next;
         t = row < 0 ? -1 : a.f.row_t[row];
         if (row >= 0)
-            load_row_tile(&a, branch, head_tile(c, row, (int)h, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
+            load_row_tile(&a, branch,
+                          head_tile(c, row, (int)h, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
                           &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
         next = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
-        uint64_t masks; /* 16 bits a row tile */
-        memcpy(&masks, s_mask[which][warp], sizeof masks);
-        if (masks == ALL_KEYS >> (BLOCK - STEP * TILE_ROWS)) {
-#pragma unroll 2
+        unsigned all = ~0u;
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++)
+            all &= s_mask[which][0][tile] & s_mask[which][1][tile];
+        if (all == ~0u) {
+#pragma unroll
             for (int tile = 0; tile < STEP; tile++)
-                add_row_tile<DK, DV, false>(&dk, &dv, k, v, &m->step[which], tile, c->scale2, 0);
+                add_row_tile<DK, DV, false>(&x, m, &m->step[which], tile, c->scale2, 0);
         } else {
 #pragma unroll 1
-            for (int tile = 0; tile < STEP; tile++) {
-                const unsigned mask = (unsigned)(masks >> tile * TILE_ROWS) & 0xffffu;
-                if (mask)
-                    add_row_tile<DK, DV, true>(&dk, &dv, k, v, &m->step[which], tile, c->scale2,
-                                               mask);
-            }
+            for (int tile = 0; i >= 0 && tile < min((int)STEP, unit.tiles - i); tile++)
+                add_row_tile<DK, DV, true>(&x, m, &m->step[which], tile, c->scale2,
+                                           s_mask[which][warp % KEY_GROUPS][tile]);
         }
     }
-    scale_acc(&dk, c->scale);
-    real *to = inv.partial +
-               ((inv.first_unit[block] + blockIdx.y) * 2 * BLOCK + key) * (int64_t)c->wp;
-    store_acc(to + (int)blockIdx.z * NV * TILE_N, c->wp, &dv, TILE_ROWS);
-    store_acc(to + (int64_t)BLOCK * c->wp + (int)blockIdx.z * NK * TILE_N, c->wp, &dk, TILE_ROWS);
+    store_state(&x, inv.partial + (inv.first_unit[block] + blockIdx.y) * 2 * BLOCK * (int64_t)c->wp,
+                c->wp, c->scale);
 }
 
 enum { REDUCE_THREADS = 256 }; /* of a CUDA block of reduce_partials */
@@ -248,7 +353,7 @@ template <int DK, int DV>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
     NSA_LAUNCH((dkv_kernel<DK, DV>),
                dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
-               DKV_WARPS * WARP_SIZE, sizeof(dkv_smem<DK, DV>), st->stream, *args, *inv);
+               DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st->stream, *args, *inv);
     NSA_LAUNCHED("dkv");
     NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");

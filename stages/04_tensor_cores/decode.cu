@@ -103,10 +103,10 @@ static nsa_status copy_blocks(stage *st, int branch, int64_t to, int64_t from, i
     for (int i = 0; i < PAIR && n; i++) {
         const int64_t block = (int64_t)(i == KEYS ? st->c.dkp : st->c.dvp) * BLOCK;
         const size_t bytes = (size_t)block * sizeof(bf16);
-            NSA_CUDA(cudaMemcpy2DAsync(cache->rows[i] + to * block, (size_t)cache->stride * bytes,
-                                       pack->rows[i] + from * block, (size_t)pack->stride * bytes,
-                                       (size_t)n * bytes, (size_t)st->c.Hkv,
-                                       cudaMemcpyDeviceToDevice, st->stream));
+        NSA_CUDA(cudaMemcpy2DAsync(cache->rows[i] + to * block, (size_t)cache->stride * bytes,
+                                   pack->rows[i] + from * block, (size_t)pack->stride * bytes,
+                                   (size_t)n * bytes, (size_t)st->c.Hkv, cudaMemcpyDeviceToDevice,
+                                   st->stream));
     }
     return NSA_OK;
 }
@@ -223,6 +223,6 @@ nsa_status decode(void *self) {
     TRY(decode_combine(st, a));
     NSA_LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st->stream, *x);
     NSA_LAUNCHED("advance");
-    TRY(record_phase(st, PHASE_SLC));
+    TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);
 }

@@ -59,10 +59,10 @@ static __device__ __forceinline__ row_stats combine_stats(const decode_args *a, 
                       : row_max;
     row_max = row_max == -INFINITY ? 0 : row_max;
     for (int i = 0; i < a->splits[branch]; i++)
-        row_sum += g_split[i * TILE_ROWS].row_sum != 0
-                       ? g_split[i * TILE_ROWS].row_sum *
-                             exp2f(g_split[i * TILE_ROWS].row_max - row_max)
-                       : 0;
+        row_sum +=
+            g_split[i * TILE_ROWS].row_sum != 0
+                ? g_split[i * TILE_ROWS].row_sum * exp2f(g_split[i * TILE_ROWS].row_max - row_max)
+                : 0;
     return row_stats{row_max, row_sum != 0 ? 1 / row_sum : 0};
 }
 

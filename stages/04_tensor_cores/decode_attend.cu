@@ -97,12 +97,13 @@ static __device__ __forceinline__ void write_split(const softmax_state<DV> *x,
         for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int n = 0; n < DV / 16 && w == warp_id(); n++) {
-                float4 *at = (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col(n));
+                float4 *at =
+                    (float4 *)(s_o + (lane_row() + 8 * i) * DV + quad_col() + quad_offset(n));
                 const float4 old = w ? *at : make_float4(0, 0, 0, 0);
                 const float4 o = quad_of(x->o, n, i);
                 const float f = rescale[i];
-                *at = make_float4(old.x + o.x * f, old.y + o.y * f, old.z + o.z * f,
-                                  old.w + o.w * f);
+                *at =
+                    make_float4(old.x + o.x * f, old.y + o.y * f, old.z + o.z * f, old.w + o.w * f);
             }
         }
         __syncthreads();
@@ -160,9 +161,8 @@ static __global__ void decode_combine_kernel(decode_args a) {
                 if (split_r.row_sum == 0)
                     continue;
                 const float f = exp2f(split_r.row_max - r.row_max) * r.inv_sum;
-                const float4 p = *(const float4 *)(a.split_o +
-                                                   ((first + split) * TILE_ROWS + row) * c->dvp +
-                                                   col);
+                const float4 p = *(
+                    const float4 *)(a.split_o + ((first + split) * TILE_ROWS + row) * c->dvp + col);
                 o = make_float4(o.x + f * p.x, o.y + f * p.y, o.z + f * p.z, o.w + f * p.w);
             }
             if (a.out_x[x])

@@ -1,6 +1,6 @@
 /** @file
- *  @brief Forward: compress the pack, then attention, selection and attention again over all query rows. Also plain causal
- *  attention. */
+ *  @brief Forward: compress the pack, then attention, selection and attention again over all query
+ * rows. Also plain causal attention. */
 #include "stage.cuh"
 
 /* Arguments of the attention kernels, for the rows of the last load. */
@@ -36,7 +36,7 @@ nsa_status forward(void *self) {
     TRY(start_phases(st));
     TRY(compress_pack(st));
     TRY(record_phase(st, PHASE_COMPRESS));
-    TRY(attend(st, &args));
+    TRY(attend_cmp(st, &args));
     TRY(record_phase(st, PHASE_CMP));
     if (args.importance || !args.forced)
         TRY(select_blocks(st, &args));
@@ -44,8 +44,8 @@ nsa_status forward(void *self) {
     if (args.forced && idx_bytes)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx, idx_bytes, cudaMemcpyDeviceToDevice,
                                  st->stream));
-    TRY(attend_slc(st, &args));
-    TRY(record_phase(st, PHASE_SLC));
+    TRY(attend_slc_win(st, &args));
+    TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);
 }
 

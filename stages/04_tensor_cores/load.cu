@@ -19,8 +19,8 @@ static __global__ void pack_rows_kernel(dims c, nsa_source x, int64_t row, int64
         const int64_t r = row + i / to.D / c.Hq;
         const int head = (int)(i / to.D % c.Hq), g = head % c.G, col = (int)(i % to.D);
         const int64_t tile = (r * c.Hkv + head / c.G) * c.GT + g / TILE_ROWS;
-        const float value = nsa_element(x.data, x.dtype,
-                                        (nsa_source_row(&x, r) * c.Hq + head) * to.D + col);
+        const float value =
+            nsa_element(x.data, x.dtype, (nsa_source_row(&x, r) * c.Hq + head) * to.D + col);
         nsa_store_float(to.rows + tiled(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp), value);
     }
 }
@@ -85,9 +85,8 @@ gradient_view gradient_view_of(const stage *st, int branch, int pair) {
 nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     for (int pair = 0; pair < PAIR; pair++) {
         const key_view x = view_of(st, in, pair);
-        NSA_CUDA(cudaMemsetAsync(x.rows, 0,
-                                 (size_t)(x.Hkv * x.stride * BLOCK * x.Dp) * sizeof(bf16),
-                                 st->stream));
+        NSA_CUDA(cudaMemsetAsync(
+            x.rows, 0, (size_t)(x.Hkv * x.stride * BLOCK * x.Dp) * sizeof(bf16), st->stream));
     }
     return NSA_OK;
 }

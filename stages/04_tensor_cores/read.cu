@@ -17,7 +17,8 @@ static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
         return;
     const int64_t key = g_key ? g_key[i] : i;
     for (int c = lane_id(); c < from.D && element + h * from.D + c < end; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, m * from.D + c, nsa_load_float(element_at(&from, h, key, c)));
+        nsa_store_element(to.data, to.dtype, m * from.D + c,
+                          nsa_load_float(element_at(&from, h, key, c)));
 }
 
 /* to [rows,Hkv,D] out of rows, those of `key` or all. */

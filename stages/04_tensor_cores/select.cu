@@ -36,8 +36,8 @@ static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int que
     return m;
 }
 
-/* Start copying Q of heads g16 of the warp's queries, to where the columns want it: s_q [4][16][DK].
- * Zeros for a query that does not exist. */
+/* Start copying Q of heads g16 of the warp's queries, to where the columns want it: s_q
+ * [4][16][DK]. Zeros for a query that does not exist. */
 template <int DK>
 static __device__ __forceinline__ void load_columns(const attend_args *a, const tile_coord *coord,
                                                     bf16 *s_q, int g16) {
@@ -199,11 +199,12 @@ static __device__ __forceinline__ void zero_later_blocks(const attend_args *a,
  * kv heads x tiles, the last first. Block: a warp for every 4 rows. Shared: select_smem, 90 KiB for
  * 16 rows at dk = 128. */
 template <int DK>
-static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZE, 2)
+static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES * WARP_SIZE, 2)
     importance_kernel(attend_args a, select_tiles x, int ring) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
     const dims *c = &a.c;
-    const int queries = (int)blockDim.x / WARP_SIZE * WARP_QUERIES, first = warp_id() * WARP_QUERIES;
+    const int queries = (int)blockDim.x / WARP_SIZE * WARP_QUERIES,
+              first = warp_id() * WARP_QUERIES;
     const int64_t tile = x.count - 1 - blockIdx.x / c->Hkv;
     const tile_coord coord = tile_coord_of(&a, &x.tiles[tile], (int)(blockIdx.x % c->Hkv));
     const select_smem m = select_smem_of<DK>(s_base, queries);
@@ -250,7 +251,8 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES *WARP_SIZ
 
 enum { RANK_WARPS = 8 /* of a CUDA block, a row each */ };
 
-/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: kv heads x rows of the tiles / 8, a warp each. */
+/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: kv heads x rows of the
+ * tiles / 8, a warp each. */
 template <int N>
 static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE)
     rank_kernel(attend_args a, select_tiles x, int queries) {
@@ -284,9 +286,10 @@ static __device__ __forceinline__ void sum_scores(const decode_args *a, int64_t 
     float2 sum = make_float2(0, 0);
     for (int g = 0; g < c->G; g++) {
         const int64_t unit = group * c->GT + g / TILE_ROWS;
-        const float2 s =
-            *(const float2 *)(a->scores + ((unit * a->slot_blocks[CMP] + b) * TILE_ROWS +
-                                           g % TILE_ROWS) * BLOCK + 2 * lane_id());
+        const float2 s = *(
+            const float2 *)(a->scores +
+                            ((unit * a->slot_blocks[CMP] + b) * TILE_ROWS + g % TILE_ROWS) * BLOCK +
+                            2 * lane_id());
         sum.x = fmaf(exp_score(c->scale2, s.x, s_stats[g].row_max), s_stats[g].inv_sum, sum.x);
         sum.y = fmaf(exp_score(c->scale2, s.y, s_stats[g].row_max), s_stats[g].inv_sum, sum.y);
     }
@@ -295,9 +298,9 @@ static __device__ __forceinline__ void sum_scores(const decode_args *a, int64_t 
 }
 
 /* Candidates from..to-1 of one row, from the ring buffer. */
-static __device__ __forceinline__ void add_candidates(topk<MAX_PER_LANE> *best, const dims *c, int t,
-                                                      const float *s_ring, int ring, int from,
-                                                      int to) {
+static __device__ __forceinline__ void add_candidates(topk<MAX_PER_LANE> *best, const dims *c,
+                                                      int t, const float *s_ring, int ring,
+                                                      int from, int to) {
     for (int j0 = from; j0 < to; j0 += WARP_SIZE) {
         const int j = j0 + lane_id();
         float importance[1];
@@ -384,9 +387,8 @@ nsa_status open_select(stage *st) {
     batch = batch < 1 ? 1 : batch < tiles ? batch : tiles;
     st->batch_floats = batch * tile;
     st->batch_importance = alloc_reals(st, NSA_MEM_SCRATCH, st->batch_floats);
-    st->select_tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, 
-                                                 st->plan->setup.max_rows + c->max_seqs,
-                                                 sizeof *st->select_tiles);
+    st->select_tiles = (row_range *)device_alloc(
+        st, NSA_MEM_PERSISTENT, st->plan->setup.max_rows + c->max_seqs, sizeof *st->select_tiles);
     return NSA_OK;
 }
 

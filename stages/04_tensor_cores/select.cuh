@@ -22,11 +22,9 @@ typedef unsigned long long sort_key; /* orders candidates: greater is better */
 enum { MAX_PER_LANE = 4 }; /* n <= 128 entries, up to 4 in each lane */
 
 /* Top-k list of one row's blocks that are not forced, N entries a lane: entry p is key[p / 32] of
- * lane p % 32. A key of 0 is an empty entry; min_key is the smallest key of the whole warp, the next
- * to be replaced. */
-template <int N> struct topk {
-    sort_key key[N], min_key;
-};
+ * lane p % 32. A key of 0 is an empty entry; min_key is the smallest key of the whole warp, the
+ * next to be replaced. */
+template <int N> struct topk { sort_key key[N], min_key; };
 
 /* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
  * so its bits have its order; 0 is left for NaN. The index makes every key different, and none

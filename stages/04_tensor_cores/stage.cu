@@ -199,6 +199,6 @@ static nsa_status open(const nsa_plan *plan, void **self) {
     return status;
 }
 
-static const char *const names[PHASES] = {"cmp+win", "select", "slc",     "compress", "gate", "dq",
-                                          "lists",   "cmp dkv", "slc dkv", "win dkv",  "phi"};
+static const char *const names[PHASES] = {"cmp",   "select",  "slc+win", "compress", "gate", "dq",
+                                          "lists", "cmp dkv", "slc dkv", "win dkv",  "phi"};
 NSA_CUDA_STAGE(ARITH, IDEA, names, PHASES)

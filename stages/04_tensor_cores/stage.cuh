@@ -33,21 +33,21 @@ enum {
 
 /* The configuration as kernels take it, by value. */
 typedef struct dims {
-    int dk, dv;          /* head dimensions, as configured */
-    int dkp, dvp, wp;    /* padded, see BY_WIDTH: width of rows; the wider of both */
-    int G, GT, Hq, Hkv;  /* heads of a group, its tiles of 16, query and kv heads */
-    int l, d, lb, n;     /* compression block and stride, l', n */
+    int dk, dv;             /* head dimensions, as configured */
+    int dkp, dvp, wp;       /* padded, see BY_WIDTH: width of rows; the wider of both */
+    int G, GT, Hq, Hkv;     /* heads of a group, its tiles of 16, query and kv heads */
+    int l, d, lb, n;        /* compression block and stride, l', n */
     int per_block, overlap; /* l'/d, l/d */
-    int init, local, w;  /* forced blocks, window */
-    int hidden;          /* phi_hidden */
-    float scale, scale2; /* of scores; the same for base 2: scale log2(e) */
+    int init, local, w;     /* forced blocks, window */
+    int hidden;             /* phi_hidden */
+    float scale, scale2;    /* of scores; the same for base 2: scale log2(e) */
 } dims;
 
 /* Where one branch's keys and values lie, [KEYS] and [VALUES]. Block j of head h in a sequence is
- * number h * stride + first_block + j of all blocks, and is [BLOCK,Dp] in tiles (tile.cuh); Dp is dkp
- * or dvp. Both products of attention read such rows: what stage 03 transposed, ldmatrix transposes
- * on its way to registers. All padding is zero. Keys past a sequence's end are masked: there an
- * older text may have left others. */
+ * number h * stride + first_block + j of all blocks, and is [BLOCK,Dp] in tiles (tile.cuh); Dp is
+ * dkp or dvp. Both products of attention read such rows: what stage 03 transposed, ldmatrix
+ * transposes on its way to registers. All padding is zero. Keys past a sequence's end are masked:
+ * there an older text may have left others. */
 typedef struct kv_blocks {
     bf16 *rows[PAIR];
     real *gradient[PAIR]; /* [BLOCK,Dp], not in tiles */
@@ -69,7 +69,8 @@ typedef struct row_range {
     int32_t count, sequence;
 } row_range;
 
-/* Row maximum, scaled (scale2 q.k), and 1/sum of one softmax: p = 2^(scale2 s - row_max) inv_sum. */
+/* Row maximum, scaled (scale2 q.k), and 1/sum of one softmax: p = 2^(scale2 s - row_max) inv_sum.
+ */
 typedef struct row_stats {
     float row_max, inv_sum;
 } row_stats;
@@ -100,27 +101,27 @@ typedef struct attend_args {
     dims c;
     const row_range *tiles; /* [n_tiles] */
     int64_t n_tiles;
-    const sequence *seqs;  /* [B] */
-    const int32_t *row_t;  /* [R] each row's position in its sequence, */
+    const sequence *seqs;   /* [B] */
+    const int32_t *row_t;   /* [R] each row's position in its sequence, */
     const int32_t *row_seq; /* and its sequence */
-    int64_t R;             /* rows */
-    kv_blocks in[LAYOUTS]; /* where the sequences' blocks are */
-    const bf16 *q;         /* [R,Hkv,GT][16][dkp] in tiles; heads past G are zero */
-    const real *gate;      /* [R,Hq,3] */
-    real *out;             /* [R,Hq,dvp] */
-    real *out_x[BRANCHES]; /* [R,Hq,dvp]; NULL if not wanted */
-    row_stats *stats;      /* [R,Hq,3] */
-    int32_t *block_idx;    /* [R,Hkv,n] */
-    real *importance;      /* [R,Hkv,J]; NULL if not wanted */
+    int64_t R;              /* rows */
+    kv_blocks in[LAYOUTS];  /* where the sequences' blocks are */
+    const bf16 *q;          /* [R,Hkv,GT][16][dkp] in tiles; heads past G are zero */
+    const real *gate;       /* [R,Hq,3] */
+    real *out;              /* [R,Hq,dvp] */
+    real *out_x[BRANCHES];  /* [R,Hq,dvp]; NULL if not wanted */
+    row_stats *stats;       /* [R,Hq,3] */
+    int32_t *block_idx;     /* [R,Hkv,n] */
+    real *importance;       /* [R,Hkv,J]; NULL if not wanted */
     int64_t J;
     bool forced; /* block_idx is given: do not select */
 } attend_args;
 
 /* The phases that are timed. */
 enum {
-    PHASE_CMP, /* with the window */
+    PHASE_CMP,
     PHASE_SELECT,
-    PHASE_SLC,
+    PHASE_SLC_WIN,
     PHASE_COMPRESS,
     PHASE_GATE,
     PHASE_DQ,
@@ -149,7 +150,7 @@ typedef struct stage {
     int64_t n_tiles;
     row_range *select_tiles; /* of select.cu */
     int64_t n_select_tiles;
-    int select_queries; /* rows of a CUDA block there */
+    int select_queries;         /* rows of a CUDA block there */
     sequence *seqs, *host_seqs; /* [B] */
     int32_t *row_t, *row_seq;   /* [R] position in its sequence; its sequence */
     int32_t *host_rows;         /* [2,R] */
@@ -171,8 +172,8 @@ typedef struct stage {
     bool forced;                              /* the last load or step gave some */
     nsa_bad_values *bad;                      /* on the device: what NSA_CHECK_VALUES found */
     real *importance;                         /* [R,Hkv,J]; NULL if not wanted */
-    real *batch_importance; /* if it is not: of some rows at a time, */
-    int64_t batch_floats;   /* as many as fit */
+    real *batch_importance;                   /* if it is not: of some rows at a time, */
+    int64_t batch_floats;                     /* as many as fit */
 
     real *dq, *dgate; /* [R,Hq,dkp] [R,Hq,3] */
     real *dphi[PAIR][WEIGHTS];
@@ -259,16 +260,15 @@ nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
 
 /* attend.cu */
 nsa_status open_attend(stage *st);
-int query_tile(const dims *c); /* rows of a CUDA block of `attend` */
-/* The compressed branch, and the window. */
-nsa_status attend(stage *st, const attend_args *args);
-nsa_status attend_slc(stage *st, const attend_args *args);
+int query_tile(const dims *c); /* rows of a CUDA block of attend_cmp */
+nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_slc_win(stage *st, const attend_args *args);
 nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* select.cu */
 nsa_status open_select(stage *st);
 nsa_status make_select_tiles(stage *st);
-/* Importance and block lists, from the statistics that `attend` left. */
+/* Importance and block lists, from the statistics that attend_cmp left. */
 nsa_status select_blocks(stage *st, const attend_args *args);
 
 /* forward.cu, decode.cu, backward.cu */

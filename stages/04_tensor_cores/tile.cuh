@@ -65,9 +65,7 @@ static __device__ __forceinline__ int lane_col(void) {
 
 /* N tiles of 16 x 8 side by side: a lane's accumulators. Element i of a tile is row lane_row() + 8
  * (i / 2), column lane_col() + i % 2. */
-template <int N> struct acc_tiles {
-    float x[N][4];
-};
+template <int N> struct acc_tiles { float x[N][4]; };
 
 template <int N> static __device__ __forceinline__ void zero_acc(acc_tiles<N> *acc) {
 #pragma unroll
@@ -87,18 +85,24 @@ template <int N> static __device__ __forceinline__ void scale_acc(acc_tiles<N> *
     }
 }
 
-/* The first `rows` rows of the tiles to memory, rows `ld` floats apart. */
-template <int N>
-static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
-                                                 int rows) {
+/* The first `rows` rows of the first N tiles to memory, rows `ld` floats apart. */
+template <int N, int ALL>
+static __device__ __forceinline__ void store_tiles(float *to, int64_t ld, const acc_tiles<ALL> *acc,
+                                                   int rows) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = lane_row() + 8 * i;
+        float2 *at = (float2 *)(to + row * ld + lane_col());
 #pragma unroll
         for (int n = 0; n < N && row < rows; n++)
-            *(float2 *)(to + row * ld + n * TILE_N + lane_col()) =
-                make_float2(acc->x[n][2 * i], acc->x[n][2 * i + 1]);
+            at[n * (TILE_N / 2)] = make_float2(acc->x[n][2 * i], acc->x[n][2 * i + 1]);
     }
+}
+
+template <int N>
+static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
+                                                 int rows) {
+    store_tiles<N>(to, ld, acc, rows);
 }
 
 /* A and B of one instruction. */
@@ -206,9 +210,7 @@ static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int c
 }
 
 /* A = [16][D], for the two instructions of every 32 columns. */
-template <int D> struct frags_a {
-    frag_a x[D / TILE_K];
-};
+template <int D> struct frags_a { frag_a x[D / TILE_K]; };
 
 template <int D> static __device__ __forceinline__ void load_frags(frags_a<D> *a, const bf16 *at) {
 #pragma unroll

@@ -19,10 +19,10 @@ static __device__ __forceinline__ uint64_t range_mask(int lo, int hi) {
 
 /* A CUDA block's kv head and rows. */
 typedef struct tile_coord {
-    int kvh;         /* kv head */
-    row_range rows;  /* the rows, of one sequence */
-    int lane_t;      /* position of row lane_id(), -1 if there is none */
-    int last_t;      /* of the last row, which sees the most keys */
+    int kvh;        /* kv head */
+    row_range rows; /* the rows, of one sequence */
+    int lane_t;     /* position of row lane_id(), -1 if there is none */
+    int last_t;     /* of the last row, which sees the most keys */
     const sequence *sq;
 } tile_coord;
 

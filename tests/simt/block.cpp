@@ -1,10 +1,11 @@
 // One launch: its blocks one after the other, the threads of a block as fibers.
 //
-// A bit mask for each warp says which of its threads are ready, another says which warps have ready
-// threads, so the next thread is found in a few instructions. NSA_SIMT_ORDER sets the order:
-// forward and reverse run a warp until all its lanes wait, random picks any ready thread at every
-// wait.
-#include "engine.h"
+// NSA_SIMT_ORDER sets the order: forward and reverse run a warp until all its lanes wait, random
+// picks any ready thread at every wait.
+#include "schedule.h"
+
+#include "fiber.h"
+#include "warp.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,13 +18,6 @@ namespace simt {
 std::recursive_mutex lock;
 int self;
 
-struct Thread {
-    Context context;
-    int stack; // -1: not started
-    uint3 index;
-    Wait wait;
-};
-
 struct Barrier {
     const char *what;
     Where where;
@@ -33,16 +27,17 @@ struct Barrier {
 
 static const long SPIN = 1L << 16; // yields without progress, for each thread, before a report
 
-static Thread threads[MAX_THREADS];
-static uint32_t ready[MAX_WARPS], ready_warps;
+Thread threads[MAX_THREADS];
+uint32_t ready[MAX_WARPS], ready_warps;
+long spins;
+Order order;
 static int total, warps, live; // threads and warps of a block; threads that have not returned
 static int free_stacks[MAX_THREADS], free_count, highest_stack;
 static Barrier block_barrier;
-static long spins; // yields since the last progress
 static Context caller;
 static const Launch *running;
+int launch_major;
 static bool abandoned;
-static Order order;
 static uint32_t random_state = 1;
 
 const Launch *launch_running() {
@@ -51,11 +46,7 @@ const Launch *launch_running() {
 
 // ------------------------------------------------------------------- the order
 
-Order thread_order() {
-    return order;
-}
-
-uint32_t random_next() {
+static uint32_t random_next() {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 17;
     random_state ^= random_state << 5;
@@ -71,56 +62,42 @@ static void order_read() {
     random_state += !random_state;
 }
 
-// The next set bit of `mask` (not 0) after `last` in the order, with wraparound.
-static int next_bit(uint32_t mask, int last) {
-    if (order == FORWARD) {
-        uint32_t above = mask & ~((2u << last) - 1);
-        return __builtin_ctz(above ? above : mask);
-    }
-    if (order == REVERSE) {
-        uint32_t below = mask & ((1u << last) - 1);
-        return 31 - __builtin_clz(below ? below : mask);
-    }
+static int random_bit(uint32_t mask) {
     int turn = (int)(random_next() >> 8) & 31;
     uint32_t turned = turn ? (mask >> turn) | (mask << (32 - turn)) : mask;
     return (__builtin_ctz(turned) + turn) & 31;
 }
 
-// The thread to run next, -1 if none is ready; of the same warp if that has one.
-static int next_ready() {
+static int next_random() {
+    int warp = self >> 5;
+    if (!ready[warp] || !(random_next() & 0x300))
+        warp = random_bit(ready_warps);
+    return warp << 5 | random_bit(ready[warp]);
+}
+
+int next_slow() {
+    int warp = self >> 5, lane = self & 31;
     if (!ready_warps)
         return -1;
-    int warp = self >> 5, lane = self & 31;
-    if (!ready[warp] || (order == RANDOM && !(random_next() & 0x300))) {
+    if (order == RANDOM)
+        return next_random();
+    if (!ready[warp]) {
         warp = next_bit(ready_warps, warp);
         lane = order == REVERSE ? 0 : 31;
     }
     return warp << 5 | next_bit(ready[warp], lane);
 }
 
-// The same for a thread that yields: it is the last to run again.
+// The thread to run next if this one yields: it is the last to run again.
 static int next_other() {
+    if (order == RANDOM)
+        return next_random();
     int warp = self >> 5, lane = self & 31, next = next_bit(ready[warp], lane);
     bool around = order == FORWARD ? next <= lane : next >= lane;
-    if (order == RANDOM)
-        return next_ready();
     if (!around)
         return warp << 5 | next;
     warp = next_bit(ready_warps, warp);
     return warp << 5 | next_bit(ready[warp], order == REVERSE ? 0 : 31);
-}
-
-void lanes_wake(int warp, uint32_t lanes) {
-    ready[warp] |= lanes;
-    ready_warps |= 1u << warp;
-    spins = 0;
-}
-
-static void set_waiting(int thread) {
-    int warp = thread >> 5;
-    ready[warp] &= ~(1u << (thread & 31));
-    if (!ready[warp])
-        ready_warps &= ~(1u << warp);
 }
 
 static void wake_all() {
@@ -134,30 +111,24 @@ static void wake_all() {
 
 // ---------------------------------------------------------------------- fibers
 
-static void set_current(int thread) {
-    self = thread;
-    threadIdx = threads[thread].index;
-}
-
 static void fiber_main();
 
-// Save the running thread in `save`, unless it ends, and continue or start `next`.
-static void switch_to(int next, Context *save, bool ends) {
-    Thread &t = threads[next];
-    set_current(next);
-    if (t.stack < 0) {
-        t.stack = free_count ? free_stacks[--free_count] : highest_stack++;
-        t.context = stack_prepare(t.stack, fiber_main);
-    }
-    context_switch(save, t.context, t.stack, ends);
+void thread_prepare(int thread) {
+    Thread &t = threads[thread];
+    t.stack = free_count ? free_stacks[--free_count] : highest_stack++;
+    t.context = stack_prepare(t.stack, fiber_main);
 }
+
+#ifdef NSA_ASAN
+void asan_leave_for_current() {
+    asan_leave(threads[self].stack, false);
+}
+#endif
 
 static void leave_block() {
     Context nobody;
     context_switch(&nobody, caller, -1, true);
 }
-
-static void report_deadlock();
 
 // Body of every fiber: run its thread, then other new threads on the same stack.
 static void fiber_main() {
@@ -174,41 +145,27 @@ static void fiber_main() {
             report_deadlock();
         if (next < 0)
             leave_block();
+        copies_turn(self, next);
+        set_current(next);
         if (threads[next].stack < 0) {
             threads[next].stack = stack;
-            set_current(next);
             continue;
         }
         free_stacks[free_count++] = stack;
         Context nobody;
-        switch_to(next, &nobody, true);
+        context_switch(&nobody, threads[next].context, threads[next].stack, true);
     }
-}
-
-// Let `next` run; returns when it is this thread's turn again.
-static void run_next(int next) {
-    int mine = self;
-    if (next < 0)
-        report_deadlock();
-    if (next == mine)
-        return;
-    switch_to(next, &threads[mine].context, false);
-}
-
-void thread_wait(const Wait &wait) {
-    threads[self].wait = wait;
-    set_waiting(self);
-}
-
-void thread_continue() {
-    run_next(next_ready());
-    threads[self].wait.what = nullptr;
 }
 
 void yield() {
     if (++spins > SPIN * live)
         fail("%ld turns without progress: every thread that could run waits in a loop", spins - 1);
-    run_next(next_other());
+    take(turn_of(next_other()));
+}
+
+void fence() {
+    copies_fence();
+    yield();
 }
 
 void maybe_yield() {
@@ -218,7 +175,11 @@ void maybe_yield() {
 
 // -------------------------------------------------------------------- barriers
 
-Votes barrier(const char *what, int predicate, Where where) {
+Votes barrier_votes() {
+    return block_barrier.result;
+}
+
+Turn barrier(const char *what, int predicate, Where where) {
     if (!block_barrier.arrived) {
         block_barrier.what = what, block_barrier.where = where;
         block_barrier.votes = {0, 0, 1};
@@ -229,18 +190,18 @@ Votes barrier(const char *what, int predicate, Where where) {
     block_barrier.votes.count += predicate != 0;
     block_barrier.votes.any |= predicate != 0;
     block_barrier.votes.all &= predicate != 0;
-    thread_wait({what, where, 0});
+    set_wait({what, where, 0});
     if (++block_barrier.arrived == total) {
         block_barrier.arrived = 0;
         block_barrier.result = block_barrier.votes;
+        copies_block_barrier();
         wake_all();
     }
-    thread_continue();
-    return block_barrier.result;
+    return turn_of(next_ready());
 }
 
-bool same_call(const char *a, const char *b) {
-    return a == b || !strcmp(a, b); // equal literals may have two addresses
+bool same_text(const char *a, const char *b) {
+    return !strcmp(a, b);
 }
 
 // Describe the state of a thread that did not arrive.
@@ -257,7 +218,7 @@ static const char *thread_state(int thread) {
 
 // Deadlock: no thread is ready and some have not returned. At a barrier, report the first thread
 // that is missing there, else the first that waits.
-static void report_deadlock() {
+void report_deadlock() {
     int first = 0;
     for (;; first++) {
         const Wait &w = threads[first].wait;
@@ -325,8 +286,9 @@ static bool run_block() {
     copies_reset();
     shared_poison();
     self = order == REVERSE ? 0 : (warps - 1) << 5 | 31; // thread 0 must not run first
-    self = next_ready();
-    switch_to(self, &caller, false);
+    set_current(next_ready());
+    thread_prepare(self);
+    context_switch(&caller, threads[self].context, threads[self].stack, false);
     if (abandoned)
         stacks_abandon();
     else if (!shared_check())
@@ -357,6 +319,7 @@ bool launch_run(const Launch &launch) {
     size_t n = (size_t)launch.grid.x * launch.grid.y * launch.grid.z;
     stacks_map();
     order_read();
+    launch_major = device_major();
     threads_index(launch.block);
     blockDim = launch.block, gridDim = launch.grid;
     shared_start(launch.shared);

@@ -17,20 +17,6 @@ enum { MAX_THREADS = 1024, MAX_WARPS = 32, MAX_DEVICES = 2, EVERY_DEVICE = -1 };
 extern std::recursive_mutex lock; // held by every call of the runtime
 typedef std::lock_guard<std::recursive_mutex> Guard;
 
-// ------------------------------------------------------------------- fiber.cpp
-
-// A suspended fiber is the address at which its registers were saved, on its own stack.
-typedef void *Context;
-
-void stacks_map();                               // call first; maps once
-Context stack_prepare(int stack, void (*run)()); // a context that starts in `run`, on that stack
-bool stack_guards(const void *address);          // does it lie in a stack's guard?
-// Save the running context and continue another. `ends`: the running one is never continued.
-// `stack` is the stack of `to`, -1 for the thread that runs the block.
-void context_switch(Context *save, Context to, int stack, bool ends);
-void context_arrive(); // a new context must call this first
-void stacks_abandon(); // discard the stacks of an abandoned block
-
 // ------------------------------------------------------------------- block.cpp
 
 // One launch, checked, with its arguments bound into `body`.
@@ -45,30 +31,9 @@ struct Launch {
 // Run all blocks. False if the launch was abandoned; the report says why.
 bool launch_run(const Launch &launch);
 const Launch *launch_running(); // NULL outside of kernels
+extern int launch_major;        // major version of the simulated architecture
 bool launch_fault(const char *format,
                   ...); // fail() for signal handlers; false outside of kernels
-
-// What a thread waits for.
-struct Wait {
-    const char *what; // NULL: it does not wait
-    Where where;
-    uint32_t mask; // 0: at a barrier of the block
-};
-
-// For warp.cpp: the running thread waits; lanes_wake() makes lanes of a warp ready again.
-void thread_wait(const Wait &wait);
-void thread_continue();                       // returns when the scheduler picks it again
-bool same_call(const char *a, const char *b); // do both name the same barrier or collective?
-void lanes_wake(int warp, uint32_t lanes);
-
-enum Order { FORWARD, REVERSE, RANDOM };
-Order thread_order();
-uint32_t random_next();
-
-// -------------------------------------------------------------------- warp.cpp
-
-void warps_reset(int warps);                     // no collective is pending
-uint32_t lanes_missing(int warp, uint32_t mask); // lanes that have not arrived yet
 
 // ------------------------------------------------------------------ memory.cpp
 
@@ -89,8 +54,29 @@ void arena_usage(int device, size_t *used, size_t *size);
 
 void shared_start(size_t dynamic); // of a launch: find the static part, set up the fence
 void shared_poison();              // at the start of each block: fill with NaN
-bool shared_owns(const void *address, size_t bytes);
-bool shared_check(); // false if something was written past the dynamic part
+bool shared_check();               // false if something was written past the dynamic part
+
+// The two parts of the running launch, and in each of them rows of 16 bytes.
+struct SharedPart {
+    char *start;
+    size_t bytes, first_row;
+};
+extern SharedPart shared_dynamic, shared_static;
+size_t shared_rows();
+
+inline bool shared_inside(const SharedPart &part, const void *address, size_t bytes) {
+    size_t offset = (size_t)((const char *)address - part.start);
+    return offset < part.bytes && bytes <= part.bytes - offset;
+}
+inline bool shared_owns(const void *address, size_t bytes) {
+    return shared_inside(shared_dynamic, address, bytes) ||
+           shared_inside(shared_static, address, bytes);
+}
+inline size_t shared_row(const void *address) { // of an address in shared memory
+    const SharedPart &p =
+        shared_inside(shared_dynamic, address, 1) ? shared_dynamic : shared_static;
+    return p.first_row + ((uintptr_t)address / 16 - (uintptr_t)p.start / 16);
+}
 
 // ------------------------------------------------------------------ report.cpp
 
@@ -106,10 +92,10 @@ void faults_catch(); // while a kernel runs: invalid address, division by zero
 void faults_release();
 void faults_watch_host(); // report host code that touches device memory
 
-// ------------------------------------------------------------ tensor_core.cpp, device.cpp
+// ------------------------------------------------------------ async_copy.cpp, device.cpp
 
 void copies_reset();  // at the start of a block: no copy is pending
-int device_major();   // major version of the simulated architecture
+int device_major();   // major version of the simulated architecture: reads the environment
 int device_current(); // of the calling thread of the host
 
 // ------------------------------------------------------------------ stream.cpp

@@ -3,6 +3,8 @@
 // access is found by code that -fsanitize=alignment adds; it calls the function at the end.
 #include "engine.h"
 
+#include "fiber.h"
+
 #include "common/fence.h"
 
 #include <pthread.h>

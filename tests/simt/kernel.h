@@ -7,6 +7,7 @@
 #ifndef SIMT_KERNEL_H
 #define SIMT_KERNEL_H
 
+#include "switch.h"
 #include "types.h"
 
 #include <stddef.h>
@@ -56,23 +57,35 @@ struct Votes {
     int count, any, all;
 };
 
-// Wait for every thread of the block; `what` names the barrier's kind.
-Votes barrier(const char *what, int predicate, Where where);
+// A thread arrives at a barrier or a collective in a function that returns whose turn it is then.
+// It takes that turn, and continues when all have arrived. Here: every thread of the block; `what`
+// names the barrier's kind.
+Turn barrier(const char *what, int predicate, Where where);
+Votes barrier_votes(); // of the last one that all passed
 
-// Wait for the lanes of `mask`, which must all call with the same `what` and mask. The last lane
-// runs `done` on all lanes' `arg`, indexed by lane; these lie on the fibers' own stacks.
-typedef void (*Done)(uint32_t mask, void **arg);
-void meet(const char *what, uint32_t mask, Done done, void *arg, Where where);
+inline Votes barrier_vote(const char *what, int predicate, Where where) {
+    take(barrier(what, predicate, where));
+    return barrier_votes();
+}
 
 void yield();           // let another thread run; reported if nobody makes progress
+void fence();           // the same, and everyone sees the thread's asynchronous copies
 void maybe_yield();     // in random order: sometimes yield
 void *dynamic_shared(); // 16-byte aligned start of the block's dynamic shared memory
 
-uint64_t exchange(const char *what, uint32_t mask, uint64_t value, int source, Where where);
-uint32_t ballot(const char *what, uint32_t mask, int predicate, Where where);
-uint32_t match_any(uint32_t mask, uint64_t value, Where where);
+// Collectives of the lanes of `mask`; then result() of the running lane.
 enum Reduction { ADD, MIN, MAX, UMIN, UMAX, AND, OR, XOR };
-uint32_t reduce(const char *what, Reduction how, uint32_t mask, uint32_t value, Where where);
+Turn warp_barrier(uint32_t mask, Where where); // no result
+Turn exchange(const char *what, uint32_t mask, uint64_t value, int source, Where where);
+Turn ballot(const char *what, uint32_t mask, int predicate, Where where);
+Turn match_any(uint32_t mask, uint64_t value, Where where);
+Turn reduce(const char *what, Reduction how, uint32_t mask, uint32_t value, Where where);
+uint64_t result();
+
+inline uint64_t result_of(Turn turn) {
+    take(turn);
+    return result();
+}
 
 template <class T> struct same { typedef T type; };
 template <class T> using just = typename same<T>::type; // a parameter without deduction
@@ -82,7 +95,7 @@ inline T shuffle(const char *what, uint32_t mask, T value, int source, Where whe
     static_assert(sizeof(T) <= 8, "a shuffle moves 4 or 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
-    bits = exchange(what, mask, bits, source, where);
+    bits = result_of(exchange(what, mask, bits, source, where));
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -98,28 +111,28 @@ inline int segment(int width) { // first lane of this lane's segment
 // ---------------------------------------------------------------------------- barriers, fences
 
 inline void __syncthreads(simt::Where where = SIMT_HERE) {
-    simt::barrier("__syncthreads", 0, where);
+    simt::take(simt::barrier("__syncthreads", 0, where));
 }
 inline int __syncthreads_count(int predicate, simt::Where where = SIMT_HERE) {
-    return simt::barrier("__syncthreads_count", predicate, where).count;
+    return simt::barrier_vote("__syncthreads_count", predicate, where).count;
 }
 inline int __syncthreads_or(int predicate, simt::Where where = SIMT_HERE) {
-    return simt::barrier("__syncthreads_or", predicate, where).any;
+    return simt::barrier_vote("__syncthreads_or", predicate, where).any;
 }
 inline int __syncthreads_and(int predicate, simt::Where where = SIMT_HERE) {
-    return simt::barrier("__syncthreads_and", predicate, where).all;
+    return simt::barrier_vote("__syncthreads_and", predicate, where).all;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, simt::Where where = SIMT_HERE) {
-    simt::meet("__syncwarp", mask, nullptr, nullptr, where);
+    simt::take(simt::warp_barrier(mask, where));
 }
 inline void __threadfence() {
-    simt::yield();
+    simt::fence();
 }
 inline void __threadfence_block() {
-    simt::yield();
+    simt::fence();
 }
 inline void __threadfence_system() {
-    simt::yield();
+    simt::fence();
 }
 inline void __nanosleep(unsigned) {
     simt::yield();
@@ -160,13 +173,13 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Where where = SIMT_HERE) {
-    return simt::ballot("__ballot_sync", mask, predicate, where);
+    return (unsigned)simt::result_of(simt::ballot("__ballot_sync", mask, predicate, where));
 }
 inline int __any_sync(unsigned mask, int predicate, simt::Where where = SIMT_HERE) {
-    return simt::ballot("__any_sync", mask, predicate, where) != 0;
+    return simt::result_of(simt::ballot("__any_sync", mask, predicate, where)) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, simt::Where where = SIMT_HERE) {
-    return simt::ballot("__all_sync", mask, predicate, where) == mask;
+    return simt::result_of(simt::ballot("__all_sync", mask, predicate, where)) == mask;
 }
 // Only the calling lane is sure to be active: that is all a portable kernel may rely on.
 inline unsigned __activemask() {
@@ -176,16 +189,17 @@ template <class T>
 inline unsigned __match_any_sync(unsigned mask, T value, simt::Where where = SIMT_HERE) {
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
-    return simt::match_any(mask, bits, where);
+    return (unsigned)simt::result_of(simt::match_any(mask, bits, where));
 }
 
 // One function each: int and unsigned differ for the smaller and the larger only.
 #define SIMT_REDUCE(NAME, SIGNED, UNSIGNED)                                                        \
     inline int NAME(unsigned mask, int value, simt::Where where = SIMT_HERE) {                     \
-        return (int)simt::reduce(#NAME, simt::SIGNED, mask, (uint32_t)value, where);               \
+        return (int)simt::result_of(                                                               \
+            simt::reduce(#NAME, simt::SIGNED, mask, (uint32_t)value, where));                      \
     }                                                                                              \
     inline unsigned NAME(unsigned mask, unsigned value, simt::Where where = SIMT_HERE) {           \
-        return simt::reduce(#NAME, simt::UNSIGNED, mask, value, where);                            \
+        return (unsigned)simt::result_of(simt::reduce(#NAME, simt::UNSIGNED, mask, value, where)); \
     }
 SIMT_REDUCE(__reduce_add_sync, ADD, ADD)
 SIMT_REDUCE(__reduce_min_sync, MIN, UMIN)

@@ -12,10 +12,11 @@ enum { LARGEST = 228 << 10, BEHIND = 1024 };
 static const unsigned char PATTERN = 0xfa;
 
 alignas(1024) static unsigned char dynamic[LARGEST + BEHIND];
-static size_t dynamic_bytes;
 static thread_local char anchor; // lies in the static part: its address locates it
 
 static size_t static_bytes, anchor_offset;
+
+SharedPart shared_dynamic, shared_static;
 
 void *dynamic_shared() {
     return dynamic;
@@ -43,27 +44,23 @@ void shared_start(size_t bytes) {
         dl_iterate_phdr(find_storage, nullptr);
     nsa_show(dynamic, sizeof dynamic);
     memset(dynamic + bytes, PATTERN, BEHIND);
-    dynamic_bytes = bytes;
+    shared_dynamic = {(char *)dynamic, bytes, 0};
+    shared_static = {&anchor - anchor_offset, static_bytes, LARGEST / 16};
+}
+
+size_t shared_rows() {
+    return shared_static.first_row + shared_static.bytes / 16 + 2; // its ends may be parts of rows
 }
 
 void shared_poison() {
-    memset(dynamic, 0xff, dynamic_bytes);
-    nsa_forget(dynamic, dynamic_bytes);
-    char *start = &anchor - anchor_offset;
-    memset(start, 0xff, static_bytes); // also the guards of empty constructors: done
-}
-
-static bool inside(const void *start, size_t size, const void *address, size_t bytes) {
-    size_t offset = (size_t)((const char *)address - (const char *)start);
-    return offset < size && bytes <= size - offset;
-}
-
-bool shared_owns(const void *address, size_t bytes) {
-    return inside(dynamic, dynamic_bytes, address, bytes) ||
-           inside(&anchor - anchor_offset, static_bytes, address, bytes);
+    memset(dynamic, 0xff, shared_dynamic.bytes);
+    nsa_forget(dynamic, shared_dynamic.bytes);
+    // also the guards of empty constructors: done
+    memset(shared_static.start, 0xff, shared_static.bytes);
 }
 
 bool shared_check() {
+    size_t dynamic_bytes = shared_dynamic.bytes;
     nsa_show(dynamic + dynamic_bytes, BEHIND); // valgrind: checked whatever was written
     for (size_t i = 0; i < BEHIND; i++)
         if (dynamic[dynamic_bytes + i] != PATTERN) {

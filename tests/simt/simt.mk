@@ -34,7 +34,8 @@ CUDA_HEADERS := $(wildcard stages/*/*.cuh stages/*/steps/*.cuh stages/*/steps/*/
 
 # For the simulator. -fsanitize=alignment makes a misaligned access call the simulator, which
 # reports it. Optimised without debug checks of the C++ library: a kernel is a fiber of 400 KiB.
-# Vectors are read from arrays of another type, which nvcc allows: -fno-strict-aliasing.
+# Vectors are read from arrays of another type, which nvcc allows: -fno-strict-aliasing. Functions
+# that differ only in types and lines would be one, and a report name the wrong ones: -fno-ipa-icf.
 # SIMT_UNROLL: loops over a lane's registers, which nvcc unrolls by #pragma: kernels run a fifth
 # faster, and take half as long again to compile.
 SIMT_UNROLL ?= -funroll-loops
@@ -42,7 +43,7 @@ SIMT_BASE := -std=c++17 -D_GNU_SOURCE -DNSA_SIMT -g -ffp-contract=off -fPIC -fvi
              -fno-exceptions -fno-rtti -Wall -Wextra -Wshadow -Werror -Istages -Itests
 SIMT_CU   := $(SIMT_UNROLL) -Wno-unknown-pragmas -fno-strict-aliasing -fsanitize=alignment \
              -fno-sanitize-recover=alignment \
-             $(if $(findstring clang,$(CXX)),-Wno-pass-failed -Wno-unused-function)
+             $(if $(findstring clang,$(CXX)),-Wno-pass-failed -Wno-unused-function,-fno-ipa-icf)
 SIMT_MARCH := $(call march,$(CXX))
 SIMT_LIBS := -pthread -ldl -lm
 simt_objects = $(patsubst %.cpp,$(BUILD)/obj/%.o,$(SIMT_FILES))
@@ -74,7 +75,7 @@ $(CUDA_STAMP):
 $(BUILD)/obj/tests/simt/%.o: tests/simt/%.cpp $(CUDA_HEADERS) $(HEADERS) Makefile tests/simt/simt.mk
 	@mkdir -p $(@D)
 	@echo "  CXX $@"
-	$(Q)$(CXX) $(SIMT_BASE) -U_FORTIFY_SOURCE $(or $(OPT),-O2) $(CFLAGS) -c $< -o $@
+	$(Q)$(CXX) $(SIMT_BASE) -U_FORTIFY_SOURCE $(or $(OPT),-O2) $(SIMT_MARCH) $(CFLAGS) -c $< -o $@
 
 # A stage with .cu files: those, its .c files, and the simulator where it is asked for. The first
 # rule also compiles what stands in its folder steps, which is no part of the stage.

@@ -1,162 +1,151 @@
-// Tensor core instructions as warp collectives, and asynchronous copies, done when waited for.
+// Tensor core instructions as collectives of a whole warp.
 #include "tensor_core.h"
 
-#include "bf16.h"
-
-#include "engine.h"
-
-#include <vector>
+#include "numbers.h"
+#include "warp.h"
 
 namespace simt {
 
+static const uint32_t WHOLE = 0xffffffffu;
+
 // ------------------------------------------------------------------------- mma
 
-struct Fragments {
-    float *c;
-    const unsigned *a, *b;
-};
+typedef float Row8 __attribute__((vector_size(32))); // compilers split it where they must
 
-static float half(unsigned pair, int which) {
-    return bf16_value((unsigned short)(pair >> 16 * which));
+// The operands of a warp's instruction; each lane writes and reads its own elements.
+struct Operands {
+    unsigned a[4][32]; // as in the lanes' registers
+    Row8 b[16], c[16];
+};
+static Operands operands[MAX_WARPS];
+
+// bfloat16 is the upper half of a float.
+static void unpack(float *eight, const unsigned *pairs) {
+    typedef unsigned short Half8 __attribute__((vector_size(16)));
+    typedef unsigned Word8 __attribute__((vector_size(32)));
+    Half8 halves;
+    memcpy(&halves, pairs, sizeof halves);
+    Word8 words = __builtin_convertvector(halves, Word8) << 16;
+    memcpy(eight, &words, sizeof words);
+}
+
+// Every element of C is summed in the order of k.
+static __attribute__((noinline)) void mma_done(uint32_t, int warp) {
+    Operands &o = operands[warp];
+    float a[16][16];
+    for (int i = 0; i < 4; i++)
+        for (int g = 0; g < 8; g++)
+            unpack(&a[g + 8 * (i & 1)][8 * (i >> 1)], &o.a[i][4 * g]);
+    for (int row = 0; row < 16; row += 4) {
+        Row8 c0 = o.c[row], c1 = o.c[row + 1], c2 = o.c[row + 2], c3 = o.c[row + 3];
+        for (int k = 0; k < 16; k++) {
+            c0 += a[row][k] * o.b[k];
+            c1 += a[row + 1][k] * o.b[k];
+            c2 += a[row + 2][k] * o.b[k];
+            c3 += a[row + 3][k] * o.b[k];
+        }
+        o.c[row] = c0, o.c[row + 1] = c1, o.c[row + 2] = c2, o.c[row + 3] = c3;
+    }
 }
 
 // Lane 4 g + t holds rows g and g + 8 of A, column g of B, rows g and g + 8 of C; t selects two
 // neighbours along k, or along C's columns. (PTX manual, mma.m16n8k16, .bf16.)
-static void mma_done(uint32_t, void **record) {
-    float a[16][16], b[16][8];
-    for (int lane = 0; lane < 32; lane++) {
-        const Fragments *f = (const Fragments *)record[lane];
-        int g = lane >> 2, t = lane & 3;
-        for (int i = 0; i < 8; i++)
-            a[g + 8 * (i >> 1 & 1)][2 * t + 8 * (i >> 2) + (i & 1)] = half(f->a[i >> 1], i & 1);
-        for (int i = 0; i < 4; i++)
-            b[2 * t + 8 * (i >> 1) + (i & 1)][g] = half(f->b[i >> 1], i & 1);
-    }
-    for (int lane = 0; lane < 32; lane++) {
-        float *c = ((const Fragments *)record[lane])->c;
-        int g = lane >> 2, t = lane & 3;
-        for (int i = 0; i < 4; i++)
-            for (int k = 0; k < 16; k++)
-                c[i] += a[g + 8 * (i >> 1)][k] * b[k][2 * t + (i & 1)];
-    }
-}
-
-void mma_m16n8k16_bf16(float *c, const unsigned *a, const unsigned *b, Where where) {
-    if (device_major() < 8)
+Turn mma_arrive(const float *c, const unsigned *a, const unsigned *b, Where where) {
+    if (launch_major < 8)
         fail("mma (%s:%d): bfloat16 needs sm_80 and up: set NSA_SIMT_DEVICE=sm_80", where.file,
              where.line);
-    Fragments mine = {c, a, b};
-    meet("mma.m16n8k16", 0xffffffffu, mma_done, &mine, where);
+    Operands &o = operands[self >> 5];
+    int mine = lane(), g = mine >> 2, t = mine & 3;
+    for (int i = 0; i < 4; i++)
+        o.a[i][mine] = a[i];
+    for (int i = 0; i < 2; i++) {
+        o.b[2 * t + 8 * i][g] = bits_of<float>(b[i] << 16);
+        o.b[2 * t + 8 * i + 1][g] = bits_of<float>(b[i] & 0xffff0000u);
+    }
+    memcpy((float *)&o.c[g] + 2 * t, c, 8);
+    memcpy((float *)&o.c[g + 8] + 2 * t, c + 2, 8);
+    return meet("mma.m16n8k16", WHOLE, where, mma_done);
+}
+
+void mma_result(float *c) {
+    const Operands &o = operands[self >> 5];
+    int g = lane() >> 2, t = lane() & 3;
+    memcpy(c, (const float *)&o.c[g] + 2 * t, 8);
+    memcpy(c + 2, (const float *)&o.c[g + 8] + 2 * t, 8);
 }
 
 // -------------------------------------------------------------------- ldmatrix
 
-struct Rows {
-    unsigned *fragment;
-    const unsigned short *row;
-    bool transposed;
+struct Matrices {
+    const unsigned short *row[32];
+    unsigned fragment[4][32]; // what lane i gets of matrix m
 };
+static Matrices matrices[MAX_WARPS];
 
-// Lanes 8 m .. 8 m + 7 point to the rows of matrix m. Lane 4 r + t gets elements 2 t and 2 t + 1 of
-// row r of each matrix, or of column r if transposed.
-static void ldmatrix_done(uint32_t, void **record) {
-    for (int lane = 0; lane < 32; lane++) {
-        const Rows *mine = (const Rows *)record[lane];
-        int r = lane >> 2, t = lane & 3;
-        for (int m = 0; m < 4; m++) {
-            unsigned pair[2];
-            for (int i = 0; i < 2; i++) {
-                int row = mine->transposed ? 2 * t + i : r,
-                    column = mine->transposed ? r : 2 * t + i;
-                pair[i] = ((const Rows *)record[8 * m + row])->row[column];
-            }
-            mine->fragment[m] = pair[0] | pair[1] << 16;
-        }
-    }
+static void check_rows(const Matrices &m, int warp) {
+    for (int i = 0; copies_used && i < 32; i++)
+        copies_check(warp << 5 | i, m.row[i]);
 }
 
-void ldmatrix_x4(unsigned *fragment, const void *row, bool transposed, Where where) {
+// Lanes 8 m .. 8 m + 7 point to the rows of matrix m. Lane 4 r + t gets elements 2 t and 2 t + 1 of
+// row r of each matrix, so that the fragments of lanes 4 r .. 4 r + 3 are that row.
+static __attribute__((noinline)) void ldmatrix_done(uint32_t, int warp) {
+    Matrices &m = matrices[warp];
+    check_rows(m, warp);
+    for (int i = 0; i < 32; i++)
+        memcpy(&m.fragment[i >> 3][4 * (i & 7)], m.row[i], 16);
+}
+
+// Transposed: lane 4 r + t gets elements 2 t and 2 t + 1 of column r.
+static __attribute__((noinline)) void transposed_done(uint32_t, int warp) {
+    Matrices &m = matrices[warp];
+    check_rows(m, warp);
+    for (int i = 0; i < 32; i += 2)
+        for (int r = 0; r < 8; r++)
+            m.fragment[i >> 3][4 * r + (i >> 1 & 3)] = m.row[i][r] | (unsigned)m.row[i + 1][r]
+                                                                         << 16;
+}
+
+Turn ldmatrix_arrive(const void *row, bool transposed, Where where) {
     if ((uintptr_t)row % 16)
         fail("ldmatrix (%s:%d): address %p is not a multiple of 16", where.file, where.line, row);
     if (!shared_owns(row, 16))
         fail("ldmatrix (%s:%d): address %p is not in shared memory", where.file, where.line, row);
-    Rows mine = {fragment, (const unsigned short *)row, transposed};
-    meet(transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4", 0xffffffffu, ldmatrix_done, &mine,
-         where);
+    matrices[self >> 5].row[lane()] = (const unsigned short *)row;
+    if (transposed)
+        return meet("ldmatrix.x4.trans", WHOLE, where, transposed_done);
+    return meet("ldmatrix.x4", WHOLE, where, ldmatrix_done);
+}
+
+void ldmatrix_result(unsigned *fragment) {
+    for (int i = 0; i < 4; i++)
+        fragment[i] = matrices[self >> 5].fragment[i][lane()];
 }
 
 // ------------------------------------------------------------------- movmatrix
 
-// Lane 4 r + t has elements 2 t and 2 t + 1 of row r, and gets those of column r.
-static void movmatrix_done(uint32_t, void **record) {
-    unsigned from[32];
-    for (int lane = 0; lane < 32; lane++)
-        from[lane] = *(const unsigned *)record[lane];
-    for (int lane = 0; lane < 32; lane++) {
-        int r = lane >> 2, t = lane & 3;
-        unsigned pair = 0;
-        for (int i = 0; i < 2; i++)
-            pair |= (from[4 * (2 * t + i) + r / 2] >> 16 * (r & 1) & 0xffff) << 16 * i;
-        *(unsigned *)record[lane] = pair;
-    }
-}
-
-unsigned movmatrix_trans(unsigned pair, Where where) {
-    meet("movmatrix.trans", 0xffffffffu, movmatrix_done, &pair, where);
-    return pair;
-}
-
-// ------------------------------------------------------------------- cp.async
-
-struct PendingCopy {
-    void *to;
-    const void *from; // NULL: zeros
-    int group;
+struct Matrix {
+    unsigned from[32], to[32];
 };
+static Matrix moved[MAX_WARPS];
 
-static std::vector<PendingCopy> pending_copies[MAX_THREADS];
-static int group[MAX_THREADS]; // current group of each thread's copies
-static bool any_pending;
-
-void copies_reset() {
-    if (!any_pending)
-        return;
-    for (int i = 0; i < MAX_THREADS; i++)
-        pending_copies[i].clear(), group[i] = 0;
-    any_pending = false;
-}
-
-void copy_async(void *shared, const void *global, bool valid, Where where) {
-    if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16))
-        fail("cp.async (%s:%d): to %p from %p, not both multiples of 16", where.file, where.line,
-             shared, global);
-    if (!shared_owns(shared, 16))
-        fail("cp.async (%s:%d): the destination %p is not in shared memory", where.file, where.line,
-             shared);
-    if (valid && arena_device(global) < 0)
-        fail("cp.async (%s:%d): the source %p is not in device memory", where.file, where.line,
-             global);
-    any_pending = true;
-    memset(shared, 0xff, 16);
-    pending_copies[self].push_back({shared, valid ? global : nullptr, group[self]});
-}
-
-void copy_commit() {
-    any_pending = true;
-    group[self]++;
-}
-
-void copy_wait(int pending) {
-    size_t kept = 0;
-    for (const PendingCopy &copy : pending_copies[self]) {
-        if (copy.group >= group[self] - pending)
-            pending_copies[self][kept++] = copy;
-        else if (copy.from)
-            memcpy(copy.to, copy.from, 16);
-        else
-            memset(copy.to, 0, 16);
+// Lane 4 r + t has elements 2 t and 2 t + 1 of row r, and gets those of column r.
+static __attribute__((noinline)) void movmatrix_done(uint32_t, int warp) {
+    Matrix &m = moved[warp];
+    for (int i = 0; i < 32; i++) {
+        int r = i >> 2, t = i & 3, half = 16 * (r & 1);
+        unsigned first = m.from[8 * t + r / 2], second = m.from[8 * t + 4 + r / 2];
+        m.to[i] = (first >> half & 0xffff) | (second >> half & 0xffff) << 16;
     }
-    pending_copies[self].resize(kept);
+}
+
+Turn movmatrix_arrive(unsigned pair, Where where) {
+    moved[self >> 5].from[lane()] = pair;
+    return meet("movmatrix.trans", WHOLE, where, movmatrix_done);
+}
+
+unsigned movmatrix_result() {
+    return moved[self >> 5].to[lane()];
 }
 
 } // namespace simt

@@ -1,136 +1,123 @@
-// Warp collectives: the lanes of a mask meet; the last to arrive computes all results.
-//
-// Each lane registers a record on its own stack, which stays valid while it waits. Several
-// collectives with different masks can be pending in a warp, even if the masks overlap.
-#include "engine.h"
+// Warp collectives: the last lane to arrive computes the results of all.
+#include "warp.h"
 
 namespace simt {
 
-struct Meeting {
-    const char *what;
-    uint32_t mask, arrived;
-    Where where;
-};
+Meeting meetings[MAX_WARPS][32];
+uint32_t under_way[MAX_WARPS];
 
-static Meeting meetings[MAX_WARPS][32];
-static uint32_t under_way[MAX_WARPS]; // bit i: meeting i is pending
-static void *records[MAX_WARPS][32];
+// What the lanes of a warp exchange.
+struct alignas(64) Lanes {
+    uint64_t value[32], result[32];
+    int source[32];
+};
+static Lanes lanes[MAX_WARPS];
 
 void warps_reset(int warps) {
-    memset(under_way, 0, (size_t)warps * sizeof *under_way);
+    for (int w = 0; w < warps; w++)
+        for (; under_way[w]; under_way[w] &= under_way[w] - 1)
+            meetings[w][__builtin_ctz(under_way[w])].arrived = 0;
 }
 
-// The pending collective of that mask; a new one if there is none.
-static Meeting &meeting_of(int warp, uint32_t mask) {
+Meeting &meeting_find(int warp, uint32_t mask) {
     for (uint32_t left = under_way[warp]; left; left &= left - 1)
         if (meetings[warp][__builtin_ctz(left)].mask == mask)
             return meetings[warp][__builtin_ctz(left)];
-    int at = __builtin_ctz(~under_way[warp]); // each lane waits in one at most: 32 suffice
-    under_way[warp] |= 1u << at;
-    meetings[warp][at].mask = mask;
-    meetings[warp][at].arrived = 0;
-    return meetings[warp][at];
+    Meeting &m = meetings[warp][__builtin_ctz(~under_way[warp])]; // 32 suffice
+    m.mask = mask;
+    return m;
+}
+
+void meeting_begin(Meeting &m, int warp, const char *what, Where where) {
+    under_way[warp] |= 1u << (&m - meetings[warp]);
+    m.what = what, m.where = where;
 }
 
 uint32_t lanes_missing(int warp, uint32_t mask) {
     return mask & ~meeting_of(warp, mask).arrived;
 }
 
-void meet(const char *what, uint32_t mask, Done done, void *arg, Where where) {
-    int warp = self >> 5;
-    uint32_t mine = 1u << (self & 31);
-    if (!(mask & mine))
-        fail("%s (%s:%d): the calling lane is not in the mask %08x", what, where.file, where.line,
-             mask);
-    Meeting &m = meeting_of(warp, mask);
-    if (!m.arrived)
-        m.what = what, m.where = where;
-    else if (!same_call(m.what, what))
-        fail("%s (%s:%d, mask %08x): other lanes of the warp wait at %s (%s:%d, mask %08x)", what,
-             where.file, where.line, mask, m.what, m.where.file, m.where.line, m.mask);
-    m.arrived |= mine;
-    records[warp][self & 31] = arg;
-    thread_wait({what, where, mask});
-    if (m.arrived == mask) {
-        under_way[warp] &= ~(1u << (&m - meetings[warp]));
-        if (done)
-            done(mask, records[warp]);
-        lanes_wake(warp, mask);
-    }
-    thread_continue();
+void refuse_lane(const char *what, uint32_t mask, Where where) {
+    fail("%s (%s:%d): the calling lane is not in the mask %08x", what, where.file, where.line,
+         mask);
+}
+
+void refuse_other(const char *what, uint32_t mask, Where where, const Meeting &other) {
+    fail("%s (%s:%d, mask %08x): other lanes of the warp wait at %s (%s:%d, mask %08x)", what,
+         where.file, where.line, mask, other.what, other.where.file, other.where.line, other.mask);
+}
+
+// Run body(lane) for the lanes of a mask; with a loop that compilers unroll if it is the whole
+// warp.
+template <class Body>
+__attribute__((always_inline)) static inline void each(uint32_t mask, Body body) {
+    if (mask == 0xffffffffu)
+        for (int lane = 0; lane < 32; lane++)
+            body(lane);
+    else
+        for (uint32_t left = mask; left; left &= left - 1)
+            body(__builtin_ctz(left));
+}
+
+Turn warp_barrier(uint32_t mask, Where where) {
+    return meet("__syncwarp", mask, where, copies_warp_barrier);
+}
+
+uint64_t result() {
+    return lanes[self >> 5].result[self & 31];
 }
 
 // ------------------------------------------------------------------- shuffles
 
-struct Exchange {
-    uint64_t value, result;
-    int source;
-};
-
-static void exchange_done(uint32_t mask, void **record) {
-    for (uint32_t left = mask; left; left &= left - 1) {
-        Exchange *mine = (Exchange *)record[__builtin_ctz(left)];
-        if (mask >> mine->source & 1)
-            mine->result = ((Exchange *)record[mine->source])->value;
-        else
-            mine->source = -1;
-    }
+static void exchange_done(uint32_t mask, int warp) {
+    Lanes &l = lanes[warp];
+    each(mask, [&](int lane) { l.result[lane] = l.value[l.source[lane] & 31]; });
 }
 
-uint64_t exchange(const char *what, uint32_t mask, uint64_t value, int source, Where where) {
-    Exchange mine = {value, 0, source};
-    meet(what, mask, exchange_done, &mine, where);
-    if (mine.source < 0)
+Turn exchange(const char *what, uint32_t mask, uint64_t value, int source, Where where) {
+    Lanes &l = lanes[self >> 5];
+    int lane = self & 31;
+    if (!(mask >> (source & 31) & 1))
         fail("%s (%s:%d): reads lane %d, which is not in the mask %08x", what, where.file,
              where.line, source, mask);
-    return mine.result;
+    l.value[lane] = value, l.source[lane] = source;
+    return meet(what, mask, where, exchange_done);
 }
 
 // ----------------------------------------------------------------------- votes
 
-struct Ballot {
-    int predicate;
-    uint32_t result;
-};
-
-static void ballot_done(uint32_t mask, void **record) {
-    uint32_t votes = 0;
-    for (uint32_t left = mask; left; left &= left - 1) {
-        int i = __builtin_ctz(left);
-        votes |= (uint32_t)(((Ballot *)record[i])->predicate != 0) << i;
-    }
-    for (uint32_t left = mask; left; left &= left - 1)
-        ((Ballot *)record[__builtin_ctz(left)])->result = votes;
+static void ballot_done(uint32_t mask, int warp) {
+    Lanes &l = lanes[warp];
+    uint64_t votes = 0;
+    each(mask, [&](int lane) { votes |= l.value[lane] << lane; });
+    each(mask, [&](int lane) { l.result[lane] = votes; });
 }
 
-uint32_t ballot(const char *what, uint32_t mask, int predicate, Where where) {
-    Ballot mine = {predicate, 0};
-    meet(what, mask, ballot_done, &mine, where);
-    return mine.result;
+Turn ballot(const char *what, uint32_t mask, int predicate, Where where) {
+    Lanes &l = lanes[self >> 5];
+    int lane = self & 31;
+    l.value[lane] = predicate != 0;
+    return meet(what, mask, where, ballot_done);
 }
 
-static void match_done(uint32_t mask, void **record) {
-    for (uint32_t left = mask; left; left &= left - 1) {
-        Exchange *mine = (Exchange *)record[__builtin_ctz(left)];
-        for (uint32_t other = mask; other; other &= other - 1) {
-            int i = __builtin_ctz(other);
-            mine->result |= (uint64_t)(((Exchange *)record[i])->value == mine->value) << i;
-        }
-    }
+static void match_done(uint32_t mask, int warp) {
+    Lanes &l = lanes[warp];
+    each(mask, [&](int lane) {
+        uint64_t same = 0;
+        each(mask,
+             [&](int other) { same |= (uint64_t)(l.value[other] == l.value[lane]) << other; });
+        l.result[lane] = same;
+    });
 }
 
-uint32_t match_any(uint32_t mask, uint64_t value, Where where) {
-    Exchange mine = {value, 0, 0};
-    meet("__match_any_sync", mask, match_done, &mine, where);
-    return (uint32_t)mine.result;
+Turn match_any(uint32_t mask, uint64_t value, Where where) {
+    Lanes &l = lanes[self >> 5];
+    int lane = self & 31;
+    l.value[lane] = value;
+    return meet("__match_any_sync", mask, where, match_done);
 }
 
 // ------------------------------------------------------------------ reductions
-
-struct Reduce {
-    Reduction how;
-    uint32_t value;
-};
 
 static uint32_t combine(Reduction how, uint32_t a, uint32_t b) {
     switch (how) {
@@ -154,19 +141,16 @@ static uint32_t combine(Reduction how, uint32_t a, uint32_t b) {
     return 0;
 }
 
-static void reduce_done(uint32_t mask, void **record) {
-    const Reduce *first = (const Reduce *)record[__builtin_ctz(mask)];
-    uint32_t sum = first->value;
-    for (uint32_t left = mask & (mask - 1); left; left &= left - 1)
-        sum = combine(first->how, sum, ((Reduce *)record[__builtin_ctz(left)])->value);
-    for (uint32_t left = mask; left; left &= left - 1)
-        ((Reduce *)record[__builtin_ctz(left)])->value = sum;
-}
-
-uint32_t reduce(const char *what, Reduction how, uint32_t mask, uint32_t value, Where where) {
-    Reduce mine = {how, value};
-    meet(what, mask, reduce_done, &mine, where);
-    return mine.value;
+Turn reduce(const char *what, Reduction how, uint32_t mask, uint32_t value, Where where) {
+    Lanes &l = lanes[self >> 5];
+    int mine = self & 31;
+    l.value[mine] = value;
+    return meet(what, mask, where, [how](uint32_t all, int warp) {
+        Lanes &w = lanes[warp];
+        uint32_t first = (uint32_t)__builtin_ctz(all), sum = (uint32_t)w.value[first];
+        each(all & (all - 1), [&](int lane) { sum = combine(how, sum, (uint32_t)w.value[lane]); });
+        each(all, [&](int lane) { w.result[lane] = sum; });
+    });
 }
 
 } // namespace simt

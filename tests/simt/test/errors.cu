@@ -3,7 +3,7 @@
 
 #ifdef NSA_SIMT
 
-#include "common/device_mma.h"
+#include "common/device_bf16.h"
 
 #include "common/fence.h"
 
@@ -107,6 +107,14 @@ template <class T> static __global__ void misaligned_load(const T *from, float *
 template <class T> static __global__ void misaligned_store(T *to) {
     to[threadIdx.x] = T(1.0f);
 }
+// Vectors are copied; each by a load, a store, and from one place to another.
+template <class T> static __global__ void misaligned_vector(T *to, const T *from) {
+    T v = *from;
+    if (blockDim.x == 1)
+        *to = v;
+    else
+        *to = *from;
+}
 template <class T> static __global__ void misaligned_copy(T *to, const T *from) {
     to[threadIdx.x] = from[threadIdx.x];
 }
@@ -151,6 +159,20 @@ template <class T> static void test_misaligned(const char *type) {
     NSA_LAUNCH(misaligned_store<T>, dim3(1), dim3(2), 0, (cudaStream_t)0, right);
     NSA_LAUNCH(misaligned_load<T>, dim3(1), dim3(1), 0, (cudaStream_t)0, right, g_out);
     EXPECT_OK(cudaGetLastError());
+    free_all();
+}
+
+template <class T> static void test_vector(const char *type) {
+    char *g = device<char>(128);
+    T *right = (T *)g, *wrong = (T *)(g + 64 + sizeof(T) / 2);
+    for (unsigned threads = 1; threads <= 2; threads++) {
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, right, wrong);
+        expect_report("misaligned source", "misaligned access to", type);
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, wrong, right);
+        expect_report("misaligned destination", "misaligned access to", type);
+        NSA_LAUNCH(misaligned_vector<T>, dim3(1), dim3(threads), 0, (cudaStream_t)0, right, right);
+        EXPECT_OK(cudaGetLastError());
+    }
     free_all();
 }
 
@@ -229,23 +251,11 @@ static __global__ void spin(volatile int *flag) {
     while (!*flag)
         __threadfence();
 }
-static __global__ void no_wait(const float *a, float *b) {
-    __shared__ __align__(16) float s_a[32 * 4];
-    nsa_cp_async_16(s_a + threadIdx.x * 4, a + threadIdx.x * 4);
-    nsa_cp_async_commit();
-    b[threadIdx.x] = s_a[threadIdx.x * 4];
-    nsa_cp_async_wait<0>();
-    b[32 + threadIdx.x] = s_a[threadIdx.x * 4];
-}
-
 static __global__ void selector(unsigned *a) {
     a[0] = __byte_perm(a[0], a[1], 0x3218u);
 }
 
 static void test_launches() {
-    float ones[128];
-    for (float &x : ones)
-        x = 1;
     int zero = 0, *g_flag = device(1, &zero);
     NSA_LAUNCH(nothing, dim3(1), dim3(2048), 0, (cudaStream_t)0, 0);
     expect_report("2048 threads", "kernel nothing", "a block has at most 1024 threads");
@@ -267,13 +277,6 @@ static void test_launches() {
     expect_report("spin", "turns without progress", "kernel spin");
     NSA_LAUNCH(selector, dim3(1), dim3(1), 0, (cudaStream_t)0, device<unsigned>(2));
     expect_report("selector", "__byte_perm: selector 3218", "thread (0,0,0)");
-    float *g = device<float>(64), h[64];
-    NSA_LAUNCH(no_wait, dim3(1), dim3(32), 0, (cudaStream_t)0, device(128, ones), g);
-    EXPECT_OK(cudaGetLastError());
-    copy_to_host(h, g, 64);
-    nsa_show(h, sizeof h);
-    EXPECT(h[0] != h[0] && h[31] != h[31], "no_wait: a copy arrived before its wait");
-    EXPECT(h[32] == 1 && h[63] == 1, "no_wait: a copy did not arrive");
     free_all();
 }
 
@@ -313,6 +316,10 @@ void test_errors() {
     test_memory();
     test_misaligned<__nv_bfloat16>("bfloat16");
     test_misaligned<double>("double");
+    test_vector<float2>("float2");
+    test_vector<float4>("float4");
+    test_vector<uint4>("uint4");
+    test_vector<__nv_bfloat162>("bfloat162");
     test_host_touch();
     test_launches();
     test_captures();

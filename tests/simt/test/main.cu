@@ -1,5 +1,5 @@
 // Run the tests in every order and count passed and failed expectations. A GPU has no orders and no
-// reports, so test_errors() is left out there and everything else runs once.
+// reports, so what tests those is left out there and everything else runs once.
 #include "test.cuh"
 
 #include <stdarg.h>
@@ -57,6 +57,7 @@ static void all() {
     test_pointers();
     test_devices();
 #ifdef NSA_SIMT
+    test_async();
     test_errors();
 #endif
 }

@@ -39,5 +39,6 @@ void test_runtime();  // runtime.cu: streams, events, graphs, device properties
 void test_pointers(); // pointers.cu: what a pointer points to, page-locked memory, copies in graphs
 void test_devices();  // devices.cu: a second device, where there is one
 void test_errors();   // errors.cu: what must be reported, and how; simulator only
+void test_async();    // async.cu: asynchronous copies that are read too early; simulator only
 
 #endif
