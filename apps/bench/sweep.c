@@ -281,7 +281,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
             continue;
         add(s, list, &count, &w, (contender){.stage = stage, .name = name});
         /* plain causal attention by its own code shows what sparsity alone is worth */
-        if (stage->arith == NSA_FLOAT32 &&
+        if (stage->arith != NSA_FLOAT64 &&
             (pass == BENCH_BACKWARD || (pass == BENCH_FORWARD && stage->causal)))
             add(s, list, &count, &w, (contender){.stage = stage, .name = name, .causal = 1});
         if (s->o->one_thread && s->o->threads > 1 && bench_device_of(stage) == BENCH_ON_CPU)
