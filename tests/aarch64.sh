@@ -16,7 +16,7 @@ export NSA
 small="T=44,l=4,d=2,l2=4,n=4,w=5,Hq=4,Hkv=2,dk=3,dv=2,phi=gated"
 packed="seqs=20+0+24,l=4,d=2,l2=4,n=4,w=5,Hq=2,Hkv=1,dk=3,dv=2,phi=mlp,hidden=4"
 ties="T=140,data=ties T=200,data=planted,n=6"
-more_ties="T=140,data=ties,phi=gated T=140,data=ties,phi=mlp,hidden=6,Hq=6
+more_ties="T=140,data=ties,phi=gated T=140,data=ties,phi=mlp,hidden=6,Hq=6,seed=10
     T=200,data=planted,n=5,phi=gated,Hq=8 T=200,data=planted,n=6,phi=mlp,hidden=6,Hq=16,Hkv=1
     seqs=70+81+66,data=planted"
 
