@@ -6,13 +6,15 @@
 enum {
     ATTEND_WARPS = 4, /* of a CUDA block; two such blocks fill a multiprocessor's registers */
     SLC_WARPS = 4,    /* the same for window and selected blocks */
-    SLC_CTAS = 2,
-    QUADS = 4 /* 16 bytes each, that a lane loads or stores at a time */
+    SLC_CTAS = 2
 };
 
 /* Row tiles of a warp: two, so that every fragment of B is multiplied twice; wide outputs leave
  * registers for one. */
 #define WARP_TILES(DV) ((DV) <= 128 ? 2 : 1)
+
+/* 16 bytes each, that a lane loads or stores at a time. */
+#define QUADS(DV) ((DV) < 64 ? 2 : 4)
 
 /* N quads of one head's row, from column `col` + offset[n] on: out = or += gate o; the first branch
  * writes, the others add (Eq. 5). For backward and for those who want them, o itself is stored too.
@@ -180,11 +182,11 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
             break;
         store_stats(&a, head, heads, CMP, &x[k]);
 #pragma unroll
-        for (int n = 0; n < DV / TILE_N; n += QUADS) {
-            float4 o[QUADS];
-            int offset[QUADS];
+        for (int n = 0; n < DV / TILE_N; n += QUADS(DV)) {
+            float4 o[QUADS(DV)];
+            int offset[QUADS(DV)];
 #pragma unroll
-            for (int i = 0; i < QUADS; i++) {
+            for (int i = 0; i < QUADS(DV); i++) {
                 o[i] = pair_quad(x[k].o.x[n + i]);
                 offset[i] = (n + i) * TILE_N;
             }
@@ -230,11 +232,11 @@ static __device__ __forceinline__ void add_branch(const attend_args *a, softmax_
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-        for (int n = 0; n < DV / 16; n += QUADS) {
-            float4 o[QUADS];
-            int offset[QUADS];
+        for (int n = 0; n < DV / 16; n += QUADS(DV)) {
+            float4 o[QUADS(DV)];
+            int offset[QUADS(DV)];
 #pragma unroll
-            for (int k = 0; k < QUADS; k++) {
+            for (int k = 0; k < QUADS(DV); k++) {
                 o[k] = quad_of(x->o, n + k, i);
                 offset[k] = quad_offset(n + k);
             }

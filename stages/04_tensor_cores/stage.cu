@@ -23,13 +23,11 @@ int64_t width(const stage *st, int pair) {
 
 /* Widths of padded rows: those that BY_WIDTH knows. */
 static void pad_widths(dims *x) {
-    x->dkp = (int)round_up(x->dk, TILE_COLS);
-    x->dvp = (int)round_up(x->dv, TILE_COLS);
-    x->wp = x->dkp > x->dvp ? x->dkp : x->dvp;
-    if (x->wp == x->dkp && x->wp == 3 * TILE_COLS && x->dvp < x->wp)
+    const int wide = x->dk > x->dv ? x->dk : x->dv;
+    x->wp = wide <= SPAN ? (int)SPAN : (int)round_up(wide, TILE_COLS);
+    x->dkp = x->dvp = x->wp;
+    if (x->wp == 3 * TILE_COLS && x->dv <= 2 * TILE_COLS)
         x->dvp = 2 * TILE_COLS;
-    else
-        x->dkp = x->dvp = x->wp;
 }
 
 static dims dims_of(const nsa_plan *plan) {

@@ -196,7 +196,8 @@ typedef struct stage {
  * accumulators are registers and addresses are offsets. Both are padded to the wider, but for the
  * paper's 192 and 128. */
 #define BY_WIDTH(c, f, ...)                                                                        \
-    ((c)->dkp == 64    ? f<64, 64>(__VA_ARGS__)                                                    \
+    ((c)->dkp == 32    ? f<32, 32>(__VA_ARGS__)                                                    \
+     : (c)->dkp == 64  ? f<64, 64>(__VA_ARGS__)                                                    \
      : (c)->dkp == 128 ? f<128, 128>(__VA_ARGS__)                                                  \
      : (c)->dkp == 256 ? f<256, 256>(__VA_ARGS__)                                                  \
      : (c)->dvp == 128 ? f<192, 128>(__VA_ARGS__)                                                  \
@@ -204,7 +205,8 @@ typedef struct stage {
 
 /* The same for what depends on dkp alone. */
 #define BY_KEY_WIDTH(c, f, ...)                                                                    \
-    ((c)->dkp == 64    ? f<64>(__VA_ARGS__)                                                        \
+    ((c)->dkp == 32    ? f<32>(__VA_ARGS__)                                                        \
+     : (c)->dkp == 64  ? f<64>(__VA_ARGS__)                                                        \
      : (c)->dkp == 128 ? f<128>(__VA_ARGS__)                                                       \
      : (c)->dkp == 192 ? f<192>(__VA_ARGS__)                                                       \
                        : f<256>(__VA_ARGS__))

@@ -37,7 +37,7 @@ enum {
     TILE_ROWS = 16, /* rows of an mma tile, */
     TILE_N = 8,     /* its columns, */
     TILE_K = 16,    /* and elements of the summed dimension */
-    TILE_COLS = 64, /* rows are padded to multiples of this */
+    TILE_COLS = 64, /* rows are padded to multiples of this, or to 32 columns */
     BAND = 8,       /* rows of a tile in memory, */
     SPAN = 32,      /* and its columns */
     PIECE = 8       /* elements of 16 bytes */
@@ -147,11 +147,14 @@ static __host__ __device__ __forceinline__ int64_t tiled(int64_t row, int c, int
 template <int D, int ROWS>
 static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 *g_rows, int thread,
                                                        int threads) {
+    const int pieces = ROWS * D / PIECE;
     bf16 *s_first = s_rows + thread * PIECE;
     const bf16 *g_first = g_rows + thread * PIECE;
 #pragma unroll
-    for (int i = 0; i < ROWS * D / PIECE / threads; i++)
-        nsa_cp_async_16(s_first + i * threads * PIECE, g_first + i * threads * PIECE);
+    for (int i = 0; i < pieces; i += threads) {
+        if (pieces >= threads || thread < pieces) /* narrow heads have less than one a thread */
+            nsa_cp_async_16(s_first + i * PIECE, g_first + i * PIECE);
+    }
 }
 
 /* Of ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. The matrices are two bands of
