@@ -1,6 +1,6 @@
 /** @file
- *  @brief The three branches and their gate in two kernels: the compressed branch and the window,
- *  whose keys neighbouring queries share; then the selected blocks, each query's own. */
+ *  @brief The three branches and their gate in two kernels: the compressed branch, whose keys
+ *  neighbouring queries share; then window and selected blocks, which each query reads itself. */
 #include "attend.cuh"
 
 enum {
@@ -57,7 +57,7 @@ static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t
 
 /* -------------------------------------------------------- shared blocks */
 
-/* The shared memory of a CUDA block, and what of it belongs to the warp. */
+/* The shared memory of a CUDA block. */
 template <int DK, int DV> struct shared_tiles {
     enum { M = WARP_TILES(DV), ROWS = ATTEND_WARPS * M };
     bf16 *q; /* the CUDA block's rows [ROWS][16][DK] */
@@ -102,7 +102,7 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
     const dims *c = &a->c;
     const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
     const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, kv);
-    const key_range lane_range = visible_range(c, branch, coord->lane_t);
+    const int end = visible_range(c, branch, coord->last_t).end; /* all begin at key 0 */
     acc_tiles<DV / TILE_N> *o[M];
     key_range range[M];
 #pragma unroll
@@ -111,12 +111,10 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         o[i] = &x[i].o;
         range[i] = visible_range(c, branch, position_of(coord, first + i));
     }
-    int block = next_shared_block(lane_range, 0);
-    if (block != NO_BLOCK)
-        copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block).k, (int)threadIdx.x,
-                                   threads);
+    if (end > 0)
+        copy_rows_async<DK, BLOCK>(m.k, start.k, (int)threadIdx.x, threads);
     nsa_cp_async_commit();
-    while (block != NO_BLOCK) {
+    for (int block = 0; block * BLOCK < end; block++) {
         frag_a p[M][KEY_STEPS];
         uint64_t mask[M], any = 0;
         nsa_cp_async_wait<0>();
@@ -138,18 +136,16 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                 pack_tiles(p[i], s[i]);
             }
         }
-        block = next_shared_block(lane_range, block + 1);
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the values have arrived, and the keys are used */
-        if (block != NO_BLOCK)
-            copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block).k, (int)threadIdx.x,
-                                       threads);
+        if ((block + 1) * BLOCK < end)
+            copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block + 1).k,
+                                       (int)threadIdx.x, threads);
         nsa_cp_async_commit();
         if (any)
             matmul_masked<DV>(o, p, m.v, mask);
     }
-    nsa_cp_async_wait<0>();
-    __syncthreads(); /* for the next branch */
+    nsa_cp_async_wait<0>(); /* of Q, if there was no key */
 #pragma unroll
     for (int i = 0; i < M; i++)
         softmax_finalize(&x[i]);

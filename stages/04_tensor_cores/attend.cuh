@@ -271,8 +271,8 @@ static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
         global_keys<D, true>(acc, p, g_b, mask);
 }
 
-/* Attention over one block of one warp, read straight from global memory: no other warp is expected
- * to need it. g_scores [16,64], if not NULL, gets the scores. */
+/* Attention over one block of one warp, read straight from global memory. g_scores [16,64], if not
+ * NULL, gets the scores. */
 template <int DK, int DV>
 static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x, const dims *c,
                                                            const frags_a<DK> &q, block_ptrs at,

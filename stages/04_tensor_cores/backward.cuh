@@ -6,7 +6,7 @@
 #include "attend.cuh"
 
 enum {
-    DKV_WARPS = 4,          /* of a CUDA block for dk and dv, with 16 keys each */
+    DKV_WARPS = 4,          /* of a CUDA block for dk and dv */
     LIST_CHUNKS = 256,      /* chunks of rows that are inverted in parallel */
     MIN_UNIT_ROWS = 1024,   /* rows of a work unit, at least */
     MAX_EXTRA_UNITS = 16384 /* more than one for each block; bounds their partial sums */

@@ -11,8 +11,8 @@ enum {
     HALF = BLOCK / 2
 };
 
-/* Row tiles of a warp, as in forward, and warps of a CUDA block: what registers and the smallest
- * shared memory allow. */
+/* Row tiles of a warp, as in forward, and warps of a CUDA block: what registers allow, and 99 KiB
+ * of shared memory, which sm_86 and sm_89 have. */
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
@@ -130,25 +130,24 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
     matmul_masked<DK>(dq, p, m->k + half * HALF * DK, mask);
 }
 
-/* The warp's rows: their number in the CUDA block, positions and row tiles. */
+/* dq of the warp's row tiles over the compressed keys. */
 template <int DK, int DV, int M>
-static __device__ __forceinline__ void backward_branch(acc_tiles<DK / TILE_N> *const (&dq)[M],
-                                                       const grad_args *a, const tile_coord *coord,
-                                                       const dq_smem<DK, DV> *m, int g16,
-                                                       int branch) {
+static __device__ __forceinline__ void backward_cmp(acc_tiles<DK / TILE_N> *const (&dq)[M],
+                                                    const grad_args *a, const tile_coord *coord,
+                                                    const dq_smem<DK, DV> *m, int g16) {
     const dims *c = &a->f.c;
-    const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, branch);
-    const key_range lane_range = visible_range(c, branch, coord->lane_t);
+    const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, CMP);
+    const int end = visible_range(c, CMP, coord->last_t).end;
     row_terms terms[M][2];
     key_range range[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i, t = position_of(coord, row);
-        range[i] = visible_range(c, branch, t);
-        load_terms(terms[i], a, branch,
+        range[i] = visible_range(c, CMP, t);
+        load_terms(terms[i], a, CMP,
                    head_tile(c, coord->rows.first + (t < 0 ? 0 : row), coord->kvh, g16));
     }
-    for (int b = 0; (b = next_shared_block(lane_range, b)) != NO_BLOCK; b++) {
+    for (int b = 0; b * BLOCK < end; b++) {
         const block_ptrs at = block_after<DK, DV>(start, b);
         __syncthreads(); /* the last block is used */
         copy_rows_async<DK, BLOCK>(m->k, at.k, (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
@@ -196,7 +195,7 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
         copy_rows_async<DV, TILE_ROWS>(m.dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV,
                                        (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
     }
-    backward_branch<DK, DV, M>(dq, &a, &coord, &m, g16, CMP);
+    backward_cmp<DK, DV, M>(dq, &a, &coord, &m, g16);
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;

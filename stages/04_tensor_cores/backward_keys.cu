@@ -30,7 +30,8 @@ static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int 
     return mask;
 }
 
-/* A step of row tiles in shared memory: as many as fit the smallest, one for each warp at most. */
+/* A step of row tiles in shared memory: as many as fit 99 KiB beside K and V, which sm_86 and sm_89
+ * have, one for each warp at most. */
 template <int DK, int DV> struct dkv_step {
     enum { TILES = DK + DV <= 256 ? 4 : DK + DV < 384 ? 2 : 1 };
     bf16 q[TILES * TILE_ROWS * DK], dout[TILES * TILE_ROWS * DV];
@@ -268,7 +269,7 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
  *
  * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of it.
  * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks,
- * for half of the columns each. Shared: dkv_smem, 106 KiB at 128/128. */
+ * for half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {

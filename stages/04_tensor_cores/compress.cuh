@@ -39,7 +39,7 @@ typedef struct product_size {
 } product_size;
 
 /* matmul.cu: C = A B + D; D may be C, and is left out if D.at is NULL. Every element is one sum
- * over k in ascending order, whatever M and N are: equal rows of A give bitwise equal rows of C. */
+ * over k, in one order whatever M and N are: equal rows of A give bitwise equal rows of C. */
 nsa_status matmul_plus(stage *st, product_size size, matrix a, matrix b, matrix c, matrix d);
 
 static inline nsa_status matmul(stage *st, product_size size, matrix a, matrix b, matrix c) {

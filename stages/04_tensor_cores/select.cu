@@ -34,8 +34,9 @@ static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int que
     return m;
 }
 
-/* Start copying Q of heads g16 of the warp's queries, to where the columns want it: s_q
- * [4][16][DK]. Zeros for a query that does not exist. */
+/* Start copying Q of heads g16 of the warp's queries, to where the columns want it: head 8 b + r of
+ * a query becomes row 2 query + r % 2 of column tile 4 b + r / 2. s_q [4][16][DK]. Zeros for a
+ * query that does not exist. */
 template <int DK>
 static __device__ __forceinline__ void load_columns(const attend_args *a, const tile_coord *coord,
                                                     bf16 *s_q, int g16) {
@@ -78,36 +79,10 @@ static __device__ __forceinline__ void load_keys(const attend_args *a, const til
             (int)threadIdx.x, (int)blockDim.x);
 }
 
-/* s [64 keys, 64 columns] of the warp. */
-template <int DK>
-static __device__ __forceinline__ void score_columns(acc_tiles<TILE_ROWS / 2> (&s)[KEY_ROWS],
-                                                     const bf16 *s_k, const bf16 *s_q) {
-#pragma unroll
-    for (int m = 0; m < KEY_ROWS; m++)
-        zero_acc(&s[m]);
-#pragma unroll
-    for (int k = 0; k < DK; k += TILE_K) {
-        frag_a keys[KEY_ROWS];
-#pragma unroll
-        for (int m = 0; m < KEY_ROWS; m++)
-            keys[m] = load_a<DK>(s_k + m * TILE_ROWS * DK, k);
-#pragma unroll
-        for (int n = 0; n < TILE_ROWS / 2; n += 2) {
-            frag_b q[2];
-            load_b<DK>(q, s_q + n * TILE_N * DK, k);
-#pragma unroll
-            for (int m = 0; m < KEY_ROWS; m++) {
-                mma(s[m].x[n], keys[m], q[0]);
-                mma(s[m].x[n + 1], keys[m], q[1]);
-            }
-        }
-    }
-}
-
 /* Probabilities of the lane's keys summed over the 16 heads of its query, in their order: equal
  * scores give equal sums. To the ring buffer s_ring of the query, from key `first` on; tiles of
  * heads after the first add. */
-static __device__ __forceinline__ void sum_heads(const acc_tiles<TILE_ROWS / 2> (&s)[KEY_ROWS],
+static __device__ __forceinline__ void sum_heads(const acc_tiles<KEY_TILES> (&s)[KEY_ROWS],
                                                  float scale2, const row_stats *s_stats,
                                                  float *s_ring, bool add) {
     float sum[KEY_ROWS][2];
@@ -219,12 +194,12 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES * WARP_SI
     load_stats(&a, &coord, m.stats, queries, 0);
     for (int b = 0; b * BLOCK < n_last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
-            acc_tiles<TILE_ROWS / 2> s[KEY_ROWS];
+            acc_tiles<KEY_TILES> s[KEY_ROWS];
             nsa_cp_async_commit();
             nsa_cp_async_wait<0>();
             __syncthreads(); /* keys and columns have arrived */
-            score_columns<DK>(s, m.k, m.q + first * TILE_ROWS * DK);
-            __syncthreads(); /* they are used */
+            shared_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
+            __syncthreads();                                         /* they are used */
             if (g16 == c->GT - 1)
                 load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
             if (c->GT > 1)

@@ -1,7 +1,7 @@
 /** @file
  *  @brief Importance (Eq. 9, 10) and selection of blocks (Eq. 11) by one warp: compressed keys come
- *  in blocks of 64, and only a ring buffer of their group sums and the best blocks so far are
- *  kept. */
+ *  in blocks of 64, of which a ring buffer keeps the group sums; blocks are ranked by a list of the
+ *  best. */
 #ifndef SELECT_CUH
 #define SELECT_CUH
 
@@ -143,7 +143,8 @@ static __device__ __forceinline__ sort_key candidate(const dims *c, int own_bloc
     return j >= c->init && j <= own_block - c->local ? sort_key_of(importance, j) : 0;
 }
 
-/* Top-k list for a query in block `own_block`, empty: places that are not forced. */
+/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
+ * forced. */
 template <int N>
 static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
     int n0, first_local;

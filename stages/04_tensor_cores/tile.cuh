@@ -165,7 +165,9 @@ template <int D, bool DOWN> static __device__ __forceinline__ int lane_offset(vo
            ((DOWN ? third : second) ^ r / 2) * PIECE;
 }
 
-/* Offset of the same in a row's columns from `col` on, a multiple of 16 and a constant. */
+/* Offset of the same in a row's columns from `col` on, a multiple of 16: of a tile's four pieces
+ * the first two or the last two, whose numbers differ in one bit, and so do their swizzled places.
+ */
 static __device__ __forceinline__ int at_column(int offset, int col) {
     return (offset ^ col % SPAN) + col / SPAN * (BAND * SPAN);
 }
@@ -206,7 +208,8 @@ static __device__ __forceinline__ int tile_lane(void) {
 }
 
 /* This lane's piece of the tile at row `row`, column `col`, multiples of 8 and 32; `at` points to
- * its piece of the first tile. */
+ * its piece of the first tile. There are row / 8 bands of 8 D elements before it, and in its own
+ * col / 32 tiles of 8 x 32. */
 template <int D>
 static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int col) {
     return *(const uint4 *)(at + row * D + col * BAND);

@@ -101,16 +101,6 @@ static __device__ __forceinline__ uint64_t mask_of(const key_range &x, int block
     return range_mask(x.from - block * BLOCK, x.end - block * BLOCK);
 }
 
-enum { NO_BLOCK = INT32_MAX };
-
-/* The next memory block from `block` on that some row of the CUDA block sees, each lane having the
- * range of one row; NO_BLOCK if there is none. Rows may lie far apart if the caller listed them. */
-static __device__ __forceinline__ int next_shared_block(const key_range &lane_range, int block) {
-    const int next = max(lane_range.from / BLOCK, block);
-    const int mine = next * BLOCK < lane_range.end ? next : (int)NO_BLOCK;
-    return (int)__reduce_min_sync(ALL_LANES, (unsigned)mine);
-}
-
 /* Position in one row's list of selected blocks. */
 typedef struct block_iter {
     int entry;      /* index into the list */
