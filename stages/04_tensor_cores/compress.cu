@@ -77,14 +77,29 @@ nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du) {
     return NSA_OK;
 }
 
-/* z = vec(x + pe), position-major; u = W1 z + b1, the hidden units before the activation. One row
- * of z and of u for each span. */
+/* bias = b1 + W1 vec(pe): x and pe have eight bits each, and their sum needs more, so the product
+ * takes them apart. */
+nsa_status make_biases(stage *st) {
+    const int64_t H = st->c.hidden;
+    for (int pair = 0; pair < PAIR && st->cfg.phi == NSA_PHI_MLP; pair++) {
+        real *const *phi = st->phi[pair];
+        const int64_t lD = st->c.l * width(st, pair);
+        TRY(matmul_plus(st, {1, H, lD}, rows_of(phi[PE], lD), columns_of(phi[W1], lD),
+                        rows_of(st->bias[pair], H), repeat_row(phi[B1])));
+    }
+    return NSA_OK;
+}
+
+/* z = vec(x), position-major; u = W1 (z + vec(pe)) + b1 = W1 z + bias, the hidden units before the
+ * activation. One row of z and of u for each span. */
 static nsa_status mlp_hidden(stage *st, int pair, const key_spans *x, real *u) {
     real *const *phi = st->phi[pair], *z = st->phi_scratch.z;
     const int64_t M = x->count * x->in.Hkv, lD = (int64_t)x->l * x->in.D, H = st->c.hidden;
-    TRY(gather(st, x, z));
+    key_spans tokens = *x;
+    tokens.pe = NULL;
+    TRY(gather(st, &tokens, z));
     return matmul_plus(st, {M, H, lD, x->g_rows}, rows_of(z, lD), columns_of(phi[W1], lD),
-                       rows_of(u, H), repeat_row(phi[B1]));
+                       rows_of(u, H), repeat_row(st->bias[pair]));
 }
 
 /* y = W2 silu(W1 z + b1) + b2, the paper's MLP, a batch at a time. u stays for backward. */

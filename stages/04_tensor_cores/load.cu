@@ -199,7 +199,7 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
                           {&in->at[NSA_PHI_FIRST + i], NULL, NULL, count, 1}, st->phi[pair][w]));
         TRY(round_to_bf16(st, st->phi[pair][w], count));
     }
-    return NSA_OK;
+    return make_biases(st);
 }
 
 /* What follows from the geometry of the pack: tables, which a graph of the pack goes on to use. */

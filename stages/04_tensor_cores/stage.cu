@@ -93,6 +93,8 @@ static void open_weights(stage *st) {
             st->phi[i / WEIGHTS][i % WEIGHTS] = alloc_reals(
                 st, NSA_MEM_PERSISTENT, nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
     }
+    for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++)
+        st->bias[pair] = alloc_reals(st, NSA_MEM_PERSISTENT, c->phi_hidden);
 }
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {

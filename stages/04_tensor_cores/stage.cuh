@@ -161,6 +161,7 @@ typedef struct stage {
     real *gate;                 /* [R,Hq,3] */
     kv_blocks in[LAYOUTS];      /* keys and values of each branch */
     real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL if phi has none of that name */
+    real *bias[PAIR];           /* [hidden] mlp: b1 + W1 vec(pe), from the last load */
     real *u[PAIR]; /* [N,Hkv][hidden] mlp: hidden units before silu, from the last compress */
     compressor_scratch phi_scratch;
 
@@ -253,6 +254,7 @@ static inline nsa_status record_phase(stage *st, int phase) {
 nsa_status open_compress(stage *st);
 nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens);
 nsa_status compress_pack(stage *st);
+nsa_status make_biases(stage *st); /* of the mlp, from the weights of a load */
 
 /* read.cu */
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to);
