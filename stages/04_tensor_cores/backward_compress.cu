@@ -4,6 +4,8 @@
  *  blocks, both in a fixed order. */
 #include "compress.cuh"
 
+enum { GATHER_KEYS = 16 }; /* of a CUDA block of gather_tokens */
+
 /* y [count*Hkv][D] = the gradients of keys number key[i], out of the blocks. One element a
  * thread. */
 static __global__ void gather_gradients(gradient_view dy, const int64_t *key, int64_t count,
@@ -63,27 +65,34 @@ static __global__ void __launch_bounds__(WARP_SIZE)
 }
 
 /* dx of a token += scale times its rows of dz, in all spans x that cover it. Row r of span m is at
- * dz.at + m * dz.row + r * dz.col. Grid: the keys from key0 on, times kv heads. Block: 128 threads,
- * for one key. */
+ * dz.at + m * dz.row + r * dz.col. Grid (keys from key0 on / GATHER_KEYS, kv heads). Block: 128
+ * threads, for GATHER_KEYS neighbouring keys: spans are searched once, then the range
+ * begin..end-1 of those that cover a key moves along. */
 static __global__ void __launch_bounds__(SPAN_THREADS)
-    gather_tokens(key_spans x, matrix dz, float scale, gradient_view dx, int64_t key0) {
-    const int64_t key = key0 + blockIdx.x / dx.Hkv, h = blockIdx.x % dx.Hkv;
+    gather_tokens(key_spans x, matrix dz, float scale, gradient_view dx, int64_t key0,
+                  int64_t end_key) {
+    const int64_t first = key0 + (int64_t)blockIdx.x * GATHER_KEYS, h = blockIdx.y;
     int64_t begin = 0, end = x.count; /* the first span that does not end before the key */
     while (begin < end) {
         const int64_t middle = (begin + end) / 2;
-        if (x.first[middle] + x.l <= key)
+        if (x.first[middle] + x.l <= first)
             begin = middle + 1;
         else
             end = middle;
     }
-    while (end < x.count && x.first[end] <= key)
-        end++;
-    real *g_dx = element_at(&dx, h, key, 0);
-    for (int c = (int)threadIdx.x; c < dx.D && begin < end; c += SPAN_THREADS) {
-        float sum = 0;
-        for (int64_t i = begin; i < end; i++)
-            sum += dz.at[(i * dx.Hkv + h) * dz.row + (key - x.first[i]) * dz.col + c];
-        g_dx[c] += scale * sum;
+    for (int64_t key = first; key < min(first + GATHER_KEYS, end_key); key++) {
+        while (begin < x.count && x.first[begin] + x.l <= key)
+            begin++;
+        end = max(begin, end);
+        while (end < x.count && x.first[end] <= key)
+            end++;
+        real *g_dx = element_at(&dx, h, key, 0);
+        for (int c = (int)threadIdx.x; c < dx.D && begin < end; c += SPAN_THREADS) {
+            float sum = 0;
+            for (int64_t i = begin; i < end; i++)
+                sum += dz.at[(i * dx.Hkv + h) * dz.row + (key - x.first[i]) * dz.col + c];
+            g_dx[c] += scale * sum;
+        }
     }
 }
 
@@ -155,8 +164,10 @@ static nsa_status compress_backward(stage *st, int pair, int64_t i0, int64_t cou
         TRY(phi_mlp_backward(st, pair, &x, st->u[pair] + i0 * x.in.Hkv * st->c.hidden));
     else if (!mean)
         TRY(phi_gated_backward(st, pair, &x));
-    NSA_LAUNCH(gather_tokens, (unsigned)(keys * x.in.Hkv), SPAN_THREADS, 0, st->stream, x, dz,
-               mean ? 1 / (float)x.l : 1, gradient_view_of(st, RAW, pair), first[0]);
+    NSA_LAUNCH(gather_tokens,
+               dim3((unsigned)((keys + GATHER_KEYS - 1) / GATHER_KEYS), (unsigned)x.in.Hkv),
+               SPAN_THREADS, 0, st->stream, x, dz, mean ? 1 / (float)x.l : 1,
+               gradient_view_of(st, RAW, pair), first[0], first[0] + keys);
     NSA_LAUNCHED("gather_tokens");
     return NSA_OK;
 }

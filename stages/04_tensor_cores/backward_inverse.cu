@@ -8,7 +8,10 @@
  *  ascending, and the same in every run. */
 #include "backward.cuh"
 
-enum { SCAN_THREADS = 1024 }; /* of scan_blocks: one CUDA block, each thread has a run of blocks */
+enum {
+    SCAN_THREADS = 1024, /* of scan_blocks: one CUDA block, each thread has a run of blocks */
+    SCAN_BATCH = 16      /* chunks whose counts a thread loads at a time */
+};
 
 /* The sequence that block `block` of a head belongs to: the last that begins at or before it. */
 static __device__ int64_t sequence_of(const grad_args *a, int branch, int64_t block) {
@@ -54,16 +57,23 @@ static __device__ void find_rows(const grad_args *a, const inverse_list *inv, in
     inv->count[block] = from < to ? (int32_t)(first_row_from(a, b, to) - inv->start[block]) : 0;
 }
 
-/* Prefix sum over the chunks of one block, from counts to offsets; the sum is the block's count. */
+/* Prefix sum over the chunks of one block, from counts to offsets; the sum is the block's count.
+ * Counts are loaded SCAN_BATCH at a time: a load after a store would wait for it. */
 static __device__ void scan_chunks(const inverse_list *inv, int64_t block) {
+    int32_t *counts = inv->chunk_counts + block / inv->stride * inv->chunks * inv->stride +
+                      block % inv->stride;
     int32_t sum = 0;
-    for (int64_t chunk = 0; chunk < inv->chunks; chunk++) {
-        int32_t *count = inv->chunk_counts +
-                         (block / inv->stride * inv->chunks + chunk) * inv->stride +
-                         block % inv->stride;
-        const int32_t rows = *count;
-        *count = sum;
-        sum += rows;
+    for (int64_t chunk = 0; chunk < inv->chunks; chunk += SCAN_BATCH) {
+        int32_t rows[SCAN_BATCH];
+#pragma unroll
+        for (int i = 0; i < SCAN_BATCH; i++)
+            rows[i] = chunk + i < inv->chunks ? counts[(chunk + i) * inv->stride] : 0;
+#pragma unroll
+        for (int i = 0; i < SCAN_BATCH; i++) {
+            if (chunk + i < inv->chunks)
+                counts[(chunk + i) * inv->stride] = sum;
+            sum += rows[i];
+        }
     }
     inv->count[block] = sum;
 }

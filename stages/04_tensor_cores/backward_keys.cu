@@ -325,23 +325,24 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
 
 enum { REDUCE_THREADS = 256 }; /* of a CUDA block of reduce_partials */
 
-/* dv and dk of a block: the sum over its units, in their order. Grid: blocks of keys. */
+/* dv and dk of a block: the sum over its units, in their order. Grid (blocks of keys, 2 BLOCK wp /
+ * REDUCE_THREADS): an element a thread, for one block may have many units. */
 static __global__ void __launch_bounds__(REDUCE_THREADS)
     reduce_partials(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, size = 2 * BLOCK * c->wp;
     const int64_t first = inv.first_unit[block], units = units_of(&inv, inv.count[block]);
+    const int i = (int)(blockIdx.y * REDUCE_THREADS + threadIdx.x);
+    const int row = i / c->wp, col = i % c->wp;
     const kv_blocks *in = &a.f.in[inv.branch];
-    for (int i = (int)threadIdx.x; i < size; i += REDUCE_THREADS) {
-        const int row = i / c->wp, col = i % c->wp;
-        float total = 0;
-        for (int64_t unit = first; unit < first + units; unit++)
-            total += inv.partial[unit * size + i];
-        if (row < BLOCK && col < c->dvp)
-            in->gradient[VALUES][(block * BLOCK + row) * c->dvp + col] = total;
-        if (row >= BLOCK && col < c->dkp)
-            in->gradient[KEYS][(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
-    }
+    float total = 0;
+#pragma unroll 8
+    for (int64_t unit = first; unit < first + units; unit++)
+        total += inv.partial[unit * size + i];
+    if (row < BLOCK && col < c->dvp)
+        in->gradient[VALUES][(block * BLOCK + row) * c->dvp + col] = total;
+    if (row >= BLOCK && col < c->dkp)
+        in->gradient[KEYS][(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
 }
 
 /* ---------------------------------------------------------------- launches */
@@ -356,7 +357,9 @@ static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_lis
                dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
                DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st->stream, *args, *inv);
     NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
+    NSA_LAUNCH(reduce_partials,
+               dim3((unsigned)inv->blocks, (unsigned)(2 * BLOCK * st->c.wp / REDUCE_THREADS)),
+               REDUCE_THREADS, 0, st->stream, *args, *inv);
     NSA_LAUNCHED("reduce_partials");
     return NSA_OK;
 }

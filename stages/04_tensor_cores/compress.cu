@@ -10,6 +10,9 @@ static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
         const int64_t m = i / pieces, h = m % to.Hkv, to_key = key[m / to.Hkv];
         const int c = (int)(i % pieces) * PIECE;
         float sum[PIECE] = {0};
+        if (to_key < 0) /* decode: this row completes no compressed token */
+            continue;
+#pragma unroll 8
         for (int r = 0; r < x.l; r++) {
             const uint4 four = *(const uint4 *)element_at(&x.in, h, x.first[m / to.Hkv] + r, c);
             const unsigned pair[4] = {four.x, four.y, four.z, four.w};
