@@ -225,34 +225,44 @@ static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frag
         for (int n = 0; n < N; n++)
             b[n] = load_tile<D>(g_b, n * BAND, k * SPAN);
 #pragma unroll
-        for (int n = 0; n < N; n++) {
+        for (int n = 0; n < N; n++)
             mma(s->x[n], a.x[2 * k], frag_b{{b[n].x, b[n].y}});
+#pragma unroll
+        for (int n = 0; n < N; n++)
             mma(s->x[n], a.x[2 * k + 1], frag_b{{b[n].z, b[n].w}});
-        }
     }
 }
 
-/* acc [16, D] += P B, B = [16 STEPS][D], values or in backward keys; columns as transpose_tiles()
- * has them. MASKED: keys whose bit is not set count as zero. */
-template <int D, bool MASKED, int STEPS>
-static __device__ __forceinline__ void global_keys(acc_tiles<D / TILE_N> *acc,
-                                                   const frag_a (&p)[STEPS], const bf16 *g_b,
-                                                   uint64_t mask) {
+/* Half of a block, in registers: values or in backward keys [32][D]. */
+enum { HALF = BLOCK / 2, HALF_STEPS = HALF / TILE_K };
+
+template <int D> struct half_block { uint4 x[HALF / BAND][D / SPAN]; };
+
+template <int D>
+static __device__ __forceinline__ void load_half(half_block<D> *v, const bf16 *g_b) {
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
+    for (int i = 0; i < HALF / BAND; i++) {
+#pragma unroll
+        for (int n = 0; n < D / SPAN; n++)
+            v->x[i][n] = load_tile<D>(g_b, i * BAND, n * SPAN);
+    }
+}
+
+/* acc [16, D] += P B, B the half block; columns as transpose_tiles() has them. MASKED: keys whose
+ * bit is not set count as zero. */
+template <int D, bool MASKED>
+static __device__ __forceinline__ void add_half(acc_tiles<D / TILE_N> *acc,
+                                                const frag_a (&p)[HALF_STEPS],
+                                                const half_block<D> &v, uint64_t mask) {
+#pragma unroll
+    for (int step = 0; step < HALF_STEPS; step++) {
         frag_b visible;
-        uint4 lo[D / SPAN], hi[D / SPAN];
         if (MASKED)
             visible = visible_halves(keys_of(mask, step));
 #pragma unroll
         for (int n = 0; n < D / SPAN; n++) {
-            lo[n] = load_tile<D>(g_b, step * TILE_K, n * SPAN);
-            hi[n] = load_tile<D>(g_b, step * TILE_K + BAND, n * SPAN);
-        }
-#pragma unroll
-        for (int n = 0; n < D / SPAN; n++) {
             frag_b b[4];
-            transpose_tiles(b, lo[n], hi[n]);
+            transpose_tiles(b, v.x[2 * step][n], v.x[2 * step + 1][n]);
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 mma(acc->x[n * 4 + i], p[step], MASKED ? masked(b[i], visible) : b[i]);
@@ -260,31 +270,39 @@ static __device__ __forceinline__ void global_keys(acc_tiles<D / TILE_N> *acc,
     }
 }
 
-template <int D, int STEPS>
-static __device__ __forceinline__ void global_matmul(acc_tiles<D / TILE_N> *acc,
-                                                     const frag_a (&p)[STEPS], const bf16 *g_b,
-                                                     uint64_t mask) {
-    const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
-    if ((mask & keys) == keys)
-        global_keys<D, false>(acc, p, g_b, mask);
-    else
-        global_keys<D, true>(acc, p, g_b, mask);
+/* acc [16, DV] += P V over the block `g_v`, whose first half has been loaded. */
+template <int DV, bool MASKED>
+static __device__ __forceinline__ void add_values(acc_tiles<DV / TILE_N> *acc,
+                                                  const frag_a (&p)[2][HALF_STEPS],
+                                                  half_block<DV> *v, const bf16 *g_v,
+                                                  uint64_t mask) {
+    add_half<DV, MASKED>(acc, p[0], *v, mask);
+    load_half(v, g_v + HALF * DV);
+    add_half<DV, MASKED>(acc, p[1], *v, mask >> HALF);
 }
 
-/* Attention over one block of one warp, read straight from global memory. g_scores [16,64], if not
- * NULL, gets the scores. */
+/* Attention over one block of one warp, read straight from global memory. While the softmax is
+ * computed the first half of the values is on its way. g_scores [16,64], if not NULL, gets the
+ * scores. */
 template <int DK, int DV>
 static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x, const dims *c,
                                                            const frags_a<DK> &q, block_ptrs at,
                                                            uint64_t mask, float *g_scores) {
     acc_tiles<KEY_TILES> s;
-    frag_a p[KEY_STEPS];
+    frag_a p[2][HALF_STEPS];
+    half_block<DV> v;
     global_scores(&s, q, at.k + tile_lane());
+    load_half(&v, at.v + tile_lane());
     if (g_scores)
         store_acc(g_scores, BLOCK, &s, TILE_ROWS);
     online_softmax_update(x, &s, mask, c->scale2);
-    pack_tiles(p, s);
-    global_matmul<DV>(&x->o, p, at.v + tile_lane(), mask);
+#pragma unroll
+    for (int i = 0; i < KEY_STEPS; i++)
+        p[i / HALF_STEPS][i % HALF_STEPS] = a_of_acc(s.x[2 * i], s.x[2 * i + 1]);
+    if (mask == ALL_KEYS)
+        add_values<DV, false>(&x->o, p, &v, at.v + tile_lane(), mask);
+    else
+        add_values<DV, true>(&x->o, p, &v, at.v + tile_lane(), mask);
 }
 
 /* ------------------------------------------------------------------ outputs */

@@ -12,10 +12,11 @@ enum {
     MAX_EXTRA_UNITS = 16384 /* more than one for each block; bounds their partial sums */
 };
 
-/* What backward needs of one head's softmax; all zero for a head of padding, so that P = dS = 0. */
+/* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */
 typedef struct __align__(16) row_terms {
     float row_max, weight; /* weight: gate inv_sum */
-    float dgate, unused;   /* 16 bytes in all: one copy */
+    float dgate;
+    int32_t t; /* the row's position, of padding too */
 }
 row_terms;
 

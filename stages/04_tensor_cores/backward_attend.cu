@@ -7,8 +7,7 @@ enum {
     GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
     SLC_WARPS = 4,  /* and of dq_slc_win_kernel */
     SLC_CTAS = 2,
-    HALF_TILES = KEY_TILES / 2, /* keys at a time: S and dP of two row tiles are many registers */
-    HALF = BLOCK / 2
+    HALF_TILES = KEY_TILES / 2 /* keys at a time: S and dP of two row tiles are many registers */
 };
 
 /* Row tiles of a warp, as in forward, and warps of a CUDA block: what registers allow, and 99 KiB
@@ -47,9 +46,9 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
         const row_stats stats = a.f.stats[head * BRANCHES + branch];
         const float sum = dot_row(&a, tile, row, a.f.out_x[branch] + head * c->dvp);
         row_terms term = {stats.row_max, stats.inv_sum * a.f.gate[head * BRANCHES + branch], sum,
-                          0};
+                          a.f.row_t[tile / c->GT / c->Hkv]};
         if (!there)
-            term = row_terms{0, 0, 0, 0};
+            term.row_max = term.weight = term.dgate = 0;
         if (lane_id() % 4)
             continue;
         a.terms[(branch * a.row_tiles + tile) * TILE_ROWS + row] = term;
@@ -218,14 +217,20 @@ static __device__ __forceinline__ void backward_global_block(acc_tiles<DK / TILE
 #pragma unroll 1
     for (int half = 0; half < 2; half++, mask >>= HALF) {
         acc_tiles<HALF_TILES> s, dp;
-        frag_a p[HALF_TILES / 2];
+        frag_a p[HALF_STEPS];
+        half_block<DK> k;
+        const bf16 *g_k = at.k + half * HALF * DK + tile_lane();
         if (!(mask & (ALL_KEYS >> HALF)))
             continue;
-        global_scores(&s, q, at.k + half * HALF * DK + tile_lane());
+        global_scores(&s, q, g_k);
         global_scores(&dp, dout, at.v + half * HALF * DV + tile_lane());
         backward_tiles(&s, &dp, scale2, terms, mask);
         pack_tiles(p, dp);
-        global_matmul<DK>(dq, p, at.k + half * HALF * DK + tile_lane(), mask);
+        load_half(&k, g_k);
+        if ((mask & ALL_KEYS >> HALF) == ALL_KEYS >> HALF)
+            add_half<DK, false>(dq, p, k, mask);
+        else
+            add_half<DK, true>(dq, p, k, mask);
     }
 }
 

@@ -14,20 +14,36 @@ static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, i
     return range_mask(first - block * BLOCK, end - block * BLOCK);
 }
 
-/* The keys that row r at position t sees in block b of its sequence, of kv head h. A row of the
+/* The keys that row r at position t sees in block b of its sequence, of kv head kvh. A row of the
  * selected branch's list has selected a block there; unless such blocks are smaller, all of it. */
-static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int branch, int64_t h,
+static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int branch, int kvh,
                                                         int b, int r, int t) {
     const dims *c = &a->f.c;
     if (t < 0 || branch != SLC)
         return mask_of(visible_range(c, branch, t), b);
     if (c->lb % BLOCK == 0)
         return range_mask(0, t + 1 - b * BLOCK);
-    const int32_t *idx = a->f.block_idx + ((int64_t)r * c->Hkv + h) * c->n;
+    const int32_t *idx = a->f.block_idx + ((int64_t)r * c->Hkv + kvh) * c->n;
     uint64_t mask = 0;
     for (int i = 0; i < c->n && idx[i] >= 0; i++)
         mask |= selected_mask(c, idx[i], t, b);
     return mask;
+}
+
+/* The positions from..to. */
+typedef struct full_range {
+    int from, to;
+} full_range;
+
+/* The positions that see all keys of block b of a sequence. None, where selected blocks are smaller
+ * and only a row's list can tell. */
+static __device__ __forceinline__ full_range rows_that_see_all(const dims *c, int branch, int b) {
+    const int last = (b + 1) * BLOCK - 1, never = INT32_MAX;
+    if (branch == CMP)
+        return {last * c->d + c->l - 1, never};
+    if (branch == SLC)
+        return {c->lb % BLOCK == 0 ? last : never, never};
+    return {last, c->w < never - b * BLOCK ? b * BLOCK + c->w - 1 : never};
 }
 
 /* A step of row tiles in shared memory: as many as fit 99 KiB beside K and V, which sm_86 and sm_89
@@ -205,10 +221,12 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
         add_rows<DK, NK>(x->acc, p, s_q, (int)blockIdx.z * NK * TILE_N);
 }
 
-/* Rows of a work unit, as its CUDA block goes through them. */
+/* A work unit: its rows, and its block of keys. */
 typedef struct unit_rows {
-    int64_t start; /* where they begin in the list, or the first row */
-    int tiles;     /* row tiles */
+    int64_t start;  /* where its rows begin in the list, or the first row */
+    int tiles;      /* row tiles */
+    int kvh, block; /* kv head, block of the sequence */
+    full_range all; /* the rows that see all keys of the block */
 } unit_rows;
 
 /* Row of row tile i of a unit; -1 if there is none. */
@@ -216,6 +234,16 @@ static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const
                                                   int i, int GT) {
     const int64_t at = x.start + (GT == 1 ? i : i / GT);
     return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
+}
+
+/* The unit of `rows` rows, from number `first` of its block's on. */
+static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const inverse_list *inv,
+                                                    int64_t block, int64_t first, int rows) {
+    unit_rows x = {inv->start[block] + first, rows * a->f.c.GT, (int)(block / inv->stride), 0, {0, 0}};
+    const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1)]];
+    x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
+    x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
+    return x;
 }
 
 /* Load the warp's keys, for dv, or values, for dk. */
@@ -256,6 +284,37 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
     }
 }
 
+/* One step of row tiles, number i.. of the unit. */
+template <int DK, int DV>
+static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<DK, DV> *m,
+                                                const grad_args *a, const inverse_list *inv,
+                                                const unit_rows &unit, int i, int which) {
+    enum { STEP = dkv_step<DK, DV>::TILES };
+    const dims *c = &a->f.c;
+    const dkv_step<DK, DV> *step = &m->step[which];
+    const int count = min((int)STEP, unit.tiles - i);
+    bool all = count == STEP;
+#pragma unroll
+    for (int tile = 0; tile < STEP; tile++) {
+        const int t = tile < count ? step->terms[tile * TILE_ROWS].t : -1;
+        all &= t >= unit.all.from && t <= unit.all.to;
+    }
+    if (all) {
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++)
+            add_row_tile<DK, DV, false>(x, m, step, tile, c->scale2, 0);
+        return;
+    }
+#pragma unroll 1
+    for (int tile = 0; tile < count; tile++) {
+        const uint64_t mask =
+            visible_keys(a, inv->branch, unit.kvh, unit.block, row_of_unit(inv, unit, i + tile, c->GT),
+                         step->terms[tile * TILE_ROWS].t);
+        add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
+                                   (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));
+    }
+}
+
 /* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
  * Keys are the rows of matrix tiles here, 32 a warp, and stay in registers, as do their sums. Half
  * of the warps make dv, half dk, by the same two products, so that every fragment of Q and dO that
@@ -267,57 +326,36 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
  *     warps 0, 1   dV [32 keys,DV] += P^T dO
  *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
- * While one step is multiplied the next is on its way; warp w looks up and copies row tile w of it.
- * Grid (blocks of keys, units of one block at most, DKV_PARTS): wide heads take two CUDA blocks,
- * for half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
+ * While one step is multiplied the next is on its way; warp w copies row tile w of it, whose row it
+ * has looked up a step before. Grid (blocks of keys, units of one block at most, DKV_PARTS): wide
+ * heads take two CUDA blocks, for half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
-    __shared__ unsigned s_mask[2][KEY_GROUPS][DKV_WARPS]; /* a bit a key, for each row tile */
     enum { STEP = dkv_step<DK, DV>::TILES };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
-    const int64_t block = blockIdx.x, h = block / inv.stride, first = blockIdx.y * inv.unit_rows;
+    const int64_t block = blockIdx.x, first = blockIdx.y * inv.unit_rows;
     const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
-    const unit_rows unit = {inv.start[block] + first, (int)rows * c->GT};
-    const int warp = warp_id(), branch = inv.branch;
     key_state<DK, DV> x;
     if (rows <= 0)
         return;
-    load_state(&x, m, block_at<DK, DV>(&a.f.in[branch], block));
-    int row = -1, next = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
-    int t = -1; /* of `row`; it and the row are looked up a step ahead of their use */
-    const int any_row = row_of_unit(&inv, unit, 0, 1);
-    const int b = (int)(block % inv.stride - a.f.seqs[a.f.row_seq[any_row]].first_block[branch]);
-    for (int i = -STEP, which = 0; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
-        const uint64_t visible = visible_keys(&a, branch, h, b, row, t);
-        if (lane_id() < KEY_GROUPS)
-            s_mask[which][lane_id()][warp] = (unsigned)(visible >> lane_id() * WARP_KEYS);
+    const unit_rows unit = unit_of(&a, &inv, block, first, (int)rows);
+    const int warp = warp_id();
+    load_state(&x, m, block_at<DK, DV>(&a.f.in[inv.branch], block));
+    int row = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
+    for (int i = -STEP, which = 1; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
         nsa_cp_async_wait<0>();
         __syncthreads(); /* this step has arrived, the last one is used */
-        row = next;
-        t = row < 0 ? -1 : a.f.row_t[row];
         if (row >= 0)
-            load_row_tile(&a, branch,
-                          head_tile(c, row, (int)h, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
+            load_row_tile(&a, inv.branch,
+                          head_tile(c, row, unit.kvh, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
                           &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
-        next = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
-        unsigned all = ~0u;
-#pragma unroll
-        for (int tile = 0; tile < STEP; tile++)
-            all &= s_mask[which][0][tile] & s_mask[which][1][tile];
-        if (all == ~0u) {
-#pragma unroll
-            for (int tile = 0; tile < STEP; tile++)
-                add_row_tile<DK, DV, false>(&x, m, &m->step[which], tile, c->scale2, 0);
-        } else {
-#pragma unroll 1
-            for (int tile = 0; i >= 0 && tile < min((int)STEP, unit.tiles - i); tile++)
-                add_row_tile<DK, DV, true>(&x, m, &m->step[which], tile, c->scale2,
-                                           s_mask[which][warp % KEY_GROUPS][tile]);
-        }
+        row = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
+        if (i >= 0)
+            add_step(&x, m, &a, &inv, unit, i, which);
     }
     store_state(&x, inv.partial + (inv.first_unit[block] + blockIdx.y) * 2 * BLOCK * (int64_t)c->wp,
                 c->wp, c->scale);
