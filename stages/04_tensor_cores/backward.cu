@@ -17,7 +17,7 @@ nsa_status open_backward(stage *st) {
 
 nsa_status make_grad_tiles(stage *st) {
     scratch *s = (scratch *)st->scratch;
-    return make_tiles(st, dq_rows(&st->c), s->tiles, &s->n_tiles);
+    return make_tiles(st, dq_rows(&st->c), st->host_tiles, s->tiles, &s->n_tiles);
 }
 
 static nsa_status zero(const stage *st, real *x, int64_t count) {

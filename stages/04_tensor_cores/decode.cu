@@ -24,9 +24,9 @@ typedef struct decoder {
     step_coords at;
 } decoder;
 
-/* CUDA blocks for `items` memory blocks, `each` memory blocks to one. */
-static int splits_for(int64_t items, int64_t each) {
-    const int64_t splits = (items + each - 1) / each;
+/* CUDA blocks for `blocks` memory blocks, two for each warp. */
+static int splits_for(int64_t blocks) {
+    const int64_t each = 2 * SPLIT_WARPS, splits = (blocks + each - 1) / each;
     return splits < 1 ? 1 : splits > MAX_SPLITS ? (int)MAX_SPLITS : (int)splits;
 }
 
@@ -71,11 +71,9 @@ nsa_status open_decode(stage *st) {
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    /* A warp gets two memory blocks of compressed keys, the branch with the most, and one of each
-     * other branch. */
-    a->splits[CMP] = splits_for(st->slot_blocks[CMP], 2 * SPLIT_WARPS);
-    a->splits[WIN] = splits_for(window / BLOCK + 1, SPLIT_WARPS);
-    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, SPLIT_WARPS);
+    a->splits[CMP] = splits_for(st->slot_blocks[CMP]);
+    a->splits[WIN] = splits_for(window / BLOCK + 1);
+    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK);
     const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
     const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
@@ -91,7 +89,10 @@ nsa_status open_decode(stage *st) {
         st, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK, sizeof(real));
     a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
     a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
+    a->J = (c->max_seq_len + c->slc_block - 1) / c->slc_block;
+    a->importance = alloc_reals(st, NSA_MEM_SCRATCH, c->max_seqs * c->kv_heads * a->J);
     a->block_idx = st->block_idx;
+    a->len = dec->at.len;
     a->out = st->out;
     return open_decode_select();
 }
@@ -191,14 +192,6 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     return nsa_stream_finish(&st->streams);
 }
 
-/* The rows of a step are now in their slots. */
-static __global__ void advance_kernel(step_coords x) {
-    for (int64_t a = nsa_first(); a < x.A; a += nsa_grid_threads()) {
-        if (x.t[a] >= 0)
-            x.len[x.slot[a]] = x.t[a] + 1;
-    }
-}
-
 nsa_status decode(void *self) {
     stage *st = (stage *)self;
     decoder *dec = (decoder *)st->decoder;
@@ -221,8 +214,6 @@ nsa_status decode(void *self) {
     TRY(record_phase(st, PHASE_SELECT));
     TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
-    NSA_LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st->stream, *x);
-    NSA_LAUNCHED("advance");
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);
 }

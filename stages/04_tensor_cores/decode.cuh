@@ -9,8 +9,7 @@
 
 enum {
     MAX_SPLITS = 64,
-    SPLIT_WARPS = 4, /* of a CUDA block that attends one split of the keys */
-    SELECT_WARPS = 8 /* warps that select blocks for one row */
+    SPLIT_WARPS = 4 /* of a CUDA block that attends one split of the keys */
 };
 
 /* Row maximum, scaled, and row sum of the softmax over one split of the keys. */
@@ -31,10 +30,13 @@ typedef struct decode_args {
     int64_t slot_blocks[BRANCHES]; /* blocks of one slot, for one head */
     int splits[BRANCHES];          /* CUDA blocks of a unit */
     real *scores;                  /* [units, blocks of a slot][16][64] of the compressed keys */
+    real *importance;              /* [max_seqs,Hkv,J] */
+    int64_t J;                     /* selection blocks of a slot */
     real *split_o; /* [units, splits of all branches][16][dvp], not divided by the row sum */
     partial_stats *split_stats;  /* [units, splits of all branches][16] */
     int32_t *block_idx;          /* [max_seqs,Hkv,n] */
     real *out, *out_x[BRANCHES]; /* [max_seqs,Hq,dvp] */
+    int64_t *len;                /* [slots] tokens in each: a step's end counts the new one */
     bool forced;                 /* block_idx is given: do not select */
 } decode_args;
 

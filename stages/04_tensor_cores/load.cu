@@ -175,18 +175,18 @@ static nsa_status load_row_coords(stage *st) {
 }
 
 /* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
-nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles) {
+nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, int64_t *n_tiles) {
     const int32_t *row_seq = st->host_rows + st->batch.R;
     int64_t n = 0;
     for (int64_t r = 0; r < st->batch.R; r++) {
-        row_range *last = n ? &st->host_tiles[n - 1] : NULL;
+        row_range *last = n ? &host[n - 1] : NULL;
         if (last && last->sequence == row_seq[r] && last->count < rows)
             last->count++;
         else
-            st->host_tiles[n++] = row_range{r, 1, row_seq[r]};
+            host[n++] = row_range{r, 1, row_seq[r]};
     }
     *n_tiles = n;
-    return upload(st, tiles, st->host_tiles, n);
+    return upload(st, tiles, host, n);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
@@ -212,7 +212,7 @@ static nsa_status load_tables(stage *st) {
     TRY(upload(st, st->cmp.first, st->host_cmp.first, batch->N));
     TRY(upload(st, st->cmp.key, st->host_cmp.key, batch->N));
     TRY(load_row_coords(st));
-    TRY(make_tiles(st, query_tile(&st->c), st->tiles, &st->n_tiles));
+    TRY(make_tiles(st, query_tile(&st->c), st->host_tiles, st->tiles, &st->n_tiles));
     TRY(make_select_tiles(st));
     if (st->plan->setup.flags & NSA_BACKWARD)
         TRY(make_grad_tiles(st));

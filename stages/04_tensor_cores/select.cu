@@ -10,8 +10,10 @@
  * 4, and the sum over heads needs no other lane. */
 enum {
     WARP_QUERIES = 4,
-    SELECT_QUERIES = 16, /* of a CUDA block, at most */
+    SELECT_WARPS = 4, /* of a CUDA block */
+    SELECT_QUERIES = SELECT_WARPS * WARP_QUERIES,
     KEY_ROWS = BLOCK / TILE_ROWS,
+    STATS_ROW = TILE_ROWS + 1,
     MAX_BATCH_FLOATS = 64 << 20, /* of importance that is not wanted as a result */
     SHORT_BATCH_TILES = 2        /* with NSA_DEBUG_MEMORY */
 };
@@ -20,7 +22,7 @@ enum {
 typedef struct select_smem {
     bf16 *q;          /* [queries][16][DK], in the order of the columns */
     bf16 *k;          /* a block of keys [64][DK] */
-    row_stats *stats; /* [queries][16] */
+    row_stats *stats; /* [queries][17]: four queries' rows of one head lie in different banks */
     float *ring;      /* [queries][ring] */
 } select_smem;
 
@@ -30,7 +32,7 @@ static __device__ __forceinline__ select_smem select_smem_of(bf16 *base, int que
     m.q = base;
     m.k = m.q + queries * TILE_ROWS * DK;
     m.stats = (row_stats *)(m.k + BLOCK * DK);
-    m.ring = (float *)(m.stats + queries * TILE_ROWS);
+    m.ring = (float *)(m.stats + queries * STATS_ROW);
     return m;
 }
 
@@ -61,11 +63,12 @@ static __device__ __forceinline__ void load_columns(const attend_args *a, const 
 static __device__ __forceinline__ void load_stats(const attend_args *a, const tile_coord *coord,
                                                   row_stats *s_stats, int queries, int g16) {
     const dims *c = &a->c;
-    for (int i = (int)threadIdx.x; i < queries * TILE_ROWS; i += (int)blockDim.x) {
+    for (int i = (int)threadIdx.x; i < queries * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE) {
         const int query = i / TILE_ROWS, g = g16 * TILE_ROWS + i % TILE_ROWS;
         const int64_t head = (coord->rows.first + query) * c->Hq + coord->kvh * c->G + g;
-        s_stats[i] = query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
-                                                           : row_stats{0, 0};
+        s_stats[query * STATS_ROW + i % TILE_ROWS] =
+            query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
+                                                  : row_stats{0, 0};
     }
 }
 
@@ -76,7 +79,7 @@ static __device__ __forceinline__ void load_keys(const attend_args *a, const til
     if (b * BLOCK < n_last)
         copy_rows_async<DK, BLOCK>(
             s_k, first_block_of<DK, DK>(a, coord->sq, coord->kvh, CMP).k + (int64_t)b * BLOCK * DK,
-            (int)threadIdx.x, (int)blockDim.x);
+            (int)threadIdx.x, SELECT_WARPS * WARP_SIZE);
 }
 
 /* Probabilities of the lane's keys summed over the 16 heads of its query, in their order: equal
@@ -111,28 +114,13 @@ static __device__ __forceinline__ void sum_heads(const acc_tiles<KEY_TILES> (&s)
     }
 }
 
-/* Where the importance of a CUDA block's rows goes: block j of row i to [i * stride + j]. */
-typedef struct importance_rows {
-    float *at;
-    int64_t stride;
-} importance_rows;
-
-/* The tiles of rows of a launch; if the caller wants no importance, it goes to `g_batch`. */
+/* The tiles of rows of a launch, and where their importance goes: row r to [(r - first_row) Hkv J]
+ * on. */
 typedef struct select_tiles {
     const row_range *tiles; /* [count] */
-    int64_t count;
-    float *g_batch; /* [count][queries,Hkv,J] */
+    int64_t count, first_row;
+    float *importance;
 } select_tiles;
-
-static __device__ __forceinline__ importance_rows importance_of_tile(const attend_args *a,
-                                                                     const select_tiles *x,
-                                                                     int64_t tile, int kvh,
-                                                                     int queries) {
-    const int64_t stride = a->c.Hkv * a->J;
-    float *g_tile = a->importance ? a->importance + x->tiles[tile].first * stride
-                                  : x->g_batch + tile * queries * stride;
-    return {g_tile + kvh * a->J, stride};
-}
 
 /* What a lane needs for the importance of its query, one of the warp's four: 8 lanes each. */
 typedef struct query_blocks {
@@ -157,40 +145,41 @@ static __device__ __forceinline__ void store_importance(const dims *c, const que
     __syncwarp();
 }
 
-/* Zero for blocks after a row's own, for the caller. */
+/* Zero for blocks after a row's own, for the caller. g_imp: importance of the first row. */
 static __device__ __forceinline__ void zero_later_blocks(const attend_args *a,
-                                                         const tile_coord *coord,
-                                                         importance_rows g_imp) {
-    for (int row = warp_id(); row < coord->rows.count; row += (int)blockDim.x / WARP_SIZE) {
+                                                         const tile_coord *coord, float *g_imp) {
+    for (int row = warp_id(); row < coord->rows.count; row += SELECT_WARPS) {
         const int own_block = a->row_t[coord->rows.first + row] / a->c.lb;
         for (int64_t j = own_block + 1 + lane_id(); j < a->J; j += WARP_SIZE)
-            g_imp.at[row * g_imp.stride + j] = 0;
+            g_imp[row * a->c.Hkv * a->J + j] = 0;
     }
 }
 
 /* Importance of all blocks of the rows of a tile, which share the blocks of compressed keys. Grid:
- * kv heads x tiles, the last first. Block: a warp for every 4 rows. Shared: select_smem, 90 KiB for
- * 16 rows at dk = 128. */
+ * kv heads x tiles, the last first. Block: 4 warps with 4 rows each; the last ones have none if
+ * shared memory has no room. Shared: select_smem, 90 KiB for 16 rows at dk = 128. */
 template <int DK>
-static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES * WARP_SIZE, 2)
-    importance_kernel(attend_args a, select_tiles x, int ring) {
+static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE, 2)
+    importance_kernel(attend_args a, select_tiles x, int queries, int ring) {
     NSA_DYNAMIC_SHARED(bf16, s_base);
     const dims *c = &a.c;
-    const int queries = (int)blockDim.x / WARP_SIZE * WARP_QUERIES,
-              first = warp_id() * WARP_QUERIES;
-    const int64_t tile = x.count - 1 - blockIdx.x / c->Hkv;
-    const tile_coord coord = tile_coord_of(&a, &x.tiles[tile], (int)(blockIdx.x % c->Hkv));
+    const tile_coord coord =
+        tile_coord_of(&a, &x.tiles[x.count - 1 - blockIdx.x / c->Hkv], (int)(blockIdx.x % c->Hkv));
     const select_smem m = select_smem_of<DK>(s_base, queries);
-    const importance_rows g_imp = importance_of_tile(&a, &x, tile, coord.kvh, queries);
+    float *g_imp =
+        x.importance + ((coord.rows.first - x.first_row) * c->Hkv + coord.kvh) * a.J;
     const int n_last = cmp_visible(c, coord.last_t), blocks = coord.last_t / c->lb + 1;
-    const row_stats *s_stats = m.stats + (first + lane_id() % 4) * TILE_ROWS;
-    float *s_ring = m.ring + (first + lane_id() % 4) * ring;
-    const int row = first + lane_id() % WARP_QUERIES, t = position_of(&coord, row);
-    const query_blocks query = {s_ring, g_imp.at + row * g_imp.stride, t < 0 ? -1 : t / c->lb,
+    const int first = warp_id() * WARP_QUERIES, row = first + lane_id() % WARP_QUERIES;
+    const bool works = first < queries; /* this warp has rows */
+    const row_stats *s_stats = m.stats + row * STATS_ROW;
+    float *s_ring = m.ring + row * ring;
+    const int t = position_of(&coord, row);
+    const query_blocks query = {s_ring, g_imp + row * c->Hkv * a.J, t < 0 ? -1 : t / c->lb,
                                 t < 0 ? 0 : cmp_visible(c, t)};
     int next = 0; /* blocks before this have their importance */
     load_keys<DK>(&a, &coord, m.k, 0, n_last);
-    load_columns<DK>(&a, &coord, m.q + first * TILE_ROWS * DK, 0);
+    if (works)
+        load_columns<DK>(&a, &coord, m.q + first * TILE_ROWS * DK, 0);
     load_stats(&a, &coord, m.stats, queries, 0);
     for (int b = 0; b * BLOCK < n_last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
@@ -198,13 +187,15 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES * WARP_SI
             nsa_cp_async_commit();
             nsa_cp_async_wait<0>();
             __syncthreads(); /* keys and columns have arrived */
-            shared_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
-            __syncthreads();                                         /* they are used */
+            if (works)
+                shared_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
+            __syncthreads(); /* they are used */
             if (g16 == c->GT - 1)
                 load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
-            if (c->GT > 1)
+            if (works && c->GT > 1)
                 load_columns<DK>(&a, &coord, m.q + first * TILE_ROWS * DK, (g16 + 1) % c->GT);
-            sum_heads(s, c->scale2, s_stats, s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
+            if (works)
+                sum_heads(s, c->scale2, s_stats, s_ring + (b * BLOCK & (ring - 1)), g16 > 0);
             if (c->GT > 1) {
                 __syncthreads(); /* the statistics are used */
                 load_stats(&a, &coord, m.stats, queries, (g16 + 1) % c->GT);
@@ -222,38 +213,51 @@ static __global__ void __launch_bounds__(SELECT_QUERIES / WARP_QUERIES * WARP_SI
 
 /* ---------------------------------------------------------------- ranking */
 
-enum { RANK_WARPS = 8 /* of a CUDA block, a row each */ };
+enum {
+    RANK_WARPS = 8, /* of a CUDA block, a row and kv head each */
+    RANK_LOADS = 4  /* candidates of a lane that are loaded together */
+};
 
-/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: kv heads x rows of the
- * tiles / 8, a warp each. */
+/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: rows x kv heads / 8, a
+ * warp each. */
 template <int N>
-static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE)
-    rank_kernel(attend_args a, select_tiles x, int queries) {
+static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE) rank_kernel(rank_args a) {
     __shared__ int s_list[RANK_WARPS][N * WARP_SIZE];
     const dims *c = &a.c;
-    const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), kvh = i % c->Hkv;
-    const int64_t slot = i / c->Hkv, tile = slot / queries;
-    const int row = (int)(slot % queries);
-    if (tile >= x.count || row >= x.tiles[tile].count)
-        return;
-    const int64_t r = x.tiles[tile].first + row;
-    const importance_rows g_imp = importance_of_tile(&a, &x, tile, (int)kvh, queries);
-    const float *g_row = g_imp.at + row * g_imp.stride;
-    const int own_block = a.row_t[r] / c->lb;
+    const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), row = i / c->Hkv;
+    const int t = row < a.rows ? a.t[row] : -1, own_block = t / c->lb;
+    const float *g_row = a.importance + i * a.J;
     topk<N> best;
+    if (t < 0)
+        return;
     topk_of_row(&best, c, own_block);
-    for (int j0 = 0; j0 <= own_block - c->local; j0 += WARP_SIZE) {
-        const int j = j0 + lane_id();
-        topk_insert(&best, j <= own_block ? candidate(c, own_block, j, g_row[j]) : 0);
+    for (int j0 = lane_id(); j0 - lane_id() <= own_block - c->local; j0 += RANK_LOADS * WARP_SIZE) {
+        float importance[RANK_LOADS];
+#pragma unroll
+        for (int k = 0; k < RANK_LOADS; k++)
+            importance[k] = j0 + k * WARP_SIZE <= own_block ? g_row[j0 + k * WARP_SIZE] : 0;
+#pragma unroll
+        for (int k = 0; k < RANK_LOADS; k++)
+            topk_insert(&best, candidate(c, own_block, j0 + k * WARP_SIZE, importance[k]));
     }
-    topk_emit(&best, c, own_block, s_list[warp_id()], a.block_idx + (r * c->Hkv + kvh) * c->n);
+    topk_emit(&best, c, own_block, s_list[warp_id()], a.block_idx + i * c->n);
+}
+
+nsa_status rank_blocks(stage *st, const rank_args *a) {
+    const unsigned blocks = (unsigned)((a->rows * a->c.Hkv + RANK_WARPS - 1) / RANK_WARPS);
+    if (a->c.n <= WARP_SIZE)
+        NSA_LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a);
+    else
+        NSA_LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a);
+    NSA_LAUNCHED("rank");
+    return NSA_OK;
 }
 
 /* ---------------------------------------------------------------- launches */
 
 template <int DK> static size_t select_bytes(int queries, int ring) {
     return (size_t)(queries * TILE_ROWS + BLOCK) * DK * sizeof(bf16) +
-           (size_t)queries * (TILE_ROWS * sizeof(row_stats) + (size_t)ring * sizeof(float));
+           (size_t)queries * (STATS_ROW * sizeof(row_stats) + (size_t)ring * sizeof(float));
 }
 
 /* Queries of a CUDA block: as many as shared memory allows. */
@@ -276,44 +280,41 @@ nsa_status open_select(stage *st) {
     batch = batch < 1 ? 1 : batch < tiles ? batch : tiles;
     st->batch_floats = batch * tile;
     st->batch_importance = alloc_reals(st, NSA_MEM_SCRATCH, st->batch_floats);
-    st->select_tiles = (row_range *)device_alloc(
-        st, NSA_MEM_PERSISTENT, st->plan->setup.max_rows + c->max_seqs, sizeof *st->select_tiles);
+    open_table(st, &st->select_tiles, &st->host_select_tiles,
+               st->plan->setup.max_rows + c->max_seqs);
     return NSA_OK;
 }
 
 nsa_status make_select_tiles(stage *st) {
-    return make_tiles(st, st->select_queries, st->select_tiles, &st->n_select_tiles);
+    return make_tiles(st, st->select_queries, st->host_select_tiles, st->select_tiles,
+                      &st->n_select_tiles);
 }
 
 template <int DK>
-static nsa_status launch_select(stage *st, const attend_args *a, const select_tiles *x) {
+static nsa_status launch_importance(stage *st, const attend_args *a, const select_tiles *x) {
     const int queries = st->select_queries, ring = ring_size(&a->c);
-    const int64_t rows = x->count * queries * a->c.Hkv;
-    NSA_LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv),
-               queries / WARP_QUERIES * WARP_SIZE, select_bytes<DK>(queries, ring), st->stream, *a,
-               *x, ring);
+    NSA_LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv), SELECT_WARPS * WARP_SIZE,
+               select_bytes<DK>(queries, ring), st->stream, *a, *x, queries, ring);
     NSA_LAUNCHED("importance");
-    if (a->forced)
-        return NSA_OK;
-    const unsigned blocks = (unsigned)((rows + RANK_WARPS - 1) / RANK_WARPS);
-    if (a->c.n <= WARP_SIZE)
-        NSA_LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x, queries);
-    else
-        NSA_LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x,
-                   queries);
-    NSA_LAUNCHED("rank");
     return NSA_OK;
 }
 
 /* All rows, or as many at a time as the batch of importance holds. */
 nsa_status select_blocks(stage *st, const attend_args *a) {
-    const int64_t tile = a->J * a->c.Hkv * st->select_queries;
+    const int64_t row = a->c.Hkv * a->J, tile = row * st->select_queries;
     const int64_t batch = a->importance ? st->n_select_tiles : st->batch_floats / (tile ? tile : 1);
     for (int64_t i = 0, left; i < st->n_select_tiles; i += batch) {
-        left = st->n_select_tiles - i;
-        const select_tiles x = {st->select_tiles + i, left < batch ? left : batch,
-                                st->batch_importance};
-        TRY(BY_KEY_WIDTH(&a->c, launch_select, st, a, &x));
+        left = st->n_select_tiles - i < batch ? st->n_select_tiles - i : batch;
+        const row_range *tiles = st->host_select_tiles + i, *last = tiles + left - 1;
+        const int64_t first = tiles->first;
+        const select_tiles x = {st->select_tiles + i, left, first,
+                                a->importance ? a->importance + first * row
+                                              : st->batch_importance};
+        const rank_args rank = {a->c, a->row_t + first, last->first + last->count - first,
+                                x.importance, a->J, a->block_idx + first * a->c.Hkv * a->c.n};
+        TRY(BY_KEY_WIDTH(&a->c, launch_importance, st, a, &x));
+        if (!a->forced)
+            TRY(rank_blocks(st, &rank));
     }
     return NSA_OK;
 }

@@ -17,6 +17,19 @@ static inline int ring_size(const dims *c) {
     return size;
 }
 
+/* Arguments of a ranking: importance [rows,Hkv,J] of rows at positions t [rows], -1 for no row. */
+typedef struct rank_args {
+    dims c;
+    const int32_t *t;
+    int64_t rows;
+    const float *importance;
+    int64_t J;
+    int32_t *block_idx; /* [rows,Hkv,n] */
+} rank_args;
+
+/* select.cu: block_idx from importance. */
+nsa_status rank_blocks(stage *st, const rank_args *a);
+
 typedef unsigned long long sort_key; /* orders candidates: greater is better */
 
 enum { MAX_PER_LANE = 4 }; /* n <= 128 entries, up to 4 in each lane */

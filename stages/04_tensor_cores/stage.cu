@@ -6,14 +6,6 @@
 
 #include <string.h>
 
-/* ----------------------------------------------------------------- memory */
-
-/* A table on the device, and on the host what is copied to it. */
-template <class T> static void open_table(stage *st, T **there, T **here, int64_t count) {
-    *there = (T *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(T));
-    *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
-}
-
 /* ------------------------------------------------------------------- open */
 
 /* D of a compressor: dk for keys, dv for values */

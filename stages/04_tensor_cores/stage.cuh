@@ -148,7 +148,7 @@ typedef struct stage {
     /* inputs; row tiles as in attend_args */
     row_range *tiles, *host_tiles; /* device, host */
     int64_t n_tiles;
-    row_range *select_tiles; /* of select.cu */
+    row_range *select_tiles, *host_select_tiles; /* of select.cu */
     int64_t n_select_tiles;
     int select_queries;         /* rows of a CUDA block there */
     sequence *seqs, *host_seqs; /* [B] */
@@ -232,6 +232,12 @@ static inline bf16 *alloc_bf16(stage *st, nsa_memory_kind kind, int64_t count) {
     return (bf16 *)device_alloc(st, kind, count, sizeof(bf16));
 }
 
+/* A table on the device, and on the host what is copied to it. */
+template <class T> static inline void open_table(stage *st, T **there, T **here, int64_t count) {
+    *there = (T *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(T));
+    *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
+}
+
 static inline nsa_status poison(stage *st, unsigned kinds) {
     return nsa_device_poison(&st->memory, kinds, st->stream);
 }
@@ -259,8 +265,8 @@ nsa_status make_biases(stage *st); /* of the mlp, from the weights of a load */
 /* read.cu */
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to);
 
-/* load.cu: the batch's rows in tiles of up to `rows` neighbours, to `tiles` on the device */
-nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
+/* load.cu: the batch's rows in tiles of up to `rows` neighbours, on the host and on the device */
+nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, int64_t *n_tiles);
 
 /* attend.cu */
 nsa_status open_attend(stage *st);
