@@ -236,8 +236,10 @@ static nsa_status time_with_io(contender *c, const workload *w, double *seconds)
 
 nsa_status contender_time(contender *c, const workload *w) {
     nsa_status status = c->peer ? peers_time(c, &c->sample[c->runs]) : prepare(c, w);
-    if (!status && c->device == BENCH_ON_GPU && !c->peer)
+    if (!status && c->device == BENCH_ON_GPU && !c->peer) {
         gpu(NULL)->flush(); /* after prepare(), which brought the step's tokens into the cache */
+        gpu(NULL)->start(); /* keeps the GPU busy while the host queues the pass */
+    }
     if (!status && !c->peer)
         status = timed(c, w, &c->sample[c->runs]);
     if (!status && c->has_io)

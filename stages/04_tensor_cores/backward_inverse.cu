@@ -112,11 +112,14 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, 
     const int64_t run = (inv.blocks + SCAN_THREADS - 1) / SCAN_THREADS, from = threadIdx.x * run;
     const int64_t to = min(from + run, inv.blocks);
     int64_t rows = 0, units = 0;
-    for (int64_t block = from; block < to; block++) {
+    for (int64_t block = threadIdx.x; block < inv.blocks; block += SCAN_THREADS) {
         if (inv.list)
             scan_chunks(&inv, block);
         else
             find_rows(&a, &inv, block);
+    }
+    __syncthreads();
+    for (int64_t block = from; block < to; block++) {
         rows += inv.count[block];
         units += units_of(&inv, inv.count[block]);
     }
@@ -195,7 +198,7 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
     inv->stride = args->f.in[branch].stride;
     inv->blocks = c->Hkv * inv->stride;
     inv->unit_rows = unit_size(c->Hkv * args->R * max_row_blocks(st, branch, max_len));
-    inv->max_units = units_of(inv, rows_of_block);
+    inv->max_units = units_of(inv, branch == CMP ? args->R + inv->unit_rows : rows_of_block);
     inv->list = branch == SLC ? ((const scratch *)st->scratch)->list : NULL;
     inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
     inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;

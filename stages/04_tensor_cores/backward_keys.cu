@@ -224,6 +224,7 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
 /* A work unit: its rows, and its block of keys. */
 typedef struct unit_rows {
     int64_t start;  /* where its rows begin in the list, or the first row */
+    int rows, turn; /* their number; the one that comes first */
     int tiles;      /* row tiles */
     int kvh, block; /* kv head, block of the sequence */
     full_range all; /* the rows that see all keys of the block */
@@ -232,18 +233,31 @@ typedef struct unit_rows {
 /* Row of row tile i of a unit; -1 if there is none. */
 static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const unit_rows &x,
                                                   int i, int GT) {
-    const int64_t at = x.start + (GT == 1 ? i : i / GT);
+    const int n = (GT == 1 ? i : i / GT) + x.turn;
+    const int64_t at = x.start + (n < x.rows ? n : n - x.rows);
     return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
 }
 
-/* The unit of `rows` rows, from number `first` of its block's on. */
+/* The unit of `rows` rows, from number `first` of its block's on. Neighbouring blocks have many
+ * rows in common. So that they are read at about the same time, and but once from device memory,
+ * each unit begins with a row whose number is a multiple of `rows`, and comes to those before it at
+ * its end. */
 static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const inverse_list *inv,
                                                     int64_t block, int64_t first, int rows) {
-    unit_rows x = {inv->start[block] + first, rows * a->f.c.GT, (int)(block / inv->stride), 0, {0, 0}};
+    unit_rows x = {inv->start[block] + first, rows, 0, rows * a->f.c.GT, (int)(block / inv->stride),
+                   0, {0, 0}};
+    if (!inv->list && x.start % rows)
+        x.turn = (int)(rows - x.start % rows);
     const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1)]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
     x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
     return x;
+}
+
+/* Compressed blocks are seen by all rows from some row on: their units wait for their turn, so that
+ * those that run together, blockIdx.y, have the same rows. */
+static __device__ __forceinline__ int64_t first_turn(const inverse_list *inv, int64_t block) {
+    return inv->branch == CMP ? inv->start[block] / inv->unit_rows : 0;
 }
 
 /* Load the warp's keys, for dv, or values, for dk. */
@@ -336,10 +350,11 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     enum { STEP = dkv_step<DK, DV>::TILES };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
-    const int64_t block = blockIdx.x, first = blockIdx.y * inv.unit_rows;
+    const int64_t block = blockIdx.x, number = blockIdx.y - first_turn(&inv, block);
+    const int64_t first = number * inv.unit_rows;
     const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
     key_state<DK, DV> x;
-    if (rows <= 0)
+    if (number < 0 || rows <= 0)
         return;
     const unit_rows unit = unit_of(&a, &inv, block, first, (int)rows);
     const int warp = warp_id();
@@ -357,7 +372,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
         if (i >= 0)
             add_step(&x, m, &a, &inv, unit, i, which);
     }
-    store_state(&x, inv.partial + (inv.first_unit[block] + blockIdx.y) * 2 * BLOCK * (int64_t)c->wp,
+    store_state(&x, inv.partial + (inv.first_unit[block] + number) * 2 * BLOCK * (int64_t)c->wp,
                 c->wp, c->scale);
 }
 
