@@ -37,9 +37,10 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
                         sum[n].z + gate * o[n].z, sum[n].w + gate * o[n].w);
     if (!a->out_x[branch])
         return;
+    out = a->out_x[branch] + head * a->c.dvp + col;
 #pragma unroll
     for (int n = 0; n < N; n++)
-        *(uint2 *)(a->out_x[branch] + head * a->c.dvp + col + offset[n]) = pack_quad(o[n]);
+        *(float4 *)(out + offset[n]) = o[n];
 }
 
 /* Store the statistics of a finished row tile; one lane of each row writes. */

@@ -15,20 +15,17 @@ enum {
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)
 
-/* The products of two pairs, added. */
-static __device__ __forceinline__ float dot_pair(unsigned x, unsigned y) {
-    return low_half(x) * low_half(y) + high_half(x) * high_half(y);
-}
-
 /* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO,
  * and the row lies in 4 lanes. */
 static __device__ __forceinline__ float dot_row(const grad_args *a, int64_t tile, int row,
-                                                const bf16 *o) {
+                                                const real *o) {
     float sum = 0;
     for (int col = lane_id() % 4 * PIECE; col < a->f.c.dvp; col += SPAN) {
         const uint4 x = *(const uint4 *)(a->dout + tiled(tile * TILE_ROWS + row, col, a->f.c.dvp));
-        const uint4 y = *(const uint4 *)(o + col);
-        sum += dot_pair(x.x, y.x) + dot_pair(x.y, y.y) + dot_pair(x.z, y.z) + dot_pair(x.w, y.w);
+        const float4 lo = *(const float4 *)(o + col), hi = *(const float4 *)(o + col + 4);
+        sum += low_half(x.x) * lo.x + high_half(x.x) * lo.y + low_half(x.y) * lo.z +
+               high_half(x.y) * lo.w + low_half(x.z) * hi.x + high_half(x.z) * hi.y +
+               low_half(x.w) * hi.z + high_half(x.w) * hi.w;
     }
     return row_reduce_sum(sum);
 }

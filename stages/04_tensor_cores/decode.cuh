@@ -35,8 +35,7 @@ typedef struct decode_args {
     real *split_o; /* [units, splits of all branches][16][dvp], not divided by the row sum */
     partial_stats *split_stats;  /* [units, splits of all branches][16] */
     int32_t *block_idx;          /* [max_seqs,Hkv,n] */
-    real *out;                   /* [max_seqs,Hq,dvp] */
-    bf16 *out_x[BRANCHES];       /* the same */
+    real *out, *out_x[BRANCHES]; /* [max_seqs,Hq,dvp] */
     int64_t *len;                /* [slots] tokens in each: a step's end counts the new one */
     bool forced;                 /* block_idx is given: do not select */
 } decode_args;

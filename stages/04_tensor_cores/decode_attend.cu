@@ -4,8 +4,6 @@
  *  splits. */
 #include "decode.cuh"
 
-enum { LINE = 64 /* elements of a line of 128 bytes */ };
-
 /* The unit of a CUDA block. */
 typedef struct decode_unit {
     int unit, row, kvh, g16; /* row of the step, kv head, tile of heads */
@@ -25,13 +23,6 @@ static __device__ __forceinline__ decode_unit decode_unit_of(const decode_args *
 }
 
 /* ------------------------------------------------------------- attend parts */
-
-/* Let `count` elements come to the second-level cache: device memory takes longer than a block's
- * work, and registers have no room for more than half a block. */
-static __device__ __forceinline__ void prefetch(const bf16 *rows, int count) {
-    for (int i = lane_id() * LINE; i < count; i += WARP_SIZE * LINE)
-        nsa_prefetch_l2(rows + i);
-}
 
 /* This warp's share of a split: of the blocks that the query sees in a branch, numbered in their
  * order, every step-th from its own on. */
@@ -53,18 +44,13 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     uint64_t mask;
     int b = lo / BLOCK + first_ordinal;
     load_frags(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane());
-    for (; branch != SLC && b * BLOCK < end; b += step) {
-        prefetch(block_at<DK, DV>(in, first + b).v, BLOCK * DV);
-        if ((b + step) * BLOCK < end)
-            prefetch(block_at<DK, DV>(in, first + b + step).k, BLOCK * DK);
+    for (; branch != SLC && b * BLOCK < end; b += step)
         attend_global_block<DK, DV>(x, c, q, block_at<DK, DV>(in, first + b),
                                     range_mask(lo - b * BLOCK, end - b * BLOCK),
                                     g_scores ? g_scores + (int64_t)b * TILE_ROWS * BLOCK : NULL);
-    }
     for (int i = 0; branch == SLC && next_block(&iter, g_idx, c, u->t, &b, &mask); i++) {
         if (i % step != first_ordinal)
             continue;
-        prefetch(block_at<DK, DV>(in, first + b).v, BLOCK * DV);
         attend_global_block<DK, DV>(x, c, q, block_at<DK, DV>(in, first + b), mask, (float *)NULL);
     }
 }
@@ -190,7 +176,7 @@ static __global__ void __launch_bounds__(COMBINE_THREADS) decode_combine_kernel(
             const float g = a.gate[head * BRANCHES + x];
             const float4 o = combine_branch(&a, u.unit, x, row, col);
             if (a.out_x[x])
-                *(uint2 *)(a.out_x[x] + head * c->dvp + col) = pack_quad(o);
+                *(float4 *)(a.out_x[x] + head * c->dvp + col) = o;
             out = make_float4(out.x + g * o.x, out.y + g * o.y, out.z + g * o.z, out.w + g * o.w);
         }
         *(float4 *)(a.out + head * c->dvp + col) = out;

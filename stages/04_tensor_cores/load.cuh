@@ -24,18 +24,6 @@ typedef struct gradient_view {
     int Hkv, D, Dp;
 } gradient_view;
 
-/* Branch outputs: rows that are not in tiles. */
-typedef struct output_view {
-    bf16 *rows;
-    int64_t stride;
-    int Hkv, D, Dp;
-} output_view;
-
-static __host__ __device__ __forceinline__ bf16 *element_at(const output_view *x, int64_t h,
-                                                            int64_t row, int c) {
-    return x->rows + (h * x->stride * BLOCK + row) * x->Dp + c;
-}
-
 /* Element c of a key of head h. */
 static __host__ __device__ __forceinline__ bf16 *element_at(const key_view *x, int64_t h,
                                                             int64_t key, int c) {

@@ -63,8 +63,7 @@ nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
     case NSA_OUT_CMP:
     case NSA_OUT_SLC:
     case NSA_OUT_WIN:
-        return read_view(st, to, output_view{st->out_x[id - NSA_OUT_CMP], 0, 1, c->dv, c->dvp},
-                         NULL);
+        return read_rows(st, to, st->out_x[id - NSA_OUT_CMP], c->dv, c->dvp);
     case NSA_OUT_CAUSAL:
         return read_rows(st, to, st->out_causal, c->dv, c->dvp);
     case NSA_BLOCK_IDX:

@@ -111,7 +111,7 @@ static void open_results(stage *st, int64_t T, int64_t R) {
     st->out = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
         if (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD))
-            st->out_x[x] = alloc_bf16(st, NSA_MEM_FORWARD, outputs);
+            st->out_x[x] = alloc_reals(st, NSA_MEM_FORWARD, outputs);
     }
     st->stats = (row_stats *)device_alloc(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
                                           sizeof(row_stats));

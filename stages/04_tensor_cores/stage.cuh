@@ -109,7 +109,7 @@ typedef struct attend_args {
     const bf16 *q;          /* [R,Hkv,GT][16][dkp] in tiles; heads past G are zero */
     const real *gate;       /* [R,Hq,3] */
     real *out;              /* [R,Hq,dvp] */
-    bf16 *out_x[BRANCHES];  /* [R,Hq,dvp]; NULL if not wanted */
+    real *out_x[BRANCHES];  /* [R,Hq,dvp]; NULL if not wanted */
     row_stats *stats;       /* [R,Hq,3] */
     int32_t *block_idx;     /* [R,Hkv,n] */
     real *importance;       /* [R,Hkv,J]; NULL if not wanted */
@@ -166,8 +166,7 @@ typedef struct stage {
     compressor_scratch phi_scratch;
 
     /* results */
-    real *out, *out_causal;                   /* [R,Hq,dvp] */
-    bf16 *out_x[BRANCHES];                    /* [R,Hq,dvp] */
+    real *out, *out_x[BRANCHES], *out_causal; /* [R,Hq,dvp] */
     row_stats *stats;                         /* [R,Hq,3] */
     int32_t *block_idx;                       /* [R,Hkv,n] */
     int32_t *forced_idx;                      /* [R,Hkv,n] block lists that a load or step gave */

@@ -127,11 +127,6 @@ static __device__ __forceinline__ float high_half(unsigned pair) {
     return __uint_as_float(pair & 0xffff0000u);
 }
 
-/* Four neighbours in a row, rounded. */
-static __device__ __forceinline__ uint2 pack_quad(const float4 &x) {
-    return make_uint2(nsa_pack_bf16(x.x, x.y), nsa_pack_bf16(x.z, x.w));
-}
-
 /* Two tiles side by side, [16 rows][16], as the A of a product that sums over their columns. */
 static __device__ __forceinline__ frag_a a_of_acc(const float (&left)[4], const float (&right)[4]) {
     return {{nsa_pack_bf16(left[0], left[1]), nsa_pack_bf16(left[2], left[3]),

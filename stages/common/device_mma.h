@@ -35,15 +35,6 @@ static __device__ __forceinline__ unsigned nsa_pack_bf16(float first, float seco
     return bits;
 }
 
-/** Ask that the line at g_line comes to the second-level cache. */
-static __device__ __forceinline__ void nsa_prefetch_l2(const void *g_line) {
-#if !defined NSA_SIMT
-    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(g_line));
-#else
-    (void)g_line;
-#endif
-}
-
 /** C[16,8] += A[16,16] B[16,8], bfloat16 in, float32 sums. */
 static __device__ __forceinline__ void nsa_mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4],
                                                              const unsigned (&b)[2] NSA_CALL_SITE) {
