@@ -24,9 +24,11 @@ typedef struct decoder {
     step_coords at;
 } decoder;
 
-/* CUDA blocks for `blocks` memory blocks, two for each warp. */
-static int splits_for(int64_t blocks) {
-    const int64_t each = 2 * SPLIT_WARPS, splits = (blocks + each - 1) / each;
+/* CUDA blocks of a unit for `blocks` memory blocks: `fill`, so that all units together fill the GPU
+ * once, but no more than there are memory blocks for their warps. */
+static int splits_for(int64_t blocks, int64_t fill) {
+    const int64_t most = (blocks + SPLIT_WARPS - 1) / SPLIT_WARPS;
+    const int64_t splits = fill < most ? fill : most;
     return splits < 1 ? 1 : splits > MAX_SPLITS ? (int)MAX_SPLITS : (int)splits;
 }
 
@@ -60,20 +62,24 @@ static nsa_status open_coords(stage *st, decoder *dec) {
 nsa_status open_decode(stage *st) {
     const nsa_config *c = &st->cfg;
     nsa_pool *pool = st->plan->pool;
+    int multiprocessors;
     decoder *dec = (decoder *)nsa_pool_alloc(pool, NSA_MEM_PERSISTENT, 1, sizeof *dec);
     if (!dec)
         return nsa_pool_status(pool);
     *dec = decoder();
     st->decoder = dec;
+    NSA_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
+                                    st->streams.device));
     open_caches(st);
     TRY(open_coords(st, dec));
     decode_args *a = &dec->args;
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    a->splits[CMP] = splits_for(st->slot_blocks[CMP]);
-    a->splits[WIN] = splits_for(window / BLOCK + 1);
-    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK);
+    const int64_t fill = SPLIT_CTAS * multiprocessors / a->units; /* window and selected share it */
+    a->splits[CMP] = splits_for(st->slot_blocks[CMP], fill);
+    a->splits[WIN] = splits_for(window / BLOCK + 1, fill / 2);
+    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, fill / 2);
     const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
     const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
@@ -198,12 +204,12 @@ nsa_status decode(void *self) {
     const decode_args *a = &dec->args;
     const step_coords *x = &dec->at;
     const cmp_tokens cmp = {x->cmp_first, x->cmp_key, x->A, x->cmp_rows}; /* room for one a row */
-    const int first_slc = a->splits[CMP] + a->splits[WIN];
+    const int end_cmp = a->splits[CMP], end = end_cmp + a->splits[SLC] + a->splits[WIN];
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(compress(st, st->cache, &cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
-    TRY(decode_splits(st, a, 0, first_slc)); /* the window's too: they wait for nothing */
+    TRY(decode_splits(st, a, 0, end_cmp));
     TRY(record_phase(st, PHASE_CMP));
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
@@ -212,7 +218,7 @@ nsa_status decode(void *self) {
     else
         TRY(decode_select(st, a));
     TRY(record_phase(st, PHASE_SELECT));
-    TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
+    TRY(decode_splits(st, a, end_cmp, end));
     TRY(decode_combine(st, a));
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);

@@ -9,7 +9,8 @@
 
 enum {
     MAX_SPLITS = 64,
-    SPLIT_WARPS = 4 /* of a CUDA block that attends one split of the keys */
+    SPLIT_WARPS = 4, /* of a CUDA block that attends one split of the keys; */
+    SPLIT_CTAS = 2   /* such blocks fill a multiprocessor's registers */
 };
 
 /* Row maximum, scaled, and row sum of the softmax over one split of the keys. */
@@ -44,9 +45,8 @@ static __device__ __forceinline__ int all_splits(const decode_args *a) {
     return a->splits[CMP] + a->splits[SLC] + a->splits[WIN];
 }
 
-/* Order of the splits: compressed and window first, for they do not wait for the selection. */
 static __device__ __forceinline__ int first_split(const decode_args *a, int branch) {
-    return branch == CMP ? 0 : branch == WIN ? a->splits[CMP] : a->splits[CMP] + a->splits[WIN];
+    return branch == CMP ? 0 : branch == SLC ? a->splits[CMP] : a->splits[CMP] + a->splits[SLC];
 }
 
 /* row_max and 1 / row_sum of one head over all splits of a branch. */

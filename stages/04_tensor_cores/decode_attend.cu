@@ -115,14 +115,14 @@ static __device__ __forceinline__ void write_split(const softmax_state<DV> *x,
 /* Grid: `count` splits of every unit, from split `from` on. Block: SPLIT_WARPS warps, each with
  * blocks of keys of its own. Shared: the statistics of each warp, outputs [16][DV]. */
 template <int DK, int DV>
-static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, 2)
+static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, SPLIT_CTAS)
     decode_splits_kernel(decode_args a, int from, int count) {
     __shared__ partial_stats s_stats[SPLIT_WARPS * TILE_ROWS];
     __shared__ __align__(16) float s_o[TILE_ROWS * DV];
     const decode_unit u = decode_unit_of(&a, (int)blockIdx.x / count);
     const int split = from + (int)blockIdx.x % count;
-    const int branch = split >= first_split(&a, SLC)   ? SLC
-                       : split >= first_split(&a, WIN) ? WIN
+    const int branch = split >= first_split(&a, WIN)   ? WIN
+                       : split >= first_split(&a, SLC) ? SLC
                                                        : CMP;
     const int64_t at = (int64_t)u.unit * all_splits(&a) + split; /* of all splits */
     float rescale[2];

@@ -215,7 +215,7 @@ static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE, 2)
 
 enum {
     RANK_WARPS = 8, /* of a CUDA block, a row and kv head each */
-    RANK_LOADS = 4  /* candidates of a lane that are loaded together */
+    RANK_LOADS = 8  /* candidates of a lane that are loaded together */
 };
 
 /* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: rows x kv heads / 8, a
