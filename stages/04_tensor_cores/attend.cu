@@ -128,8 +128,8 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
             any |= mask[i];
         }
         if (any) {
-            acc_tiles<KEY_TILES> s[M];
-            shared_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
+            acc_tiles<KEY_TILES> s[M] = {};
+            add_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
 #pragma unroll
             for (int i = 0; i < M; i++) {
                 online_softmax_update(&x[i], &s[i], mask[i], c->scale2);

@@ -26,23 +26,20 @@ template <int DV> struct softmax_state {
 
 template <int DV> static __device__ __forceinline__ void softmax_init(softmax_state<DV> *x) {
     zero_acc(&x->o);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        x->row_max[i] = -INFINITY;
-        x->row_sum[i] = 0;
-    }
+    x->row_max[0] = x->row_max[1] = -INFINITY;
+    x->row_sum[0] = x->row_sum[1] = 0;
 }
 
-/* Keys outside of `mask` get the score -inf. */
+/* Columns of keys outside of `mask` become `masked`: -inf for scores, 0 for their gradients. */
 template <int N>
-static __device__ __forceinline__ void mask_scores(acc_tiles<N> *s, uint64_t mask) {
-    const uint64_t lane_mask = mask >> lane_col();
+static __device__ __forceinline__ void mask_keys(acc_tiles<N> *s, uint64_t mask, float masked) {
+    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
+    if ((mask & all) == all)
+        return;
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            s->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? s->x[n][i] : -INFINITY;
-    }
+    for (int i = 0; i < 4 * N; i++)
+        s->x[i / 4][i % 4] =
+            lane_mask >> (i / 4 * TILE_N + i % 2) & 1 ? s->x[i / 4][i % 4] : masked;
 }
 
 /* The probability of a score, before division by the row sum: one rounding of the difference, so
@@ -62,19 +59,16 @@ enum { RESCALE_THRESHOLD = 8 };
 template <int DV>
 static __device__ __forceinline__ void rescale_rows(softmax_state<DV> *x,
                                                     const float (&block_max)[2]) {
+    float rescale[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const float new_max = fmaxf(x->row_max[i], block_max[i]);
         const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
-        const float rescale = exp2f(x->row_max[i] - base);
+        rescale[i] = exp2f(x->row_max[i] - base);
         x->row_max[i] = new_max;
-        x->row_sum[i] *= rescale;
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-            x->o.x[n][2 * i] *= rescale;
-            x->o.x[n][2 * i + 1] *= rescale;
-        }
+        x->row_sum[i] *= rescale[i];
     }
+    scale_rows(&x->o, rescale);
 }
 
 template <int DV>
@@ -82,8 +76,7 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
                                                              acc_tiles<KEY_TILES> *s, uint64_t mask,
                                                              float scale2) {
     float block_max[2];
-    if (mask != ALL_KEYS)
-        mask_scores(s, mask);
+    mask_keys(s, mask, -INFINITY);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         block_max[i] = -INFINITY;
@@ -116,12 +109,8 @@ template <int DV> static __device__ __forceinline__ void softmax_finalize(softma
         const float total = row_reduce_sum(x->row_sum[i]);
         x->row_sum[i] = total != 0 ? 1 / total : 0; /* no visible key: o = 0 */
         x->row_max[i] = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-            x->o.x[n][2 * i] *= x->row_sum[i];
-            x->o.x[n][2 * i + 1] *= x->row_sum[i];
-        }
     }
+    scale_rows(&x->o, x->row_sum);
 }
 
 /* ------------------------------------------- a block that all warps share */
@@ -155,7 +144,7 @@ static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], const
                                                      const bf16 *s_b) {
 #pragma unroll
     for (int m = 0; m < M; m++)
-        zero_acc(&s[m]);
+        s[m] = {};
     add_scores<D>(s, s_a, s_b);
 }
 

@@ -63,21 +63,10 @@ template <int N>
 static __device__ __forceinline__ void backward_tiles(acc_tiles<N> *s, acc_tiles<N> *dp,
                                                       float scale2, const row_terms (&term)[2],
                                                       uint64_t mask) {
-    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            softmax_backward(scale2, &s->x[n][i], &dp->x[n][i], term[i / 2]);
-    }
-    if ((mask & all) == all)
-        return;
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            dp->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? dp->x[n][i] : 0;
-    }
+    for (int i = 0; i < 4 * N; i++)
+        softmax_backward(scale2, &s->x[i / 4][i % 4], &dp->x[i / 4][i % 4], term[i % 4 / 2]);
+    mask_keys(dp, mask, 0);
 }
 
 /* Terms of the lane's two rows in a row tile. */
@@ -119,9 +108,9 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
                                                      const uint64_t (&mask)[M]) {
     const int first = warp_id() * M * TILE_ROWS;
     frag_a p[M][HALF_TILES / 2];
-    acc_tiles<HALF_TILES> s[M], dp[M];
-    shared_scores<DK>(s, m->q + first * DK, m->k + half * HALF * DK);
-    shared_scores<DV>(dp, m->dout + first * DV, m->v + half * HALF * DV);
+    acc_tiles<HALF_TILES> s[M] = {}, dp[M] = {};
+    add_scores<DK>(s, m->q + first * DK, m->k + half * HALF * DK);
+    add_scores<DV>(dp, m->dout + first * DV, m->v + half * HALF * DV);
 #pragma unroll
     for (int i = 0; i < M; i++) {
         backward_tiles(&s[i], &dp[i], scale2, terms[i], mask[i]);
@@ -182,12 +171,10 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
     const int64_t unit = blockIdx.x / c->GT;
     const tile_coord coord =
         tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
-    acc_tiles<DK / TILE_N> acc[M], *dq[M];
+    acc_tiles<DK / TILE_N> acc[M] = {}, *dq[M];
 #pragma unroll
-    for (int i = 0; i < M; i++) {
-        zero_acc(&acc[i]);
+    for (int i = 0; i < M; i++)
         dq[i] = &acc[i];
-    }
     for (int i = 0; i < coord.rows.count; i++) {
         const int64_t tile = head_tile(c, coord.rows.first + i, coord.kvh, g16);
         copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK,

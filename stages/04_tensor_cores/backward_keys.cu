@@ -88,14 +88,11 @@ static __device__ __forceinline__ void load_frags(key_frags<W, KEPT> *to, const 
             load_a<D>(s_rows + i % KEY_M * TILE_ROWS * D, i / KEY_M * TILE_K);
 }
 
-/* acc [32 keys,16 rows] = A B^T, B = s_b [16][D]: S^T = K Q^T or dP^T = V dO^T. */
+/* acc [32 keys,16 rows] += A B^T, B = s_b [16][D]: S^T = K Q^T or dP^T = V dO^T. */
 template <int D, int W, bool KEPT>
 static __device__ __forceinline__ void key_products(acc_tiles<2> (&acc)[KEY_M],
                                                     const key_frags<W, KEPT> &keys,
                                                     const bf16 *s_b) {
-#pragma unroll
-    for (int m = 0; m < KEY_M; m++)
-        zero_acc(&acc[m]);
 #pragma unroll
     for (int k = 0; k < D; k += TILE_K) {
         frag_b b[2];
@@ -132,7 +129,7 @@ template <int DK, int DV> struct key_state {
     enum { PARTS = DKV_PARTS(DK), W = DK > DV ? DK : DV };
     enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
     key_frags<W, PARTS == 1> keys;
-    acc_tiles<W / PARTS / TILE_N> acc[KEY_M];
+    acc_tiles<W / PARTS / TILE_N> acc[KEY_M] = {};
     bool values; /* dv */
 };
 
@@ -188,7 +185,7 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
     const bf16 *s_q = step->q + tile * TILE_ROWS * DK, *s_dout = step->dout + tile * TILE_ROWS * DV;
     const row_terms *terms = step->terms + tile * TILE_ROWS;
     frag_a(*s_p)[WARP_SIZE] = m->p()[tile % dkv_smem<DK, DV>::P_TILES][warp_id() % KEY_GROUPS];
-    acc_tiles<2> s[KEY_M];
+    acc_tiles<2> s[KEY_M] = {};
     frag_a p[KEY_M];
     if (DK == DV || x->values)
         key_products<DK>(s, x->keys, x->values ? s_q : s_dout);
@@ -233,9 +230,6 @@ static __device__ __forceinline__ void load_state(key_state<DK, DV> *x, dkv_smem
         load_frags<DK>(&x->keys, x->values ? m->k + key * DK : m->v + key * DV);
     else
         load_frags<DV>(&x->keys, m->v + key * DV);
-#pragma unroll
-    for (int i = 0; i < KEY_M; i++)
-        zero_acc(&x->acc[i]);
 }
 
 /* The warp's sums to the unit's partial ones [2][64][wp]: dv, then dk. */

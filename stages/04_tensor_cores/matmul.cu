@@ -39,8 +39,7 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
         return;
     matrix bt = {b.at + n0 * b.col, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */
     a.at += m0 * a.row;
-    acc_tiles<MATMUL_TILE / TILE_N> acc[1];
-    zero_acc(&acc[0]);
+    acc_tiles<MATMUL_TILE / TILE_N> acc[1] = {};
     for (int64_t K = size.K; K > 0; K -= MATMUL_K) {
         __syncthreads(); /* all warps have used the last step's operands */
         load_operand(s_a, &a, size.M - m0, K);

@@ -69,20 +69,20 @@ template <int N> struct acc_tiles { float x[N][4]; };
 
 template <int N> static __device__ __forceinline__ void zero_acc(acc_tiles<N> *acc) {
 #pragma unroll
-    for (int n = 0; n < N; n++) {
+    for (int i = 0; i < 4 * N; i++)
+        acc->x[i / 4][i % 4] = 0;
+}
+
+/* Multiply the lane's rows, each by its own factor. */
+template <int N>
+static __device__ __forceinline__ void scale_rows(acc_tiles<N> *acc, const float (&by)[2]) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc->x[n][i] = 0;
-    }
+    for (int i = 0; i < 4 * N; i++)
+        acc->x[i / 4][i % 4] *= by[i % 4 / 2];
 }
 
 template <int N> static __device__ __forceinline__ void scale_acc(acc_tiles<N> *acc, float by) {
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc->x[n][i] *= by;
-    }
+    scale_rows(acc, {by, by});
 }
 
 /* The first `rows` rows of the first N tiles to memory, rows `ld` floats apart. */
