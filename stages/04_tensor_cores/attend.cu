@@ -58,34 +58,19 @@ static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t
 /* -------------------------------------------------------- shared blocks */
 
 /* The shared memory of a CUDA block. */
-template <int DK, int DV> struct shared_tiles {
-    enum { M = WARP_TILES(DV), ROWS = ATTEND_WARPS * M };
-    bf16 *q; /* the CUDA block's rows [ROWS][16][DK] */
-    bf16 *k; /* a block of keys [64][DK], */
-    bf16 *v; /* and its values [64][DV] */
-
-    static __host__ __device__ size_t bytes(void) {
-        return (ROWS * TILE_ROWS * DK + BLOCK * (DK + DV)) * sizeof(bf16);
-    }
+template <int DK, int DV> struct attend_smem {
+    bf16 q[ATTEND_WARPS * WARP_TILES(DV) * TILE_ROWS * DK]; /* the CUDA block's rows */
+    bf16 k[BLOCK * DK], v[BLOCK * DV];                      /* a block of keys and its values */
 };
-
-template <int DK, int DV>
-static __device__ __forceinline__ shared_tiles<DK, DV> shared_tiles_of(bf16 *base) {
-    shared_tiles<DK, DV> m;
-    m.q = base;
-    m.k = m.q + m.ROWS * TILE_ROWS * DK;
-    m.v = m.k + BLOCK * DK;
-    return m;
-}
 
 /* Start copying Q of the CUDA block's rows. */
 template <int DK, int DV>
 static __device__ __forceinline__ void load_queries_async(const attend_args *a,
                                                           const tile_coord *coord, int g16,
-                                                          const shared_tiles<DK, DV> &m) {
+                                                          attend_smem<DK, DV> *m) {
     for (int i = 0; i < coord->rows.count; i++) {
         const int64_t tile = head_tile(&a->c, coord->rows.first + i, coord->kvh, g16);
-        copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK,
+        copy_rows_async<DK, TILE_ROWS>(m->q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK,
                                        (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
     }
     nsa_cp_async_commit();
@@ -97,8 +82,7 @@ static __device__ __forceinline__ void load_queries_async(const attend_args *a,
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                                                      const attend_args *a, const tile_coord *coord,
-                                                     const shared_tiles<DK, DV> &m, int kv,
-                                                     int branch) {
+                                                     attend_smem<DK, DV> *m, int kv, int branch) {
     const dims *c = &a->c;
     const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
     const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, kv);
@@ -112,14 +96,14 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         range[i] = visible_range(c, branch, position_of(coord, first + i));
     }
     if (end > 0)
-        copy_rows_async<DK, BLOCK>(m.k, start.k, (int)threadIdx.x, threads);
+        copy_rows_async<DK, BLOCK>(m->k, start.k, (int)threadIdx.x, threads);
     nsa_cp_async_commit();
     for (int block = 0; block * BLOCK < end; block++) {
         frag_a p[M][KEY_STEPS];
         uint64_t mask[M], any = 0;
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the keys have arrived, and the last block's values are used */
-        copy_rows_async<DV, BLOCK>(m.v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
+        copy_rows_async<DV, BLOCK>(m->v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
                                    threads);
         nsa_cp_async_commit();
 #pragma unroll
@@ -129,7 +113,7 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         }
         if (any) {
             acc_tiles<KEY_TILES> s[M] = {};
-            add_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
+            add_scores<DK>(s, m->q + first * TILE_ROWS * DK, m->k);
 #pragma unroll
             for (int i = 0; i < M; i++) {
                 online_softmax_update(&x[i], &s[i], mask[i], c->scale2);
@@ -139,11 +123,11 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the values have arrived, and the keys are used */
         if ((block + 1) * BLOCK < end)
-            copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block + 1).k,
+            copy_rows_async<DK, BLOCK>(m->k, block_after<DK, DV>(start, block + 1).k,
                                        (int)threadIdx.x, threads);
         nsa_cp_async_commit();
         if (any)
-            matmul_masked<DV>(o, p, m.v, mask);
+            matmul_masked<DV>(o, p, m->v, mask);
     }
     nsa_cp_async_wait<0>(); /* of Q, if there was no key */
 #pragma unroll
@@ -158,10 +142,10 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
 template <int DK, int DV>
 static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     attend_cmp_kernel(attend_args a) {
-    NSA_DYNAMIC_SHARED(bf16, s_base);
+    NSA_DYNAMIC_SHARED(void, s_base);
     enum { M = WARP_TILES(DV) };
     const dims *c = &a.c;
-    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
+    attend_smem<DK, DV> *m = (attend_smem<DK, DV> *)s_base;
     const int64_t unit = blockIdx.x / c->GT;
     const int g16 = (int)(blockIdx.x % c->GT), heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
     const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
@@ -197,10 +181,10 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
 template <int DK, int DV>
 static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     attend_causal_kernel(attend_args a, int branch, real *g_out) {
-    NSA_DYNAMIC_SHARED(bf16, s_base);
+    NSA_DYNAMIC_SHARED(void, s_base);
     enum { M = WARP_TILES(DV) };
     const dims *c = &a.c;
-    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
+    attend_smem<DK, DV> *m = (attend_smem<DK, DV> *)s_base;
     const int64_t unit = blockIdx.x / c->GT;
     const int g16 = (int)(blockIdx.x % c->GT);
     const tile_coord coord =
@@ -296,7 +280,7 @@ int query_tile(const dims *c) {
 
 template <int DK, int DV> static nsa_status launch_cmp(stage *st, const attend_args *a) {
     NSA_LAUNCH((attend_cmp_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a);
+               ATTEND_WARPS * WARP_SIZE, sizeof(attend_smem<DK, DV>), st->stream, *a);
     NSA_LAUNCHED("attend_cmp");
     return NSA_OK;
 }
@@ -312,8 +296,7 @@ template <int DK, int DV> static nsa_status launch_slc_win(stage *st, const atte
 template <int DK, int DV>
 static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
     NSA_LAUNCH((attend_causal_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a, branch,
-               out);
+               ATTEND_WARPS * WARP_SIZE, sizeof(attend_smem<DK, DV>), st->stream, *a, branch, out);
     NSA_LAUNCHED("attend_causal");
     return NSA_OK;
 }
