@@ -244,9 +244,9 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
         if (!x->values)
             scale_acc(&x->acc[i], scale);
         if (DK == DV || x->values)
-            store_tiles<NV>(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS);
+            store_acc(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS, NV);
         else
-            store_tiles<NK>(to + (int)blockIdx.z * NK * TILE_N, wp, &x->acc[i], TILE_ROWS);
+            store_acc(to + (int)blockIdx.z * NK * TILE_N, wp, &x->acc[i], TILE_ROWS, NK);
     }
 }
 

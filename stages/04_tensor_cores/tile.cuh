@@ -85,24 +85,18 @@ template <int N> static __device__ __forceinline__ void scale_acc(acc_tiles<N> *
     scale_rows(acc, {by, by});
 }
 
-/* The first `rows` rows of the first N tiles to memory, rows `ld` floats apart. */
-template <int N, int ALL>
-static __device__ __forceinline__ void store_tiles(float *to, int64_t ld, const acc_tiles<ALL> *acc,
-                                                   int rows) {
+/* The first `rows` rows of the first `tiles` tiles to memory, rows `ld` floats apart. */
+template <int N>
+static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
+                                                 int rows, int tiles = N) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = lane_row() + 8 * i;
         float2 *at = (float2 *)(to + row * ld + lane_col());
 #pragma unroll
-        for (int n = 0; n < N && row < rows; n++)
+        for (int n = 0; n < tiles && row < rows; n++)
             at[n * (TILE_N / 2)] = make_float2(acc->x[n][2 * i], acc->x[n][2 * i + 1]);
     }
-}
-
-template <int N>
-static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
-                                                 int rows) {
-    store_tiles<N>(to, ld, acc, rows);
 }
 
 /* A and B of one instruction. */
