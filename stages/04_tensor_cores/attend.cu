@@ -82,10 +82,10 @@ static __device__ __forceinline__ void load_queries_async(const attend_args *a,
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                                                      const attend_args *a, const tile_coord *coord,
-                                                     attend_smem<DK, DV> *m, int kv, int branch) {
+                                                     attend_smem<DK, DV> *m, int branch) {
     const dims *c = &a->c;
     const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
-    const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, kv);
+    const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, branch);
     const int end = visible_range(c, branch, coord->last_t).end; /* all begin at key 0 */
     acc_tiles<DV / TILE_N> *o[M];
     key_range range[M];
@@ -135,11 +135,12 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         softmax_finalize(&x[i]);
 }
 
-/* Compressed attention (Eq. 8) of one tile of heads. Grid: a CUDA block for each kv head, tile of
+/* Compressed attention (Eq. 8) of one tile of heads; or, CAUSAL, plain causal attention, over a
+ * window without a beginning (a.c.w is INT32_MAX). Grid: a CUDA block for each kv head, tile of
  * heads and tile of rows, the last rows first, because they see the most. Block: 4 warps with M
  * neighbouring rows each. Shared: Q of all rows, one block of keys and one of values, 64 KiB at
  * 128/128. */
-template <int DK, int DV>
+template <int DK, int DV, bool CAUSAL>
 static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     attend_cmp_kernel(attend_args a) {
     NSA_DYNAMIC_SHARED(void, s_base);
@@ -153,16 +154,19 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
         tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     softmax_state<DV> x[M];
     load_queries_async(&a, &coord, g16, m);
-    attend_shared<DK, DV, M>(x, &a, &coord, m, CMP, CMP);
+    attend_shared<DK, DV, M>(x, &a, &coord, m, CAUSAL ? WIN : CMP);
 #pragma unroll
     for (int k = 0; k < M; k++) {
         const int row = warp_id() * M + k;
         const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         if (row >= coord.rows.count)
             break;
-        store_stats(&a, head, heads, CMP, &x[k]);
+        if (CAUSAL)
+            store_acc(a.out + head * c->dvp, c->dvp, &x[k].o, heads);
+        else
+            store_stats(&a, head, heads, CMP, &x[k]);
 #pragma unroll
-        for (int n = 0; n < DV / TILE_N; n += QUADS(DV)) {
+        for (int n = 0; !CAUSAL && n < DV / TILE_N; n += QUADS(DV)) {
             float4 o[QUADS(DV)];
             int offset[QUADS(DV)];
 #pragma unroll
@@ -173,31 +177,6 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
             if (pair_row < heads)
                 add_gated(&a, head + pair_row, CMP, lane_col() / 4 * 4, o, offset);
         }
-    }
-}
-
-/* Plain causal attention over the pair of `branch`: a window without a beginning (a.c.w is
- * INT32_MAX). Grid, block and shared memory as above. */
-template <int DK, int DV>
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
-    attend_causal_kernel(attend_args a, int branch, real *g_out) {
-    NSA_DYNAMIC_SHARED(void, s_base);
-    enum { M = WARP_TILES(DV) };
-    const dims *c = &a.c;
-    attend_smem<DK, DV> *m = (attend_smem<DK, DV> *)s_base;
-    const int64_t unit = blockIdx.x / c->GT;
-    const int g16 = (int)(blockIdx.x % c->GT);
-    const tile_coord coord =
-        tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
-    softmax_state<DV> x[M];
-    load_queries_async(&a, &coord, g16, m);
-    attend_shared<DK, DV, M>(x, &a, &coord, m, branch, WIN);
-#pragma unroll
-    for (int k = 0; k < M; k++) {
-        const int row = warp_id() * M + k;
-        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
-        store_acc(g_out + head * c->dvp, c->dvp, &x[k].o,
-                  row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
     }
 }
 
@@ -266,8 +245,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
 /* ---------------------------------------------------------------- launches */
 
 template <int DK, int DV> static nsa_status allow_shared(void) {
-    TRY(nsa_allow_shared(attend_cmp_kernel<DK, DV>));
-    return nsa_allow_shared(attend_causal_kernel<DK, DV>);
+    TRY(nsa_allow_shared(attend_cmp_kernel<DK, DV, false>));
+    return nsa_allow_shared(attend_cmp_kernel<DK, DV, true>);
 }
 
 nsa_status open_attend(stage *st) {
@@ -278,9 +257,15 @@ int query_tile(const dims *c) {
     return ATTEND_WARPS * WARP_TILES(c->dvp);
 }
 
-template <int DK, int DV> static nsa_status launch_cmp(stage *st, const attend_args *a) {
-    NSA_LAUNCH((attend_cmp_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, sizeof(attend_smem<DK, DV>), st->stream, *a);
+template <int DK, int DV>
+static nsa_status launch_cmp(stage *st, const attend_args *a, bool is_causal) {
+    const unsigned grid = (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT);
+    if (is_causal)
+        NSA_LAUNCH((attend_cmp_kernel<DK, DV, true>), grid, ATTEND_WARPS * WARP_SIZE,
+                   sizeof(attend_smem<DK, DV>), st->stream, *a);
+    else
+        NSA_LAUNCH((attend_cmp_kernel<DK, DV, false>), grid, ATTEND_WARPS * WARP_SIZE,
+                   sizeof(attend_smem<DK, DV>), st->stream, *a);
     NSA_LAUNCHED("attend_cmp");
     return NSA_OK;
 }
@@ -293,22 +278,10 @@ template <int DK, int DV> static nsa_status launch_slc_win(stage *st, const atte
     return NSA_OK;
 }
 
-template <int DK, int DV>
-static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
-    NSA_LAUNCH((attend_causal_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, sizeof(attend_smem<DK, DV>), st->stream, *a, branch, out);
-    NSA_LAUNCHED("attend_causal");
-    return NSA_OK;
-}
-
-nsa_status attend_cmp(stage *st, const attend_args *a) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_cmp, st, a) : NSA_OK;
+nsa_status attend_cmp(stage *st, const attend_args *a, bool is_causal) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_cmp, st, a, is_causal) : NSA_OK;
 }
 
 nsa_status attend_slc_win(stage *st, const attend_args *a) {
     return a->n_tiles ? BY_WIDTH(&a->c, launch_slc_win, st, a) : NSA_OK;
-}
-
-nsa_status attend_causal(stage *st, const attend_args *a, int branch, real *out) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_causal, st, a, branch, out) : NSA_OK;
 }

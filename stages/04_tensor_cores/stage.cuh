@@ -265,9 +265,8 @@ nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
 /* attend.cu */
 nsa_status open_attend(stage *st);
 int query_tile(const dims *c); /* rows of a CUDA block of attend_cmp */
-nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_cmp(stage *st, const attend_args *args, bool is_causal);
 nsa_status attend_slc_win(stage *st, const attend_args *args);
-nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* select.cu */
 nsa_status open_select(stage *st);
