@@ -270,10 +270,9 @@ int dq_rows(const dims *c) {
 
 nsa_status open_queries(stage *st, scratch *s) {
     const int64_t rows = st->plan->setup.max_rows + st->cfg.max_seqs;
-    s->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
-    s->terms = (row_terms *)device_alloc(
-        st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
-        sizeof *s->terms);
+    alloc(st, &s->tiles, NSA_MEM_PERSISTENT, rows);
+    alloc(st, &s->terms, NSA_MEM_SCRATCH,
+          BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS);
     return BY_WIDTH(&st->c, allow_shared);
 }
 

@@ -162,12 +162,12 @@ nsa_status open_compress(stage *st) {
     s->batch = flags & NSA_DEBUG_MEMORY ? (int64_t)SHORT_BATCH : max_batch < 1 ? 1 : max_batch;
     s->batch = s->batch < N ? s->batch : N;
     const int64_t M = mlp || backward ? s->batch * c->kv_heads : 0;
-    s->y = alloc_reals(st, NSA_MEM_SCRATCH, M * D);
-    s->z = alloc_reals(st, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
-    s->h = alloc_reals(st, NSA_MEM_SCRATCH, mlp ? M * units : 0);
-    s->du = alloc_reals(st, NSA_MEM_SCRATCH, backward ? M * units : 0);
-    s->partials = alloc_reals(st, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
+    alloc(st, &s->y, NSA_MEM_SCRATCH, M * D);
+    alloc(st, &s->z, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
+    alloc(st, &s->h, NSA_MEM_SCRATCH, mlp ? M * units : 0);
+    alloc(st, &s->du, NSA_MEM_SCRATCH, backward ? M * units : 0);
+    alloc(st, &s->partials, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
     for (int pair = 0; pair < PAIR && mlp; pair++)
-        st->u[pair] = alloc_reals(st, NSA_MEM_FORWARD, N * c->kv_heads * c->phi_hidden);
+        alloc(st, &st->u[pair], NSA_MEM_FORWARD, N * c->kv_heads * c->phi_hidden);
     return NSA_OK;
 }

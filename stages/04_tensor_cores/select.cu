@@ -275,9 +275,8 @@ nsa_status open_select(stage *st) {
                                                              : MAX_BATCH_FLOATS / tile;
     batch = batch < 1 ? 1 : batch < tiles ? batch : tiles;
     st->batch_floats = batch * tile;
-    st->batch_importance = alloc_reals(st, NSA_MEM_SCRATCH, st->batch_floats);
-    st->select_tiles = (row_range *)device_alloc(
-        st, NSA_MEM_PERSISTENT, st->plan->setup.max_rows + c->max_seqs, sizeof *st->select_tiles);
+    alloc(st, &st->batch_importance, NSA_MEM_SCRATCH, st->batch_floats);
+    alloc(st, &st->select_tiles, NSA_MEM_PERSISTENT, st->plan->setup.max_rows + c->max_seqs);
     return NSA_OK;
 }
 

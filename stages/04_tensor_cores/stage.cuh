@@ -224,8 +224,9 @@ static inline void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count,
     return nsa_device_alloc(&st->memory, kind, count, size, st->stream);
 }
 
-static inline real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (real *)device_alloc(st, kind, count, sizeof(real));
+template <class T>
+static inline void alloc(stage *st, T **to, nsa_memory_kind kind, int64_t count) {
+    *to = (T *)nsa_device_alloc(&st->memory, kind, count, sizeof(T), st->stream);
 }
 
 static inline bf16 *alloc_bf16(stage *st, nsa_memory_kind kind, int64_t count) {
