@@ -39,11 +39,8 @@ static __global__ void pack_keys_kernel(nsa_source x, const int64_t *g_key, int6
 
 /* x = x rounded to bfloat16. One element a thread. */
 static __global__ void round_kernel(real *x, int64_t count) {
-    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
-        bf16 rounded;
-        nsa_store_float(&rounded, x[i]);
-        x[i] = nsa_load_float(&rounded);
-    }
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads())
+        x[i] = __bfloat162float(__float2bfloat16_rn(x[i]));
 }
 
 /* --------------------------------------------------------------- inputs */
@@ -88,12 +85,6 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
         NSA_CUDA(cudaMemsetAsync(
             x.rows, 0, (size_t)(x.Hkv * x.stride * BLOCK * x.Dp) * sizeof(bf16), st->stream));
     }
-    return NSA_OK;
-}
-
-nsa_status round_to_bf16(stage *st, real *x, int64_t count) {
-    NSA_LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, x, count);
-    NSA_LAUNCHED("round");
     return NSA_OK;
 }
 
@@ -197,7 +188,9 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
             continue;
         TRY(nsa_copy_rows(&st->streams, &st->staging,
                           {&in->at[NSA_PHI_FIRST + i], NULL, NULL, count, 1}, st->phi[pair][w]));
-        TRY(round_to_bf16(st, st->phi[pair][w], count));
+        NSA_LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, st->phi[pair][w],
+                   count);
+        NSA_LAUNCHED("round");
     }
     return make_biases(st);
 }
