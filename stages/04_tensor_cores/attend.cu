@@ -63,19 +63,6 @@ template <int DK, int DV> struct attend_smem {
     bf16 k[BLOCK * DK], v[BLOCK * DV];                      /* a block of keys and its values */
 };
 
-/* Start copying Q of the CUDA block's rows. */
-template <int DK, int DV>
-static __device__ __forceinline__ void load_queries_async(const attend_args *a,
-                                                          const tile_coord *coord, int g16,
-                                                          attend_smem<DK, DV> *m) {
-    for (int i = 0; i < coord->rows.count; i++) {
-        const int64_t tile = head_tile(&a->c, coord->rows.first + i, coord->kvh, g16);
-        copy_rows_async<DK, TILE_ROWS>(m->q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK,
-                                       (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
-    }
-    nsa_cp_async_commit();
-}
-
 /* Attention of the warp's M row tiles over the blocks of one branch, which all warps share. While
  * the scores are computed the values are on their way, and while these are multiplied the next
  * block's keys. */
@@ -153,7 +140,7 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     const tile_coord coord =
         tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     softmax_state<DV> x[M];
-    load_queries_async(&a, &coord, g16, m);
+    load_row_tiles<DK, ATTEND_WARPS>(m->q, a.q, c, &coord, g16);
     attend_shared<DK, DV, M>(x, &a, &coord, m, CAUSAL ? WIN : CMP);
 #pragma unroll
     for (int k = 0; k < M; k++) {

@@ -115,6 +115,18 @@ template <int DV> static __device__ __forceinline__ void softmax_finalize(softma
 
 /* ------------------------------------------- a block that all warps share */
 
+/* Start copying tile of heads g16 of each of the CUDA block's rows, by all of its WARPS. */
+template <int D, int WARPS>
+static __device__ __forceinline__ void load_row_tiles(bf16 *s_rows, const bf16 *g_rows,
+                                                      const dims *c, const tile_coord *coord,
+                                                      int g16) {
+    for (int i = 0; i < coord->rows.count; i++) {
+        const int64_t tile = head_tile(c, coord->rows.first + i, coord->kvh, g16);
+        copy_rows_async<D, TILE_ROWS>(s_rows + i * TILE_ROWS * D, g_rows + tile * TILE_ROWS * D,
+                                      (int)threadIdx.x, WARPS * WARP_SIZE);
+    }
+}
+
 /* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp, s_b [8 N][D] keys or
  * values. */
 template <int D, int M, int N>

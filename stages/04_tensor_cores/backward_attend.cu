@@ -162,13 +162,8 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
 #pragma unroll
     for (int i = 0; i < M; i++)
         dq[i] = &acc[i];
-    for (int i = 0; i < coord.rows.count; i++) {
-        const int64_t tile = head_tile(c, coord.rows.first + i, coord.kvh, g16);
-        copy_rows_async<DK, TILE_ROWS>(m->q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK,
-                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
-        copy_rows_async<DV, TILE_ROWS>(m->dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV,
-                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
-    }
+    load_row_tiles<DK, DQ_WARPS(DK)>(m->q, a.f.q, c, &coord, g16);
+    load_row_tiles<DV, DQ_WARPS(DK)>(m->dout, a.dout, c, &coord, g16);
     backward_cmp<DK, DV, M>(dq, &a, &coord, m, g16);
 #pragma unroll
     for (int i = 0; i < M; i++) {
