@@ -100,13 +100,9 @@ static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const ac
 }
 
 /* A and B of one instruction. */
-typedef struct frag_a {
-    unsigned x[4];
-} frag_a;
-
-typedef struct frag_b {
-    unsigned x[2];
-} frag_b;
+template <int N> struct fragment { unsigned x[N]; };
+typedef fragment<4> frag_a;
+typedef fragment<2> frag_b;
 
 static __device__ __forceinline__ void mma(float (&acc)[4], const frag_a &a, const frag_b &b) {
     nsa_mma_m16n8k16_bf16(acc, a.x, b.x);
