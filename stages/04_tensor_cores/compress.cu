@@ -83,7 +83,7 @@ nsa_status make_biases(stage *st) {
     const int64_t H = st->c.hidden;
     for (int pair = 0; pair < PAIR && st->cfg.phi == NSA_PHI_MLP; pair++) {
         real *const *phi = st->phi[pair];
-        const int64_t lD = st->c.l * width(st, pair);
+        const int64_t lD = st->c.l * (int64_t)view_of(st, st->in, pair).D;
         TRY(matmul_plus(st, {1, H, lD}, rows_of(phi[PE], lD), columns_of(phi[W1], lD),
                         rows_of(st->bias[pair], H), repeat_row(phi[B1])));
     }

@@ -257,7 +257,7 @@ template <int DK> static size_t select_bytes(int queries, int ring) {
 }
 
 /* Queries of a CUDA block: as many as shared memory allows. */
-template <int DK> static nsa_status open_select_width(stage *st) {
+template <int DK, int> static nsa_status open_select_width(stage *st) {
     st->select_queries = SELECT_QUERIES;
     while (st->select_queries > WARP_QUERIES &&
            select_bytes<DK>(st->select_queries, ring_size(&st->c)) > st->max_shared)
@@ -267,7 +267,7 @@ template <int DK> static nsa_status open_select_width(stage *st) {
 
 nsa_status open_select(stage *st) {
     const nsa_config *c = &st->cfg;
-    TRY(BY_KEY_WIDTH(&st->c, open_select_width, st));
+    TRY(BY_WIDTH(&st->c, open_select_width, st));
     const int64_t tiles = st->plan->setup.max_rows / st->select_queries + c->max_seqs + 1;
     const int64_t tile = (c->seq_len + c->slc_block - 1) / c->slc_block * c->kv_heads *
                          st->select_queries; /* floats of a tile */
@@ -284,7 +284,7 @@ nsa_status make_select_tiles(stage *st) {
     return make_tiles(st, st->select_queries, st->select_tiles, &st->n_select_tiles);
 }
 
-template <int DK>
+template <int DK, int>
 static nsa_status launch_select(stage *st, const attend_args *a, const select_tiles *x) {
     const int queries = st->select_queries, ring = ring_size(&a->c);
     const int64_t rows = x->count * queries * a->c.Hkv;
@@ -312,7 +312,7 @@ nsa_status select_blocks(stage *st, const attend_args *a) {
         left = st->n_select_tiles - i;
         const select_tiles x = {st->select_tiles + i, left < batch ? left : batch,
                                 st->batch_importance};
-        TRY(BY_KEY_WIDTH(&a->c, launch_select, st, a, &x));
+        TRY(BY_WIDTH(&a->c, launch_select, st, a, &x));
     }
     return NSA_OK;
 }

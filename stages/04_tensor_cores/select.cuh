@@ -34,14 +34,6 @@ static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) 
     return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
 }
 
-/* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
-template <int N> static __device__ __forceinline__ void topk_init(topk<N> *best, int capacity) {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
-    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
-}
-
 /* The smallest key of all lanes, its halves one after the other. */
 static __device__ __forceinline__ sort_key warp_min_key(sort_key key) {
     const unsigned high = (unsigned)(key >> 32), min_high = __reduce_min_sync(ALL_LANES, high);
@@ -80,6 +72,18 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     *n0 = min(c->init, own_block + 1);
     *first_local = max(*n0, own_block - c->local + 1);
     return *n0 + max(0, own_block - *first_local + 1);
+}
+
+/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
+ * forced; the rest are filled with the largest key, which nothing replaces. */
+template <int N>
+static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
+    int n0, first_local;
+    const int capacity = c->n - forced_blocks(c, own_block, &n0, &first_local);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
+    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
 }
 
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
@@ -141,14 +145,6 @@ static __device__ __forceinline__ void importance_of(float (&importance)[N], con
 static __device__ __forceinline__ sort_key candidate(const dims *c, int own_block, int j,
                                                      float importance) {
     return j >= c->init && j <= own_block - c->local ? sort_key_of(importance, j) : 0;
-}
-
-/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
- * forced. */
-template <int N>
-static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
-    int n0, first_local;
-    topk_init(best, own_block < 0 ? 0 : c->n - forced_blocks(c, own_block, &n0, &first_local));
 }
 
 #endif

@@ -16,15 +16,10 @@ template <class T> static void open_table(stage *st, T **there, T **here, int64_
 
 /* ------------------------------------------------------------------- open */
 
-/* D of a compressor: dk for keys, dv for values */
-int64_t width(const stage *st, int pair) {
-    return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
-}
-
 /* Widths of padded rows: those that BY_WIDTH knows. */
 static void pad_widths(dims *x) {
     const int wide = x->dk > x->dv ? x->dk : x->dv;
-    x->wp = wide <= SPAN ? (int)SPAN : (int)round_up(wide, TILE_COLS);
+    x->wp = wide <= SPAN ? (int)SPAN : (wide + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
     x->dkp = x->dvp = x->wp;
     if (x->wp == 3 * TILE_COLS && x->dv <= 2 * TILE_COLS)
         x->dvp = 2 * TILE_COLS;

@@ -204,21 +204,6 @@ typedef struct stage {
      : (c)->dvp == 128 ? f<192, 128>(__VA_ARGS__)                                                  \
                        : f<192, 192>(__VA_ARGS__))
 
-/* The same for what depends on dkp alone. */
-#define BY_KEY_WIDTH(c, f, ...)                                                                    \
-    ((c)->dkp == 32    ? f<32>(__VA_ARGS__)                                                        \
-     : (c)->dkp == 64  ? f<64>(__VA_ARGS__)                                                        \
-     : (c)->dkp == 128 ? f<128>(__VA_ARGS__)                                                       \
-     : (c)->dkp == 192 ? f<192>(__VA_ARGS__)                                                       \
-                       : f<256>(__VA_ARGS__))
-
-static inline int64_t round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-
-/* stage.cu */
-int64_t width(const stage *st, int pair);
-
 /* Zeroed device memory, during open only. */
 static inline void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
     return nsa_device_alloc(&st->memory, kind, count, size, st->stream);
