@@ -191,15 +191,13 @@ static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *cons
                                                      const frag_a (&p)[M][STEPS], const bf16 *s_b,
                                                      const uint64_t (&mask)[M]) {
     const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
-    bool all = true, any = false;
+    bool all = true;
 #pragma unroll
-    for (int m = 0; m < M; m++) {
+    for (int m = 0; m < M; m++)
         all &= (mask[m] & keys) == keys;
-        any |= (mask[m] & keys) != 0;
-    }
     if (all)
         matmul_keys<D, false>(acc, p, s_b, mask);
-    else if (any)
+    else
         matmul_keys<D, true>(acc, p, s_b, mask);
 }
 
