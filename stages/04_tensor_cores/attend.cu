@@ -248,20 +248,18 @@ template <int DK, int DV>
 static nsa_status launch_cmp(stage *st, const attend_args *a, bool is_causal) {
     const unsigned grid = (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT);
     if (is_causal)
-        NSA_LAUNCH((attend_cmp_kernel<DK, DV, true>), grid, ATTEND_WARPS * WARP_SIZE,
-                   sizeof(attend_smem<DK, DV>), st->stream, *a);
+        LAUNCH((attend_cmp_kernel<DK, DV, true>), grid, ATTEND_WARPS * WARP_SIZE,
+               sizeof(attend_smem<DK, DV>), st, *a);
     else
-        NSA_LAUNCH((attend_cmp_kernel<DK, DV, false>), grid, ATTEND_WARPS * WARP_SIZE,
-                   sizeof(attend_smem<DK, DV>), st->stream, *a);
-    NSA_LAUNCHED("attend_cmp");
+        LAUNCH((attend_cmp_kernel<DK, DV, false>), grid, ATTEND_WARPS * WARP_SIZE,
+               sizeof(attend_smem<DK, DV>), st, *a);
     return NSA_OK;
 }
 
 template <int DK, int DV> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
     const int64_t units = a->R * a->c.Hkv * a->c.GT;
-    NSA_LAUNCH((attend_slc_win_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
-               SLC_WARPS * WARP_SIZE, 0, st->stream, *a);
-    NSA_LAUNCHED("attend_slc_win");
+    LAUNCH((attend_slc_win_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
+           SLC_WARPS * WARP_SIZE, 0, st, *a);
     return NSA_OK;
 }
 

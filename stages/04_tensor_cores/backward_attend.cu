@@ -274,21 +274,16 @@ nsa_status open_queries(stage *st, scratch *s) {
 /* dgate and the terms of all rows. */
 nsa_status gate_backward(stage *st, const grad_args *args) {
     const int64_t blocks = (args->row_tiles + GATE_WARPS - 1) / GATE_WARPS;
-    NSA_LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st->stream,
-               *args);
-    NSA_LAUNCHED("gate_backward");
+    LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st, *args);
     return NSA_OK;
 }
 
 template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args *args) {
     const dims *c = &args->f.c;
-    NSA_LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
-               DQ_WARPS(DK) * WARP_SIZE, sizeof(dq_smem<DK, DV>), st->stream, *args);
-    NSA_LAUNCHED("dq_cmp");
-    NSA_LAUNCH((dq_slc_win_kernel<DK, DV>),
-               (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS), SLC_WARPS * WARP_SIZE, 0,
-               st->stream, *args);
-    NSA_LAUNCHED("dq_slc_win");
+    LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
+           DQ_WARPS(DK) * WARP_SIZE, sizeof(dq_smem<DK, DV>), st, *args);
+    LAUNCH((dq_slc_win_kernel<DK, DV>), (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS),
+           SLC_WARPS * WARP_SIZE, 0, st, *args);
     return NSA_OK;
 }
 

@@ -190,14 +190,11 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
         NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
                                  (size_t)(inv->chunks * inv->blocks) * sizeof *inv->chunk_counts,
                                  st->stream));
-        NSA_LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, counting");
+        LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st, *args, *inv);
     }
-    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("scan_blocks");
+    LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st, *args, *inv);
     if (inv->list) {
-        NSA_LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, storing");
+        LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st, *args, *inv);
     }
     return NSA_OK;
 }

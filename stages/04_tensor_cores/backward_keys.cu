@@ -346,12 +346,10 @@ template <int DK, int DV> static nsa_status allow_shared(void) {
 
 template <int DK, int DV>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
-    NSA_LAUNCH((dkv_kernel<DK, DV>),
-               dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
-               DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st->stream, *args, *inv);
-    NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("reduce_partials");
+    LAUNCH((dkv_kernel<DK, DV>),
+           dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
+           DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st, *args, *inv);
+    LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st, *args, *inv);
     return NSA_OK;
 }
 

@@ -49,9 +49,7 @@ static nsa_status load_rows(stage *st, nsa_rows src, row_view to) {
     nsa_source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
         TRY(nsa_find_rows(&st->streams, &st->staging, &src, r, &n, &from));
-        NSA_LAUNCH(pack_rows_kernel, nsa_grid(n * src.size), NSA_THREADS, 0, st->stream, st->c,
-                   from, r, n, to);
-        NSA_LAUNCHED("pack_rows");
+        LAUNCH(pack_rows_kernel, nsa_grid(n * src.size), NSA_THREADS, 0, st, st->c, from, r, n, to);
     }
     return NSA_OK;
 }
@@ -90,9 +88,8 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
 
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to) {
-    NSA_LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * to.D), NSA_THREADS, 0, st->stream, x,
-               key, row, count, to);
-    NSA_LAUNCHED("pack_keys");
+    LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * to.D), NSA_THREADS, 0, st, x, key, row,
+           count, to);
     return NSA_OK;
 }
 
@@ -188,9 +185,7 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
             continue;
         TRY(nsa_copy_rows(&st->streams, &st->staging,
                           {&in->at[NSA_PHI_FIRST + i], NULL, NULL, count, 1}, st->phi[pair][w]));
-        NSA_LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, st->phi[pair][w],
-                   count);
-        NSA_LAUNCHED("round");
+        LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st, st->phi[pair][w], count);
     }
     return make_biases(st);
 }

@@ -288,19 +288,15 @@ template <int DK, int>
 static nsa_status launch_select(stage *st, const attend_args *a, const select_tiles *x) {
     const int queries = st->select_queries, ring = ring_size(&a->c);
     const int64_t rows = x->count * queries * a->c.Hkv;
-    NSA_LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv),
-               queries / WARP_QUERIES * WARP_SIZE, select_bytes<DK>(queries, ring), st->stream, *a,
-               *x, ring);
-    NSA_LAUNCHED("importance");
+    LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv),
+           queries / WARP_QUERIES * WARP_SIZE, select_bytes<DK>(queries, ring), st, *a, *x, ring);
     if (a->forced)
         return NSA_OK;
     const unsigned blocks = (unsigned)((rows + RANK_WARPS - 1) / RANK_WARPS);
     if (a->c.n <= WARP_SIZE)
-        NSA_LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x, queries);
+        LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st, *a, *x, queries);
     else
-        NSA_LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a, *x,
-                   queries);
-    NSA_LAUNCHED("rank");
+        LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st, *a, *x, queries);
     return NSA_OK;
 }
 

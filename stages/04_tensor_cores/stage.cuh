@@ -193,6 +193,13 @@ typedef struct stage {
             return try_;                                                                           \
     } while (0)
 
+/* Launch a kernel in the stage's stream, and return if that fails. */
+#define LAUNCH(kernel, grid, block, shared_bytes, st, ...)                                         \
+    do {                                                                                           \
+        NSA_LAUNCH(kernel, grid, block, shared_bytes, (st)->stream, __VA_ARGS__);                  \
+        NSA_LAUNCHED(#kernel);                                                                     \
+    } while (0)
+
 /* f<DK, DV>(...), where DK and DV, dkp and dvp, are constants for the compiler, so that
  * accumulators are registers and addresses are offsets. Both are padded to the wider, but for the
  * paper's 192 and 128. */
