@@ -27,10 +27,8 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
     const float gate = a->gate[head * BRANCHES + branch];
     real *out = a->out + head * a->c.dvp + col;
     float4 sum[N];
-#pragma unroll
     for (int n = 0; n < N; n++)
         sum[n] = branch == CMP ? make_float4(0, 0, 0, 0) : *(const float4 *)(out + offset[n]);
-#pragma unroll
     for (int n = 0; n < N; n++)
         *(float4 *)(out + offset[n]) =
             make_float4(sum[n].x + gate * o[n].x, sum[n].y + gate * o[n].y,
@@ -38,7 +36,6 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
     if (!a->out_x[branch])
         return;
     out = a->out_x[branch] + head * a->c.dvp + col;
-#pragma unroll
     for (int n = 0; n < N; n++)
         *(float4 *)(out + offset[n]) = o[n];
 }
@@ -47,7 +44,6 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
 template <int DV>
 static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t head, int heads,
                                                    int branch, const softmax_state<DV> *x) {
-#pragma unroll
     for (int i = 0; i < 2; i++) {
         if (lane_col() == 0 && lane_row() + 8 * i < heads)
             a->stats[(head + lane_row() + 8 * i) * BRANCHES + branch] = {x->row_max[i],
@@ -93,7 +89,6 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         copy_rows_async<DV, BLOCK>(m->v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
                                    threads);
         nsa_cp_async_commit();
-#pragma unroll
         for (int i = 0; i < M; i++) {
             mask[i] = mask_of(range[i], block);
             any |= mask[i];
@@ -156,7 +151,6 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
         for (int n = 0; !CAUSAL && n < DV / TILE_N; n += QUADS(DV)) {
             float4 o[QUADS(DV)];
             int offset[QUADS(DV)];
-#pragma unroll
             for (int i = 0; i < QUADS(DV); i++) {
                 o[i] = pair_quad(x[k].o.x[n + i]);
                 offset[i] = (n + i) * TILE_N;

@@ -36,7 +36,6 @@ static __device__ __forceinline__ void mask_keys(acc_tiles<N> *s, uint64_t mask,
     const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
     if ((mask & all) == all)
         return;
-#pragma unroll
     for (int i = 0; i < 4 * N; i++)
         s->x[i / 4][i % 4] =
             lane_mask >> (i / 4 * TILE_N + i % 2) & 1 ? s->x[i / 4][i % 4] : masked;
@@ -60,7 +59,6 @@ template <int DV>
 static __device__ __forceinline__ void rescale_rows(softmax_state<DV> *x,
                                                     const float (&block_max)[2]) {
     float rescale[2];
-#pragma unroll
     for (int i = 0; i < 2; i++) {
         const float new_max = fmaxf(x->row_max[i], block_max[i]);
         const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
@@ -80,7 +78,6 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         block_max[i] = -INFINITY;
-#pragma unroll
         for (int n = 0; n < KEY_TILES; n++)
             block_max[i] = fmaxf(block_max[i], fmaxf(s->x[n][2 * i], s->x[n][2 * i + 1]));
         block_max[i] = scale2 * row_reduce_max(block_max[i]);
@@ -92,7 +89,6 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
     for (int i = 0; i < 2; i++) {
         const float base = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
         float sum = 0;
-#pragma unroll
         for (int n = 0; n < KEY_TILES; n++) {
             s->x[n][2 * i] = exp_score(scale2, s->x[n][2 * i], base);
             s->x[n][2 * i + 1] = exp_score(scale2, s->x[n][2 * i + 1], base);
@@ -135,7 +131,6 @@ static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf
 #pragma unroll
     for (int k = 0; k < D; k += TILE_K) {
         frag_a a[M];
-#pragma unroll
         for (int m = 0; m < M; m++)
             a[m] = load_a<D>(s_a + m * TILE_ROWS * D, k);
 #pragma unroll
@@ -169,7 +164,6 @@ static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const 
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         frag_b visible[M];
-#pragma unroll
         for (int m = 0; MASKED && m < M; m++)
             visible[m] = visible_halves(keys_of(mask[m], step));
 #pragma unroll
@@ -192,7 +186,6 @@ static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *cons
                                                      const uint64_t (&mask)[M]) {
     const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
     bool all = true;
-#pragma unroll
     for (int m = 0; m < M; m++)
         all &= (mask[m] & keys) == keys;
     if (all)
@@ -204,7 +197,6 @@ static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *cons
 /* Tiles of scores, or of their gradients, as A of the next product. */
 template <int N>
 static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_tiles<N> &s) {
-#pragma unroll
     for (int step = 0; step < N / 2; step++)
         p[step] = a_of_acc(s.x[2 * step], s.x[2 * step + 1]);
 }

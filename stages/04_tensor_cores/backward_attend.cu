@@ -63,7 +63,6 @@ template <int N>
 static __device__ __forceinline__ void backward_tiles(acc_tiles<N> *s, acc_tiles<N> *dp,
                                                       float scale2, const row_terms (&term)[2],
                                                       uint64_t mask) {
-#pragma unroll
     for (int i = 0; i < 4 * N; i++)
         softmax_backward(scale2, &s->x[i / 4][i % 4], &dp->x[i / 4][i % 4], term[i % 4 / 2]);
     mask_keys(dp, mask, 0);
@@ -134,7 +133,6 @@ static __device__ __forceinline__ void backward_cmp(acc_tiles<DK / TILE_N> *cons
 #pragma unroll 1
         for (int half = 0; half < 2; half++) {
             uint64_t mask[M], any = 0;
-#pragma unroll
             for (int i = 0; i < M; i++) {
                 mask[i] = mask_of(range[i], b) >> half * HALF;
                 any |= mask[i];
@@ -159,7 +157,6 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
     const tile_coord coord =
         tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     acc_tiles<DK / TILE_N> acc[M] = {}, *dq[M];
-#pragma unroll
     for (int i = 0; i < M; i++)
         dq[i] = &acc[i];
     load_row_tiles<DK, DQ_WARPS(DK)>(m->q, a.f.q, c, &coord, g16);

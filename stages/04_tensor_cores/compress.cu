@@ -13,7 +13,6 @@ static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
         for (int r = 0; r < x.l; r++) {
             const uint4 four = *(const uint4 *)element_at(&x.in, h, x.first[m / to.Hkv] + r, c);
             const unsigned pair[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
             for (int k = 0; k < PIECE; k++)
                 sum[k] += k % 2 ? high_half(pair[k / 2]) : low_half(pair[k / 2]);
         }

@@ -49,7 +49,6 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
         a.at += MATMUL_K * a.col;
         bt.at += MATMUL_K * bt.col;
     }
-#pragma unroll
     for (int i = 0; i < MATMUL_TILE / TILE_N * 4; i++) {
         const int64_t m = m0 + warp_id() * TILE_ROWS + lane_row() + i % 4 / 2 * 8;
         const int64_t n = n0 + i / 4 * TILE_N + lane_col() + i % 2;

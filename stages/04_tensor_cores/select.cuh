@@ -49,13 +49,11 @@ template <int N> static __device__ __forceinline__ void topk_insert(topk<N> *bes
         const int source = __ffs((int)candidates) - 1;
         const sort_key incoming = __shfl_sync(ALL_LANES, key, source);
         int slot = -1;
-#pragma unroll
         for (int i = N - 1; i >= 0; i--)
             slot = best->key[i] == best->min_key ? i : slot;
         const unsigned owners = __ballot_sync(ALL_LANES, slot >= 0);
         const bool owner = lane_id() == __ffs((int)owners) - 1;
         sort_key min_key = ~(sort_key)0;
-#pragma unroll
         for (int i = 0; i < N; i++) {
             best->key[i] = owner && i == slot ? incoming : best->key[i];
             min_key = best->key[i] < min_key ? best->key[i] : min_key;
@@ -80,7 +78,6 @@ template <int N>
 static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
     int n0, first_local;
     const int capacity = c->n - forced_blocks(c, own_block, &n0, &first_local);
-#pragma unroll
     for (int i = 0; i < N; i++)
         best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
     best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
@@ -94,7 +91,6 @@ static __device__ __forceinline__ void topk_emit(const topk<N> *best, const dims
     __syncwarp();
     for (int i = lane_id(); i < count; i += WARP_SIZE)
         s_list[i] = i < n0 ? i : first_local + i - n0;
-#pragma unroll
     for (int i = 0; i < N; i++) {
         const bool mine = best->key[i] != 0 && best->key[i] != ~(sort_key)0;
         const unsigned all = __ballot_sync(ALL_LANES, mine);
