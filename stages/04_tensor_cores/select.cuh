@@ -26,14 +26,6 @@ enum { MAX_PER_LANE = 4 }; /* n <= 128 entries, up to 4 in each lane */
  * next to be replaced. */
 template <int N> struct topk { sort_key key[N], min_key; };
 
-/* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
- * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
- * 0. */
-static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) {
-    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
-    return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
-}
-
 /* The smallest key of all lanes, its halves one after the other. */
 static __device__ __forceinline__ sort_key warp_min_key(sort_key key) {
     const unsigned high = (unsigned)(key >> 32), min_high = __reduce_min_sync(ALL_LANES, high);
@@ -137,10 +129,15 @@ static __device__ __forceinline__ void importance_of(float (&importance)[N], con
         importance[n] = (float)sum[n];
 }
 
-/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that. */
+/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that.
+ * Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
+ * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
+ * 0. */
 static __device__ __forceinline__ sort_key candidate(const dims *c, int own_block, int j,
                                                      float importance) {
-    return j >= c->init && j <= own_block - c->local ? sort_key_of(importance, j) : 0;
+    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
+    const sort_key key = (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
+    return j >= c->init && j <= own_block - c->local ? key : 0;
 }
 
 #endif
