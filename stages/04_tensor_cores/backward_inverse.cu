@@ -187,14 +187,11 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
     inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;
     const dim3 grid((unsigned)inv->chunks, (unsigned)c->Hkv);
     if (inv->list) {
-        NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
-                                 (size_t)(inv->chunks * inv->blocks) * sizeof *inv->chunk_counts,
-                                 st->stream));
+        TRY(zero(st, inv->chunk_counts, inv->chunks * inv->blocks));
         LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st, *args, *inv);
     }
     LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st, *args, *inv);
-    if (inv->list) {
+    if (inv->list)
         LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st, *args, *inv);
-    }
     return NSA_OK;
 }

@@ -80,8 +80,7 @@ gradient_view gradient_view_of(const stage *st, int branch, int pair) {
 nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     for (int pair = 0; pair < PAIR; pair++) {
         const key_view x = view_of(st, in, pair);
-        NSA_CUDA(cudaMemsetAsync(
-            x.rows, 0, (size_t)(x.Hkv * x.stride * BLOCK * x.Dp) * sizeof(bf16), st->stream));
+        TRY(zero(st, x.rows, x.Hkv * x.stride * BLOCK * x.Dp));
     }
     return NSA_OK;
 }

@@ -16,21 +16,14 @@ template <class T> static void open_table(stage *st, T **there, T **here, int64_
 
 /* ------------------------------------------------------------------- open */
 
-/* Widths of padded rows: those that BY_WIDTH knows. */
-static void pad_widths(dims *x) {
-    const int wide = x->dk > x->dv ? x->dk : x->dv;
-    x->wp = wide <= SPAN ? (int)SPAN : (wide + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
-    x->dkp = x->dvp = x->wp;
-    if (x->wp == 3 * TILE_COLS && x->dv <= 2 * TILE_COLS)
-        x->dvp = 2 * TILE_COLS;
-}
-
 static dims dims_of(const nsa_plan *plan) {
     const nsa_config *c = &plan->cfg;
     dims x;
     x.dk = (int)c->qk_dim;
     x.dv = (int)c->v_dim;
-    pad_widths(&x);
+    const int wide = x.dk > x.dv ? x.dk : x.dv; /* padded to a width that BY_WIDTH knows */
+    x.wp = x.dkp = wide <= SPAN ? (int)SPAN : (wide + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
+    x.dvp = x.wp == 3 * TILE_COLS && x.dv <= 2 * TILE_COLS ? 2 * (int)TILE_COLS : x.wp;
     x.G = (int)plan->group;
     x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
     x.Hq = (int)c->q_heads;

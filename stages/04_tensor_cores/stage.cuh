@@ -229,6 +229,11 @@ static inline nsa_status poison(stage *st, unsigned kinds) {
     return nsa_device_poison(&st->memory, kinds, st->stream);
 }
 
+template <class T> static inline nsa_status zero(const stage *st, T *x, int64_t count) {
+    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
+    return NSA_OK;
+}
+
 /* A table of the host to the device; waits. */
 template <class T> static inline nsa_status upload(stage *st, T *to, const T *from, int64_t count) {
     return nsa_stream_copy(&st->streams, to, from, (size_t)count * sizeof *to);
