@@ -27,10 +27,8 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
     const float gate = a->gate[head * BRANCHES + branch];
     real *out = a->out + head * a->c.dvp + col;
     float4 sum[N];
-#pragma unroll
     for (int n = 0; n < N; n++)
         sum[n] = branch == CMP ? make_float4(0, 0, 0, 0) : *(const float4 *)(out + offset[n]);
-#pragma unroll
     for (int n = 0; n < N; n++)
         *(float4 *)(out + offset[n]) =
             make_float4(sum[n].x + gate * o[n].x, sum[n].y + gate * o[n].y,
@@ -38,7 +36,6 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
     if (!a->out_x[branch])
         return;
     out = a->out_x[branch] + head * a->c.dvp + col;
-#pragma unroll
     for (int n = 0; n < N; n++)
         *(float4 *)(out + offset[n]) = o[n];
 }
@@ -47,7 +44,6 @@ static __device__ __forceinline__ void add_gated(const attend_args *a, int64_t h
 template <int DV>
 static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t head, int heads,
                                                    int branch, const softmax_state<DV> *x) {
-#pragma unroll
     for (int i = 0; i < 2; i++) {
         if (lane_col() == 0 && lane_row() + 8 * i < heads)
             a->stats[(head + lane_row() + 8 * i) * BRANCHES + branch] = {x->row_max[i],
@@ -58,38 +54,10 @@ static __device__ __forceinline__ void store_stats(const attend_args *a, int64_t
 /* -------------------------------------------------------- shared blocks */
 
 /* The shared memory of a CUDA block. */
-template <int DK, int DV> struct shared_tiles {
-    enum { M = WARP_TILES(DV), ROWS = ATTEND_WARPS * M };
-    bf16 *q; /* the CUDA block's rows [ROWS][16][DK] */
-    bf16 *k; /* a block of keys [64][DK], */
-    bf16 *v; /* and its values [64][DV] */
-
-    static __host__ __device__ size_t bytes(void) {
-        return (ROWS * TILE_ROWS * DK + BLOCK * (DK + DV)) * sizeof(bf16);
-    }
+template <int DK, int DV> struct attend_smem {
+    bf16 q[ATTEND_WARPS * WARP_TILES(DV) * TILE_ROWS * DK]; /* the CUDA block's rows */
+    bf16 k[BLOCK * DK], v[BLOCK * DV];                      /* a block of keys and its values */
 };
-
-template <int DK, int DV>
-static __device__ __forceinline__ shared_tiles<DK, DV> shared_tiles_of(bf16 *base) {
-    shared_tiles<DK, DV> m;
-    m.q = base;
-    m.k = m.q + m.ROWS * TILE_ROWS * DK;
-    m.v = m.k + BLOCK * DK;
-    return m;
-}
-
-/* Start copying Q of the CUDA block's rows. */
-template <int DK, int DV>
-static __device__ __forceinline__ void load_queries_async(const attend_args *a,
-                                                          const tile_coord *coord, int g16,
-                                                          const shared_tiles<DK, DV> &m) {
-    for (int i = 0; i < coord->rows.count; i++) {
-        const int64_t tile = head_tile(&a->c, coord->rows.first + i, coord->kvh, g16);
-        copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a->q + tile * TILE_ROWS * DK,
-                                       (int)threadIdx.x, ATTEND_WARPS * WARP_SIZE);
-    }
-    nsa_cp_async_commit();
-}
 
 /* Attention of the warp's M row tiles over the blocks of one branch, which all warps share. While
  * the scores are computed the values are on their way, and while these are multiplied the next
@@ -97,11 +65,10 @@ static __device__ __forceinline__ void load_queries_async(const attend_args *a,
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
                                                      const attend_args *a, const tile_coord *coord,
-                                                     const shared_tiles<DK, DV> &m, int kv,
-                                                     int branch) {
+                                                     attend_smem<DK, DV> *m, int branch) {
     const dims *c = &a->c;
     const int first = warp_id() * M, threads = ATTEND_WARPS * WARP_SIZE;
-    const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, kv);
+    const block_ptrs start = first_block_of<DK, DV>(a, coord->sq, coord->kvh, branch);
     const int end = visible_range(c, branch, coord->last_t).end; /* all begin at key 0 */
     acc_tiles<DV / TILE_N> *o[M];
     key_range range[M];
@@ -112,24 +79,23 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         range[i] = visible_range(c, branch, position_of(coord, first + i));
     }
     if (end > 0)
-        copy_rows_async<DK, BLOCK>(m.k, start.k, (int)threadIdx.x, threads);
+        copy_rows_async<DK, BLOCK>(m->k, start.k, (int)threadIdx.x, threads);
     nsa_cp_async_commit();
     for (int block = 0; block * BLOCK < end; block++) {
         frag_a p[M][KEY_STEPS];
         uint64_t mask[M], any = 0;
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the keys have arrived, and the last block's values are used */
-        copy_rows_async<DV, BLOCK>(m.v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
+        copy_rows_async<DV, BLOCK>(m->v, block_after<DK, DV>(start, block).v, (int)threadIdx.x,
                                    threads);
         nsa_cp_async_commit();
-#pragma unroll
         for (int i = 0; i < M; i++) {
             mask[i] = mask_of(range[i], block);
             any |= mask[i];
         }
         if (any) {
-            acc_tiles<KEY_TILES> s[M];
-            shared_scores<DK>(s, m.q + first * TILE_ROWS * DK, m.k);
+            acc_tiles<KEY_TILES> s[M] = {};
+            add_scores<DK>(s, m->q + first * TILE_ROWS * DK, m->k);
 #pragma unroll
             for (int i = 0; i < M; i++) {
                 online_softmax_update(&x[i], &s[i], mask[i], c->scale2);
@@ -139,11 +105,11 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         nsa_cp_async_wait<0>();
         __syncthreads(); /* the values have arrived, and the keys are used */
         if ((block + 1) * BLOCK < end)
-            copy_rows_async<DK, BLOCK>(m.k, block_after<DK, DV>(start, block + 1).k,
+            copy_rows_async<DK, BLOCK>(m->k, block_after<DK, DV>(start, block + 1).k,
                                        (int)threadIdx.x, threads);
         nsa_cp_async_commit();
         if (any)
-            matmul_masked<DV>(o, p, m.v, mask);
+            matmul_masked<DV>(o, p, m->v, mask);
     }
     nsa_cp_async_wait<0>(); /* of Q, if there was no key */
 #pragma unroll
@@ -151,37 +117,40 @@ static __device__ __forceinline__ void attend_shared(softmax_state<DV> (&x)[M],
         softmax_finalize(&x[i]);
 }
 
-/* Compressed attention (Eq. 8) of one tile of heads. Grid: a CUDA block for each kv head, tile of
+/* Compressed attention (Eq. 8) of one tile of heads; or, CAUSAL, plain causal attention, over a
+ * window without a beginning (a.c.w is INT32_MAX). Grid: a CUDA block for each kv head, tile of
  * heads and tile of rows, the last rows first, because they see the most. Block: 4 warps with M
  * neighbouring rows each. Shared: Q of all rows, one block of keys and one of values, 64 KiB at
  * 128/128. */
-template <int DK, int DV>
+template <int DK, int DV, bool CAUSAL>
 static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
     attend_cmp_kernel(attend_args a) {
-    NSA_DYNAMIC_SHARED(bf16, s_base);
+    NSA_DYNAMIC_SHARED(void, s_base);
     enum { M = WARP_TILES(DV) };
     const dims *c = &a.c;
-    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
+    attend_smem<DK, DV> *m = (attend_smem<DK, DV> *)s_base;
     const int64_t unit = blockIdx.x / c->GT;
     const int g16 = (int)(blockIdx.x % c->GT), heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
     const int pair_row = lane_row() + lane_id() % 2 * 8; /* of pair_quad() */
     const tile_coord coord =
         tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
     softmax_state<DV> x[M];
-    load_queries_async(&a, &coord, g16, m);
-    attend_shared<DK, DV, M>(x, &a, &coord, m, CMP, CMP);
+    load_row_tiles<DK, ATTEND_WARPS>(m->q, a.q, c, &coord, g16);
+    attend_shared<DK, DV, M>(x, &a, &coord, m, CAUSAL ? WIN : CMP);
 #pragma unroll
     for (int k = 0; k < M; k++) {
         const int row = warp_id() * M + k;
         const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
         if (row >= coord.rows.count)
             break;
-        store_stats(&a, head, heads, CMP, &x[k]);
+        if (CAUSAL)
+            store_acc(a.out + head * c->dvp, c->dvp, &x[k].o, heads);
+        else
+            store_stats(&a, head, heads, CMP, &x[k]);
 #pragma unroll
-        for (int n = 0; n < DV / TILE_N; n += QUADS(DV)) {
+        for (int n = 0; !CAUSAL && n < DV / TILE_N; n += QUADS(DV)) {
             float4 o[QUADS(DV)];
             int offset[QUADS(DV)];
-#pragma unroll
             for (int i = 0; i < QUADS(DV); i++) {
                 o[i] = pair_quad(x[k].o.x[n + i]);
                 offset[i] = (n + i) * TILE_N;
@@ -189,31 +158,6 @@ static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
             if (pair_row < heads)
                 add_gated(&a, head + pair_row, CMP, lane_col() / 4 * 4, o, offset);
         }
-    }
-}
-
-/* Plain causal attention over the pair of `branch`: a window without a beginning (a.c.w is
- * INT32_MAX). Grid, block and shared memory as above. */
-template <int DK, int DV>
-static __global__ void __launch_bounds__(ATTEND_WARPS *WARP_SIZE, 2)
-    attend_causal_kernel(attend_args a, int branch, real *g_out) {
-    NSA_DYNAMIC_SHARED(bf16, s_base);
-    enum { M = WARP_TILES(DV) };
-    const dims *c = &a.c;
-    const shared_tiles<DK, DV> m = shared_tiles_of<DK, DV>(s_base);
-    const int64_t unit = blockIdx.x / c->GT;
-    const int g16 = (int)(blockIdx.x % c->GT);
-    const tile_coord coord =
-        tile_coord_of(&a, &a.tiles[a.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
-    softmax_state<DV> x[M];
-    load_queries_async(&a, &coord, g16, m);
-    attend_shared<DK, DV, M>(x, &a, &coord, m, branch, WIN);
-#pragma unroll
-    for (int k = 0; k < M; k++) {
-        const int row = warp_id() * M + k;
-        const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
-        store_acc(g_out + head * c->dvp, c->dvp, &x[k].o,
-                  row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
     }
 }
 
@@ -282,8 +226,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
 /* ---------------------------------------------------------------- launches */
 
 template <int DK, int DV> static nsa_status allow_shared(void) {
-    TRY(nsa_allow_shared(attend_cmp_kernel<DK, DV>));
-    return nsa_allow_shared(attend_causal_kernel<DK, DV>);
+    TRY(nsa_allow_shared(attend_cmp_kernel<DK, DV, false>));
+    return nsa_allow_shared(attend_cmp_kernel<DK, DV, true>);
 }
 
 nsa_status open_attend(stage *st) {
@@ -294,38 +238,29 @@ int query_tile(const dims *c) {
     return ATTEND_WARPS * WARP_TILES(c->dvp);
 }
 
-template <int DK, int DV> static nsa_status launch_cmp(stage *st, const attend_args *a) {
-    NSA_LAUNCH((attend_cmp_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a);
-    NSA_LAUNCHED("attend_cmp");
+template <int DK, int DV>
+static nsa_status launch_cmp(stage *st, const attend_args *a, bool is_causal) {
+    const unsigned grid = (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT);
+    if (is_causal)
+        LAUNCH((attend_cmp_kernel<DK, DV, true>), grid, ATTEND_WARPS * WARP_SIZE,
+               sizeof(attend_smem<DK, DV>), st, *a);
+    else
+        LAUNCH((attend_cmp_kernel<DK, DV, false>), grid, ATTEND_WARPS * WARP_SIZE,
+               sizeof(attend_smem<DK, DV>), st, *a);
     return NSA_OK;
 }
 
 template <int DK, int DV> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
     const int64_t units = a->R * a->c.Hkv * a->c.GT;
-    NSA_LAUNCH((attend_slc_win_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
-               SLC_WARPS * WARP_SIZE, 0, st->stream, *a);
-    NSA_LAUNCHED("attend_slc_win");
+    LAUNCH((attend_slc_win_kernel<DK, DV>), (unsigned)((units + SLC_WARPS - 1) / SLC_WARPS),
+           SLC_WARPS * WARP_SIZE, 0, st, *a);
     return NSA_OK;
 }
 
-template <int DK, int DV>
-static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
-    NSA_LAUNCH((attend_causal_kernel<DK, DV>), (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               ATTEND_WARPS * WARP_SIZE, (shared_tiles<DK, DV>::bytes()), st->stream, *a, branch,
-               out);
-    NSA_LAUNCHED("attend_causal");
-    return NSA_OK;
-}
-
-nsa_status attend_cmp(stage *st, const attend_args *a) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_cmp, st, a) : NSA_OK;
+nsa_status attend_cmp(stage *st, const attend_args *a, bool is_causal) {
+    return a->n_tiles ? BY_WIDTH(&a->c, launch_cmp, st, a, is_causal) : NSA_OK;
 }
 
 nsa_status attend_slc_win(stage *st, const attend_args *a) {
     return a->n_tiles ? BY_WIDTH(&a->c, launch_slc_win, st, a) : NSA_OK;
-}
-
-nsa_status attend_causal(stage *st, const attend_args *a, int branch, real *out) {
-    return a->n_tiles ? BY_WIDTH(&a->c, launch_causal, st, a, branch, out) : NSA_OK;
 }

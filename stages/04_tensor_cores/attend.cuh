@@ -26,23 +26,19 @@ template <int DV> struct softmax_state {
 
 template <int DV> static __device__ __forceinline__ void softmax_init(softmax_state<DV> *x) {
     zero_acc(&x->o);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        x->row_max[i] = -INFINITY;
-        x->row_sum[i] = 0;
-    }
+    x->row_max[0] = x->row_max[1] = -INFINITY;
+    x->row_sum[0] = x->row_sum[1] = 0;
 }
 
-/* Keys outside of `mask` get the score -inf. */
+/* Columns of keys outside of `mask` become `masked`: -inf for scores, 0 for their gradients. */
 template <int N>
-static __device__ __forceinline__ void mask_scores(acc_tiles<N> *s, uint64_t mask) {
-    const uint64_t lane_mask = mask >> lane_col();
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            s->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? s->x[n][i] : -INFINITY;
-    }
+static __device__ __forceinline__ void mask_keys(acc_tiles<N> *s, uint64_t mask, float masked) {
+    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
+    if ((mask & all) == all)
+        return;
+    for (int i = 0; i < 4 * N; i++)
+        s->x[i / 4][i % 4] =
+            lane_mask >> (i / 4 * TILE_N + i % 2) & 1 ? s->x[i / 4][i % 4] : masked;
 }
 
 /* The probability of a score, before division by the row sum: one rounding of the difference, so
@@ -62,19 +58,15 @@ enum { RESCALE_THRESHOLD = 8 };
 template <int DV>
 static __device__ __forceinline__ void rescale_rows(softmax_state<DV> *x,
                                                     const float (&block_max)[2]) {
-#pragma unroll
+    float rescale[2];
     for (int i = 0; i < 2; i++) {
         const float new_max = fmaxf(x->row_max[i], block_max[i]);
         const float base = new_max == -INFINITY ? 0 : new_max; /* avoids -inf - -inf */
-        const float rescale = exp2f(x->row_max[i] - base);
+        rescale[i] = exp2f(x->row_max[i] - base);
         x->row_max[i] = new_max;
-        x->row_sum[i] *= rescale;
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-            x->o.x[n][2 * i] *= rescale;
-            x->o.x[n][2 * i + 1] *= rescale;
-        }
+        x->row_sum[i] *= rescale[i];
     }
+    scale_rows(&x->o, rescale);
 }
 
 template <int DV>
@@ -82,12 +74,10 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
                                                              acc_tiles<KEY_TILES> *s, uint64_t mask,
                                                              float scale2) {
     float block_max[2];
-    if (mask != ALL_KEYS)
-        mask_scores(s, mask);
+    mask_keys(s, mask, -INFINITY);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         block_max[i] = -INFINITY;
-#pragma unroll
         for (int n = 0; n < KEY_TILES; n++)
             block_max[i] = fmaxf(block_max[i], fmaxf(s->x[n][2 * i], s->x[n][2 * i + 1]));
         block_max[i] = scale2 * row_reduce_max(block_max[i]);
@@ -99,7 +89,6 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
     for (int i = 0; i < 2; i++) {
         const float base = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
         float sum = 0;
-#pragma unroll
         for (int n = 0; n < KEY_TILES; n++) {
             s->x[n][2 * i] = exp_score(scale2, s->x[n][2 * i], base);
             s->x[n][2 * i + 1] = exp_score(scale2, s->x[n][2 * i + 1], base);
@@ -116,15 +105,23 @@ template <int DV> static __device__ __forceinline__ void softmax_finalize(softma
         const float total = row_reduce_sum(x->row_sum[i]);
         x->row_sum[i] = total != 0 ? 1 / total : 0; /* no visible key: o = 0 */
         x->row_max[i] = x->row_max[i] == -INFINITY ? 0 : x->row_max[i];
-#pragma unroll
-        for (int n = 0; n < DV / TILE_N; n++) {
-            x->o.x[n][2 * i] *= x->row_sum[i];
-            x->o.x[n][2 * i + 1] *= x->row_sum[i];
-        }
     }
+    scale_rows(&x->o, x->row_sum);
 }
 
 /* ------------------------------------------- a block that all warps share */
+
+/* Start copying tile of heads g16 of each of the CUDA block's rows, by all of its WARPS. */
+template <int D, int WARPS>
+static __device__ __forceinline__ void load_row_tiles(bf16 *s_rows, const bf16 *g_rows,
+                                                      const dims *c, const tile_coord *coord,
+                                                      int g16) {
+    for (int i = 0; i < coord->rows.count; i++) {
+        const int64_t tile = head_tile(c, coord->rows.first + i, coord->kvh, g16);
+        copy_rows_async<D, TILE_ROWS>(s_rows + i * TILE_ROWS * D, g_rows + tile * TILE_ROWS * D,
+                                      (int)threadIdx.x, WARPS * WARP_SIZE);
+    }
+}
 
 /* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp, s_b [8 N][D] keys or
  * values. */
@@ -134,7 +131,6 @@ static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf
 #pragma unroll
     for (int k = 0; k < D; k += TILE_K) {
         frag_a a[M];
-#pragma unroll
         for (int m = 0; m < M; m++)
             a[m] = load_a<D>(s_a + m * TILE_ROWS * D, k);
 #pragma unroll
@@ -155,7 +151,7 @@ static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], const
                                                      const bf16 *s_b) {
 #pragma unroll
     for (int m = 0; m < M; m++)
-        zero_acc(&s[m]);
+        s[m] = {};
     add_scores<D>(s, s_a, s_b);
 }
 
@@ -168,7 +164,6 @@ static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const 
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         frag_b visible[M];
-#pragma unroll
         for (int m = 0; MASKED && m < M; m++)
             visible[m] = visible_halves(keys_of(mask[m], step));
 #pragma unroll
@@ -190,22 +185,18 @@ static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *cons
                                                      const frag_a (&p)[M][STEPS], const bf16 *s_b,
                                                      const uint64_t (&mask)[M]) {
     const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
-    bool all = true, any = false;
-#pragma unroll
-    for (int m = 0; m < M; m++) {
+    bool all = true;
+    for (int m = 0; m < M; m++)
         all &= (mask[m] & keys) == keys;
-        any |= (mask[m] & keys) != 0;
-    }
     if (all)
         matmul_keys<D, false>(acc, p, s_b, mask);
-    else if (any)
+    else
         matmul_keys<D, true>(acc, p, s_b, mask);
 }
 
 /* Tiles of scores, or of their gradients, as A of the next product. */
 template <int N>
 static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_tiles<N> &s) {
-#pragma unroll
     for (int step = 0; step < N / 2; step++)
         p[step] = a_of_acc(s.x[2 * step], s.x[2 * step + 1]);
 }

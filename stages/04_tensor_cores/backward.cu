@@ -20,11 +20,6 @@ nsa_status make_grad_tiles(stage *st) {
     return make_tiles(st, dq_rows(&st->c), st->host_tiles, s->tiles, &s->n_tiles);
 }
 
-static nsa_status zero(const stage *st, real *x, int64_t count) {
-    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
-    return NSA_OK;
-}
-
 /* Zero the gradients that are accumulated, the compressors'; without rows, all of them. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;

@@ -62,21 +62,9 @@ template <int N>
 static __device__ __forceinline__ void backward_tiles(acc_tiles<N> *s, acc_tiles<N> *dp,
                                                       float scale2, const row_terms (&term)[2],
                                                       uint64_t mask) {
-    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            softmax_backward(scale2, &s->x[n][i], &dp->x[n][i], term[i / 2]);
-    }
-    if ((mask & all) == all)
-        return;
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            dp->x[n][i] = lane_mask >> (n * TILE_N + i % 2) & 1 ? dp->x[n][i] : 0;
-    }
+    for (int i = 0; i < 4 * N; i++)
+        softmax_backward(scale2, &s->x[i / 4][i % 4], &dp->x[i / 4][i % 4], term[i % 4 / 2]);
+    mask_keys(dp, mask, 0);
 }
 
 /* Terms of the lane's two rows in a row tile. */
@@ -91,36 +79,23 @@ static __device__ __forceinline__ void load_terms(row_terms (&term)[2], const gr
 
 /* The shared memory of a CUDA block. */
 template <int DK, int DV> struct dq_smem {
-    enum { M = DQ_TILES(DK), ROWS = DQ_WARPS(DK) * M };
-    bf16 *q, *dout; /* the CUDA block's rows [ROWS][16][DK], [ROWS][16][DV] */
-    bf16 *k, *v;    /* a block of keys and its values */
-
-    static size_t bytes(void) {
-        return (size_t)(ROWS * TILE_ROWS + BLOCK) * (DK + DV) * sizeof(bf16);
-    }
+    enum { ROWS = DQ_WARPS(DK) * DQ_TILES(DK) };
+    bf16 q[ROWS * TILE_ROWS * DK], dout[ROWS * TILE_ROWS * DV]; /* the CUDA block's rows */
+    bf16 k[BLOCK * DK], v[BLOCK * DV];                          /* a block of keys, its values */
 };
-
-template <int DK, int DV> static __device__ __forceinline__ dq_smem<DK, DV> dq_smem_of(bf16 *base) {
-    dq_smem<DK, DV> m;
-    m.q = base;
-    m.dout = m.q + m.ROWS * TILE_ROWS * DK;
-    m.k = m.dout + m.ROWS * TILE_ROWS * DV;
-    m.v = m.k + BLOCK * DK;
-    return m;
-}
 
 /* dq of the warp's row tiles over half a block:
  *     S [16,32] = Q K^T    dP [16,32] = dO V^T    dQ [16,DK] += dS K */
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *const (&dq)[M],
-                                                     const dq_smem<DK, DV> *m, float scale2,
+                                                     dq_smem<DK, DV> *m, float scale2,
                                                      const row_terms (&terms)[M][2], int half,
                                                      const uint64_t (&mask)[M]) {
     const int first = warp_id() * M * TILE_ROWS;
     frag_a p[M][HALF_TILES / 2];
-    acc_tiles<HALF_TILES> s[M], dp[M];
-    shared_scores<DK>(s, m->q + first * DK, m->k + half * HALF * DK);
-    shared_scores<DV>(dp, m->dout + first * DV, m->v + half * HALF * DV);
+    acc_tiles<HALF_TILES> s[M] = {}, dp[M] = {};
+    add_scores<DK>(s, m->q + first * DK, m->k + half * HALF * DK);
+    add_scores<DV>(dp, m->dout + first * DV, m->v + half * HALF * DV);
 #pragma unroll
     for (int i = 0; i < M; i++) {
         backward_tiles(&s[i], &dp[i], scale2, terms[i], mask[i]);
@@ -133,7 +108,7 @@ static __device__ __forceinline__ void backward_half(acc_tiles<DK / TILE_N> *con
 template <int DK, int DV, int M>
 static __device__ __forceinline__ void backward_cmp(acc_tiles<DK / TILE_N> *const (&dq)[M],
                                                     const grad_args *a, const tile_coord *coord,
-                                                    const dq_smem<DK, DV> *m, int g16) {
+                                                    dq_smem<DK, DV> *m, int g16) {
     const dims *c = &a->f.c;
     const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, CMP);
     const int end = visible_range(c, CMP, coord->last_t).end;
@@ -157,7 +132,6 @@ static __device__ __forceinline__ void backward_cmp(acc_tiles<DK / TILE_N> *cons
 #pragma unroll 1
         for (int half = 0; half < 2; half++) {
             uint64_t mask[M], any = 0;
-#pragma unroll
             for (int i = 0; i < M; i++) {
                 mask[i] = mask_of(range[i], b) >> half * HALF;
                 any |= mask[i];
@@ -173,28 +147,20 @@ static __device__ __forceinline__ void backward_cmp(acc_tiles<DK / TILE_N> *cons
  * each. Shared: Q and dO of all rows, one block of keys and values; 96 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_kernel(grad_args a) {
-    NSA_DYNAMIC_SHARED(bf16, s_base);
+    NSA_DYNAMIC_SHARED(void, s_base);
     enum { M = DQ_TILES(DK) };
     const dims *c = &a.f.c;
     const int g16 = (int)(blockIdx.x % c->GT);
-    const dq_smem<DK, DV> m = dq_smem_of<DK, DV>(s_base);
+    dq_smem<DK, DV> *m = (dq_smem<DK, DV> *)s_base;
     const int64_t unit = blockIdx.x / c->GT;
     const tile_coord coord =
         tile_coord_of(&a.f, &a.f.tiles[a.f.n_tiles - 1 - unit / c->Hkv], (int)(unit % c->Hkv));
-    acc_tiles<DK / TILE_N> acc[M], *dq[M];
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-        zero_acc(&acc[i]);
+    acc_tiles<DK / TILE_N> acc[M] = {}, *dq[M];
+    for (int i = 0; i < M; i++)
         dq[i] = &acc[i];
-    }
-    for (int i = 0; i < coord.rows.count; i++) {
-        const int64_t tile = head_tile(c, coord.rows.first + i, coord.kvh, g16);
-        copy_rows_async<DK, TILE_ROWS>(m.q + i * TILE_ROWS * DK, a.f.q + tile * TILE_ROWS * DK,
-                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
-        copy_rows_async<DV, TILE_ROWS>(m.dout + i * TILE_ROWS * DV, a.dout + tile * TILE_ROWS * DV,
-                                       (int)threadIdx.x, DQ_WARPS(DK) * WARP_SIZE);
-    }
-    backward_cmp<DK, DV, M>(dq, &a, &coord, &m, g16);
+    load_row_tiles<DK, DQ_WARPS(DK)>(m->q, a.f.q, c, &coord, g16);
+    load_row_tiles<DV, DQ_WARPS(DK)>(m->dout, a.dout, c, &coord, g16);
+    backward_cmp<DK, DV, M>(dq, &a, &coord, m, g16);
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;
@@ -301,31 +267,25 @@ int dq_rows(const dims *c) {
 
 nsa_status open_queries(stage *st, scratch *s) {
     const int64_t rows = st->plan->setup.max_rows + st->cfg.max_seqs;
-    s->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
-    s->terms = (row_terms *)device_alloc(
-        st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
-        sizeof *s->terms);
+    alloc(st, &s->tiles, NSA_MEM_PERSISTENT, rows);
+    alloc(st, &s->terms, NSA_MEM_SCRATCH,
+          BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS);
     return BY_WIDTH(&st->c, allow_shared);
 }
 
 /* dgate and the terms of all rows. */
 nsa_status gate_backward(stage *st, const grad_args *args) {
     const int64_t blocks = (args->row_tiles + GATE_WARPS - 1) / GATE_WARPS;
-    NSA_LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st->stream,
-               *args);
-    NSA_LAUNCHED("gate_backward");
+    LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st, *args);
     return NSA_OK;
 }
 
 template <int DK, int DV> static nsa_status launch_dq(stage *st, const grad_args *args) {
     const dims *c = &args->f.c;
-    NSA_LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
-               DQ_WARPS(DK) * WARP_SIZE, (dq_smem<DK, DV>::bytes()), st->stream, *args);
-    NSA_LAUNCHED("dq_cmp");
-    NSA_LAUNCH((dq_slc_win_kernel<DK, DV>),
-               (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS), SLC_WARPS * WARP_SIZE, 0,
-               st->stream, *args);
-    NSA_LAUNCHED("dq_slc_win");
+    LAUNCH((dq_cmp_kernel<DK, DV>), (unsigned)(args->f.n_tiles * c->Hkv * c->GT),
+           DQ_WARPS(DK) * WARP_SIZE, sizeof(dq_smem<DK, DV>), st, *args);
+    LAUNCH((dq_slc_win_kernel<DK, DV>), (unsigned)((args->row_tiles + SLC_WARPS - 1) / SLC_WARPS),
+           SLC_WARPS * WARP_SIZE, 0, st, *args);
     return NSA_OK;
 }
 

@@ -172,16 +172,12 @@ nsa_status open_inverse_list(stage *st, scratch *s) {
         blocks = of > blocks ? of : blocks;
         units = all > units ? all : units;
     }
-    inv->start = (int64_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->start);
-    inv->count = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->count);
-    inv->first_unit = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->first_unit);
-    s->list = (int32_t *)device_alloc(
-        st, NSA_MEM_SCRATCH, c->kv_heads * R * max_row_blocks(st, SLC, T), sizeof *s->list);
-    inv->chunk_counts =
-        (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride,
-                                sizeof *inv->chunk_counts);
-    inv->partial = (real *)device_alloc(st, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp,
-                                        sizeof *inv->partial);
+    alloc(st, &inv->start, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &inv->count, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &inv->first_unit, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &s->list, NSA_MEM_SCRATCH, c->kv_heads * R * max_row_blocks(st, SLC, T));
+    alloc(st, &inv->chunk_counts, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride);
+    alloc(st, &inv->partial, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp);
     return NSA_OK;
 }
 
@@ -204,17 +200,11 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
     inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;
     const dim3 grid((unsigned)inv->chunks, (unsigned)c->Hkv);
     if (inv->list) {
-        NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
-                                 (size_t)(inv->chunks * inv->blocks) * sizeof *inv->chunk_counts,
-                                 st->stream));
-        NSA_LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, counting");
+        TRY(zero(st, inv->chunk_counts, inv->chunks * inv->blocks));
+        LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st, *args, *inv);
     }
-    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("scan_blocks");
-    if (inv->list) {
-        NSA_LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, storing");
-    }
+    LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st, *args, *inv);
+    if (inv->list)
+        LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st, *args, *inv);
     return NSA_OK;
 }

@@ -104,14 +104,11 @@ static __device__ __forceinline__ void load_frags(key_frags<W, KEPT> *to, const 
             load_a<D>(s_rows + i % KEY_M * TILE_ROWS * D, i / KEY_M * TILE_K);
 }
 
-/* acc [32 keys,16 rows] = A B^T, B = s_b [16][D]: S^T = K Q^T or dP^T = V dO^T. */
+/* acc [32 keys,16 rows] += A B^T, B = s_b [16][D]: S^T = K Q^T or dP^T = V dO^T. */
 template <int D, int W, bool KEPT>
 static __device__ __forceinline__ void key_products(acc_tiles<2> (&acc)[KEY_M],
                                                     const key_frags<W, KEPT> &keys,
                                                     const bf16 *s_b) {
-#pragma unroll
-    for (int m = 0; m < KEY_M; m++)
-        zero_acc(&acc[m]);
 #pragma unroll
     for (int k = 0; k < D; k += TILE_K) {
         frag_b b[2];
@@ -148,7 +145,7 @@ template <int DK, int DV> struct key_state {
     enum { PARTS = DKV_PARTS(DK), W = DK > DV ? DK : DV };
     enum { NK = DK / PARTS / TILE_N, NV = DV / PARTS / TILE_N };
     key_frags<W, PARTS == 1> keys;
-    acc_tiles<W / PARTS / TILE_N> acc[KEY_M];
+    acc_tiles<W / PARTS / TILE_N> acc[KEY_M] = {};
     bool values; /* dv */
 };
 
@@ -204,7 +201,7 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
     const bf16 *s_q = step->q + tile * TILE_ROWS * DK, *s_dout = step->dout + tile * TILE_ROWS * DV;
     const row_terms *terms = step->terms + tile * TILE_ROWS;
     frag_a(*s_p)[WARP_SIZE] = m->p()[tile % dkv_smem<DK, DV>::P_TILES][warp_id() % KEY_GROUPS];
-    acc_tiles<2> s[KEY_M];
+    acc_tiles<2> s[KEY_M] = {};
     frag_a p[KEY_M];
     if (DK == DV || x->values)
         key_products<DK>(s, x->keys, x->values ? s_q : s_dout);
@@ -275,9 +272,6 @@ static __device__ __forceinline__ void load_state(key_state<DK, DV> *x, dkv_smem
         load_frags<DK>(&x->keys, x->values ? m->k + key * DK : m->v + key * DV);
     else
         load_frags<DV>(&x->keys, m->v + key * DV);
-#pragma unroll
-    for (int i = 0; i < KEY_M; i++)
-        zero_acc(&x->acc[i]);
 }
 
 /* The warp's sums to the unit's partial ones [2][64][wp]: dv, then dk. */
@@ -292,9 +286,9 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
         if (!x->values)
             scale_acc(&x->acc[i], scale);
         if (DK == DV || x->values)
-            store_tiles<NV>(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS);
+            store_acc(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS, NV);
         else
-            store_tiles<NK>(to + (int)blockIdx.z * NK * TILE_N, wp, &x->acc[i], TILE_ROWS);
+            store_acc(to + (int)blockIdx.z * NK * TILE_N, wp, &x->acc[i], TILE_ROWS, NK);
     }
 }
 
@@ -406,14 +400,12 @@ template <int DK, int DV> static nsa_status allow_shared(void) {
 
 template <int DK, int DV>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
-    NSA_LAUNCH((dkv_kernel<DK, DV>),
-               dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
-               DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st->stream, *args, *inv);
-    NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials,
-               dim3((unsigned)inv->blocks, (unsigned)(2 * BLOCK * st->c.wp / REDUCE_THREADS)),
-               REDUCE_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("reduce_partials");
+    LAUNCH((dkv_kernel<DK, DV>),
+           dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
+           DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st, *args, *inv);
+    LAUNCH(reduce_partials,
+           dim3((unsigned)inv->blocks, (unsigned)(2 * BLOCK * st->c.wp / REDUCE_THREADS)),
+           REDUCE_THREADS, 0, st, *args, *inv);
     return NSA_OK;
 }
 

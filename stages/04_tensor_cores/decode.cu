@@ -40,8 +40,8 @@ static void open_caches(stage *st) {
         st->slot_blocks[x] = (keys + BLOCK - 1) / BLOCK;
         in->stride = c->max_seqs * st->slot_blocks[x];
         const int64_t all = c->kv_heads * in->stride * BLOCK;
-        in->rows[KEYS] = alloc_bf16(st, NSA_MEM_PERSISTENT, all * st->c.dkp);
-        in->rows[VALUES] = alloc_bf16(st, NSA_MEM_PERSISTENT, all * st->c.dvp);
+        alloc(st, &in->rows[KEYS], NSA_MEM_PERSISTENT, all * st->c.dkp);
+        alloc(st, &in->rows[VALUES], NSA_MEM_PERSISTENT, all * st->c.dvp);
     }
 }
 
@@ -51,8 +51,8 @@ static nsa_status open_coords(stage *st, decoder *dec) {
     int64_t **const tables[] = {&x->len,     &x->key,      &x->cmp_first,
                                 &x->cmp_key, &x->cmp_rows, &st->refusals.device};
     for (int64_t **table : tables) /* rows + 1: refusals are two, and rows may be one */
-        *table = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows + 1, sizeof **table);
-    x->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2 * rows, sizeof *x->t);
+        alloc(st, table, NSA_MEM_PERSISTENT, rows + 1);
+    alloc(st, &x->t, NSA_MEM_PERSISTENT, 2 * rows);
     x->slot = x->t + rows;
     for (int i = 0; i < LAYOUTS; i++)
         x->slot_keys[i] = st->slot_blocks[i] * BLOCK;
@@ -91,12 +91,12 @@ nsa_status open_decode(stage *st) {
     a->slot = dec->at.slot;
     a->q = st->q;
     a->gate = st->gate;
-    a->scores = (real *)device_alloc(
-        st, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK, sizeof(real));
-    a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
-    a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
+    alloc(st, &a->scores, NSA_MEM_SCRATCH,
+          a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK);
+    alloc(st, &a->split_o, NSA_MEM_SCRATCH, n * st->c.dvp);
+    alloc(st, &a->split_stats, NSA_MEM_SCRATCH, n);
     a->J = (c->max_seq_len + c->slc_block - 1) / c->slc_block;
-    a->importance = alloc_reals(st, NSA_MEM_SCRATCH, c->max_seqs * c->kv_heads * a->J);
+    alloc(st, &a->importance, NSA_MEM_SCRATCH, c->max_seqs * c->kv_heads * a->J);
     a->block_idx = st->block_idx;
     a->len = dec->at.len;
     a->out = st->out;
@@ -180,9 +180,8 @@ static nsa_status load_coords(stage *st, decoder *dec, const nsa_step *step) {
     x->A = step->A;
     if (!step->same)
         TRY(upload(st, x->slot, step->slot, x->A));
-    NSA_LAUNCH(step_coords_kernel, 1, NSA_THREADS, 0, st->stream, st->c, *x, st->cfg.max_seqs,
-               st->cfg.max_seq_len, st->refusals.device);
-    NSA_LAUNCHED("step_coords");
+    LAUNCH(step_coords_kernel, 1, NSA_THREADS, 0, st, st->c, *x, st->cfg.max_seqs,
+           st->cfg.max_seq_len, st->refusals.device);
     return nsa_refusals_copy(&st->refusals, &st->streams);
 }
 

@@ -187,9 +187,8 @@ static __global__ void __launch_bounds__(COMBINE_THREADS) decode_combine_kernel(
 
 template <int DK, int DV>
 static nsa_status launch_splits(stage *st, const decode_args *a, int from, int to) {
-    NSA_LAUNCH((decode_splits_kernel<DK, DV>), (unsigned)(a->units * (to - from)),
-               SPLIT_WARPS * WARP_SIZE, 0, st->stream, *a, from, to - from);
-    NSA_LAUNCHED("decode_splits");
+    LAUNCH((decode_splits_kernel<DK, DV>), (unsigned)(a->units * (to - from)),
+           SPLIT_WARPS * WARP_SIZE, 0, st, *a, from, to - from);
     return NSA_OK;
 }
 
@@ -198,7 +197,6 @@ nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
 }
 
 nsa_status decode_combine(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st->stream, *a);
-    NSA_LAUNCHED("decode_combine");
+    LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st, *a);
     return NSA_OK;
 }

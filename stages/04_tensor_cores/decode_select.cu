@@ -84,9 +84,7 @@ nsa_status decode_select(stage *st, const decode_args *a) {
     const size_t bytes =
         (size_t)(SELECT_WARPS * ring + a->c.GT * TILE_ROWS * 2) * sizeof(float);
     const rank_args rank = {a->c, a->t, groups / a->c.Hkv, a->importance, a->J, a->block_idx};
-    NSA_LAUNCH(decode_importance_kernel,
-               dim3((unsigned)((a->J + part - 1) / part), (unsigned)groups),
-               SELECT_WARPS * WARP_SIZE, bytes, st->stream, *a, ring);
-    NSA_LAUNCHED("decode_importance");
+    LAUNCH(decode_importance_kernel, dim3((unsigned)((a->J + part - 1) / part), (unsigned)groups),
+           SELECT_WARPS * WARP_SIZE, bytes, st, *a, ring);
     return rank_blocks(st, &rank);
 }

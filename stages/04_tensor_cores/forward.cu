@@ -36,7 +36,7 @@ nsa_status forward(void *self) {
     TRY(start_phases(st));
     TRY(compress_pack(st));
     TRY(record_phase(st, PHASE_COMPRESS));
-    TRY(attend_cmp(st, &args));
+    TRY(attend_cmp(st, &args, false));
     TRY(record_phase(st, PHASE_CMP));
     if (args.importance || !args.forced)
         TRY(select_blocks(st, &args));
@@ -53,9 +53,11 @@ nsa_status causal(void *self, int pair) {
     stage *st = (stage *)self;
     attend_args args = make_attend_args(st);
     args.c.w = INT32_MAX; /* the window is all that came before */
+    args.in[WIN] = st->in[pair == CMP ? RAW : pair];
+    args.out = st->out_causal;
     TRY(poison(st, NSA_MEM_SCRATCH));
     TRY(start_phases(st));
-    TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
+    TRY(attend_cmp(st, &args, true));
     TRY(record_phase(st, PHASE_CMP));
     return nsa_stream_finish(&st->streams);
 }

@@ -39,11 +39,8 @@ static __global__ void pack_keys_kernel(nsa_source x, const int64_t *g_key, int6
 
 /* x = x rounded to bfloat16. One element a thread. */
 static __global__ void round_kernel(real *x, int64_t count) {
-    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
-        bf16 rounded;
-        nsa_store_float(&rounded, x[i]);
-        x[i] = nsa_load_float(&rounded);
-    }
+    for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads())
+        x[i] = __bfloat162float(__float2bfloat16_rn(x[i]));
 }
 
 /* --------------------------------------------------------------- inputs */
@@ -52,9 +49,7 @@ static nsa_status load_rows(stage *st, nsa_rows src, row_view to) {
     nsa_source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
         TRY(nsa_find_rows(&st->streams, &st->staging, &src, r, &n, &from));
-        NSA_LAUNCH(pack_rows_kernel, nsa_grid(n * src.size), NSA_THREADS, 0, st->stream, st->c,
-                   from, r, n, to);
-        NSA_LAUNCHED("pack_rows");
+        LAUNCH(pack_rows_kernel, nsa_grid(n * src.size), NSA_THREADS, 0, st, st->c, from, r, n, to);
     }
     return NSA_OK;
 }
@@ -85,23 +80,15 @@ gradient_view gradient_view_of(const stage *st, int branch, int pair) {
 nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     for (int pair = 0; pair < PAIR; pair++) {
         const key_view x = view_of(st, in, pair);
-        NSA_CUDA(cudaMemsetAsync(
-            x.rows, 0, (size_t)(x.Hkv * x.stride * BLOCK * x.Dp) * sizeof(bf16), st->stream));
+        TRY(zero(st, x.rows, x.Hkv * x.stride * BLOCK * x.Dp));
     }
-    return NSA_OK;
-}
-
-nsa_status round_to_bf16(stage *st, real *x, int64_t count) {
-    NSA_LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, x, count);
-    NSA_LAUNCHED("round");
     return NSA_OK;
 }
 
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to) {
-    NSA_LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * to.D), NSA_THREADS, 0, st->stream, x,
-               key, row, count, to);
-    NSA_LAUNCHED("pack_keys");
+    LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * to.D), NSA_THREADS, 0, st, x, key, row,
+           count, to);
     return NSA_OK;
 }
 
@@ -197,7 +184,7 @@ static nsa_status load_weights(stage *st, const nsa_tensors *in) {
             continue;
         TRY(nsa_copy_rows(&st->streams, &st->staging,
                           {&in->at[NSA_PHI_FIRST + i], NULL, NULL, count, 1}, st->phi[pair][w]));
-        TRY(round_to_bf16(st, st->phi[pair][w], count));
+        LAUNCH(round_kernel, nsa_grid(count), NSA_THREADS, 0, st, st->phi[pair][w], count);
     }
     return make_biases(st);
 }

@@ -12,17 +12,14 @@ enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 /* Keys or values of one kv_blocks, or their gradients, which are float32 and not in tiles. A key's
  * index is its sequence's first block times BLOCK plus its position. A head's blocks follow each
  * other, so they are rows of Dp elements, one for each index. */
-typedef struct key_view {
-    bf16 *rows;
+template <class T> struct rows_view {
+    T *rows;
     int64_t stride;
     int Hkv, D, Dp;
-} key_view;
+};
 
-typedef struct gradient_view {
-    real *rows;
-    int64_t stride;
-    int Hkv, D, Dp;
-} gradient_view;
+typedef rows_view<bf16> key_view;
+typedef rows_view<real> gradient_view;
 
 /* Element c of a key of head h. */
 static __host__ __device__ __forceinline__ bf16 *element_at(const key_view *x, int64_t h,
@@ -47,8 +44,6 @@ key_view view_of(const stage *st, const kv_blocks *in, int pair);
 gradient_view gradient_view_of(const stage *st, int branch, int pair);
 /* Zeros, in padding too. */
 nsa_status zero_blocks(stage *st, const kv_blocks *in);
-/* x rounded to bfloat16, still in float32. */
-nsa_status round_to_bf16(stage *st, real *x, int64_t count);
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch);
 nsa_status load_dout(void *self, const nsa_tensor *dout);

@@ -39,8 +39,7 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
         return;
     matrix bt = {b.at + n0 * b.col, b.col, b.row}; /* an operand (n,k), as a is one (m,k) */
     a.at += m0 * a.row;
-    acc_tiles<MATMUL_TILE / TILE_N> acc[1];
-    zero_acc(&acc[0]);
+    acc_tiles<MATMUL_TILE / TILE_N> acc[1] = {};
     for (int64_t K = size.K; K > 0; K -= MATMUL_K) {
         __syncthreads(); /* all warps have used the last step's operands */
         load_operand(s_a, &a, size.M - m0, K);
@@ -50,7 +49,6 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
         a.at += MATMUL_K * a.col;
         bt.at += MATMUL_K * bt.col;
     }
-#pragma unroll
     for (int i = 0; i < MATMUL_TILE / TILE_N * 4; i++) {
         const int64_t m = m0 + warp_id() * TILE_ROWS + lane_row() + i % 4 / 2 * 8;
         const int64_t n = n0 + i / 4 * TILE_N + lane_col() + i % 2;
@@ -63,8 +61,6 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
 nsa_status matmul_plus(stage *st, product_size size, matrix a, matrix b, matrix c, matrix d) {
     const int64_t m_tiles = (size.M + MATMUL_TILE - 1) / MATMUL_TILE;
     const int64_t n_tiles = (size.N + MATMUL_TILE - 1) / MATMUL_TILE;
-    NSA_LAUNCH(matmul_kernel, (unsigned)(m_tiles * n_tiles), MATMUL_THREADS, 0, st->stream, size, a,
-               b, c, d);
-    NSA_LAUNCHED("matmul");
+    LAUNCH(matmul_kernel, (unsigned)(m_tiles * n_tiles), MATMUL_THREADS, 0, st, size, a, b, c, d);
     return NSA_OK;
 }

@@ -29,9 +29,8 @@ static nsa_status read_view(stage *st, const nsa_tensor *to, view from, const in
     for (int64_t r = 0, n; r < rows; r += n) {
         const nsa_target at = nsa_find_target(&st->staging, to, size, r, rows, &n);
         const int64_t end = (r + n) * size < count ? (r + n) * size : count;
-        NSA_LAUNCH(unpack_kernel<view>, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
-                   READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
-        NSA_LAUNCHED("unpack");
+        LAUNCH(unpack_kernel<view>, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
+               READ_WARPS * WARP_SIZE, 0, st, from, key, end, at);
         TRY(nsa_copy_target(&st->streams, &st->staging, to, r * size, end));
     }
     return nsa_stream_finish(&st->streams);

@@ -246,10 +246,9 @@ static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE) rank_kernel(rank
 nsa_status rank_blocks(stage *st, const rank_args *a) {
     const unsigned blocks = (unsigned)((a->rows * a->c.Hkv + RANK_WARPS - 1) / RANK_WARPS);
     if (a->c.n <= WARP_SIZE)
-        NSA_LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a);
+        LAUNCH(rank_kernel<1>, blocks, RANK_WARPS * WARP_SIZE, 0, st, *a);
     else
-        NSA_LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st->stream, *a);
-    NSA_LAUNCHED("rank");
+        LAUNCH(rank_kernel<MAX_PER_LANE>, blocks, RANK_WARPS * WARP_SIZE, 0, st, *a);
     return NSA_OK;
 }
 
@@ -261,7 +260,7 @@ template <int DK> static size_t select_bytes(int queries, int ring) {
 }
 
 /* Queries of a CUDA block: as many as shared memory allows. */
-template <int DK> static nsa_status open_select_width(stage *st) {
+template <int DK, int> static nsa_status open_select_width(stage *st) {
     st->select_queries = SELECT_QUERIES;
     while (st->select_queries > WARP_QUERIES &&
            select_bytes<DK>(st->select_queries, ring_size(&st->c)) > st->max_shared)
@@ -271,7 +270,7 @@ template <int DK> static nsa_status open_select_width(stage *st) {
 
 nsa_status open_select(stage *st) {
     const nsa_config *c = &st->cfg;
-    TRY(BY_KEY_WIDTH(&st->c, open_select_width, st));
+    TRY(BY_WIDTH(&st->c, open_select_width, st));
     const int64_t tiles = st->plan->setup.max_rows / st->select_queries + c->max_seqs + 1;
     const int64_t tile = (c->seq_len + c->slc_block - 1) / c->slc_block * c->kv_heads *
                          st->select_queries; /* floats of a tile */
@@ -279,7 +278,7 @@ nsa_status open_select(stage *st) {
                                                              : MAX_BATCH_FLOATS / tile;
     batch = batch < 1 ? 1 : batch < tiles ? batch : tiles;
     st->batch_floats = batch * tile;
-    st->batch_importance = alloc_reals(st, NSA_MEM_SCRATCH, st->batch_floats);
+    alloc(st, &st->batch_importance, NSA_MEM_SCRATCH, st->batch_floats);
     open_table(st, &st->select_tiles, &st->host_select_tiles,
                st->plan->setup.max_rows + c->max_seqs);
     return NSA_OK;
@@ -290,12 +289,11 @@ nsa_status make_select_tiles(stage *st) {
                       &st->n_select_tiles);
 }
 
-template <int DK>
+template <int DK, int>
 static nsa_status launch_importance(stage *st, const attend_args *a, const select_tiles *x) {
     const int queries = st->select_queries, ring = ring_size(&a->c);
-    NSA_LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv), SELECT_WARPS * WARP_SIZE,
-               select_bytes<DK>(queries, ring), st->stream, *a, *x, queries, ring);
-    NSA_LAUNCHED("importance");
+    LAUNCH(importance_kernel<DK>, (unsigned)(x->count * a->c.Hkv), SELECT_WARPS * WARP_SIZE,
+           select_bytes<DK>(queries, ring), st, *a, *x, queries, ring);
     return NSA_OK;
 }
 
@@ -312,7 +310,7 @@ nsa_status select_blocks(stage *st, const attend_args *a) {
                                               : st->batch_importance};
         const rank_args rank = {a->c, a->row_t + first, last->first + last->count - first,
                                 x.importance, a->J, a->block_idx + first * a->c.Hkv * a->c.n};
-        TRY(BY_KEY_WIDTH(&a->c, launch_importance, st, a, &x));
+        TRY(BY_WIDTH(&a->c, launch_importance, st, a, &x));
         if (!a->forced)
             TRY(rank_blocks(st, &rank));
     }

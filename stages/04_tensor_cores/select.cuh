@@ -39,22 +39,6 @@ enum { MAX_PER_LANE = 4 }; /* n <= 128 entries, up to 4 in each lane */
  * next to be replaced. */
 template <int N> struct topk { sort_key key[N], min_key; };
 
-/* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
- * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
- * 0. */
-static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) {
-    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
-    return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
-}
-
-/* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
-template <int N> static __device__ __forceinline__ void topk_init(topk<N> *best, int capacity) {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
-    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
-}
-
 /* The smallest key of all lanes, its halves one after the other. */
 static __device__ __forceinline__ sort_key warp_min_key(sort_key key) {
     const unsigned high = (unsigned)(key >> 32), min_high = __reduce_min_sync(ALL_LANES, high);
@@ -70,13 +54,11 @@ template <int N> static __device__ __forceinline__ void topk_insert(topk<N> *bes
         const int source = __ffs((int)candidates) - 1;
         const sort_key incoming = __shfl_sync(ALL_LANES, key, source);
         int slot = -1;
-#pragma unroll
         for (int i = N - 1; i >= 0; i--)
             slot = best->key[i] == best->min_key ? i : slot;
         const unsigned owners = __ballot_sync(ALL_LANES, slot >= 0);
         const bool owner = lane_id() == __ffs((int)owners) - 1;
         sort_key min_key = ~(sort_key)0;
-#pragma unroll
         for (int i = 0; i < N; i++) {
             best->key[i] = owner && i == slot ? incoming : best->key[i];
             min_key = best->key[i] < min_key ? best->key[i] : min_key;
@@ -95,6 +77,17 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     return *n0 + max(0, own_block - *first_local + 1);
 }
 
+/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
+ * forced; the rest are filled with the largest key, which nothing replaces. */
+template <int N>
+static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
+    int n0, first_local;
+    const int capacity = c->n - forced_blocks(c, own_block, &n0, &first_local);
+    for (int i = 0; i < N; i++)
+        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
+    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
+}
+
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
 template <int N>
 static __device__ __forceinline__ void topk_emit(const topk<N> *best, const dims *c, int own_block,
@@ -103,7 +96,6 @@ static __device__ __forceinline__ void topk_emit(const topk<N> *best, const dims
     __syncwarp();
     for (int i = lane_id(); i < count; i += WARP_SIZE)
         s_list[i] = i < n0 ? i : first_local + i - n0;
-#pragma unroll
     for (int i = 0; i < N; i++) {
         const bool mine = best->key[i] != 0 && best->key[i] != ~(sort_key)0;
         const unsigned all = __ballot_sync(ALL_LANES, mine);
@@ -150,18 +142,15 @@ static __device__ __forceinline__ void importance_of(float (&importance)[N], con
         importance[n] = (float)sum[n];
 }
 
-/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that. */
+/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that.
+ * Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
+ * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
+ * 0. */
 static __device__ __forceinline__ sort_key candidate(const dims *c, int own_block, int j,
                                                      float importance) {
-    return j >= c->init && j <= own_block - c->local ? sort_key_of(importance, j) : 0;
-}
-
-/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
- * forced. */
-template <int N>
-static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
-    int n0, first_local;
-    topk_init(best, own_block < 0 ? 0 : c->n - forced_blocks(c, own_block, &n0, &first_local));
+    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
+    const sort_key key = (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
+    return j >= c->init && j <= own_block - c->local ? key : 0;
 }
 
 #endif

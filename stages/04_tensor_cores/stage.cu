@@ -8,26 +8,14 @@
 
 /* ------------------------------------------------------------------- open */
 
-/* D of a compressor: dk for keys, dv for values */
-int64_t width(const stage *st, int pair) {
-    return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
-}
-
-/* Widths of padded rows: those that BY_WIDTH knows. */
-static void pad_widths(dims *x) {
-    const int wide = x->dk > x->dv ? x->dk : x->dv;
-    x->wp = wide <= SPAN ? (int)SPAN : (int)round_up(wide, TILE_COLS);
-    x->dkp = x->dvp = x->wp;
-    if (x->wp == 3 * TILE_COLS && x->dv <= 2 * TILE_COLS)
-        x->dvp = 2 * TILE_COLS;
-}
-
 static dims dims_of(const nsa_plan *plan) {
     const nsa_config *c = &plan->cfg;
     dims x;
     x.dk = (int)c->qk_dim;
     x.dv = (int)c->v_dim;
-    pad_widths(&x);
+    const int wide = x.dk > x.dv ? x.dk : x.dv; /* padded to a width that BY_WIDTH knows */
+    x.wp = x.dkp = wide <= SPAN ? (int)SPAN : (wide + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
+    x.dvp = x.wp == 3 * TILE_COLS && x.dv <= 2 * TILE_COLS ? 2 * (int)TILE_COLS : x.wp;
     x.G = (int)plan->group;
     x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
     x.Hq = (int)c->q_heads;
@@ -54,11 +42,11 @@ static void open_blocks(stage *st, int branch, int64_t stride) {
     const nsa_memory_kind kind = branch == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT;
     kv_blocks *in = &st->in[branch];
     in->stride = stride;
-    in->rows[KEYS] = alloc_bf16(st, kind, all * st->c.dkp);
-    in->rows[VALUES] = alloc_bf16(st, kind, all * st->c.dvp);
+    alloc(st, &in->rows[KEYS], kind, all * st->c.dkp);
+    alloc(st, &in->rows[VALUES], kind, all * st->c.dvp);
     if (backward) {
-        in->gradient[KEYS] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dkp);
-        in->gradient[VALUES] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dvp);
+        alloc(st, &in->gradient[KEYS], NSA_MEM_BACKWARD, all * st->c.dkp);
+        alloc(st, &in->gradient[VALUES], NSA_MEM_BACKWARD, all * st->c.dvp);
     }
 }
 
@@ -72,7 +60,7 @@ static void open_tables(stage *st, int64_t T, int64_t R) {
     open_table(st, &st->cmp.first, &st->host_cmp.first, st->plan->max_cmp);
     open_table(st, &st->cmp.key, &st->host_cmp.key, st->plan->max_cmp);
     st->row_seq = st->row_t + R;
-    st->token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
+    alloc(st, &st->token, NSA_MEM_PERSISTENT, R);
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
     st->staging.count = token_size > chunk ? token_size : chunk;
     open_table(st, &st->staging.device, &st->staging.host, st->staging.count);
@@ -82,57 +70,53 @@ static void open_weights(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, (nsa_id)(NSA_PHI_FIRST + i)))
-            st->phi[i / WEIGHTS][i % WEIGHTS] = alloc_reals(
-                st, NSA_MEM_PERSISTENT, nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
+            alloc(st, &st->phi[i / WEIGHTS][i % WEIGHTS], NSA_MEM_PERSISTENT,
+                  nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
     }
     for (int pair = 0; pair < PAIR && c->phi == NSA_PHI_MLP; pair++)
-        st->bias[pair] = alloc_reals(st, NSA_MEM_PERSISTENT, c->phi_hidden);
+        alloc(st, &st->bias[pair], NSA_MEM_PERSISTENT, c->phi_hidden);
 }
 
 static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
-    st->q = alloc_bf16(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dkp);
-    st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
-    st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
-                                             sizeof(int32_t));
-    st->bad = (nsa_bad_values *)device_alloc(st, NSA_MEM_PERSISTENT, 1, sizeof *st->bad);
+    alloc(st, &st->q, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dkp);
+    alloc(st, &st->gate, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
+    alloc(st, &st->forced_idx, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count);
+    alloc(st, &st->bad, NSA_MEM_PERSISTENT, 1);
     for (int x = 0; x < LAYOUTS; x++) /* each sequence begins a block and may leave one unfilled */
         open_blocks(st, x, (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs);
     if (backward)
-        st->dout = alloc_bf16(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dvp);
+        alloc(st, &st->dout, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.dvp);
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const uint32_t flags = st->plan->setup.flags;
     const int64_t outputs = R * c->q_heads * st->c.dvp;
-    st->out = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+    alloc(st, &st->out, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
         if (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD))
-            st->out_x[x] = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+            alloc(st, &st->out_x[x], NSA_MEM_FORWARD, outputs);
     }
-    st->stats = (row_stats *)device_alloc(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
-                                          sizeof(row_stats));
+    alloc(st, &st->stats, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES);
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+        alloc(st, &st->out_causal, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_IMPORTANCE)
-        st->importance = alloc_reals(st, NSA_MEM_FORWARD,
-                                     R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
-    st->block_idx = (int32_t *)device_alloc(st, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
-                                            sizeof(int32_t));
+        alloc(st, &st->importance, NSA_MEM_FORWARD,
+              R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
+    alloc(st, &st->block_idx, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count);
 }
 
 static void open_gradients(stage *st, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dq = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
-    st->dgate = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
+    alloc(st, &st->dq, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
+    alloc(st, &st->dgate, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
         if (st->phi[pair][w])
-            st->dphi[pair][w] =
-                alloc_reals(st, NSA_MEM_BACKWARD, nsa_weight_count(&st->cfg, pair, w));
+            alloc(st, &st->dphi[pair][w], NSA_MEM_BACKWARD, nsa_weight_count(&st->cfg, pair, w));
     }
 }
 

@@ -193,6 +193,13 @@ typedef struct stage {
             return try_;                                                                           \
     } while (0)
 
+/* Launch a kernel in the stage's stream, and return if that fails. */
+#define LAUNCH(kernel, grid, block, shared_bytes, st, ...)                                         \
+    do {                                                                                           \
+        NSA_LAUNCH(kernel, grid, block, shared_bytes, (st)->stream, __VA_ARGS__);                  \
+        NSA_LAUNCHED(#kernel);                                                                     \
+    } while (0)
+
 /* f<DK, DV>(...), where DK and DV, dkp and dvp, are constants for the compiler, so that
  * accumulators are registers and addresses are offsets. Both are padded to the wider, but for the
  * paper's 192 and 128. */
@@ -204,42 +211,25 @@ typedef struct stage {
      : (c)->dvp == 128 ? f<192, 128>(__VA_ARGS__)                                                  \
                        : f<192, 192>(__VA_ARGS__))
 
-/* The same for what depends on dkp alone. */
-#define BY_KEY_WIDTH(c, f, ...)                                                                    \
-    ((c)->dkp == 32    ? f<32>(__VA_ARGS__)                                                        \
-     : (c)->dkp == 64  ? f<64>(__VA_ARGS__)                                                        \
-     : (c)->dkp == 128 ? f<128>(__VA_ARGS__)                                                       \
-     : (c)->dkp == 192 ? f<192>(__VA_ARGS__)                                                       \
-                       : f<256>(__VA_ARGS__))
-
-static inline int64_t round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-
-/* stage.cu */
-int64_t width(const stage *st, int pair);
-
 /* Zeroed device memory, during open only. */
-static inline void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
-    return nsa_device_alloc(&st->memory, kind, count, size, st->stream);
-}
-
-static inline real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (real *)device_alloc(st, kind, count, sizeof(real));
-}
-
-static inline bf16 *alloc_bf16(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (bf16 *)device_alloc(st, kind, count, sizeof(bf16));
+template <class T>
+static inline void alloc(stage *st, T **to, nsa_memory_kind kind, int64_t count) {
+    *to = (T *)nsa_device_alloc(&st->memory, kind, count, sizeof(T), st->stream);
 }
 
 /* A table on the device, and on the host what is copied to it. */
 template <class T> static inline void open_table(stage *st, T **there, T **here, int64_t count) {
-    *there = (T *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(T));
+    alloc(st, there, NSA_MEM_PERSISTENT, count);
     *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
 }
 
 static inline nsa_status poison(stage *st, unsigned kinds) {
     return nsa_device_poison(&st->memory, kinds, st->stream);
+}
+
+template <class T> static inline nsa_status zero(const stage *st, T *x, int64_t count) {
+    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
+    return NSA_OK;
 }
 
 /* A table of the host to the device; waits. */
@@ -271,9 +261,8 @@ nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, in
 /* attend.cu */
 nsa_status open_attend(stage *st);
 int query_tile(const dims *c); /* rows of a CUDA block of attend_cmp */
-nsa_status attend_cmp(stage *st, const attend_args *args);
+nsa_status attend_cmp(stage *st, const attend_args *args, bool is_causal);
 nsa_status attend_slc_win(stage *st, const attend_args *args);
-nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
 
 /* select.cu */
 nsa_status open_select(stage *st);

@@ -64,55 +64,43 @@ static __device__ __forceinline__ int lane_col(void) {
 }
 
 /* N tiles of 16 x 8 side by side: a lane's accumulators. Element i of a tile is row lane_row() + 8
- * (i / 2), column lane_col() + i % 2. */
+ * (i / 2), column lane_col() + i % 2. They are registers, so loops over them must be unrolled. The
+ * compiler does so with short loops to a constant; the others say so. */
 template <int N> struct acc_tiles { float x[N][4]; };
 
 template <int N> static __device__ __forceinline__ void zero_acc(acc_tiles<N> *acc) {
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc->x[n][i] = 0;
-    }
+    for (int i = 0; i < 4 * N; i++)
+        acc->x[i / 4][i % 4] = 0;
+}
+
+/* Multiply the lane's rows, each by its own factor. */
+template <int N>
+static __device__ __forceinline__ void scale_rows(acc_tiles<N> *acc, const float (&by)[2]) {
+    for (int i = 0; i < 4 * N; i++)
+        acc->x[i / 4][i % 4] *= by[i % 4 / 2];
 }
 
 template <int N> static __device__ __forceinline__ void scale_acc(acc_tiles<N> *acc, float by) {
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc->x[n][i] *= by;
-    }
+    scale_rows(acc, {by, by});
 }
 
-/* The first `rows` rows of the first N tiles to memory, rows `ld` floats apart. */
-template <int N, int ALL>
-static __device__ __forceinline__ void store_tiles(float *to, int64_t ld, const acc_tiles<ALL> *acc,
-                                                   int rows) {
+/* The first `rows` rows of the first `tiles` tiles to memory, rows `ld` floats apart. */
+template <int N>
+static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
+                                                 int rows, int tiles = N) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = lane_row() + 8 * i;
         float2 *at = (float2 *)(to + row * ld + lane_col());
-#pragma unroll
-        for (int n = 0; n < N && row < rows; n++)
+        for (int n = 0; n < tiles && row < rows; n++)
             at[n * (TILE_N / 2)] = make_float2(acc->x[n][2 * i], acc->x[n][2 * i + 1]);
     }
 }
 
-template <int N>
-static __device__ __forceinline__ void store_acc(float *to, int64_t ld, const acc_tiles<N> *acc,
-                                                 int rows) {
-    store_tiles<N>(to, ld, acc, rows);
-}
-
 /* A and B of one instruction. */
-typedef struct frag_a {
-    unsigned x[4];
-} frag_a;
-
-typedef struct frag_b {
-    unsigned x[2];
-} frag_b;
+template <int N> struct fragment { unsigned x[N]; };
+typedef fragment<4> frag_a;
+typedef fragment<2> frag_b;
 
 static __device__ __forceinline__ void mma(float (&acc)[4], const frag_a &a, const frag_b &b) {
     nsa_mma_m16n8k16_bf16(acc, a.x, b.x);
@@ -219,7 +207,6 @@ static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int c
 template <int D> struct frags_a { frag_a x[D / TILE_K]; };
 
 template <int D> static __device__ __forceinline__ void load_frags(frags_a<D> *a, const bf16 *at) {
-#pragma unroll
     for (int k = 0; k < D / SPAN; k++) {
         const uint4 lo = load_tile<D>(at, 0, k * SPAN), hi = load_tile<D>(at, BAND, k * SPAN);
         a->x[2 * k] = frag_a{{lo.x, hi.x, lo.y, hi.y}};
@@ -242,7 +229,6 @@ static __device__ __forceinline__ void transpose_tiles(frag_b (&b)[4], const uin
 /* ------------------------------------------------------------ reductions */
 
 static __device__ __forceinline__ float warp_reduce_sum(float x) {
-#pragma unroll
     for (int lane = 1; lane < WARP_SIZE; lane *= 2)
         x += __shfl_xor_sync(ALL_LANES, x, lane);
     return x;
@@ -266,7 +252,6 @@ static __device__ __forceinline__ float row_reduce_max(float x) {
  * rows. */
 static __device__ __forceinline__ frag_b visible_halves(unsigned keys) {
     frag_b mask;
-#pragma unroll
     for (int i = 0; i < 2; i++) {
         const unsigned two = keys >> (lane_col() + 8 * i) & 3;
         mask.x[i] = (two & 1 ? 0xffffu : 0) | (two & 2 ? 0xffff0000u : 0);
