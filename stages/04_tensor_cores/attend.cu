@@ -210,7 +210,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
     uint64_t mask;
     softmax_state<DV> x;
     frags_a<DK> q;
-    load_frags(&q, a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + tile_lane());
+    load_global_a(&q, a.q + head_tile(c, row, kvh, g16) * TILE_ROWS * DK + mem_tile_lane());
     softmax_init(&x);
     for (int b = window.from / BLOCK; b * BLOCK < window.end; b++)
         attend_global_block<DK, DV>(&x, c, q, block_after<DK, DV>(start, b), mask_of(window, b),

@@ -210,11 +210,11 @@ static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frag
                                                      const bf16 *g_b) {
     zero_acc(s);
 #pragma unroll
-    for (int k = 0; k < D / SPAN; k++) {
+    for (int k = 0; k < D / MEM_COLS; k++) {
         uint4 b[N];
 #pragma unroll
         for (int n = 0; n < N; n++)
-            b[n] = load_tile<D>(g_b, n * BAND, k * SPAN);
+            b[n] = load_mem_tile<D>(g_b, n * MEM_ROWS, k * MEM_COLS);
 #pragma unroll
         for (int n = 0; n < N; n++)
             mma(s->x[n], a.x[2 * k], frag_b{{b[n].x, b[n].y}});
@@ -227,20 +227,20 @@ static __device__ __forceinline__ void global_scores(acc_tiles<N> *s, const frag
 /* Half of a block, in registers: values or in backward keys [32][D]. */
 enum { HALF = BLOCK / 2, HALF_STEPS = HALF / TILE_K };
 
-template <int D> struct half_block { uint4 x[HALF / BAND][D / SPAN]; };
+template <int D> struct half_block { uint4 x[HALF / MEM_ROWS][D / MEM_COLS]; };
 
 template <int D>
 static __device__ __forceinline__ void load_half(half_block<D> *v, const bf16 *g_b) {
 #pragma unroll
-    for (int i = 0; i < HALF / BAND; i++) {
+    for (int i = 0; i < HALF / MEM_ROWS; i++) {
 #pragma unroll
-        for (int n = 0; n < D / SPAN; n++)
-            v->x[i][n] = load_tile<D>(g_b, i * BAND, n * SPAN);
+        for (int n = 0; n < D / MEM_COLS; n++)
+            v->x[i][n] = load_mem_tile<D>(g_b, i * MEM_ROWS, n * MEM_COLS);
     }
 }
 
-/* acc [16, D] += P B, B the half block; columns as transpose_tiles() has them. MASKED: keys whose
- * bit is not set count as zero. */
+/* acc [16, D] += P B, B the half block; columns as transpose_mem_tiles() has them. MASKED: keys
+ * whose bit is not set count as zero. */
 template <int D, bool MASKED>
 static __device__ __forceinline__ void add_half(acc_tiles<D / TILE_N> *acc,
                                                 const frag_a (&p)[HALF_STEPS],
@@ -251,9 +251,9 @@ static __device__ __forceinline__ void add_half(acc_tiles<D / TILE_N> *acc,
         if (MASKED)
             visible = visible_halves(keys_of(mask, step));
 #pragma unroll
-        for (int n = 0; n < D / SPAN; n++) {
+        for (int n = 0; n < D / MEM_COLS; n++) {
             frag_b b[4];
-            transpose_tiles(b, v.x[2 * step][n], v.x[2 * step + 1][n]);
+            transpose_mem_tiles(b, v.x[2 * step][n], v.x[2 * step + 1][n]);
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 mma(acc->x[n * 4 + i], p[step], MASKED ? masked(b[i], visible) : b[i]);
@@ -282,8 +282,8 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x,
     acc_tiles<KEY_TILES> s;
     frag_a p[2][HALF_STEPS];
     half_block<DV> v;
-    global_scores(&s, q, at.k + tile_lane());
-    load_half(&v, at.v + tile_lane());
+    global_scores(&s, q, at.k + mem_tile_lane());
+    load_half(&v, at.v + mem_tile_lane());
     if (g_scores)
         store_acc(g_scores, BLOCK, &s, TILE_ROWS);
     online_softmax_update(x, &s, mask, c->scale2);
@@ -291,9 +291,9 @@ static __device__ __forceinline__ void attend_global_block(softmax_state<DV> *x,
     for (int i = 0; i < KEY_STEPS; i++)
         p[i / HALF_STEPS][i % HALF_STEPS] = a_of_acc(s.x[2 * i], s.x[2 * i + 1]);
     if (mask == ALL_KEYS)
-        add_values<DV, false>(&x->o, p, &v, at.v + tile_lane(), mask);
+        add_values<DV, false>(&x->o, p, &v, at.v + mem_tile_lane(), mask);
     else
-        add_values<DV, true>(&x->o, p, &v, at.v + tile_lane(), mask);
+        add_values<DV, true>(&x->o, p, &v, at.v + mem_tile_lane(), mask);
 }
 
 /* ------------------------------------------------------------------ outputs */
@@ -314,7 +314,7 @@ static __device__ __forceinline__ int quad_col(void) {
 }
 
 static __device__ __forceinline__ int quad_offset(int quad) {
-    return quad / 2 * SPAN + quad % 2 * 4;
+    return quad / 2 * MEM_COLS + quad % 2 * 4;
 }
 
 /* Quad `quad` of row lane_row() + 8 i. */

@@ -20,8 +20,9 @@ enum {
 static __device__ __forceinline__ float dot_row(const grad_args *a, int64_t tile, int row,
                                                 const real *o) {
     float sum = 0;
-    for (int col = lane_id() % 4 * PIECE; col < a->f.c.dvp; col += SPAN) {
-        const uint4 x = *(const uint4 *)(a->dout + tiled(tile * TILE_ROWS + row, col, a->f.c.dvp));
+    for (int col = lane_id() % 4 * PIECE; col < a->f.c.dvp; col += MEM_COLS) {
+        const uint4 x =
+            *(const uint4 *)(a->dout + mem_offset(tile * TILE_ROWS + row, col, a->f.c.dvp));
         const float4 lo = *(const float4 *)(o + col), hi = *(const float4 *)(o + col + 4);
         sum += low_half(x.x) * lo.x + high_half(x.x) * lo.y + low_half(x.y) * lo.z +
                high_half(x.y) * lo.w + low_half(x.z) * hi.x + high_half(x.z) * hi.y +
@@ -165,7 +166,7 @@ static __global__ void __launch_bounds__(DQ_WARPS(DK) * WARP_SIZE, 2) dq_cmp_ker
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;
         const int64_t head = (coord.rows.first + row) * c->Hq + coord.kvh * c->G + g16 * TILE_ROWS;
-        scale_acc(&acc[i], c->scale);
+        scale_rows(&acc[i], {c->scale, c->scale});
         store_acc(a.dq + head * DK, DK, &acc[i],
                   row < coord.rows.count ? c->G - g16 * TILE_ROWS : 0);
     }
@@ -185,11 +186,11 @@ static __device__ __forceinline__ void backward_global_block(acc_tiles<DK / TILE
         acc_tiles<HALF_TILES> s, dp;
         frag_a p[HALF_STEPS];
         half_block<DK> k;
-        const bf16 *g_k = at.k + half * HALF * DK + tile_lane();
+        const bf16 *g_k = at.k + half * HALF * DK + mem_tile_lane();
         if (!(mask & (ALL_KEYS >> HALF)))
             continue;
         global_scores(&s, q, g_k);
-        global_scores(&dp, dout, at.v + half * HALF * DV + tile_lane());
+        global_scores(&dp, dout, at.v + half * HALF * DV + mem_tile_lane());
         backward_tiles(&s, &dp, scale2, terms, mask);
         pack_tiles(p, dp);
         load_half(&k, g_k);
@@ -224,8 +225,8 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
     uint64_t mask;
     acc_tiles<DK / TILE_N> dq;
     zero_acc(&dq);
-    load_frags(&q, a.f.q + tile * TILE_ROWS * DK + tile_lane());
-    load_frags(&dout, a.dout + tile * TILE_ROWS * DV + tile_lane());
+    load_global_a(&q, a.f.q + tile * TILE_ROWS * DK + mem_tile_lane());
+    load_global_a(&dout, a.dout + tile * TILE_ROWS * DV + mem_tile_lane());
     load_terms(terms, &a, WIN, tile);
     for (int b = window.from / BLOCK; b * BLOCK < window.end; b++)
         backward_global_block(&dq, c->scale2, q, dout, terms, block_after<DK, DV>(start, b),
@@ -234,7 +235,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
     start = first_block_of<DK, DV>(&a.f, sq, kvh, SLC);
     for (int b; next_block(&iter, g_idx, c, t, &b, &mask);)
         backward_global_block(&dq, c->scale2, q, dout, terms, block_after<DK, DV>(start, b), mask);
-    scale_acc(&dq, c->scale);
+    scale_rows(&dq, {c->scale, c->scale});
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
 #pragma unroll

@@ -60,8 +60,8 @@ static __device__ void find_rows(const grad_args *a, const inverse_list *inv, in
 /* Prefix sum over the chunks of one block, from counts to offsets; the sum is the block's count.
  * Counts are loaded SCAN_BATCH at a time: a load after a store would wait for it. */
 static __device__ void scan_chunks(const inverse_list *inv, int64_t block) {
-    int32_t *counts = inv->chunk_counts + block / inv->stride * inv->chunks * inv->stride +
-                      block % inv->stride;
+    int32_t *counts =
+        inv->chunk_counts + block / inv->stride * inv->chunks * inv->stride + block % inv->stride;
     int32_t sum = 0;
     for (int64_t chunk = 0; chunk < inv->chunks; chunk += SCAN_BATCH) {
         int32_t rows[SCAN_BATCH];

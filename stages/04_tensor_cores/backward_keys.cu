@@ -96,7 +96,7 @@ template <int D, bool KEPT> struct key_frags {
 };
 
 template <int D, int W, bool KEPT>
-static __device__ __forceinline__ void load_frags(key_frags<W, KEPT> *to, const bf16 *s_rows) {
+static __device__ __forceinline__ void keep_keys(key_frags<W, KEPT> *to, const bf16 *s_rows) {
     to->s_rows = s_rows;
 #pragma unroll
     for (int i = 0; KEPT && i < D / TILE_K * KEY_M; i++)
@@ -241,8 +241,8 @@ static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const
  * its end. */
 static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const inverse_list *inv,
                                                     int64_t block, int64_t first, int rows) {
-    unit_rows x = {inv->start[block] + first, rows, 0, rows * a->f.c.GT, (int)(block / inv->stride),
-                   0, {0, 0}};
+    unit_rows x = {inv->start[block] + first,  rows, 0,     rows * a->f.c.GT,
+                   (int)(block / inv->stride), 0,    {0, 0}};
     if (!inv->list && x.start % rows)
         x.turn = (int)(rows - x.start % rows);
     const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1)]];
@@ -269,9 +269,9 @@ static __device__ __forceinline__ void load_state(key_state<DK, DV> *x, dkv_smem
     __syncthreads();
     x->values = warp_id() < KEY_GROUPS;
     if (DK == DV || x->values)
-        load_frags<DK>(&x->keys, x->values ? m->k + key * DK : m->v + key * DV);
+        keep_keys<DK>(&x->keys, x->values ? m->k + key * DK : m->v + key * DV);
     else
-        load_frags<DV>(&x->keys, m->v + key * DV);
+        keep_keys<DV>(&x->keys, m->v + key * DV);
 }
 
 /* The warp's sums to the unit's partial ones [2][64][wp]: dv, then dk. */
@@ -284,7 +284,7 @@ static __device__ __forceinline__ void store_state(key_state<DK, DV> *x, real *g
     for (int i = 0; i < KEY_M; i++) {
         real *to = g_partial + (int64_t)((x->values ? 0 : BLOCK) + key + i * TILE_ROWS) * wp;
         if (!x->values)
-            scale_acc(&x->acc[i], scale);
+            scale_rows(&x->acc[i], {scale, scale});
         if (DK == DV || x->values)
             store_acc(to + (int)blockIdx.z * NV * TILE_N, wp, &x->acc[i], TILE_ROWS, NV);
         else
@@ -316,8 +316,8 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
 #pragma unroll 1
     for (int tile = 0; tile < count; tile++) {
         const uint64_t mask =
-            visible_keys(a, inv->branch, unit.kvh, unit.block, row_of_unit(inv, unit, i + tile, c->GT),
-                         step->terms[tile * TILE_ROWS].t);
+            visible_keys(a, inv->branch, unit.kvh, unit.block,
+                         row_of_unit(inv, unit, i + tile, c->GT), step->terms[tile * TILE_ROWS].t);
         add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
                                    (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));
     }

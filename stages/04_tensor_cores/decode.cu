@@ -91,8 +91,7 @@ nsa_status open_decode(stage *st) {
     a->slot = dec->at.slot;
     a->q = st->q;
     a->gate = st->gate;
-    alloc(st, &a->scores, NSA_MEM_SCRATCH,
-          a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK);
+    alloc(st, &a->scores, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK);
     alloc(st, &a->split_o, NSA_MEM_SCRATCH, n * st->c.dvp);
     alloc(st, &a->split_stats, NSA_MEM_SCRATCH, n);
     a->J = (c->max_seq_len + c->slc_block - 1) / c->slc_block;

@@ -43,7 +43,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     block_iter iter = {0, 0};
     uint64_t mask;
     int b = lo / BLOCK + first_ordinal;
-    load_frags(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + tile_lane());
+    load_global_a(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + mem_tile_lane());
     for (; branch != SLC && b * BLOCK < end; b += step)
         attend_global_block<DK, DV>(x, c, q, block_at<DK, DV>(in, first + b),
                                     range_mask(lo - b * BLOCK, end - b * BLOCK),

@@ -81,8 +81,7 @@ nsa_status open_decode_select(void) {
 nsa_status decode_select(stage *st, const decode_args *a) {
     const int ring = ring_size(&a->c), groups = a->units / a->c.GT;
     const int64_t part = SELECT_WARPS * SELECT_BLOCKS;
-    const size_t bytes =
-        (size_t)(SELECT_WARPS * ring + a->c.GT * TILE_ROWS * 2) * sizeof(float);
+    const size_t bytes = (size_t)(SELECT_WARPS * ring + a->c.GT * TILE_ROWS * 2) * sizeof(float);
     const rank_args rank = {a->c, a->t, groups / a->c.Hkv, a->importance, a->J, a->block_idx};
     LAUNCH(decode_importance_kernel, dim3((unsigned)((a->J + part - 1) / part), (unsigned)groups),
            SELECT_WARPS * WARP_SIZE, bytes, st, *a, ring);

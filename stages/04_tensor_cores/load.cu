@@ -4,7 +4,7 @@
  *  of heads in tiles of 16, or of keys in blocks of 64. */
 #include "load.cuh"
 
-/* Where rows of all heads go: [row tiles][16][Dp], in tiles. */
+/* Where rows of all heads go: [row tiles][16][Dp], in mem tiles. */
 typedef struct row_view {
     bf16 *rows;
     int D, Dp;
@@ -21,7 +21,7 @@ static __global__ void pack_rows_kernel(dims c, nsa_source x, int64_t row, int64
         const int64_t tile = (r * c.Hkv + head / c.G) * c.GT + g / TILE_ROWS;
         const float value =
             nsa_element(x.data, x.dtype, (nsa_source_row(&x, r) * c.Hq + head) * to.D + col);
-        nsa_store_float(to.rows + tiled(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp), value);
+        nsa_store_float(to.rows + mem_offset(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp), value);
     }
 }
 

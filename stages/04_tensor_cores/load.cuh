@@ -9,9 +9,9 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
-/* Keys or values of one kv_blocks, or their gradients, which are float32 and not in tiles. A key's
- * index is its sequence's first block times BLOCK plus its position. A head's blocks follow each
- * other, so they are rows of Dp elements, one for each index. */
+/* Keys or values of one kv_blocks, or their gradients, which are float32 and not in mem tiles. A
+ * key's index is its sequence's first block times BLOCK plus its position. A head's blocks follow
+ * each other, so they are rows of Dp elements, one for each index. */
 template <class T> struct rows_view {
     T *rows;
     int64_t stride;
@@ -24,7 +24,7 @@ typedef rows_view<real> gradient_view;
 /* Element c of a key of head h. */
 static __host__ __device__ __forceinline__ bf16 *element_at(const key_view *x, int64_t h,
                                                             int64_t key, int c) {
-    return x->rows + tiled(h * x->stride * BLOCK + key, c, x->Dp);
+    return x->rows + mem_offset(h * x->stride * BLOCK + key, c, x->Dp);
 }
 
 static __host__ __device__ __forceinline__ real *element_at(const gradient_view *x, int64_t h,

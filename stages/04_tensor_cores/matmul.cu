@@ -20,7 +20,7 @@ static __device__ __forceinline__ void load_operand(bf16 *s_x, const matrix *x, 
     for (int j = 0; j < LOADS; j++) {
         const int other = outer + j * (MATMUL_THREADS / MATMUL_TILE);
         const int i = along_k ? other : inner, k = along_k ? inner : other;
-        nsa_store_float(s_x + tiled(i, k, MATMUL_K),
+        nsa_store_float(s_x + mem_offset(i, k, MATMUL_K),
                         i < I && k < K ? x->at[i * x->row + k * x->col] : 0);
     }
 }

@@ -43,7 +43,7 @@ static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, i
 
 /* An array without padding, in rows of any width. */
 static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
-    return read_rows(st, to, src, TILE_COLS, TILE_COLS);
+    return read_rows(st, to, src, PAD_COLS, PAD_COLS);
 }
 
 /* Keys, values or their gradients of one branch, from blocks to [T or N,Hkv,D]. */

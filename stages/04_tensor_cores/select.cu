@@ -49,12 +49,13 @@ static __device__ __forceinline__ void load_columns(const attend_args *a, const 
         const int64_t tile =
             head_tile(&a->c, coord->rows.first + (there ? row : 0), coord->kvh, g16);
         const bf16 *g_q = a->q + tile * TILE_ROWS * DK + lane_id() * PIECE;
-        bf16 *s_to = s_q + r / 2 * BAND * DK + (2 * query + r % 2) * SPAN + (piece ^ query) * PIECE;
+        bf16 *s_to =
+            s_q + r / 2 * MEM_ROWS * DK + (2 * query + r % 2) * MEM_COLS + (piece ^ query) * PIECE;
 #pragma unroll
         for (int i = 0; i < DK / 16; i++) { /* tiles: two bands of rows, each DK / 32 */
-            const int band = i / (DK / SPAN), span = i % (DK / SPAN);
-            nsa_cp_async_16(s_to + (band * 4 * (DK / SPAN) + span) * (BAND * SPAN),
-                            g_q + i * (BAND * SPAN), there);
+            const int band = i / (DK / MEM_COLS), span = i % (DK / MEM_COLS);
+            nsa_cp_async_16(s_to + (band * 4 * (DK / MEM_COLS) + span) * (MEM_ROWS * MEM_COLS),
+                            g_q + i * (MEM_ROWS * MEM_COLS), there);
         }
     }
 }
@@ -66,9 +67,9 @@ static __device__ __forceinline__ void load_stats(const attend_args *a, const ti
     for (int i = (int)threadIdx.x; i < queries * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE) {
         const int query = i / TILE_ROWS, g = g16 * TILE_ROWS + i % TILE_ROWS;
         const int64_t head = (coord->rows.first + query) * c->Hq + coord->kvh * c->G + g;
-        s_stats[query * STATS_ROW + i % TILE_ROWS] =
-            query < coord->rows.count && g < c->G ? a->stats[head * BRANCHES + CMP]
-                                                  : row_stats{0, 0};
+        s_stats[query * STATS_ROW + i % TILE_ROWS] = query < coord->rows.count && g < c->G
+                                                         ? a->stats[head * BRANCHES + CMP]
+                                                         : row_stats{0, 0};
     }
 }
 
@@ -166,8 +167,7 @@ static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE, 2)
     const tile_coord coord =
         tile_coord_of(&a, &x.tiles[x.count - 1 - blockIdx.x / c->Hkv], (int)(blockIdx.x % c->Hkv));
     const select_smem m = select_smem_of<DK>(s_base, queries);
-    float *g_imp =
-        x.importance + ((coord.rows.first - x.first_row) * c->Hkv + coord.kvh) * a.J;
+    float *g_imp = x.importance + ((coord.rows.first - x.first_row) * c->Hkv + coord.kvh) * a.J;
     const int n_last = cmp_visible(c, coord.last_t), blocks = coord.last_t / c->lb + 1;
     const int first = warp_id() * WARP_QUERIES, row = first + lane_id() % WARP_QUERIES;
     const bool works = first < queries; /* this warp has rows */
@@ -189,7 +189,7 @@ static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE, 2)
             __syncthreads(); /* keys and columns have arrived */
             if (works)
                 shared_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
-            __syncthreads(); /* they are used */
+            __syncthreads();                                             /* they are used */
             if (g16 == c->GT - 1)
                 load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
             if (works && c->GT > 1)
@@ -306,10 +306,13 @@ nsa_status select_blocks(stage *st, const attend_args *a) {
         const row_range *tiles = st->host_select_tiles + i, *last = tiles + left - 1;
         const int64_t first = tiles->first;
         const select_tiles x = {st->select_tiles + i, left, first,
-                                a->importance ? a->importance + first * row
-                                              : st->batch_importance};
-        const rank_args rank = {a->c, a->row_t + first, last->first + last->count - first,
-                                x.importance, a->J, a->block_idx + first * a->c.Hkv * a->c.n};
+                                a->importance ? a->importance + first * row : st->batch_importance};
+        const rank_args rank = {a->c,
+                                a->row_t + first,
+                                last->first + last->count - first,
+                                x.importance,
+                                a->J,
+                                a->block_idx + first * a->c.Hkv * a->c.n};
         TRY(BY_WIDTH(&a->c, launch_importance, st, a, &x));
         if (!a->forced)
             TRY(rank_blocks(st, &rank));

@@ -14,8 +14,8 @@ static dims dims_of(const nsa_plan *plan) {
     x.dk = (int)c->qk_dim;
     x.dv = (int)c->v_dim;
     const int wide = x.dk > x.dv ? x.dk : x.dv; /* padded to a width that BY_WIDTH knows */
-    x.wp = x.dkp = wide <= SPAN ? (int)SPAN : (wide + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
-    x.dvp = x.wp == 3 * TILE_COLS && x.dv <= 2 * TILE_COLS ? 2 * (int)TILE_COLS : x.wp;
+    x.wp = x.dkp = wide <= MEM_COLS ? (int)MEM_COLS : (wide + PAD_COLS - 1) / PAD_COLS * PAD_COLS;
+    x.dvp = x.wp == 3 * PAD_COLS && x.dv <= 2 * PAD_COLS ? 2 * (int)PAD_COLS : x.wp;
     x.G = (int)plan->group;
     x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
     x.Hq = (int)c->q_heads;

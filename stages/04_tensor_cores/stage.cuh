@@ -44,13 +44,13 @@ typedef struct dims {
 } dims;
 
 /* Where one branch's keys and values lie, [KEYS] and [VALUES]. Block j of head h in a sequence is
- * number h * stride + first_block + j of all blocks, and is [BLOCK,Dp] in tiles (tile.cuh); Dp is
- * dkp or dvp. Both products of attention read such rows: what stage 03 transposed, ldmatrix
+ * number h * stride + first_block + j of all blocks, and is [BLOCK,Dp] in mem tiles (tile.cuh); Dp
+ * is dkp or dvp. Both products of attention read such rows: what stage 03 transposed, ldmatrix
  * transposes on its way to registers. All padding is zero. Keys past a sequence's end are masked:
  * there an older text may have left others. */
 typedef struct kv_blocks {
     bf16 *rows[PAIR];
-    real *gradient[PAIR]; /* [BLOCK,Dp], not in tiles */
+    real *gradient[PAIR]; /* [BLOCK,Dp], not in mem tiles */
     int64_t stride;       /* blocks of one head */
 } kv_blocks;
 
@@ -106,7 +106,7 @@ typedef struct attend_args {
     const int32_t *row_seq; /* and its sequence */
     int64_t R;              /* rows */
     kv_blocks in[LAYOUTS];  /* where the sequences' blocks are */
-    const bf16 *q;          /* [R,Hkv,GT][16][dkp] in tiles; heads past G are zero */
+    const bf16 *q;          /* [R,Hkv,GT][16][dkp] in mem tiles; heads past G are zero */
     const real *gate;       /* [R,Hq,3] */
     real *out;              /* [R,Hq,dvp] */
     real *out_x[BRANCHES];  /* [R,Hq,dvp]; NULL if not wanted */
@@ -157,7 +157,7 @@ typedef struct stage {
     int64_t *token;             /* [R] its token in the pack */
     int64_t *key, *host_key;    /* [T] each token's index in SLC, WIN and RAW */
     cmp_tokens cmp, host_cmp;   /* [N] the compressed tokens */
-    bf16 *q, *dout;             /* [R,Hkv,GT][16][dkp]  [R,Hkv,GT][16][dvp], in tiles */
+    bf16 *q, *dout;             /* [R,Hkv,GT][16][dkp]  [R,Hkv,GT][16][dvp], in mem tiles */
     real *gate;                 /* [R,Hq,3] */
     kv_blocks in[LAYOUTS];      /* keys and values of each branch */
     real *phi[PAIR][WEIGHTS];   /* the compressors' weights; NULL if phi has none of that name */

@@ -15,9 +15,9 @@
  *  So a row lies in the 4 lanes of one g, and two accumulators side by side, rounded, are the A of
  *  the next product: P needs no way through memory.
  *
- *  Rows of operands lie in memory as tiles of 8 rows and 32 columns, 512 bytes in one piece: four
- *  times 16 bytes of each row. What a warp loads at a time is such a tile, so a copy from global to
- *  shared memory is a copy of bytes. In a tile, piece p of row r stands at place
+ *  Rows of operands lie in memory as mem tiles of 8 rows and 32 columns, 512 bytes on end: four
+ *  pieces, 16 bytes each, of every row. What a warp loads at a time is a mem tile, and a copy from
+ *  global to shared memory is a copy of bytes. In it piece p of row r stands at place
  *
  *      4 r + (p ^ r / 2)        row 0: 0 1 2 3   row 2: 1 0 3 2   row 4: 2 3 0 1   row 6: 3 2 1 0
  *                               row 1: 0 1 2 3   row 3: 1 0 3 2   row 5: 2 3 0 1   row 7: 3 2 1 0
@@ -37,9 +37,9 @@ enum {
     TILE_ROWS = 16, /* rows of an mma tile, */
     TILE_N = 8,     /* its columns, */
     TILE_K = 16,    /* and elements of the summed dimension */
-    TILE_COLS = 64, /* rows are padded to multiples of this, or to 32 columns */
-    BAND = 8,       /* rows of a tile in memory, */
-    SPAN = 32,      /* and its columns */
+    PAD_COLS = 64,  /* rows are padded to multiples of this, or to 32 columns */
+    MEM_ROWS = 8,   /* rows of a mem tile, */
+    MEM_COLS = 32,  /* and its columns */
     PIECE = 8       /* elements of 16 bytes */
 };
 
@@ -53,8 +53,8 @@ static __device__ __forceinline__ int warp_id(void) {
     return (int)threadIdx.x / WARP_SIZE;
 }
 
-/* This lane's part of a tile: rows lane_row() and lane_row() + 8, columns lane_col() and the
- * next. */
+/* This lane's part of an accumulator: rows lane_row() and lane_row() + 8, columns lane_col() and
+ * the next. */
 static __device__ __forceinline__ int lane_row(void) {
     return lane_id() / 4;
 }
@@ -78,10 +78,6 @@ template <int N>
 static __device__ __forceinline__ void scale_rows(acc_tiles<N> *acc, const float (&by)[2]) {
     for (int i = 0; i < 4 * N; i++)
         acc->x[i / 4][i % 4] *= by[i % 4 / 2];
-}
-
-template <int N> static __device__ __forceinline__ void scale_acc(acc_tiles<N> *acc, float by) {
-    scale_rows(acc, {by, by});
 }
 
 /* The first `rows` rows of the first `tiles` tiles to memory, rows `ld` floats apart. */
@@ -121,17 +117,17 @@ static __device__ __forceinline__ frag_a a_of_acc(const float (&left)[4], const 
              nsa_pack_bf16(right[0], right[1]), nsa_pack_bf16(right[2], right[3])}};
 }
 
-/* --------------------------------------------------------- tiles in memory */
+/* --------------------------------------------------------------- mem tiles */
 
-/* Element c of row `row` of an array of rows of D elements, in tiles. */
-static __host__ __device__ __forceinline__ int64_t tiled(int64_t row, int c, int D) {
-    const int r = (int)(row % BAND), piece = c / PIECE % 4 ^ r / 2;
-    return (row / BAND * (D / SPAN) + c / SPAN) * (BAND * SPAN) + r * SPAN + piece * PIECE +
-           c % PIECE;
+/* Where element c of row `row` is in an array of rows of D elements, in mem tiles. */
+static __host__ __device__ __forceinline__ int64_t mem_offset(int64_t row, int c, int D) {
+    const int r = (int)(row % MEM_ROWS), piece = c / PIECE % 4 ^ r / 2;
+    return (row / MEM_ROWS * (D / MEM_COLS) + c / MEM_COLS) * (MEM_ROWS * MEM_COLS) + r * MEM_COLS +
+           piece * PIECE + c % PIECE;
 }
 
-/* Start copying ROWS rows of D elements, both in tiles, by `threads` threads (a power of two) of
- * which this is number `thread`. The caller commits, waits and places the barrier. */
+/* Start copying ROWS rows of D elements, both in mem tiles, by `threads` threads (a power of two)
+ * of which this is number `thread`. The caller commits, waits and places the barrier. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 *g_rows, int thread,
                                                        int threads) {
@@ -145,19 +141,20 @@ static __device__ __forceinline__ void copy_rows_async(bf16 *s_rows, const bf16 
     }
 }
 
-/* Of ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. The matrices are two bands of
+/* Of ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. The matrices are twice 8
  * rows by two neighbouring pieces; DOWN: the second is below the first, else beside it. */
 template <int D, bool DOWN> static __device__ __forceinline__ int lane_offset(void) {
     const int r = lane_id() % 8, second = lane_id() / 8 % 2, third = lane_id() / 16;
-    return (DOWN ? second : third) * BAND * D + r * SPAN +
+    return (DOWN ? second : third) * MEM_ROWS * D + r * MEM_COLS +
            ((DOWN ? third : second) ^ r / 2) * PIECE;
 }
 
-/* Offset of the same in a row's columns from `col` on, a multiple of 16: of a tile's four pieces
- * the first two or the last two, whose numbers differ in one bit, and so do their swizzled places.
+/* Offset of the same in a row's columns from `col` on, a multiple of 16: of a mem tile's four
+ * pieces the first two or the last two, whose numbers differ in one bit, and so do their swizzled
+ * places.
  */
 static __device__ __forceinline__ int at_column(int offset, int col) {
-    return (offset ^ col % SPAN) + col / SPAN * (BAND * SPAN);
+    return (offset ^ col % MEM_COLS) + col / MEM_COLS * (MEM_ROWS * MEM_COLS);
 }
 
 /* A = s_rows [16][16], 16 elements from column k on. */
@@ -187,39 +184,41 @@ static __device__ __forceinline__ void load_b_trans(frag_b (&b)[2], const bf16 *
 
 /* ------------------------------------------------- straight from global memory */
 
-/* What one warp alone needs is loaded into registers, a tile with one load: lane 4g + t takes piece
- * t of row g, 8 elements. The order of the summed dimension is free if A and B have the same, so
- * these are two fragments: the piece's first four elements as elements 2t, 2t+1, 2t+8, 2t+9 of one
- * instruction, the others of the next. No warp waits for another. */
-static __device__ __forceinline__ int tile_lane(void) {
-    return lane_row() * SPAN + (lane_id() % 4 ^ lane_row() / 2) * PIECE;
+/* What one warp alone needs is loaded into registers, a mem tile with one load: lane 4g + t takes
+ * piece t of row g, 8 elements. The order of the summed dimension is free if A and B have the same,
+ * so these are two fragments: the piece's first four elements as elements 2t, 2t+1, 2t+8, 2t+9 of
+ * one instruction, the others of the next. No warp waits for another. */
+static __device__ __forceinline__ int mem_tile_lane(void) {
+    return lane_row() * MEM_COLS + (lane_id() % 4 ^ lane_row() / 2) * PIECE;
 }
 
-/* This lane's piece of the tile at row `row`, column `col`, multiples of 8 and 32; `at` points to
- * its piece of the first tile. There are row / 8 bands of 8 D elements before it, and in its own
- * col / 32 tiles of 8 x 32. */
+/* This lane's piece of the mem tile at row `row`, column `col`, multiples of 8 and 32; `at` points
+ * to its piece of the first. Before it there are row / 8 times 8 rows of D elements, and col / 32
+ * mem tiles of its own 8 rows. */
 template <int D>
-static __device__ __forceinline__ uint4 load_tile(const bf16 *at, int row, int col) {
-    return *(const uint4 *)(at + row * D + col * BAND);
+static __device__ __forceinline__ uint4 load_mem_tile(const bf16 *at, int row, int col) {
+    return *(const uint4 *)(at + row * D + col * MEM_ROWS);
 }
 
 /* A = [16][D], for the two instructions of every 32 columns. */
 template <int D> struct frags_a { frag_a x[D / TILE_K]; };
 
-template <int D> static __device__ __forceinline__ void load_frags(frags_a<D> *a, const bf16 *at) {
-    for (int k = 0; k < D / SPAN; k++) {
-        const uint4 lo = load_tile<D>(at, 0, k * SPAN), hi = load_tile<D>(at, BAND, k * SPAN);
+template <int D>
+static __device__ __forceinline__ void load_global_a(frags_a<D> *a, const bf16 *at) {
+    for (int k = 0; k < D / MEM_COLS; k++) {
+        const uint4 lo = load_mem_tile<D>(at, 0, k * MEM_COLS),
+                    hi = load_mem_tile<D>(at, MEM_ROWS, k * MEM_COLS);
         a->x[2 * k] = frag_a{{lo.x, hi.x, lo.y, hi.y}};
         a->x[2 * k + 1] = frag_a{{lo.z, hi.z, lo.w, hi.w}};
     }
 }
 
-/* B of four tiles, where rows are the summed dimension: 16 of them, `lo` and `hi` tiles in memory.
+/* B of four tiles, where rows are the summed dimension: 16 of them, mem tiles `lo` and `hi`.
  * movmatrix transposes 8 x 8 elements between lanes: word w of all pieces, where column 2t + i is
  * element 8t + 2w + i of the row. So in tile w a lane's accumulators are columns 8t + 2w, 8t + 2w +
  * 1: eight neighbours in four tiles. */
-static __device__ __forceinline__ void transpose_tiles(frag_b (&b)[4], const uint4 &lo,
-                                                       const uint4 &hi) {
+static __device__ __forceinline__ void transpose_mem_tiles(frag_b (&b)[4], const uint4 &lo,
+                                                           const uint4 &hi) {
     b[0] = {{nsa_movmatrix_trans(lo.x), nsa_movmatrix_trans(hi.x)}};
     b[1] = {{nsa_movmatrix_trans(lo.y), nsa_movmatrix_trans(hi.y)}};
     b[2] = {{nsa_movmatrix_trans(lo.z), nsa_movmatrix_trans(hi.z)}};
