@@ -8,44 +8,6 @@
 
 enum { WARP_KEYS = 32, KEY_GROUPS = BLOCK / WARP_KEYS, KEY_M = WARP_KEYS / TILE_ROWS };
 
-/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
-static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
-    const int first = j * c->lb, end = min(first + c->lb, t + 1);
-    return range_mask(first - block * BLOCK, end - block * BLOCK);
-}
-
-/* The keys that row r at position t sees in block b of its sequence, of kv head kvh. A row of the
- * selected branch's list has selected a block there; unless such blocks are smaller, all of it. */
-static __device__ __forceinline__ uint64_t visible_keys(const grad_args *a, int branch, int kvh,
-                                                        int b, int r, int t) {
-    const dims *c = &a->f.c;
-    if (t < 0 || branch != SLC)
-        return mask_of(visible_range(c, branch, t), b);
-    if (c->lb % BLOCK == 0)
-        return range_mask(0, t + 1 - b * BLOCK);
-    const int32_t *idx = a->f.block_idx + ((int64_t)r * c->Hkv + kvh) * c->n;
-    uint64_t mask = 0;
-    for (int i = 0; i < c->n && idx[i] >= 0; i++)
-        mask |= selected_mask(c, idx[i], t, b);
-    return mask;
-}
-
-/* The positions from..to. */
-typedef struct full_range {
-    int from, to;
-} full_range;
-
-/* The positions that see all keys of block b of a sequence. None, where selected blocks are smaller
- * and only a row's list can tell. */
-static __device__ __forceinline__ full_range rows_that_see_all(const dims *c, int branch, int b) {
-    const int last = (b + 1) * BLOCK - 1, never = INT32_MAX;
-    if (branch == CMP)
-        return {last * c->d + c->l - 1, never};
-    if (branch == SLC)
-        return {c->lb % BLOCK == 0 ? last : never, never};
-    return {last, c->w < never - b * BLOCK ? b * BLOCK + c->w - 1 : never};
-}
-
 /* A step of row tiles in shared memory: as many as fit 99 KiB beside K and V, which sm_86 and sm_89
  * have, one for each warp at most. */
 template <int DK, int DV> struct dkv_step {
@@ -316,7 +278,7 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
 #pragma unroll 1
     for (int tile = 0; tile < count; tile++) {
         const uint64_t mask =
-            visible_keys(a, inv->branch, unit.kvh, unit.block,
+            visible_keys(&a->f, inv->branch, unit.kvh, unit.block,
                          row_of_unit(inv, unit, i + tile, c->GT), step->terms[tile * TILE_ROWS].t);
         add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
                                    (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));

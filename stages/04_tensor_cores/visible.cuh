@@ -131,4 +131,44 @@ static __device__ __forceinline__ bool next_block(block_iter *iter, const int32_
     return true;
 }
 
+/* ---------------------------------------------- the rows of a block of keys */
+
+/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
+static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
+    const int first = j * c->lb, end = min(first + c->lb, t + 1);
+    return range_mask(first - block * BLOCK, end - block * BLOCK);
+}
+
+/* The keys that row r at position t sees in block b of its sequence, of kv head kvh. A row of the
+ * selected branch's list has selected a block there; unless such blocks are smaller, all of it. */
+static __device__ __forceinline__ uint64_t visible_keys(const attend_args *a, int branch, int kvh,
+                                                        int b, int r, int t) {
+    const dims *c = &a->c;
+    if (t < 0 || branch != SLC)
+        return mask_of(visible_range(c, branch, t), b);
+    if (c->lb % BLOCK == 0)
+        return range_mask(0, t + 1 - b * BLOCK);
+    const int32_t *idx = a->block_idx + ((int64_t)r * c->Hkv + kvh) * c->n;
+    uint64_t mask = 0;
+    for (int i = 0; i < c->n && idx[i] >= 0; i++)
+        mask |= selected_mask(c, idx[i], t, b);
+    return mask;
+}
+
+/* The positions from..to. */
+typedef struct full_range {
+    int from, to;
+} full_range;
+
+/* The positions that see all keys of block b of a sequence. None, where selected blocks are smaller
+ * and only a row's list can tell. */
+static __device__ __forceinline__ full_range rows_that_see_all(const dims *c, int branch, int b) {
+    const int last = (b + 1) * BLOCK - 1, never = INT32_MAX;
+    if (branch == CMP)
+        return {last * c->d + c->l - 1, never};
+    if (branch == SLC)
+        return {c->lb % BLOCK == 0 ? last : never, never};
+    return {last, c->w < never - b * BLOCK ? b * BLOCK + c->w - 1 : never};
+}
+
 #endif
