@@ -22,6 +22,8 @@ enum {
 
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
+/** Ceilings of a quiet machine differ by at most this part of their median. */
+#define BENCH_APART 0.15
 /** Prefix of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN_DENSE "causal by "
 /** Prefix of a stage's name: that stage with one thread, in a run with several. */
@@ -159,6 +161,9 @@ typedef struct bench_run {
     int64_t cores;       /**< online */
     int64_t threads;     /**< used */
     int64_t batch;       /**< sequences of a pack */
+    int64_t rounds;      /**< timed, on a CPU alone; 0: not counted, as in older run files */
+    int64_t kept;        /**< of these; the others were interrupted, and timed again */
+    int64_t interrupted; /**< of those kept: no more could be timed again */
     double load;         /**< runnable processes a minute before */
     bench_stats ceiling[BENCH_CEILINGS]; /**< 0: not measured */
     bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
@@ -190,8 +195,8 @@ void bench_flush(void);
 /** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg);
 
-/** Measure the processor's two ceilings: the median of `runs` runs each, 1 to 5. */
-void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]);
+/** Measure the processor's two ceilings: the median of three runs each. */
+void ceilings_measure(int threads, double rate[BENCH_CEILINGS]);
 
 /** Fill in everything that is not measured; the stages' extra flags are recorded. */
 void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,

@@ -37,6 +37,7 @@ static const field run_fields[] = {
     RUN(TEXT, cpu) RUN(TEXT, compiler) RUN(TEXT, flags) RUN(TEXT, own_flags) RUN(TEXT, blas)
     RUN(TEXT, peers) RUN(TEXT, gpu) RUN(TEXT, commit) RUN(TEXT, date) RUN(TEXT, workload)
     RUN(TEXT, noise) RUN(INTEGER, cores) RUN(INTEGER, threads) RUN(INTEGER, batch) RUN(REAL, load)
+    RUN(INTEGER, rounds) RUN(INTEGER, kept) RUN(INTEGER, interrupted)
     STATS(bench_run, "gflops", ceiling[CPU_SGEMM]) STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
 
 /* The GPU's, in an object of their own. */
@@ -247,13 +248,17 @@ static void set_noise(bench_run *run) {
     for (int i = 0; i < BENCH_CEILINGS; i++) {
         const int counts = i < GPU_CEILINGS ? timed[1] : timed[0] || !timed[1];
         if (counts &&
-            spread(run->ceiling[i]) > (ceiling < 0 ? 0.15 : spread(run->ceiling[ceiling])))
+            spread(run->ceiling[i]) > (ceiling < 0 ? BENCH_APART : spread(run->ceiling[ceiling])))
             ceiling = i;
     }
     run->noise[0] = 0;
+    if (run->interrupted)
+        used = snprintf(run->noise, sizeof run->noise, "%" PRId64 " rounds were interrupted",
+                        run->interrupted);
     if (ceiling >= 0)
-        used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run",
-                        names[ceiling], 100 * spread(run->ceiling[ceiling]));
+        used += snprintf(run->noise + used, sizeof run->noise - (size_t)used,
+                         "%s%s differed by %.0f %% within the run", used ? "; " : "",
+                         names[ceiling], 100 * spread(run->ceiling[ceiling]));
     if (row)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
                  "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",

@@ -13,8 +13,8 @@ enum { CONTENDERS = 3 * BENCH_MAX_STAGES + 1 + PEERS_MAX };
 
 /* Measurements of one ceiling; zeros, which mean a failure, are left out. */
 typedef struct samples {
-    double value[64];
-    int count;
+    double value[4096]; /* a round has less than 64 */
+    int count, kept;    /* so far, and before the current round */
 } samples;
 
 static void samples_add(samples *s, double value) {
@@ -34,10 +34,14 @@ typedef struct sweep {
     nsa_found *found;
     size_t stages;
     int uses[3];     /* for each bench_device: 1 if a timed program runs there */
+    int alone;       /* 1 if all of them run on the CPU */
     int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
     samples ceiling[BENCH_CEILINGS];
+    double best[BENCH_CEILINGS]; /* so far: whoever interrupts can only make it slower */
+    int round, rounds, thrown;   /* of a length: the current one, wanted, thrown away */
+    double lost;                 /* seconds of those thrown away */
     double began;
     progress bar;
 } sweep;
@@ -80,6 +84,7 @@ static nsa_status find_stages(sweep *s) {
     }
     /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && gpu(NULL);
+    s->alone = s->uses[BENCH_ON_CPU] && !s->uses[BENCH_ON_GPU] && !s->uses[BENCH_ON_SIMULATOR];
     return status;
 }
 
@@ -154,8 +159,13 @@ static int admit(sweep *s, contender *c, workload *w) {
     return 0;
 }
 
-static void summarize(contender *c, const workload *w) {
+static void summarize(contender *c, const workload *w, int rounds, samples *ceiling) {
     bench_row *row = c->row;
+    row->rounds = rounds;
+    if (c->device == BENCH_ON_CPU) {
+        row->gflops = samples_stats(&ceiling[CPU_SGEMM]).median;
+        row->gbs = samples_stats(&ceiling[CPU_COPY]).median;
+    }
     for (int i = 0; i < row->phases; i++) {
         row->phase[i].seconds = bench_quartiles(c->phase[i], c->runs).median;
         phase_work(w, contender_arith(c), &row->phase[i]);
@@ -176,10 +186,12 @@ static int round_rank(int round, int rounds) {
 
 /* A row with k runs takes the rounds of the lowest k ranks: its runs are spread over all rounds,
  * and every round of a row with fewer runs is a round of each row with more, for ratios need shared
- * rounds. @return 0 also if it is not its turn */
-static nsa_status time_one(contender *c, const workload *w, int round, int rounds) {
-    if (round_rank(round, rounds) >= c->wanted)
-        return NSA_OK;
+ * rounds. */
+static int takes_part(const sweep *s, const contender *c) {
+    return round_rank(s->round, s->rounds) < c->wanted;
+}
+
+static nsa_status time_one(contender *c, const workload *w, int round) {
     if (c->device == BENCH_ON_CPU)
         bench_flush();
     nsa_status status = contender_time(c, w);
@@ -200,51 +212,87 @@ static void gpu_warm(void) {
         gpu(NULL)->flush();
 }
 
-/* Time round by round; programs with fewer runs skip some rounds. The processor's ceilings are
- * measured once a round: if the machine slows down, they do too. */
-static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    samples sgemm = {.count = 0}, copy = {.count = 0};
+/* Measure the processor's ceilings, and with `all` the GPU's. */
+static void measure(sweep *s, int all, samples *to) {
     double rate[BENCH_CEILINGS] = {0};
-    int rounds = 0;
-    nsa_status status = NSA_OK;
-    for (int i = 0; i < count; i++)
-        rounds = c[i].wanted > rounds ? c[i].wanted : rounds;
-    if (s->uses[BENCH_ON_GPU])
-        gpu_warm(); /* it was idle while results were checked */
-    for (int round = 0; round < rounds && !status; round++) {
-        progress_count(&s->bar, "round", round + 1, rounds);
-        if (s->uses[BENCH_ON_CPU]) {
-            ceilings_measure((int)s->o->threads, 1, rate);
-            samples_add(&sgemm, rate[CPU_SGEMM]);
-            samples_add(&copy, rate[CPU_COPY]);
-        }
-        for (int i = 0; i < count && !status; i++)
-            status = time_one(&c[i], w, round, rounds);
-    }
-    for (int i = 0; i < count && !status; i++) {
-        if (c[i].row->status[0])
-            continue;
-        c[i].row->rounds = rounds;
-        summarize(&c[i], w);
-        if (c[i].device == BENCH_ON_CPU) {
-            c[i].row->gflops = samples_stats(&sgemm).median;
-            c[i].row->gbs = samples_stats(&copy).median;
-        }
-    }
-    return status;
-}
-
-/* Measure all ceilings once more, between two lengths. */
-static void measure_ceilings(sweep *s) {
-    double rate[BENCH_CEILINGS] = {0};
-    ceilings_measure((int)s->o->threads, 5, rate);
-    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
-    if (s->uses[BENCH_ON_GPU] && gpu(NULL)) {
+    ceilings_measure((int)s->o->threads, rate);
+    if (all && s->uses[BENCH_ON_GPU] && gpu(NULL)) {
         gpu_warm();
         gpu(NULL)->ceilings(rate);
     }
-    for (int i = 0; i < BENCH_CEILINGS; i++)
-        samples_add(&s->ceiling[i], rate[i]);
+    for (int k = 0; k < BENCH_CEILINGS; k++) {
+        s->best[k] = fmax(s->best[k], rate[k]);
+        if (to)
+            samples_add(&to[k], rate[k]);
+    }
+}
+
+/* Is every probe of the current round within the bound of the best so far? */
+static int is_quiet(const sweep *s, const samples *probe) {
+    int quiet = 1;
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS && s->alone; k++) {
+        for (int i = probe[k].kept; i < probe[k].count; i++)
+            quiet &= s->best[k] <= (1 + BENCH_APART) * probe[k].value[i];
+    }
+    return quiet;
+}
+
+/* One round; programs with fewer runs skip it. A probe is a measurement of the ceilings: before the
+ * first row, and on a CPU alone after each. At one that is not quiet the round is thrown away, with
+ * all its rows and probes; at most as many as are wanted, and until a row's budget is lost. */
+static nsa_status time_round(sweep *s, contender *c, int count, const workload *w, samples *probe) {
+    const int spare = s->thrown < s->rounds && s->lost < (double)s->o->budget;
+    const double start = bench_now();
+    nsa_status status = NSA_OK;
+    int i = 0;
+    if (s->uses[BENCH_ON_CPU])
+        measure(s, 0, probe);
+    for (; i < count && !status && (!spare || is_quiet(s, probe)); i++) {
+        status = takes_part(s, &c[i]) ? time_one(&c[i], w, s->round) : NSA_OK;
+        if (s->alone && takes_part(s, &c[i]))
+            measure(s, 0, probe);
+    }
+    const int quiet = is_quiet(s, probe), keeps = status || !spare || quiet;
+    for (int k = 0; k < BENCH_CEILINGS; k++)
+        *(keeps ? &probe[k].kept : &probe[k].count) = keeps ? probe[k].count : probe[k].kept;
+    if (keeps) {
+        s->run->interrupted += !quiet;
+        s->round++;
+        return status;
+    }
+    s->thrown += i > 0; /* without a row it was but a wait */
+    s->lost += bench_now() - start;
+    for (; i > 0; i--)
+        c[i - 1].runs -= takes_part(s, &c[i - 1]);
+    return NSA_OK;
+}
+
+/* Time round by round. */
+static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
+    samples length[BENCH_CEILINGS] = {0};
+    nsa_status status = NSA_OK;
+    s->round = s->rounds = s->thrown = 0, s->lost = 0;
+    for (int i = 0; i < count; i++)
+        s->rounds = c[i].wanted > s->rounds ? c[i].wanted : s->rounds;
+    if (s->uses[BENCH_ON_GPU])
+        gpu_warm(); /* it was idle while results were checked */
+    while (s->round < s->rounds && !status) {
+        progress_count(&s->bar, "round", s->round + 1, s->rounds);
+        status = time_round(s, c, count, w, length);
+    }
+    for (int i = 0; i < count && !status; i++) {
+        if (!c[i].row->status[0])
+            summarize(&c[i], w, s->rounds, length);
+    }
+    for (int k = 0; k < BENCH_CEILINGS && s->alone; k++) {
+        const bench_stats of = samples_stats(&length[k]);
+        samples_add(&s->ceiling[k], of.low);
+        samples_add(&s->ceiling[k], of.median);
+        samples_add(&s->ceiling[k], of.high);
+    }
+    s->run->kept += s->alone ? s->round : 0;
+    s->run->rounds += s->alone ? s->round + s->thrown : 0;
+    return status;
 }
 
 /* Add a contender to those that are timed, or write to its row why not. */
@@ -300,7 +348,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);
-    measure_ceilings(s);
+    measure(s, 1, s->alone ? NULL : s->ceiling);
     return status;
 }
 
@@ -311,7 +359,10 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         for (int k = 0; k < BENCH_CEILINGS; k++)
-            s->run->ceiling[k] = samples_stats(&s->ceiling[k]);
+            s->run->ceiling[k] = s->ceiling[k].count
+                                     ? samples_stats(&s->ceiling[k])
+                                     : (bench_stats){s->best[k], s->best[k], s->best[k]};
+        snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
         bench_compute(s->run);
         if (!status && s->o->json) /* now, so that an interrupted run keeps its results */
             status = runfile_write(s->run, s->o->json);
@@ -335,7 +386,8 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
         if (o->peers && peers_start(&s.peers, o->peers, o))
             fprintf(stderr, "nsa bench: SKIP peers: %s\n", s.peers.about);
         snprintf(run->peers, sizeof run->peers, "%s", s.peers.about);
-        measure_ceilings(&s);
+        for (int i = 0; i < (s.alone ? 16 : 1); i++) /* alone, to know the best */
+            measure(&s, 1, s.alone ? NULL : s.ceiling);
     }
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {
         if (o->pass[pass])

@@ -306,10 +306,18 @@ static void print_machine(const bench_run *run, const char *file) {
         print_gpu(run);
 }
 
+/* How many rounds are in the times; of older run files that is not known. */
+static void print_rounds(const bench_run *run) {
+    if (run->rounds)
+        printf(" %" PRId64 " of %" PRId64 " rounds%s.", run->kept, run->rounds,
+               run->kept < run->rounds ? "; the others were interrupted" : "");
+}
+
 /* Below a table in a page: which run it is from, and whether that was too noisy for a claim. */
 static void print_source(const bench_run *run, const char *file) {
     printf("\nRun `%s`: %s, %" PRId64 " thread%s, commit %s, %s.", file, run->cpu, run->threads,
            run->threads == 1 ? "" : "s", run->commit, run->date);
+    print_rounds(run);
     if (run->noise[0])
         printf(" The machine was too noisy for a claim: %s.", run->noise);
     printf("\n");
