@@ -1,6 +1,5 @@
-/**
- * @file bench.h
- * @brief The options of `nsa bench` and its results; clocks, ceilings, ratios, tables, run files.
+/** @file bench.h
+ *  @brief The options of `nsa bench` and its results; clocks, ceilings, ratios, tables, run files.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -51,8 +50,8 @@ typedef enum bench_ceiling {
 } bench_ceiling;
 
 /** The part that needs nvcc is a shared object of its own, libnsa_gpu.so beside the program or in
- * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). On a failure the
- * functions return 0 or do nothing. */
+ * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). Functions that
+ * fail return 0. */
 typedef struct gpu_table {
     uint32_t size;                /**< sizeof(gpu_table): another size is refused */
     const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
@@ -161,9 +160,8 @@ typedef struct bench_run {
     int64_t cores;       /**< online */
     int64_t threads;     /**< used */
     int64_t batch;       /**< sequences of a pack */
-    int64_t rounds;      /**< timed, on a CPU alone; 0: not counted, as in older run files */
-    int64_t kept;        /**< of these; the others were interrupted, and timed again */
-    int64_t interrupted; /**< of those kept: no more could be timed again */
+    int64_t rounds;      /**< timed, if all ran on the CPU, else 0, as in older run files */
+    int64_t kept;        /**< of these; the others were interrupted, and thrown away */
     double load;         /**< runnable processes a minute before */
     bench_stats ceiling[BENCH_CEILINGS]; /**< 0: not measured */
     bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
@@ -195,8 +193,8 @@ void bench_flush(void);
 /** Call work(arg, thread) on `threads` threads, this one among them, and wait for all. */
 void bench_parallel(int threads, void (*work)(void *arg, int thread), void *arg);
 
-/** Measure the processor's two ceilings: the median of three runs each. */
-void ceilings_measure(int threads, double rate[BENCH_CEILINGS]);
+/** Measure the processor's two ceilings: the median of `runs` runs each, 1 to 5. */
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]);
 
 /** Fill in everything that is not measured; the stages' extra flags are recorded. */
 void machine_describe(bench_run *run, const bench_options *o, const nsa_found *found,

@@ -164,14 +164,12 @@ const gpu_table *gpu(const char **missing) {
     return why ? NULL : table;
 }
 
-enum { PROBES = 3 };
-
 /* 2 SIDE^3 operations. The values vary: on zeros some processors run faster. */
-static double measure_sgemm(int threads) {
+static double measure_sgemm(int threads, int runs) {
     enum { SIDE = 1024 };
     const size_t count = (size_t)SIDE * SIDE;
     float *m = malloc(3 * count * sizeof *m);
-    double seconds[1 + PROBES];
+    double seconds[6];
     blas_threads(threads);
     if (!m || blas_missing()) {
         free(m);
@@ -179,7 +177,7 @@ static double measure_sgemm(int threads) {
     }
     for (size_t i = 0; i < 3 * count; i++)
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
-    for (int i = 0; i <= PROBES; i++) { /* the first warms up */
+    for (int i = 0; i <= runs; i++) { /* the first warms up */
         double start = bench_now();
         blas_sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, SIDE, SIDE, SIDE, 1, m, SIDE, m + count, SIDE, 0,
                    m + 2 * count, SIDE);
@@ -187,7 +185,7 @@ static double measure_sgemm(int threads) {
     }
     blas_threads(1);
     free(m);
-    return 2e-9 * SIDE * SIDE * SIDE / bench_quartiles(seconds + 1, PROBES).median;
+    return 2e-9 * SIDE * SIDE * SIDE / bench_quartiles(seconds + 1, runs).median;
 }
 
 /* Each thread copies its own part. */
@@ -196,15 +194,15 @@ static void copy_part(void *arg, int thread) {
     memcpy(arena.data + arena.half + first, arena.data + first, part);
 }
 
-void ceilings_measure(int threads, double rate[BENCH_CEILINGS]) {
-    double seconds[PROBES];
-    rate[CPU_SGEMM] = measure_sgemm(threads);
-    for (int i = 0; i < PROBES; i++) { /* no warm-up: rows run with cold caches too */
+void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
+    double seconds[5];
+    rate[CPU_SGEMM] = measure_sgemm(threads, runs);
+    for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
         double start = bench_now();
         bench_parallel(threads, copy_part, &threads);
         seconds[i] = bench_now() - start;
     }
-    rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, PROBES).median;
+    rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
 }
 
 /* The first line that a shell command prints; "unknown" without one. */

@@ -37,7 +37,7 @@ static const field run_fields[] = {
     RUN(TEXT, cpu) RUN(TEXT, compiler) RUN(TEXT, flags) RUN(TEXT, own_flags) RUN(TEXT, blas)
     RUN(TEXT, peers) RUN(TEXT, gpu) RUN(TEXT, commit) RUN(TEXT, date) RUN(TEXT, workload)
     RUN(TEXT, noise) RUN(INTEGER, cores) RUN(INTEGER, threads) RUN(INTEGER, batch) RUN(REAL, load)
-    RUN(INTEGER, rounds) RUN(INTEGER, kept) RUN(INTEGER, interrupted)
+    RUN(INTEGER, rounds) RUN(INTEGER, kept)
     STATS(bench_run, "gflops", ceiling[CPU_SGEMM]) STATS(bench_run, "gbs", ceiling[CPU_COPY]) {0}};
 
 /* The GPU's, in an object of their own. */
@@ -161,9 +161,9 @@ static nsa_status get_rounds(const cJSON *item, bench_row *row, const char *path
     }
     if (bad || (list && runs != row->runs))
         return nsa_fail(NSA_ERR_INPUT,
-                        "%s: \"rounds\" of %s at T = %" PRId64
-                        " are not up to %d times in seconds, %" PRId64 " of them above 0",
-                        path, row->name, row->T, BENCH_MAX_RUNS, row->runs);
+                        "%s: \"rounds\" of %s at T = %" PRId64 " are not the times of "
+                        "%" PRId64 " runs",
+                        path, row->name, row->T, row->runs);
     return NSA_OK;
 }
 
@@ -252,13 +252,9 @@ static void set_noise(bench_run *run) {
             ceiling = i;
     }
     run->noise[0] = 0;
-    if (run->interrupted)
-        used = snprintf(run->noise, sizeof run->noise, "%" PRId64 " rounds were interrupted",
-                        run->interrupted);
     if (ceiling >= 0)
-        used += snprintf(run->noise + used, sizeof run->noise - (size_t)used,
-                         "%s%s differed by %.0f %% within the run", used ? "; " : "",
-                         names[ceiling], 100 * spread(run->ceiling[ceiling]));
+        used = snprintf(run->noise, sizeof run->noise, "%s differed by %.0f %% within the run",
+                        names[ceiling], 100 * spread(run->ceiling[ceiling]));
     if (row)
         snprintf(run->noise + used, sizeof run->noise - (size_t)used,
                  "%sthe quartiles of %s at T = %" PRId64 " differ by %.0f %%", used ? "; " : "",

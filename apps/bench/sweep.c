@@ -97,8 +97,8 @@ static int runs_of(const bench_options *o, double seconds, double limit) {
 }
 
 /* Predicted seconds of a row that may take `limit`, from the rows of the same program at the last
- * two lengths; 0 if there is none. Time grows as T^e: e from these two, clamped to 1..2.2; with one
- * length, e = 2. */
+ * two lengths; 0 without any. Time grows as T^e: e from both, clamped to 1..2.2; from one, e = 2.
+ */
 static double predict_row(const sweep *s, const bench_row *row, double limit) {
     const bench_row *last = NULL, *before = NULL;
     double e = 2;
@@ -185,8 +185,7 @@ static int round_rank(int round, int rounds) {
 }
 
 /* A row with k runs takes the rounds of the lowest k ranks: its runs are spread over all rounds,
- * and every round of a row with fewer runs is a round of each row with more, for ratios need shared
- * rounds. */
+ * and every round of a row with fewer runs is one of each row with more, which ratios need. */
 static int takes_part(const sweep *s, const contender *c) {
     return round_rank(s->round, s->rounds) < c->wanted;
 }
@@ -212,25 +211,25 @@ static void gpu_warm(void) {
         gpu(NULL)->flush();
 }
 
-/* Measure the processor's ceilings, and with `all` the GPU's. */
+/* Measure the processor's ceilings, and with `all` the GPU's; `to` may be NULL. */
 static void measure(sweep *s, int all, samples *to) {
     double rate[BENCH_CEILINGS] = {0};
-    ceilings_measure((int)s->o->threads, rate);
+    ceilings_measure((int)s->o->threads, all ? 5 : 3, rate);
     if (all && s->uses[BENCH_ON_GPU] && gpu(NULL)) {
         gpu_warm();
         gpu(NULL)->ceilings(rate);
     }
     for (int k = 0; k < BENCH_CEILINGS; k++) {
-        s->best[k] = fmax(s->best[k], rate[k]);
         if (to)
             samples_add(&to[k], rate[k]);
+        s->best[k] = fmax(s->best[k], rate[k]);
     }
 }
 
-/* Is every probe of the current round within the bound of the best so far? */
+/* Is each probe of the current round within the bound of the best so far? */
 static int is_quiet(const sweep *s, const samples *probe) {
     int quiet = 1;
-    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS && s->alone; k++) {
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS; k++) {
         for (int i = probe[k].kept; i < probe[k].count; i++)
             quiet &= s->best[k] <= (1 + BENCH_APART) * probe[k].value[i];
     }
@@ -238,33 +237,31 @@ static int is_quiet(const sweep *s, const samples *probe) {
 }
 
 /* One round; programs with fewer runs skip it. A probe is a measurement of the ceilings: before the
- * first row, and on a CPU alone after each. At one that is not quiet the round is thrown away, with
- * all its rows and probes; at most as many as are wanted, and until a row's budget is lost. */
+ * first row, and on a CPU alone after each. There a round with a probe that is not quiet is thrown
+ * away, all its rows and probes; at most as many as are wanted, and until a budget is lost. */
 static nsa_status time_round(sweep *s, contender *c, int count, const workload *w, samples *probe) {
-    const int spare = s->thrown < s->rounds && s->lost < (double)s->o->budget;
+    const int spare = s->alone && s->thrown < s->rounds && s->lost < (double)s->o->budget;
     const double start = bench_now();
     nsa_status status = NSA_OK;
-    int i = 0;
+    int timed = 0, quiet = 1;
     if (s->uses[BENCH_ON_CPU])
         measure(s, 0, probe);
-    for (; i < count && !status && (!spare || is_quiet(s, probe)); i++) {
-        status = takes_part(s, &c[i]) ? time_one(&c[i], w, s->round) : NSA_OK;
-        if (s->alone && takes_part(s, &c[i]))
+    for (; timed < count && !status && (quiet = !spare || is_quiet(s, probe)); timed++) {
+        if (!takes_part(s, &c[timed]))
+            continue;
+        status = time_one(&c[timed], w, s->round);
+        if (s->alone)
             measure(s, 0, probe);
     }
-    const int quiet = is_quiet(s, probe), keeps = status || !spare || quiet;
+    quiet = status || !spare || is_quiet(s, probe);
     for (int k = 0; k < BENCH_CEILINGS; k++)
-        *(keeps ? &probe[k].kept : &probe[k].count) = keeps ? probe[k].count : probe[k].kept;
-    if (keeps) {
-        s->run->interrupted += !quiet;
-        s->round++;
-        return status;
-    }
-    s->thrown += i > 0; /* without a row it was but a wait */
-    s->lost += bench_now() - start;
-    for (; i > 0; i--)
-        c[i - 1].runs -= takes_part(s, &c[i - 1]);
-    return NSA_OK;
+        probe[k].kept = probe[k].count = quiet ? probe[k].count : probe[k].kept;
+    for (int i = 0; i < timed && !quiet; i++)
+        c[i].runs -= takes_part(s, &c[i]);
+    s->thrown += !quiet && timed; /* without a row it was but a wait */
+    s->lost += quiet ? 0 : bench_now() - start;
+    s->round += quiet;
+    return status;
 }
 
 /* Time round by round. */
@@ -284,11 +281,11 @@ static nsa_status time_all(sweep *s, contender *c, int count, const workload *w)
         if (!c[i].row->status[0])
             summarize(&c[i], w, s->rounds, length);
     }
-    for (int k = 0; k < BENCH_CEILINGS && s->alone; k++) {
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS && s->alone; k++) {
         const bench_stats of = samples_stats(&length[k]);
         samples_add(&s->ceiling[k], of.low);
         samples_add(&s->ceiling[k], of.median);
-        samples_add(&s->ceiling[k], of.high);
+        samples_add(&s->ceiling[k], s->best[k]); /* of.high, unless all of it is slow */
     }
     s->run->kept += s->alone ? s->round : 0;
     s->run->rounds += s->alone ? s->round + s->thrown : 0;
