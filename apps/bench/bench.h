@@ -21,8 +21,7 @@ enum {
 
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
-/** Ceilings of a quiet machine differ by at most this part of their median. */
-#define BENCH_APART 0.15
+#define BENCH_APART 0.15 /**< part of their median by which a quiet machine's ceilings differ */
 /** Prefix of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN_DENSE "causal by "
 /** Prefix of a stage's name: that stage with one thread, in a run with several. */
@@ -50,8 +49,7 @@ typedef enum bench_ceiling {
 } bench_ceiling;
 
 /** The part that needs nvcc is a shared object of its own, libnsa_gpu.so beside the program or in
- * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). Functions that
- * fail return 0. */
+ * ../lib, built from gpu.cu with CUDA=gpu. It exports this by nsa_gpu_get(). 0 is a failure. */
 typedef struct gpu_table {
     uint32_t size;                /**< sizeof(gpu_table): another size is refused */
     const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
@@ -203,8 +201,8 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
 /* ---------------------------------------------------------------- results.c */
 
 /** Median and quartiles of than's time over r's, round by round: a machine speed that changes
- * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
- * rounds, the ratio of the medians; the quartiles of both then give the lowest and the highest. */
+ * slowly cancels. With fewer than three shared rounds, as in a run file without them, the ratio of
+ * the medians; the quartiles of both give the lowest and the highest. */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 
 /** Compute shares of the ceilings, ratios and noise of a run. */

@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 const char *bench_pass_name(bench_pass pass) {
     static const char *const names[] = {"forward", "backward", "decode"};
@@ -56,9 +55,8 @@ static const struct argp_option known[] = {
     {"table", TEXT(table), "RUN", 0, "print a table of a run file; --what chooses it", 2},
     {"plot-data", TEXT(plot), "RUN", 0, "print points for gnuplot; --what chooses them", 2},
     {"what", TEXT(what), "NAME", 0,
-     "machine, forward, backward, decode, kernels (each phase), io (with load and read on the "
-     "device), peers or own (vs own dense attention), and /STAGE for one stage; for points: time "
-     "or speedup",
+     "machine, forward, backward, decode, kernels (phases), io (with load and read), peers or own "
+     "(vs own dense attention), and /STAGE for one stage; for points: time or speedup",
      2},
     {0}};
 
@@ -200,9 +198,8 @@ static int parse_options(int argc, char **argv, bench_options *o) {
         return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");
     if (packs && o->batch > BENCH_MAX_PACK)
         return command_error(EXIT_USAGE, argv[0],
-                             "--batch %d: forward and backward pack up to %d sequences, only "
-                             "decode has up to %d",
-                             (int)o->batch, BENCH_MAX_PACK, BENCH_MAX_BATCH);
+                             "--batch %d: forward and backward pack up to %d sequences",
+                             (int)o->batch, BENCH_MAX_PACK);
     nsa_config cfg = o->cfg; /* check the contract's rules before drawing inputs */
     cfg.seq_len = o->T[o->sizes - 1] * (packs ? o->batch : 1);
     nsa_status status = nsa_config_resolve(&cfg);

@@ -7,7 +7,6 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { CONTENDERS = 3 * BENCH_MAX_STAGES + 1 + PEERS_MAX };
 
@@ -97,8 +96,7 @@ static int runs_of(const bench_options *o, double seconds, double limit) {
 }
 
 /* Predicted seconds of a row that may take `limit`, from the rows of the same program at the last
- * two lengths; 0 without any. Time grows as T^e: e from both, clamped to 1..2.2; from one, e = 2.
- */
+ * two lengths; 0 without any. Time grows as T^e: e from both, in 1..2.2; from one length, e = 2. */
 static double predict_row(const sweep *s, const bench_row *row, double limit) {
     const bench_row *last = NULL, *before = NULL;
     double e = 2;
@@ -243,17 +241,17 @@ static nsa_status time_round(sweep *s, contender *c, int count, const workload *
     const int spare = s->alone && s->thrown < s->rounds && s->lost < (double)s->o->budget;
     const double start = bench_now();
     nsa_status status = NSA_OK;
-    int timed = 0, quiet = 1;
+    int timed = 0;
     if (s->uses[BENCH_ON_CPU])
         measure(s, 0, probe);
-    for (; timed < count && !status && (quiet = !spare || is_quiet(s, probe)); timed++) {
+    for (; timed < count && !status && (!spare || is_quiet(s, probe)); timed++) {
         if (!takes_part(s, &c[timed]))
             continue;
         status = time_one(&c[timed], w, s->round);
         if (s->alone)
             measure(s, 0, probe);
     }
-    quiet = status || !spare || is_quiet(s, probe);
+    const int quiet = status || !spare || is_quiet(s, probe);
     for (int k = 0; k < BENCH_CEILINGS; k++)
         probe[k].kept = probe[k].count = quiet ? probe[k].count : probe[k].kept;
     for (int i = 0; i < timed && !quiet; i++)
@@ -264,7 +262,6 @@ static nsa_status time_round(sweep *s, contender *c, int count, const workload *
     return status;
 }
 
-/* Time round by round. */
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
     samples length[BENCH_CEILINGS] = {0};
     nsa_status status = NSA_OK;

@@ -1,9 +1,6 @@
 #!/bin/sh
-# Rewrite the text between
-#
-#   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
-#
-# in README.md, docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file
+# Rewrite the text between <!-- table:RUN/KIND --> and <!-- /table:RUN/KIND --> in README.md,
+# docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file
 # notes/runs/RUN.json; KIND as --what of `nsa bench`. With --check report what differs, and fail.
 set -eu
 cd "$(dirname "$0")/../.."

@@ -3,8 +3,6 @@
 #include "bench/contender.h"
 #include "common/counts.h"
 
-#include <string.h>
-
 enum { CMP, SLC, WIN, BRANCHES, DQ = BRANCHES, DK, DV };
 
 /* Keys that the queries of a pass see, of all sequences, for one head. */
