@@ -19,7 +19,6 @@ do for [i=1:7] {
         ps (i > 2 && i < 6 ? 1.1 : 0.9)
 }
 set linetype cycle 7
-
 set logscale x 2
 set format x '%.0f'
 set offsets graph 0.03, graph 0.03, 0, 0

@@ -40,7 +40,7 @@ typedef struct sweep {
     samples ceiling[BENCH_CEILINGS];
     double best[BENCH_CEILINGS]; /* so far: whoever interrupts can only make it slower */
     int round, rounds, thrown;   /* of a length: the current one, wanted, thrown away */
-    double lost;                 /* seconds of those thrown away */
+    double spare;                /* seconds that may yet be thrown away */
     double began;
     progress bar;
 } sweep;
@@ -227,18 +227,17 @@ static void measure(sweep *s, int all, samples *to) {
 /* Is each probe of the current round within the bound of the best so far? */
 static int is_quiet(const sweep *s, const samples *probe) {
     int quiet = 1;
-    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS; k++) {
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS; k++)
         for (int i = probe[k].kept; i < probe[k].count; i++)
             quiet &= s->best[k] <= (1 + BENCH_APART) * probe[k].value[i];
-    }
     return quiet;
 }
 
-/* One round; programs with fewer runs skip it. A probe is a measurement of the ceilings: before the
- * first row, and on a CPU alone after each. There a round with a probe that is not quiet is thrown
- * away, all its rows and probes; at most as many as are wanted, and until a budget is lost. */
+/* One round; programs with fewer runs skip it. A probe is of the ceilings: before the first row,
+ * and on a CPU alone after each. There a round with one that is not quiet is thrown away, all its
+ * rows and probes: at most as many rounds as are wanted, and while there is time to spare. */
 static nsa_status time_round(sweep *s, contender *c, int count, const workload *w, samples *probe) {
-    const int spare = s->alone && s->thrown < s->rounds && s->lost < (double)s->o->budget;
+    const int spare = s->alone && s->thrown < s->rounds && s->spare > 0;
     const double start = bench_now();
     nsa_status status = NSA_OK;
     int timed = 0;
@@ -257,7 +256,7 @@ static nsa_status time_round(sweep *s, contender *c, int count, const workload *
     for (int i = 0; i < timed && !quiet; i++)
         c[i].runs -= takes_part(s, &c[i]);
     s->thrown += !quiet && timed; /* without a row it was but a wait */
-    s->lost += quiet ? 0 : bench_now() - start;
+    s->spare -= quiet ? 0 : bench_now() - start;
     s->round += quiet;
     return status;
 }
@@ -265,9 +264,11 @@ static nsa_status time_round(sweep *s, contender *c, int count, const workload *
 static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
     samples length[BENCH_CEILINGS] = {0};
     nsa_status status = NSA_OK;
-    s->round = s->rounds = s->thrown = 0, s->lost = 0;
-    for (int i = 0; i < count; i++)
+    s->round = s->rounds = s->thrown = 0, s->spare = 0;
+    for (int i = 0; i < count; i++) {
         s->rounds = c[i].wanted > s->rounds ? c[i].wanted : s->rounds;
+        s->spare += 2 * c[i].wanted * (0.15 + c[i].first); /* with a probe each */
+    }
     if (s->uses[BENCH_ON_GPU])
         gpu_warm(); /* it was idle while results were checked */
     while (s->round < s->rounds && !status) {
