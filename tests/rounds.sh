@@ -51,14 +51,14 @@ check() {
     fi
 }
 
-# 16 times 6 calls look for the best; a probe has 4, and a round of two rows three probes
+# 8 times 6 calls look for the best; a probe has 4, and a round of two rows three probes
 run 0 0
 check "every round is kept" "$kept -eq 3" "3 of 3 rounds."
-run 101 104
+run 53 56
 check "one interrupted after its first row" "$rounds -eq 4" "3 of 4 rounds; the others were inter"
-run 97 100
+run 49 52
 check "a wait before the first row is no round" "$rounds -eq 3" "3 of 3 rounds."
-run 97 100000
+run 49 100000
 check "never quiet again: the label" "$kept -eq 3" "too noisy for a claim: OpenBLAS sgemm differed"
 [ $bad -ne 0 ] || echo "rounds: interrupted ones are thrown away, and labelled where none is quiet"
 exit $bad

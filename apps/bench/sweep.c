@@ -381,7 +381,7 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
         if (o->peers && peers_start(&s.peers, o->peers, o))
             fprintf(stderr, "nsa bench: SKIP peers: %s\n", s.peers.about);
         snprintf(run->peers, sizeof run->peers, "%s", s.peers.about);
-        for (int i = 0; i < (s.alone ? 16 : 1); i++) /* alone, to know the best */
+        for (int i = 0; i < (s.alone ? 8 : 1); i++) /* alone, to know the best */
             measure(&s, 1, s.alone ? NULL : s.ceiling);
     }
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {
