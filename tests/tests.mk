@@ -26,8 +26,9 @@ LIED_TO := $(BUILD)/nsa_counting $(BUILD)/nsa-bench $(BUILD)/judge
 liars: $(LIARS)/98_lying.so $(LIED_TO) $(LIARS_BESIDE) ##@part
 	@for stage in $(LIARS_BESIDE:$(BUILD)/%=%); do ln -sf ../$$stage $(LIARS); done
 
-test-peers: all ##@test `nsa bench --peers` with stub programs that answer well and badly
+test-peers: all ##@test `nsa bench` with stub programs for --peers, and a stub OpenBLAS
 	NSA=./$(BUILD)/nsa sh tests/peers.sh
+	NSA=./$(BUILD)/nsa CC='$(CC)' sh tests/rounds.sh
 
 test-liars: liars ##@faults a stage with one fault at a time: each must be caught
 	BUILD='$(BUILD)' sh tests/liars.sh

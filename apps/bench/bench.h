@@ -1,6 +1,5 @@
-/**
- * @file bench.h
- * @brief The options of `nsa bench` and its results; clocks, ceilings, ratios, tables, run files.
+/** @file bench.h
+ *  @brief The options of `nsa bench` and its results; clocks, ceilings, ratios, tables, run files.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -22,6 +21,7 @@ enum {
 
 /** The dense baseline's name in rows. */
 #define BENCH_DENSE "dense_openblas"
+#define BENCH_APART 0.15 /**< part of their median by which a quiet machine's ceilings differ */
 /** Prefix of a stage's name: plain causal attention by that stage's own code. */
 #define BENCH_OWN_DENSE "causal by "
 /** Prefix of a stage's name: that stage with one thread, in a run with several. */
@@ -49,8 +49,7 @@ typedef enum bench_ceiling {
 } bench_ceiling;
 
 /** The part that needs nvcc is a shared object of its own, libnsa_gpu.so beside the program or in
- * ../lib, built from gpu.cu with CUDA=gpu. It exports this table by nsa_gpu_get(). On a failure the
- * functions return 0 or do nothing. */
+ * ../lib, built from gpu.cu with CUDA=gpu. It exports this by nsa_gpu_get(). 0 is a failure. */
 typedef struct gpu_table {
     uint32_t size;                /**< sizeof(gpu_table): another size is refused */
     const char *(*missing)(void); /**< NULL if a GPU answers, else why not */
@@ -159,6 +158,8 @@ typedef struct bench_run {
     int64_t cores;       /**< online */
     int64_t threads;     /**< used */
     int64_t batch;       /**< sequences of a pack */
+    int64_t rounds;      /**< timed, if all ran on the CPU, else 0, as in older run files */
+    int64_t kept;        /**< of these; the others were interrupted, and thrown away */
     double load;         /**< runnable processes a minute before */
     bench_stats ceiling[BENCH_CEILINGS]; /**< 0: not measured */
     bench_row row[BENCH_MAX_ROWS];       /**< in the order they were timed */
@@ -200,8 +201,8 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
 /* ---------------------------------------------------------------- results.c */
 
 /** Median and quartiles of than's time over r's, round by round: a machine speed that changes
- * slowly compared to a round cancels. With fewer than three shared rounds, or a run file without
- * rounds, the ratio of the medians; the quartiles of both then give the lowest and the highest. */
+ * slowly cancels. With fewer than three shared rounds, as in a run file without them, the ratio of
+ * the medians; the quartiles of both give the lowest and the highest. */
 bench_stats bench_ratio(const bench_row *r, const bench_row *than);
 
 /** Compute shares of the ceilings, ratios and noise of a run. */

@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 const char *bench_pass_name(bench_pass pass) {
     static const char *const names[] = {"forward", "backward", "decode"};
@@ -38,20 +37,17 @@ static const struct argp_option known[] = {
     {"heads", HEADS, "HQ/HKV", 0, "query and key-value heads; default: 16/1", 1},
     {"dims", DIMS, "DK/DV", 0, "head dims; default: 64/64", 1},
     {"phi", PHI, "NAME", 0, "the compressor: mean, gated or mlp; default: mlp", 1},
-    {"batch", BATCH, "B", 0, "sequences of a pack, to 16, or slots of a decode, to 64; default: 1",
-     1},
+    {"batch", BATCH, "B", 0, "sequences of a pack (to 16), slots of a decode (64); default: 1", 1},
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
     {"one-thread", ALONE, NULL, 0, "with --threads N: each CPU stage with one thread as well", 1},
     {"device", DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
-    {"peers", TEXT(peers), "COMMAND", 0, "time other libraries in turn: \"python3 apps/peers.py\"",
+    {"peers", TEXT(peers), "COMMAND", 0, "other libraries: \"python3 apps/peers.py\"", 1},
+    {"judge", TEXT(judge), "NAME", 0, "the CPU stage used as oracle, checked first; default: 00",
      1},
-    {"judge", TEXT(judge), "NAME", 0,
-     "the CPU stage used as oracle, itself checked first; default: 00", 1},
     {"rows", ROWS, "R", 0, "rows (decode: slots) to check before timing; default: 9", 1},
     {"seed", SEED, "N", 0, "seed of the inputs; default: 1", 1},
     {"budget", BUDGET, "S", 0, "skip rows that would take longer than S seconds; default: 120", 1},
-    {"runs", RUNS, "N", 0, "timed runs of a row if its budget allows, 3 to 60; default: 3 to 20",
-     1},
+    {"runs", RUNS, "N", 0, "timed runs of a row within its budget, 3 to 60; default: 3 to 20", 1},
     {"quick", QUICK, NULL, 0, "finish within a minute: three short lengths", 1},
     {"stages", TEXT(stage_dir), "DIR", 0, "folder of the stages' shared objects", 1},
     {"json", TEXT(json), "FILE", 0, "write the run: machine, commit, rows", 1},
@@ -59,9 +55,8 @@ static const struct argp_option known[] = {
     {"table", TEXT(table), "RUN", 0, "print a table of a run file; --what chooses it", 2},
     {"plot-data", TEXT(plot), "RUN", 0, "print points for gnuplot; --what chooses them", 2},
     {"what", TEXT(what), "NAME", 0,
-     "machine, forward, backward, decode, kernels (each phase), io (with load and read on the "
-     "device), peers or own (vs own dense attention), and /STAGE for one stage; for points: time "
-     "or speedup",
+     "machine, forward, backward, decode, kernels (phases), io (with load and read), peers or own "
+     "(vs own dense attention), and /STAGE for one stage; for points: time or speedup",
      2},
     {0}};
 
@@ -203,9 +198,8 @@ static int parse_options(int argc, char **argv, bench_options *o) {
         return command_error(EXIT_USAGE, argv[0], "--one-thread needs --threads 2 or more");
     if (packs && o->batch > BENCH_MAX_PACK)
         return command_error(EXIT_USAGE, argv[0],
-                             "--batch %d: forward and backward pack up to %d sequences, only "
-                             "decode has up to %d",
-                             (int)o->batch, BENCH_MAX_PACK, BENCH_MAX_BATCH);
+                             "--batch %d: forward and backward pack up to %d sequences",
+                             (int)o->batch, BENCH_MAX_PACK);
     nsa_config cfg = o->cfg; /* check the contract's rules before drawing inputs */
     cfg.seq_len = o->T[o->sizes - 1] * (packs ? o->batch : 1);
     nsa_status status = nsa_config_resolve(&cfg);

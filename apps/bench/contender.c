@@ -7,9 +7,7 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static nsa_status open_dense(contender *c, const workload *w) {
     const int decodes = w->pass == BENCH_DECODE;

@@ -1,9 +1,7 @@
-/**
- * @file contender.h
- * @brief What is timed: a stage, a stage's plain causal attention, the dense baseline on OpenBLAS,
+/** @file contender.h
+ *  @brief What is timed: a stage, a stage's plain causal attention, the dense baseline on OpenBLAS,
  * and peers (other libraries' attention); all behind the same four calls. Their inputs, the work
- * these need, and checking results against an oracle's.
- */
+ * these need, and checking results against an oracle's. */
 #ifndef BENCH_CONTENDER_H
 #define BENCH_CONTENDER_H
 
@@ -41,8 +39,7 @@ typedef struct workload {
 /** The case string of the inputs, as `nsa check --case` reads it; without T if that is 0. */
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity);
 
-/** Draw the inputs: sequences of T tokens, rounded if `arith` is NSA_BFLOAT16. `w` is for
- * workload_close(), also on an error. */
+/** Draw the inputs, rounded if `arith` is NSA_BFLOAT16. Also an error leaves `w` to be closed. */
 nsa_status workload_open(const bench_options *o, bench_pass pass, int64_t T, nsa_arith arith,
                          workload *w);
 

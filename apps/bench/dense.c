@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A tile has about ROWS rows (tokens times heads of a group) against KEYS keys: its scores stay in
  * the second-level cache, and sgemm runs within a tenth of its best at this size. */

@@ -218,8 +218,7 @@ static double stop(void) {
     return cudaGetLastError() == cudaSuccess && ok ? 1e-3 * ms : 0;
 }
 
-/* `what` over the median seconds of what `run` queues on the default stream, in billions a second;
- * 0 if anything failed. */
+/* `what` over the median seconds of what `run` queues, in billions a second; 0 if that failed. */
 template <class work> static double rate_of(double what, work run) {
     double seconds[REPEATS + 1];
     for (int i = 0; i <= REPEATS; i++) { /* the first warms up */

@@ -1,6 +1,5 @@
 /** @file peers.c
- *  @brief Other libraries' attention, timed in turn with ours by a separate program; the protocol
- * stands in docs/measuring.md. */
+ *  @brief Other libraries' attention, timed by a separate program; docs/measuring.md says how. */
 #include "bench/contender.h"
 
 #include <cjson/cJSON.h>
@@ -8,7 +7,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -1,6 +1,5 @@
-# One figure of a run, as SVG on standard output; `make figures` sets points (a file), figure (time or
-# speedup) and run (the run file's name). No background, and colours of medium lightness, so that it
-# is readable on white and on black.
+# One figure of a run, as SVG; `make figures` sets points (a file), figure (time or speedup) and run
+# (its file's name). Without background, in medium colours: it is read on white and on black.
 set terminal svg size 960,500 font 'sans-serif,15' noenhanced
 set encoding utf8
 
@@ -20,7 +19,6 @@ do for [i=1:7] {
         ps (i > 2 && i < 6 ? 1.1 : 0.9)
 }
 set linetype cycle 7
-
 set logscale x 2
 set format x '%.0f'
 set offsets graph 0.03, graph 0.03, 0, 0

@@ -7,14 +7,13 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { CONTENDERS = 3 * BENCH_MAX_STAGES + 1 + PEERS_MAX };
 
 /* Measurements of one ceiling; zeros, which mean a failure, are left out. */
 typedef struct samples {
-    double value[64];
-    int count;
+    double value[4096]; /* a round has less than 64 */
+    int count, kept;    /* so far, and before the current round */
 } samples;
 
 static void samples_add(samples *s, double value) {
@@ -34,10 +33,14 @@ typedef struct sweep {
     nsa_found *found;
     size_t stages;
     int uses[3];     /* for each bench_device: 1 if a timed program runs there */
+    int alone;       /* 1 if all of them run on the CPU */
     int bfloat16;    /* 1 if a stage computes in it: its inputs are rounded */
     nsa_found judge; /* the oracle of all rows: --judge, or stage 00 */
     peers peers;
     samples ceiling[BENCH_CEILINGS];
+    double best[BENCH_CEILINGS]; /* so far: whoever interrupts can only make it slower */
+    int round, rounds, thrown;   /* of a length: the current one, wanted, thrown away */
+    double spare;                /* seconds that may yet be thrown away */
     double began;
     progress bar;
 } sweep;
@@ -80,6 +83,7 @@ static nsa_status find_stages(sweep *s) {
     }
     /* with a GPU, peers alone are worth a run */
     s->uses[BENCH_ON_GPU] |= s->o->peers && s->o->device[BENCH_ON_GPU] && gpu(NULL);
+    s->alone = s->uses[BENCH_ON_CPU] && !s->uses[BENCH_ON_GPU] && !s->uses[BENCH_ON_SIMULATOR];
     return status;
 }
 
@@ -92,8 +96,7 @@ static int runs_of(const bench_options *o, double seconds, double limit) {
 }
 
 /* Predicted seconds of a row that may take `limit`, from the rows of the same program at the last
- * two lengths; 0 if there is none. Time grows as T^e: e from these two, clamped to 1..2.2; with one
- * length, e = 2. */
+ * two lengths; 0 without any. Time grows as T^e: e from both, in 1..2.2; from one length, e = 2. */
 static double predict_row(const sweep *s, const bench_row *row, double limit) {
     const bench_row *last = NULL, *before = NULL;
     double e = 2;
@@ -154,8 +157,13 @@ static int admit(sweep *s, contender *c, workload *w) {
     return 0;
 }
 
-static void summarize(contender *c, const workload *w) {
+static void summarize(contender *c, const workload *w, int rounds, samples *ceiling) {
     bench_row *row = c->row;
+    row->rounds = rounds;
+    if (c->device == BENCH_ON_CPU) {
+        row->gflops = samples_stats(&ceiling[CPU_SGEMM]).median;
+        row->gbs = samples_stats(&ceiling[CPU_COPY]).median;
+    }
     for (int i = 0; i < row->phases; i++) {
         row->phase[i].seconds = bench_quartiles(c->phase[i], c->runs).median;
         phase_work(w, contender_arith(c), &row->phase[i]);
@@ -175,11 +183,12 @@ static int round_rank(int round, int rounds) {
 }
 
 /* A row with k runs takes the rounds of the lowest k ranks: its runs are spread over all rounds,
- * and every round of a row with fewer runs is a round of each row with more, for ratios need shared
- * rounds. @return 0 also if it is not its turn */
-static nsa_status time_one(contender *c, const workload *w, int round, int rounds) {
-    if (round_rank(round, rounds) >= c->wanted)
-        return NSA_OK;
+ * and every round of a row with fewer runs is one of each row with more, which ratios need. */
+static int takes_part(const sweep *s, const contender *c) {
+    return round_rank(s->round, s->rounds) < c->wanted;
+}
+
+static nsa_status time_one(contender *c, const workload *w, int round) {
     if (c->device == BENCH_ON_CPU)
         bench_flush();
     nsa_status status = contender_time(c, w);
@@ -200,51 +209,85 @@ static void gpu_warm(void) {
         gpu(NULL)->flush();
 }
 
-/* Time round by round; programs with fewer runs skip some rounds. The processor's ceilings are
- * measured once a round: if the machine slows down, they do too. */
-static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
-    samples sgemm = {.count = 0}, copy = {.count = 0};
+/* Measure the processor's ceilings, and with `all` the GPU's; `to` may be NULL. */
+static void measure(sweep *s, int all, samples *to) {
     double rate[BENCH_CEILINGS] = {0};
-    int rounds = 0;
-    nsa_status status = NSA_OK;
-    for (int i = 0; i < count; i++)
-        rounds = c[i].wanted > rounds ? c[i].wanted : rounds;
-    if (s->uses[BENCH_ON_GPU])
-        gpu_warm(); /* it was idle while results were checked */
-    for (int round = 0; round < rounds && !status; round++) {
-        progress_count(&s->bar, "round", round + 1, rounds);
-        if (s->uses[BENCH_ON_CPU]) {
-            ceilings_measure((int)s->o->threads, 1, rate);
-            samples_add(&sgemm, rate[CPU_SGEMM]);
-            samples_add(&copy, rate[CPU_COPY]);
-        }
-        for (int i = 0; i < count && !status; i++)
-            status = time_one(&c[i], w, round, rounds);
-    }
-    for (int i = 0; i < count && !status; i++) {
-        if (c[i].row->status[0])
-            continue;
-        c[i].row->rounds = rounds;
-        summarize(&c[i], w);
-        if (c[i].device == BENCH_ON_CPU) {
-            c[i].row->gflops = samples_stats(&sgemm).median;
-            c[i].row->gbs = samples_stats(&copy).median;
-        }
-    }
-    return status;
-}
-
-/* Measure all ceilings once more, between two lengths. */
-static void measure_ceilings(sweep *s) {
-    double rate[BENCH_CEILINGS] = {0};
-    ceilings_measure((int)s->o->threads, 5, rate);
-    snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
-    if (s->uses[BENCH_ON_GPU] && gpu(NULL)) {
+    ceilings_measure((int)s->o->threads, all ? 5 : 3, rate);
+    if (all && s->uses[BENCH_ON_GPU] && gpu(NULL)) {
         gpu_warm();
         gpu(NULL)->ceilings(rate);
     }
-    for (int i = 0; i < BENCH_CEILINGS; i++)
-        samples_add(&s->ceiling[i], rate[i]);
+    for (int k = 0; k < BENCH_CEILINGS; k++) {
+        if (to)
+            samples_add(&to[k], rate[k]);
+        s->best[k] = fmax(s->best[k], rate[k]);
+    }
+}
+
+/* Is each probe of the current round within the bound of the best so far? */
+static int is_quiet(const sweep *s, const samples *probe) {
+    int quiet = 1;
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS; k++)
+        for (int i = probe[k].kept; i < probe[k].count; i++)
+            quiet &= s->best[k] <= (1 + BENCH_APART) * probe[k].value[i];
+    return quiet;
+}
+
+/* One round; programs with fewer runs skip it. A probe is of the ceilings: before the first row,
+ * and on a CPU alone after each. There a round with one that is not quiet is thrown away, all its
+ * rows and probes: at most as many rounds as are wanted, and while there is time to spare. */
+static nsa_status time_round(sweep *s, contender *c, int count, const workload *w, samples *probe) {
+    const int spare = s->alone && s->thrown < s->rounds && s->spare > 0;
+    const double start = bench_now();
+    nsa_status status = NSA_OK;
+    int timed = 0;
+    if (s->uses[BENCH_ON_CPU])
+        measure(s, 0, probe);
+    for (; timed < count && !status && (!spare || is_quiet(s, probe)); timed++) {
+        if (!takes_part(s, &c[timed]))
+            continue;
+        status = time_one(&c[timed], w, s->round);
+        if (s->alone)
+            measure(s, 0, probe);
+    }
+    const int quiet = status || !spare || is_quiet(s, probe);
+    for (int k = 0; k < BENCH_CEILINGS; k++)
+        probe[k].kept = probe[k].count = quiet ? probe[k].count : probe[k].kept;
+    for (int i = 0; i < timed && !quiet; i++)
+        c[i].runs -= takes_part(s, &c[i]);
+    s->thrown += !quiet && timed; /* without a row it was but a wait */
+    s->spare -= quiet ? 0 : bench_now() - start;
+    s->round += quiet;
+    return status;
+}
+
+static nsa_status time_all(sweep *s, contender *c, int count, const workload *w) {
+    samples length[BENCH_CEILINGS] = {0};
+    nsa_status status = NSA_OK;
+    s->round = s->rounds = s->thrown = 0, s->spare = 0;
+    for (int i = 0; i < count; i++) {
+        s->rounds = c[i].wanted > s->rounds ? c[i].wanted : s->rounds;
+        s->spare += 2 * c[i].wanted * (0.15 + c[i].first); /* with a probe each */
+    }
+    if (s->uses[BENCH_ON_GPU])
+        gpu_warm(); /* it was idle while results were checked */
+    while (s->round < s->rounds && !status) {
+        progress_count(&s->bar, "round", s->round + 1, s->rounds);
+        status = time_round(s, c, count, w, length);
+    }
+    for (int i = 0; i < count && !status; i++) {
+        if (!c[i].row->status[0])
+            summarize(&c[i], w, s->rounds, length);
+    }
+    for (int k = GPU_CEILINGS; k < BENCH_CEILINGS && s->alone; k++) {
+        const bench_stats of = samples_stats(&length[k]);
+        samples_add(&s->ceiling[k], of.low);
+        samples_add(&s->ceiling[k], of.median);
+        samples_add(&s->ceiling[k], s->best[k]); /* of.high, unless all of it is slow */
+    }
+    s->run->kept += s->alone ? s->round : 0;
+    s->run->rounds += s->alone ? s->round + s->thrown : 0;
+    return status;
 }
 
 /* Add a contender to those that are timed, or write to its row why not. */
@@ -300,7 +343,7 @@ static nsa_status one_length(sweep *s, bench_pass pass, int64_t T, nsa_arith ari
     for (int i = 0; i < count; i++)
         contender_close(&list[i]);
     workload_close(&w);
-    measure_ceilings(s);
+    measure(s, 1, s->alone ? NULL : s->ceiling);
     return status;
 }
 
@@ -311,7 +354,10 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         for (int k = 0; k < BENCH_CEILINGS; k++)
-            s->run->ceiling[k] = samples_stats(&s->ceiling[k]);
+            s->run->ceiling[k] = s->ceiling[k].count
+                                     ? samples_stats(&s->ceiling[k])
+                                     : (bench_stats){s->best[k], s->best[k], s->best[k]};
+        snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
         bench_compute(s->run);
         if (!status && s->o->json) /* now, so that an interrupted run keeps its results */
             status = runfile_write(s->run, s->o->json);
@@ -335,7 +381,8 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
         if (o->peers && peers_start(&s.peers, o->peers, o))
             fprintf(stderr, "nsa bench: SKIP peers: %s\n", s.peers.about);
         snprintf(run->peers, sizeof run->peers, "%s", s.peers.about);
-        measure_ceilings(&s);
+        for (int i = 0; i < (s.alone ? 8 : 1); i++) /* alone, to know the best */
+            measure(&s, 1, s.alone ? NULL : s.ceiling);
     }
     for (int pass = 0; pass < BENCH_PASSES && !status; pass++) {
         if (o->pass[pass])

@@ -7,7 +7,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { COLUMNS = 20, CELL = 72 };
 
@@ -71,8 +70,7 @@ static void ratio(grid *g, bench_stats r) {
         cell(g, "-");
 }
 
-/* A column is right-aligned if its first filled cell is a number. Names of stages begin with a
- * digit too, but have an underscore. */
+/* A column is right-aligned if its first filled cell is a number; a stage's name has a '_'. */
 static int is_number(const grid *g, int column) {
     for (int r = 1; r < g->rows; r++) {
         const char *text = g->cell[r][column];
@@ -269,8 +267,8 @@ static void print_gpu(const bench_run *run) {
     printf("\n");
 }
 
-/* "NAME: FLAGS; NAME: FLAGS", the flags as code: outside a code span a Markdown page may show the
- * two hyphens of --param as a dash. */
+/* "NAME: FLAGS; NAME: FLAGS", the flags as code: Markdown may show the hyphens of --param as one.
+ */
 static void print_own_flags(const char *text) {
     for (const char *before = " ("; *text; before = "; ") {
         const int name = (int)strcspn(text, ":"), part = (int)strcspn(text, ";");
@@ -310,6 +308,9 @@ static void print_machine(const bench_run *run, const char *file) {
 static void print_source(const bench_run *run, const char *file) {
     printf("\nRun `%s`: %s, %" PRId64 " thread%s, commit %s, %s.", file, run->cpu, run->threads,
            run->threads == 1 ? "" : "s", run->commit, run->date);
+    if (run->rounds)
+        printf(" %" PRId64 " of %" PRId64 " rounds%s.", run->kept, run->rounds,
+               run->kept < run->rounds ? "; the others were interrupted" : "");
     if (run->noise[0])
         printf(" The machine was too noisy for a claim: %s.", run->noise);
     printf("\n");

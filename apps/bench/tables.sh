@@ -1,11 +1,7 @@
 #!/bin/sh
-# Rewrite the text between
-#
-#   <!-- table:RUN/KIND -->  and  <!-- /table:RUN/KIND -->
-#
-# in README.md, docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file
-# notes/runs/RUN.json; KIND as in `nsa bench --table FILE --what KIND`. With --check report what
-# would change, and fail.
+# Rewrite the text between <!-- table:RUN/KIND --> and <!-- /table:RUN/KIND --> in README.md,
+# docs/*.md, notes/*.md, notes/log/*.md and the stages' pages, from the run file
+# notes/runs/RUN.json; KIND as --what of `nsa bench`. With --check report what differs, and fail.
 set -eu
 cd "$(dirname "$0")/../.."
 . docs/between_markers.sh

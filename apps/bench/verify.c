@@ -7,7 +7,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Run a stage on inputs; with block_idx [R,Hkv,n] its blocks are forced. With `causal` 1, `out` is
  * plain causal attention over the window's pair: window = T, gates 0, 0, 1. */
@@ -53,12 +52,9 @@ static nsa_status judge_slots(const workload *w, const nsa_stage *stage, int cau
     memset(results, 0, sizeof *results);
     for (int64_t i = 0; i < w->rows.shape[0] && !status; i++) {
         nsa_tensors one = {0}, in = slot_inputs(w, tensor_ints(&w->rows)[i], &last);
-        nsa_tensor list = {0};
-        if (block_idx) {
-            list = *block_idx;
-            list.data = tensor_ints(&list) + i * tensor_row(&list);
-            list.shape[0] = 1;
-        }
+        nsa_tensor list = block_idx ? *block_idx : w->rows;
+        list.data = tensor_ints(&list) + i * tensor_row(&list);
+        list.shape[0] = 1;
         status = judge_rows(w, stage, causal, &in, block_idx ? &list : NULL, &one);
         for (int k = 0; k < 3 && !status; k++) {
             nsa_tensor *all = &results->at[wanted[k]], *mine = &one.at[wanted[k]];

@@ -3,8 +3,6 @@
 #include "bench/contender.h"
 #include "common/counts.h"
 
-#include <string.h>
-
 enum { CMP, SLC, WIN, BRANCHES, DQ = BRANCHES, DK, DV };
 
 /* Keys that the queries of a pass see, of all sequences, for one head. */
@@ -69,9 +67,8 @@ static phi_cost count_compressors(const workload *w) {
         phi_weights(c, dk) + phi_weights(c, dv)};
 }
 
-/* Numbers that a pass reads and writes: q, gate, keys, values and out once. A step reads the keys
- * and values that its query sees. The backward also reads dout, and writes a gradient for each
- * input. */
+/* Numbers that a pass reads and writes: q, gate, keys, values and out once; a step the keys and
+ * values that its query sees. The backward reads dout too, and writes a gradient of each input. */
 static double count_numbers(const workload *w, double keys, int causal) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hkv = (double)c->kv_heads;
@@ -126,8 +123,7 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
     const key_counts s = count_keys(w);
-    /* reads q and writes out; backward reads q and dout and writes dq, but for the pass over keys
-     */
+    /* reads q, writes out; backward reads q and dout, writes dq, but for the pass over keys */
     double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
     for (int x = 0; x < BRANCHES; x++) {
         if (!all && !has(p, x))

@@ -6,9 +6,7 @@
 #include "harness/tensor.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
     const nsa_config *c = &o->cfg;
