@@ -123,8 +123,8 @@ static __device__ __forceinline__ void load_row_tiles(bf16 *s_rows, const bf16 *
     }
 }
 
-/* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp, s_b [8 N][D] keys or
- * values. */
+/* s [M][16, 8 N] += A B^T: s_a [M][16][D] are row tiles of the warp and s_b [8 N][D] keys or
+ * values; for importance the other way around. */
 template <int D, int M, int N>
 static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf16 *s_a,
                                                   const bf16 *s_b) {
@@ -307,7 +307,7 @@ static __device__ __forceinline__ float4 pair_quad(const float (&x)[4]) {
     return odd ? make_float4(a, b, x[2], x[3]) : make_float4(x[0], x[1], a, b);
 }
 
-/* Accumulators of global_matmul() in quads of neighbouring columns: of every 32 columns a lane has
+/* Accumulators of add_half() in quads of neighbouring columns: of every 32 columns a lane has
  * 8 in each of its rows, quads 2n and 2n + 1. Their columns are quad_col() + quad_offset(). */
 static __device__ __forceinline__ int quad_col(void) {
     return lane_id() % 4 * PIECE;

@@ -39,7 +39,7 @@ typedef struct inverse_list {
     int64_t blocks; /* Hkv * stride */
     int64_t stride;
     int64_t unit_rows; /* rows of a unit */
-    int64_t max_units; /* units of one block, at most */
+    int64_t waves;     /* of units that run together, see first_wave() */
     int64_t *start;    /* [blocks] where its rows begin in `list`; without a list, its first row */
     int32_t *count;    /* [blocks] its number of rows */
     int32_t *first_unit;   /* [blocks] prefix sum of units */

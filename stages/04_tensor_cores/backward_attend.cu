@@ -10,7 +10,7 @@ enum {
     HALF_TILES = KEY_TILES / 2 /* keys at a time: S and dP of two row tiles are many registers */
 };
 
-/* Row tiles of a warp, as in forward, and warps of a CUDA block: what registers allow, and 99 KiB
+/* Row tiles of a warp and warps of a CUDA block: what registers allow, and 99 KiB
  * of shared memory, which sm_86 and sm_89 have. */
 #define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 #define DQ_WARPS(DK) ((DK) <= 192 ? 4 : 2)

@@ -194,7 +194,7 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
     inv->stride = args->f.in[branch].stride;
     inv->blocks = c->Hkv * inv->stride;
     inv->unit_rows = unit_size(c->Hkv * args->R * max_row_blocks(st, branch, max_len));
-    inv->max_units = units_of(inv, branch == CMP ? args->R + inv->unit_rows : rows_of_block);
+    inv->waves = units_of(inv, rows_of_block);
     inv->list = branch == SLC ? ((const scratch *)st->scratch)->list : NULL;
     inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
     inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;

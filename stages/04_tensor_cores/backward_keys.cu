@@ -182,17 +182,17 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
 
 /* A work unit: its rows, and its block of keys. */
 typedef struct unit_rows {
-    int64_t start;  /* where its rows begin in the list, or the first row */
-    int rows, turn; /* their number; the one that comes first */
-    int tiles;      /* row tiles */
-    int kvh, block; /* kv head, block of the sequence */
-    full_range all; /* the rows that see all keys of the block */
+    int64_t start;   /* where its rows begin in the list, or the first row */
+    int rows, begin; /* their number; the one that comes first */
+    int tiles;       /* row tiles */
+    int kvh, block;  /* kv head, block of the sequence */
+    full_range all;  /* the rows that see all keys of the block */
 } unit_rows;
 
 /* Row of row tile i of a unit; -1 if there is none. */
 static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const unit_rows &x,
                                                   int i, int GT) {
-    const int n = (GT == 1 ? i : i / GT) + x.turn;
+    const int n = (GT == 1 ? i : i / GT) + x.begin;
     const int64_t at = x.start + (n < x.rows ? n : n - x.rows);
     return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
 }
@@ -206,17 +206,19 @@ static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const in
     unit_rows x = {inv->start[block] + first,  rows, 0,     rows * a->f.c.GT,
                    (int)(block / inv->stride), 0,    {0, 0}};
     if (!inv->list && x.start % rows)
-        x.turn = (int)(rows - x.start % rows);
+        x.begin = (int)(rows - x.start % rows);
     const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1)]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
     x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
     return x;
 }
 
-/* Compressed blocks are seen by all rows from some row on: their units wait for their turn, so that
- * those that run together, blockIdx.y, have the same rows. */
-static __device__ __forceinline__ int64_t first_turn(const inverse_list *inv, int64_t block) {
-    return inv->branch == CMP ? inv->start[block] / inv->unit_rows : 0;
+/* The first unit of a block is that of blockIdx.y = first_wave(). A compressed block is seen by all
+ * rows of its sequence from some position on: units that run together, of one wave, have rows of
+ * about the same positions. */
+static __device__ __forceinline__ int64_t first_wave(const grad_args *a, const inverse_list *inv,
+                                                     int64_t block) {
+    return inv->branch == CMP ? a->f.row_t[inv->start[block]] / inv->unit_rows : 0;
 }
 
 /* Load the warp's keys, for dv, or values, for dk. */
@@ -286,7 +288,8 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
 }
 
 /* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
- * Keys are the rows of matrix tiles here, 32 a warp, and stay in registers, as do their sums. Half
+ * Keys are the rows of matrix tiles here, 32 a warp. Up to 128 columns they stay in registers, and
+ * their sums always. Half
  * of the warps make dv, half dk, by the same two products, so that every fragment of Q and dO that
  * is loaded is multiplied twice:
  *
@@ -297,8 +300,8 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
  *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
  * While one step is multiplied the next is on its way; warp w copies row tile w of it, whose row it
- * has looked up a step before. Grid (blocks of keys, units of one block at most, DKV_PARTS): wide
- * heads take two CUDA blocks, for half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
+ * has looked up a step before. Grid (blocks of keys, waves of units, DKV_PARTS): wide heads take
+ * two CUDA blocks, for half of the columns each. Shared: dkv_smem, 98 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     dkv_kernel(grad_args a, inverse_list inv) {
@@ -306,10 +309,13 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     enum { STEP = dkv_step<DK, DV>::TILES };
     dkv_smem<DK, DV> *m = (dkv_smem<DK, DV> *)s_base;
     const dims *c = &a.f.c;
-    const int64_t block = blockIdx.x, number = blockIdx.y - first_turn(&inv, block);
+    const int64_t block = blockIdx.x;
+    key_state<DK, DV> x;
+    if (inv.count[block] == 0)
+        return;
+    const int64_t number = blockIdx.y - first_wave(&a, &inv, block);
     const int64_t first = number * inv.unit_rows;
     const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
-    key_state<DK, DV> x;
     if (number < 0 || rows <= 0)
         return;
     const unit_rows unit = unit_of(&a, &inv, block, first, (int)rows);
@@ -362,8 +368,7 @@ template <int DK, int DV> static nsa_status allow_shared(void) {
 
 template <int DK, int DV>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
-    LAUNCH((dkv_kernel<DK, DV>),
-           dim3((unsigned)inv->blocks, (unsigned)inv->max_units, DKV_PARTS(DK)),
+    LAUNCH((dkv_kernel<DK, DV>), dim3((unsigned)inv->blocks, (unsigned)inv->waves, DKV_PARTS(DK)),
            DKV_WARPS * WARP_SIZE, (dkv_smem<DK, DV>::bytes()), st, *args, *inv);
     LAUNCH(reduce_partials,
            dim3((unsigned)inv->blocks, (unsigned)(2 * BLOCK * st->c.wp / REDUCE_THREADS)),

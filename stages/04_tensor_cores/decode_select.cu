@@ -42,7 +42,7 @@ static __device__ __forceinline__ void write_importance(const decode_args *a, fl
 }
 
 /* Importance of one row and kv head, from the scores; each warp has SELECT_BLOCKS selection blocks.
- * Grid (parts of a slot's blocks, rows * Hkv). Shared: a ring buffer for each warp, statistics
+ * Grid (rows * Hkv, parts of a slot's blocks). Shared: a ring buffer for each warp, statistics
  * [GT*16]. */
 static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE)
     decode_importance_kernel(decode_args a, int ring) {
@@ -50,8 +50,8 @@ static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE)
     const dims *c = &a.c;
     float *s_ring = s_rings + warp_id() * ring;
     row_stats *s_stats = (row_stats *)(s_rings + SELECT_WARPS * ring);
-    const int group = (int)blockIdx.y, t = a.t[group / c->Hkv], per_block = c->per_block;
-    const int from_all = (int)blockIdx.x * SELECT_WARPS * SELECT_BLOCKS, own_block = t / c->lb;
+    const int group = (int)blockIdx.x, t = a.t[group / c->Hkv], per_block = c->per_block;
+    const int from_all = (int)blockIdx.y * SELECT_WARPS * SELECT_BLOCKS, own_block = t / c->lb;
     if (t < 0 || from_all > own_block)
         return;
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
@@ -83,7 +83,7 @@ nsa_status decode_select(stage *st, const decode_args *a) {
     const int64_t part = SELECT_WARPS * SELECT_BLOCKS;
     const size_t bytes = (size_t)(SELECT_WARPS * ring + a->c.GT * TILE_ROWS * 2) * sizeof(float);
     const rank_args rank = {a->c, a->t, groups / a->c.Hkv, a->importance, a->J, a->block_idx};
-    LAUNCH(decode_importance_kernel, dim3((unsigned)((a->J + part - 1) / part), (unsigned)groups),
+    LAUNCH(decode_importance_kernel, dim3((unsigned)groups, (unsigned)((a->J + part - 1) / part)),
            SELECT_WARPS * WARP_SIZE, bytes, st, *a, ring);
     return rank_blocks(st, &rank);
 }

@@ -87,11 +87,12 @@ typedef struct cmp_tokens {
 /* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
  * token i of the batch, head h. */
 typedef struct compressor_scratch {
-    int64_t batch;  /* compressed tokens of one batch */
-    real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
-    real *z;        /* [batch*Hkv][l*D] mlp: vec(x + pe); gated and mlp: its gradient, dz */
-    real *h;        /* [batch*Hkv][hidden] mlp: silu(u) */
-    real *du;       /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
+    int64_t batch; /* compressed tokens of one batch */
+    real *y;       /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
+    real *z;  /* [batch*Hkv][l*D] mlp: vec(x), in backward vec(x + pe); gated and mlp: its gradient,
+                 dz */
+    real *h;  /* [batch*Hkv][hidden] mlp: silu(u) */
+    real *du; /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
     real *partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
 } compressor_scratch;
 

@@ -140,7 +140,7 @@ static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, i
 }
 
 /* The keys that row r at position t sees in block b of its sequence, of kv head kvh. A row of the
- * selected branch's list has selected a block there; unless such blocks are smaller, all of it. */
+ * selected branch's list has selected a block there: all of it, if l' is a multiple of 64. */
 static __device__ __forceinline__ uint64_t visible_keys(const attend_args *a, int branch, int kvh,
                                                         int b, int r, int t) {
     const dims *c = &a->c;
@@ -155,13 +155,13 @@ static __device__ __forceinline__ uint64_t visible_keys(const attend_args *a, in
     return mask;
 }
 
-/* The positions from..to. */
+/* The positions from..to, both included. */
 typedef struct full_range {
     int from, to;
 } full_range;
 
-/* The positions that see all keys of block b of a sequence. None, where selected blocks are smaller
- * and only a row's list can tell. */
+/* The positions that see all keys of block b of a sequence. None for
+ * selected blocks whose l' is no multiple of 64: there only a row's list can tell. */
 static __device__ __forceinline__ full_range rows_that_see_all(const dims *c, int branch, int b) {
     const int last = (b + 1) * BLOCK - 1, never = INT32_MAX;
     if (branch == CMP)
