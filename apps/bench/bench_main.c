@@ -41,7 +41,7 @@ static const struct argp_option known[] = {
     {"threads", 't', "N", 0, "for stages, dense attention and ceilings alike; default: 1", 1},
     {"one-thread", ALONE, NULL, 0, "with --threads N: each CPU stage with one thread as well", 1},
     {"device", DEVICE, "NAME", 0, "cpu, gpu or all: time what runs there; default: all", 1},
-    {"peers", TEXT(peers), "COMMAND", 0, "other libraries: \"python3 apps/peers.py\"", 1},
+    {"peers", TEXT(peers), "COMMAND", 0, "time other libraries: \"python3 apps/peers.py\"", 1},
     {"judge", TEXT(judge), "NAME", 0, "the CPU stage used as oracle, checked first; default: 00",
      1},
     {"rows", ROWS, "R", 0, "rows (decode: slots) to check before timing; default: 9", 1},
