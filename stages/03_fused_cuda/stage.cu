@@ -164,7 +164,6 @@ static nsa_status open_all(stage *st) {
     NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                     st->streams.device));
     st->max_shared = (size_t)max_shared;
-    TRY(nsa_device_timer_open(&st->timer));
     open_tables(st, T, R);
     open_weights(st);
     open_inputs(st, T, R);

@@ -206,7 +206,7 @@ static __global__ void __launch_bounds__(SLC_WARPS *WARP_SIZE, SLC_CTAS)
     const int32_t *g_idx = a.block_idx + (row * c->Hkv + kvh) * c->n;
     const key_range window = visible_range(c, WIN, t);
     block_ptrs start = first_block_of<DK, DV>(&a, sq, kvh, WIN);
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     softmax_state<DV> x;
     frags_a<DK> q;

@@ -30,15 +30,14 @@ template <int DV> static __device__ __forceinline__ void softmax_init(softmax_st
     x->row_sum[0] = x->row_sum[1] = 0;
 }
 
-/* Columns of keys outside of `mask` become `masked`: -inf for scores, 0 for their gradients. */
-template <int N>
-static __device__ __forceinline__ void mask_keys(acc_tiles<N> *s, uint64_t mask, float masked) {
-    const uint64_t lane_mask = mask >> lane_col(), all = ALL_KEYS >> (BLOCK - N * TILE_N);
-    if ((mask & all) == all)
+/* Scores of keys outside of `mask` become -inf. */
+static __device__ __forceinline__ void mask_keys(acc_tiles<KEY_TILES> *s, uint64_t mask) {
+    const uint64_t lane_mask = mask >> lane_col();
+    if (mask == ALL_KEYS)
         return;
-    for (int i = 0; i < 4 * N; i++)
+    for (int i = 0; i < 4 * KEY_TILES; i++)
         s->x[i / 4][i % 4] =
-            lane_mask >> (i / 4 * TILE_N + i % 2) & 1 ? s->x[i / 4][i % 4] : masked;
+            lane_mask >> (i / 4 * TILE_N + i % 2) & 1 ? s->x[i / 4][i % 4] : -INFINITY;
 }
 
 /* The probability of a score, before division by the row sum: one rounding of the difference, so
@@ -74,7 +73,7 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<DV> *
                                                              acc_tiles<KEY_TILES> *s, uint64_t mask,
                                                              float scale2) {
     float block_max[2];
-    mask_keys(s, mask, -INFINITY);
+    mask_keys(s, mask);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         block_max[i] = -INFINITY;

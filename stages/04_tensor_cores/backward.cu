@@ -1,6 +1,6 @@
 /** @file
- *  @brief Backward: gradients of the queries, then of keys and values in each branch, then of the
- *  compressors and their inputs. */
+ *  @brief Backward: gradients of the gates, then of keys, values and queries branch after branch,
+ *  then of the compressors and their inputs. */
 #include "backward.cuh"
 
 /* Allocate what backward needs beyond the stage's own fields. */
@@ -10,20 +10,15 @@ nsa_status open_backward(stage *st) {
         return nsa_pool_status(st->plan->pool);
     memset(s, 0, sizeof *s);
     st->scratch = s;
-    TRY(open_queries(st, s));
-    TRY(open_keys(st));
-    return open_inverse_list(st, s);
+    open_queries(st, s);
+    open_inverse_list(st, s);
+    return open_keys(st);
 }
 
-nsa_status make_grad_tiles(stage *st) {
-    scratch *s = (scratch *)st->scratch;
-    return make_tiles(st, dq_rows(&st->c), st->host_tiles, s->tiles, &s->n_tiles);
-}
-
-/* Zero the gradients that are accumulated, the compressors'; without rows, all of them. */
+/* Zero the gradients that are accumulated; without rows, dq has none. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
-    for (int x = st->batch.R ? RAW : 0; x < LAYOUTS; x++) {
+    for (int x = 0; x < LAYOUTS; x++) {
         const int64_t keys = c->kv_heads * st->in[x].stride * BLOCK;
         TRY(zero(st, st->in[x].gradient[KEYS], keys * st->c.dkp));
         TRY(zero(st, st->in[x].gradient[VALUES], keys * st->c.dvp));
@@ -42,16 +37,29 @@ static grad_args gradients_of(const stage *st) {
     const scratch *s = (const scratch *)st->scratch;
     grad_args a;
     a.f = make_attend_args(st);
-    a.f.tiles = s->tiles;
-    a.f.n_tiles = s->n_tiles;
     a.R = st->batch.R;
     a.B = st->batch.B;
     a.row_tiles = a.R * st->c.Hkv * st->c.GT;
     a.dout = st->dout;
     a.terms = s->terms;
+    a.ds = s->ds;
     a.dq = st->dq;
     a.dgate = st->dgate;
     return a;
+}
+
+/* One branch, slice after slice: dk and dv of the rows' blocks, then their dq. */
+static nsa_status backward_branch(stage *st, const grad_args *args, int branch) {
+    inverse_list inverse;
+    for (int64_t row = 0; row < args->R; row = inverse.end_row) {
+        TRY(build_inverse_list(st, args, branch, row, &inverse));
+        TRY(record_phase(st, PHASE_LISTS));
+        TRY(backward_keys(st, args, &inverse));
+        TRY(record_phase(st, PHASE_DKV + branch));
+        TRY(backward_queries(st, args, &inverse));
+        TRY(record_phase(st, PHASE_DQ));
+    }
+    return NSA_OK;
 }
 
 nsa_status backward(void *self) {
@@ -63,15 +71,8 @@ nsa_status backward(void *self) {
     if (args.R) {
         TRY(gate_backward(st, &args));
         TRY(record_phase(st, PHASE_GATE));
-        TRY(backward_queries(st, &args));
-        TRY(record_phase(st, PHASE_DQ));
-        for (int x = 0; x < BRANCHES; x++) {
-            inverse_list inverse;
-            TRY(build_inverse_list(st, &args, x, &inverse));
-            TRY(record_phase(st, PHASE_LISTS));
-            TRY(backward_keys(st, &args, &inverse));
-            TRY(record_phase(st, PHASE_DKV + x));
-        }
+        for (int x = 0; x < BRANCHES; x++)
+            TRY(backward_branch(st, &args, x));
     }
     TRY(compress_pack_backward(st));
     TRY(record_phase(st, PHASE_PHI));

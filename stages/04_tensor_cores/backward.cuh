@@ -6,10 +6,11 @@
 #include "attend.cuh"
 
 enum {
-    DKV_WARPS = 4,          /* of a CUDA block for dk and dv */
-    LIST_CHUNKS = 256,      /* chunks of rows that are inverted in parallel */
-    MIN_UNIT_ROWS = 1024,   /* rows of a work unit, at least */
-    MAX_EXTRA_UNITS = 16384 /* more than one for each block; bounds their partial sums */
+    DKV_WARPS = 4,      /* of a CUDA block for dk and dv */
+    LIST_CHUNKS = 256,  /* chunks of rows that are inverted in parallel */
+    UNIT_ROWS = 1024,   /* rows of a work unit */
+    DS_TILES = 1 << 20, /* tiles of dS in memory at a time, each [64 keys][16]: 2 GiB */
+    DS_TILE = BLOCK * TILE_ROWS * 2 / 16 /* its pieces of 16 bytes */
 };
 
 /* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */
@@ -20,30 +21,38 @@ typedef struct __align__(16) row_terms {
 }
 row_terms;
 
-/* Arguments of the attention kernels; all pointers are to device memory. `f` is forward's; its
- * tiles are those of dq. A row tile is 16 heads of (row r, kv head h): number (r*Hkv + h)*GT + g16.
- */
+/* Arguments of the attention kernels; all pointers are to device memory. `f` is forward's. A row
+ * tile is 16 heads of (row r, kv head h): number (r*Hkv + h)*GT + g16. */
 typedef struct grad_args {
     attend_args f;
     int64_t R, B, row_tiles; /* row_tiles: R * Hkv * GT */
     const bf16 *dout;        /* [row_tiles][16][dvp] */
     row_terms *terms;        /* [BRANCHES][row_tiles][16] */
+    uint4 *ds;               /* [row tiles of a slice][width][DS_TILE] */
     real *dq, *dgate;        /* [R,Hq,dkp] [R,Hq,3] */
 } grad_args;
 
-/* Inverse list of one branch: for each block of keys, the query rows that see it. Block b is block
- * b % stride of head b / stride. The rows of a block are cut into work units of up to unit_rows
- * rows; units are numbered block after block. */
+/* A row that sees a block of keys, and the block's number among those that the row sees. */
+typedef struct __align__(8) list_entry {
+    int32_t row, slot;
+}
+list_entry;
+
+/* Inverse list of one branch and slice: for each block of keys, the query rows that see it. A slice
+ * is neighbouring rows whose dS fit into memory together. Block b is block b % stride of head b /
+ * stride. The rows of a block are cut into work units of up to UNIT_ROWS rows; units are numbered
+ * block after block. */
 typedef struct inverse_list {
     int branch;
-    int64_t blocks; /* Hkv * stride */
+    int64_t first_row, end_row; /* the slice's rows */
+    int width;                  /* tiles of dS of one row tile: blocks that a row sees, at most */
+    int64_t blocks;             /* Hkv * stride */
     int64_t stride;
-    int64_t unit_rows; /* rows of a unit */
-    int64_t waves;     /* of units that run together, see first_wave() */
+    int64_t waves; /* of units that run together, see first_wave() */
     int64_t *start;    /* [blocks] where its rows begin in `list`; without a list, its first row */
     int32_t *count;    /* [blocks] its number of rows */
     int32_t *first_unit;   /* [blocks] prefix sum of units */
-    int32_t *list;         /* the selected branch's rows, ascending in each block; else NULL */
+    list_entry *list;      /* the selected branch's rows, ascending in each block; else NULL */
     int32_t *chunk_counts; /* [Hkv,chunks,stride] selected: rows in each chunk, then offsets */
     int64_t chunk, chunks; /* rows of a chunk; their number */
     real *partial;         /* [units][2][BLOCK][wp]: a unit's sums for dv, then for dk */
@@ -51,38 +60,36 @@ typedef struct inverse_list {
 
 /* What the attention kernels of backward need beyond the stage's own fields; in host memory. */
 typedef struct scratch {
-    row_range *tiles; /* of rows, for dq */
-    int64_t n_tiles;
     row_terms *terms;
+    uint4 *ds;
+    int64_t ds_tiles;
     inverse_list inverse; /* buffers that each branch uses in turn */
-    int32_t *list;
+    list_entry *list;
 } scratch;
 
 /* Units of a block that `count` rows see. */
-static __host__ __device__ __forceinline__ int64_t units_of(const inverse_list *inv,
-                                                            int64_t count) {
-    return (count + inv->unit_rows - 1) / inv->unit_rows;
+static __host__ __device__ __forceinline__ int64_t units_of(int64_t count) {
+    return (count + UNIT_ROWS - 1) / UNIT_ROWS;
 }
 
-/* From a score and dP to gate P and dS / scale (Eq. 5 and softmax's derivative):
- *     P = 2^(scale2 S - row_max) inv_sum,   dS = scale gate P (dP - dgate),
- * for dgate = <dO,o> = sum_s P_s dP_s. The scale multiplies dq and dk at their end. What is not
- * visible has to be masked after this, whatever lies there. */
-static __device__ __forceinline__ void softmax_backward(float scale2, float *s, float *dp,
-                                                        const row_terms &term) {
-    *s = exp_score(scale2, *s, term.row_max) * term.weight;
-    *dp = *s * (*dp - term.dgate);
+/* The tile of dS of a row tile of the slice and one of the blocks that it sees. It is stored as
+ * [4][32 lanes] pieces: of each 16 keys the fragment of dS^T. */
+static __device__ __forceinline__ uint4 *ds_tile(const grad_args *a, const inverse_list *inv,
+                                                 int64_t tile, int slot) {
+    const int64_t first = inv->first_row * a->f.c.Hkv * a->f.c.GT;
+    return a->ds + ((tile - first) * inv->width + slot) * DS_TILE;
 }
 
 /* backward_attend.cu */
-nsa_status open_queries(stage *st, scratch *s);
-int dq_rows(const dims *c); /* of a CUDA block */
+void open_queries(stage *st, scratch *s);
 nsa_status gate_backward(stage *st, const grad_args *args);
-nsa_status backward_queries(stage *st, const grad_args *args);
+nsa_status backward_queries(stage *st, const grad_args *args, const inverse_list *inv);
 
 /* backward_inverse.cu */
-nsa_status open_inverse_list(stage *st, scratch *s);
-nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv);
+void open_inverse_list(stage *st, scratch *s);
+/* Of the slice that begins with row `first`. */
+nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, int64_t first,
+                              inverse_list *inv);
 
 /* backward_keys.cu */
 nsa_status open_keys(stage *st);

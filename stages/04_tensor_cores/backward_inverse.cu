@@ -39,7 +39,7 @@ static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t 
     return lo;
 }
 
-/* The range of rows that see a key of a compressed or window block: start and count. */
+/* The range of the slice's rows that see a key of a compressed or window block. */
 static __device__ void find_rows(const grad_args *a, const inverse_list *inv, int64_t block) {
     const dims *c = &a->f.c;
     const int64_t b = sequence_of(a, inv->branch, block % inv->stride);
@@ -53,8 +53,10 @@ static __device__ void find_rows(const grad_args *a, const inverse_list *inv, in
         from = key;
         to = min(key + BLOCK - 1 + c->w, sq->len);
     }
-    inv->start[block] = first_row_from(a, b, from);
-    inv->count[block] = from < to ? (int32_t)(first_row_from(a, b, to) - inv->start[block]) : 0;
+    const int64_t start = max(first_row_from(a, b, from), inv->first_row);
+    const int64_t end = min(first_row_from(a, b, to), inv->end_row);
+    inv->start[block] = start;
+    inv->count[block] = from < to && start < end ? (int32_t)(end - start) : 0;
 }
 
 /* Prefix sum over the chunks of one block, from counts to offsets; the sum is the block's count.
@@ -83,21 +85,24 @@ static __device__ void scan_chunks(const inverse_list *inv, int64_t block) {
 template <bool STORE>
 static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
-    const int64_t h = blockIdx.y, from = blockIdx.x * inv.chunk, to = min(from + inv.chunk, a.R);
+    const int64_t h = blockIdx.y, from = inv.first_row + blockIdx.x * inv.chunk;
+    const int64_t to = min(from + inv.chunk, inv.end_row);
     int32_t *chunk_counts = inv.chunk_counts + (h * inv.chunks + blockIdx.x) * inv.stride;
     for (int64_t r = from; r < to; r++) {
         const int32_t *idx = a.f.block_idx + (r * c->Hkv + h) * c->n;
         const int64_t first = a.f.seqs[a.f.row_seq[r]].first_block[SLC];
         const int t = a.f.row_t[r];
         for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE) {
-            int block = idx[i] * c->lb / BLOCK;
+            const int first_block = idx[i] * c->lb / BLOCK;
+            int block = first_block;
             const int last = min(idx[i] * c->lb + c->lb - 1, t) / BLOCK;
             if (i > 0 && (idx[i - 1] * c->lb + c->lb - 1) / BLOCK == block)
                 block++; /* the entry before has counted a block that both share */
             for (; block <= last; block++) { /* no other lane has this block */
                 const int32_t rank = chunk_counts[first + block]++;
                 if (STORE)
-                    inv.list[inv.start[h * inv.stride + first + block] + rank] = (int32_t)r;
+                    inv.list[inv.start[h * inv.stride + first + block] + rank] = {
+                        (int32_t)r, selected_slot(c, i, block - first_block)};
             }
         }
         __syncwarp();
@@ -121,7 +126,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, 
     __syncthreads();
     for (int64_t block = from; block < to; block++) {
         rows += inv.count[block];
-        units += units_of(&inv, inv.count[block]);
+        units += units_of(inv.count[block]);
     }
     s_rows[threadIdx.x] = rows;
     s_units[threadIdx.x] = units;
@@ -136,68 +141,78 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, 
         if (inv.list)
             inv.start[block] = rows;
         rows += inv.count[block];
-        units += units_of(&inv, inv.count[block]);
+        units += units_of(inv.count[block]);
     }
 }
 
 /* ----------------------------------------------------------------- host */
 
-/* Largest number of blocks that one row sees, in sequences of up to max_len tokens. A run of k keys
- * that may begin at any key lies in (k - 2) / BLOCK + 2 blocks at most. */
-static int64_t max_row_blocks(const stage *st, int branch, int64_t max_len) {
+/* Number of blocks that a row at position t sees, at most: the tiles of dS that it needs. A run of
+ * k keys that may begin at any key lies in (k - 2) / BLOCK + 2 blocks at most. */
+static int64_t row_blocks(const stage *st, int branch, int64_t t) {
     const nsa_config *c = &st->cfg;
-    const int64_t lb = c->slc_block, all = (max_len + BLOCK - 1) / BLOCK;
-    const int64_t each = lb % BLOCK == 0 ? lb / BLOCK : BLOCK % lb == 0 ? 1 : (lb - 2) / BLOCK + 2;
-    const int64_t some = branch == SLC ? c->slc_count * each : (c->window - 2 + BLOCK) / BLOCK + 1;
+    const int64_t all = t / BLOCK + 1, window = (c->window - 2 + BLOCK) / BLOCK + 1;
     if (branch == CMP)
-        return (nsa_cmp_tokens(c, max_len) + BLOCK - 1) / BLOCK;
-    return some < all ? some : all;
+        return (nsa_cmp_tokens(c, t + 1) + BLOCK - 1) / BLOCK;
+    return branch == SLC ? c->slc_count * st->c.each : window < all ? window : all;
 }
 
-/* Rows of a unit, from the shape alone: enough to bound the number of units. */
-static int64_t unit_size(int64_t rows) {
-    const int64_t min_rows = (rows + MAX_EXTRA_UNITS - 1) / MAX_EXTRA_UNITS;
-    return min_rows > MIN_UNIT_ROWS ? min_rows : (int64_t)MIN_UNIT_ROWS;
-}
-
-nsa_status open_inverse_list(stage *st, scratch *s) {
-    const nsa_config *c = &st->cfg;
-    const int64_t R = st->plan->setup.max_rows, T = c->seq_len;
-    inverse_list *inv = &s->inverse;
-    int64_t blocks = 0, units = 0;
-    for (int x = 0; x < BRANCHES; x++) {
-        const int64_t of = c->kv_heads * st->in[x].stride;
-        const int64_t rows = c->kv_heads * R * max_row_blocks(st, x, T);
-        const int64_t all = of + rows / unit_size(rows); /* each may leave one unfilled */
-        blocks = of > blocks ? of : blocks;
-        units = all > units ? all : units;
+/* The slice that begins with row inv->first_row: its end, and the width of its dS. Where there are
+ * enough, its rows are a multiple of a unit's. */
+static void find_slice(const stage *st, int64_t R, inverse_list *inv) {
+    const scratch *s = (const scratch *)st->scratch;
+    int64_t end = inv->first_row, width = 1;
+    for (; end < R; end++) {
+        const int64_t blocks = row_blocks(st, inv->branch, st->host_rows[end]);
+        const int64_t wider = blocks > width ? blocks : width;
+        if ((end + 1 - inv->first_row) * st->c.Hkv * st->c.GT * wider > s->ds_tiles)
+            break;
+        width = wider;
     }
+    const int64_t rest = (end - inv->first_row) % UNIT_ROWS;
+    inv->end_row = end == R || end - rest == inv->first_row ? end : end - rest;
+    inv->width = (int)width;
+}
+
+void open_inverse_list(stage *st, scratch *s) {
+    const nsa_config *c = &st->cfg;
+    const int64_t R = st->plan->setup.max_rows, row_tiles = c->kv_heads * st->c.GT;
+    inverse_list *inv = &s->inverse;
+    int64_t blocks = 0, width = 1;
+    for (int x = 0; x < BRANCHES; x++) {
+        const int64_t of = c->kv_heads * st->in[x].stride, row = row_blocks(st, x, c->seq_len - 1);
+        blocks = of > blocks ? of : blocks;
+        width = row > width ? row : width;
+    }
+    /* of all rows, if that is not too much; of one row at least */
+    const int64_t all = R * row_tiles * width;
+    const int64_t most = st->plan->setup.flags & NSA_DEBUG_MEMORY ? all / 3 : (int64_t)DS_TILES;
+    s->ds_tiles = all < most ? all : most > row_tiles * width ? most : row_tiles * width;
+    alloc(st, &s->ds, NSA_MEM_SCRATCH, s->ds_tiles * DS_TILE);
     alloc(st, &inv->start, NSA_MEM_SCRATCH, blocks);
     alloc(st, &inv->count, NSA_MEM_SCRATCH, blocks);
     alloc(st, &inv->first_unit, NSA_MEM_SCRATCH, blocks);
-    alloc(st, &s->list, NSA_MEM_SCRATCH, c->kv_heads * R * max_row_blocks(st, SLC, T));
+    alloc(st, &s->list, NSA_MEM_SCRATCH, s->ds_tiles / st->c.GT);
     alloc(st, &inv->chunk_counts, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride);
-    alloc(st, &inv->partial, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp);
-    return NSA_OK;
+    /* each block may leave one unit unfilled */
+    alloc(st, &inv->partial, NSA_MEM_SCRATCH,
+          (blocks + s->ds_tiles / st->c.GT / UNIT_ROWS) * 2 * BLOCK * st->c.wp);
 }
 
-/* Build the inverse list of a branch and its units. */
-nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv) {
+nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, int64_t first,
+                              inverse_list *inv) {
     const dims *c = &args->f.c;
-    int64_t max_len = 0;
-    for (int64_t b = 0; b < args->B; b++)
-        max_len = st->host_seqs[b].len > max_len ? st->host_seqs[b].len : max_len;
-    const int64_t rows_of_block = branch == WIN && c->w < max_len - BLOCK ? c->w + BLOCK : max_len;
-    const int64_t chunk = (args->R + LIST_CHUNKS - 1) / LIST_CHUNKS;
     *inv = ((const scratch *)st->scratch)->inverse;
     inv->branch = branch;
+    inv->first_row = first;
+    find_slice(st, args->R, inv);
+    const int64_t rows = inv->end_row - first, chunk = (rows + LIST_CHUNKS - 1) / LIST_CHUNKS;
     inv->stride = args->f.in[branch].stride;
     inv->blocks = c->Hkv * inv->stride;
-    inv->unit_rows = unit_size(c->Hkv * args->R * max_row_blocks(st, branch, max_len));
-    inv->waves = units_of(inv, rows_of_block);
+    inv->waves = units_of(branch == WIN && c->w < rows - BLOCK ? c->w + BLOCK : rows);
     inv->list = branch == SLC ? ((const scratch *)st->scratch)->list : NULL;
     inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
-    inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;
+    inv->chunks = (rows + inv->chunk - 1) / inv->chunk;
     const dim3 grid((unsigned)inv->chunks, (unsigned)c->Hkv);
     if (inv->list) {
         TRY(zero(st, inv->chunk_counts, inv->chunks * inv->blocks));

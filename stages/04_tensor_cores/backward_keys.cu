@@ -14,6 +14,7 @@ template <int DK, int DV> struct dkv_step {
     enum { TILES = DK + DV <= 256 ? 4 : DK + DV < 384 ? 2 : 1 };
     bf16 q[TILES * TILE_ROWS * DK], dout[TILES * TILE_ROWS * DV];
     row_terms terms[TILES * TILE_ROWS];
+    uint4 *ds[TILES]; /* where dS goes */
 };
 
 /* P^T of a row tile as fragments, from the warps that make dv to those that make dk: [tile of 16
@@ -39,15 +40,18 @@ template <int DK, int DV> struct dkv_smem {
 
 /* Start copying a row tile to place `at` of a step, by one warp. */
 template <int DK, int DV>
-static __device__ __forceinline__ void load_row_tile(const grad_args *a, int branch, int64_t tile,
-                                                     dkv_step<DK, DV> *x, int at) {
+static __device__ __forceinline__ void load_row_tile(const grad_args *a, const inverse_list *inv,
+                                                     int64_t tile, int slot, dkv_step<DK, DV> *x,
+                                                     int at) {
     copy_rows_async<DK, TILE_ROWS>(x->q + at * TILE_ROWS * DK, a->f.q + tile * TILE_ROWS * DK,
                                    lane_id(), WARP_SIZE);
     copy_rows_async<DV, TILE_ROWS>(x->dout + at * TILE_ROWS * DV, a->dout + tile * TILE_ROWS * DV,
                                    lane_id(), WARP_SIZE);
     if (lane_id() < TILE_ROWS)
         nsa_cp_async_16(x->terms + at * TILE_ROWS + lane_id(),
-                        a->terms + (branch * a->row_tiles + tile) * TILE_ROWS + lane_id());
+                        a->terms + (inv->branch * a->row_tiles + tile) * TILE_ROWS + lane_id());
+    if (lane_id() == 0)
+        x->ds[at] = ds_tile(a, inv, tile, slot);
 }
 
 /* Fragments of the warp's 32 keys, or their values, kept in registers or, for wide heads, loaded
@@ -131,11 +135,12 @@ static __device__ __forceinline__ void make_p(frag_a (&p)[KEY_M], acc_tiles<2> (
     }
 }
 
-/* From dP^T and gate P^T to dS^T / scale. */
+/* From dP^T and gate P^T to dS^T / scale, which dq_kernel wants too:
+ *     dS = gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s. */
 template <bool MASKED>
 static __device__ __forceinline__ void make_ds(frag_a (&ds)[KEY_M], acc_tiles<2> (&dp)[KEY_M],
                                                const row_terms *terms, unsigned mask,
-                                               const frag_a (*s_p)[WARP_SIZE]) {
+                                               const frag_a (*s_p)[WARP_SIZE], uint4 *g_ds) {
 #pragma unroll
     for (int m = 0; m < KEY_M; m++) {
         const uint4 four = *(const uint4 *)&s_p[m][lane_id()];
@@ -150,6 +155,9 @@ static __device__ __forceinline__ void make_ds(frag_a (&ds)[KEY_M], acc_tiles<2>
             *x = visible ? p * (*x - terms[i / 4 * TILE_N + lane_col() + i % 2].dgate) : 0;
         }
         ds[m] = a_of_acc(dp[m].x[0], dp[m].x[1]);
+        if (blockIdx.z == 0)
+            g_ds[m * WARP_SIZE + lane_id()] =
+                make_uint4(ds[m].x[0], ds[m].x[1], ds[m].x[2], ds[m].x[3]);
     }
 }
 
@@ -173,7 +181,8 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
         make_p<MASKED>(p, s, terms, scale2, mask, s_p);
     __syncthreads(); /* P has arrived, and that of the row tile before is used */
     if (!x->values)
-        make_ds<MASKED>(p, s, terms, mask, s_p);
+        make_ds<MASKED>(p, s, terms, mask, s_p,
+                        step->ds[tile] + warp_id() % KEY_GROUPS * KEY_M * WARP_SIZE);
     if (DK == DV || x->values)
         add_rows<DV, NV>(x->acc, p, x->values ? s_dout : s_q, (int)blockIdx.z * NV * TILE_N);
     else
@@ -186,15 +195,18 @@ typedef struct unit_rows {
     int rows, begin; /* their number; the one that comes first */
     int tiles;       /* row tiles */
     int kvh, block;  /* kv head, block of the sequence */
+    int slot;        /* of the block in all rows; selected blocks have it in the list */
     full_range all;  /* the rows that see all keys of the block */
 } unit_rows;
 
 /* Row of row tile i of a unit; -1 if there is none. */
-static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const unit_rows &x,
-                                                  int i, int GT) {
+static __device__ __forceinline__ list_entry row_of_unit(const inverse_list *inv,
+                                                         const unit_rows &x, int i, int GT) {
     const int n = (GT == 1 ? i : i / GT) + x.begin;
     const int64_t at = x.start + (n < x.rows ? n : n - x.rows);
-    return i >= x.tiles ? -1 : inv->list ? inv->list[at] : (int)at;
+    return i >= x.tiles ? list_entry{-1, 0}
+           : inv->list  ? inv->list[at]
+                        : list_entry{(int)at, x.slot};
 }
 
 /* The unit of `rows` rows, from number `first` of its block's on. Neighbouring blocks have many
@@ -203,22 +215,25 @@ static __device__ __forceinline__ int row_of_unit(const inverse_list *inv, const
  * its end. */
 static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const inverse_list *inv,
                                                     int64_t block, int64_t first, int rows) {
-    unit_rows x = {inv->start[block] + first,  rows, 0,     rows * a->f.c.GT,
-                   (int)(block / inv->stride), 0,    {0, 0}};
+    unit_rows x = {};
+    x.start = inv->start[block] + first;
+    x.rows = rows;
+    x.tiles = rows * a->f.c.GT;
+    x.kvh = (int)(block / inv->stride);
     if (!inv->list && x.start % rows)
         x.begin = (int)(rows - x.start % rows);
-    const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1)]];
+    const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1).row]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
+    x.slot = x.block % inv->width;
     x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
     return x;
 }
 
 /* The first unit of a block is that of blockIdx.y = first_wave(). A compressed block is seen by all
- * rows of its sequence from some position on: units that run together, of one wave, have rows of
- * about the same positions. */
-static __device__ __forceinline__ int64_t first_wave(const grad_args *a, const inverse_list *inv,
-                                                     int64_t block) {
-    return inv->branch == CMP ? a->f.row_t[inv->start[block]] / inv->unit_rows : 0;
+ * rows of its sequence from some position on: units that run together, of one wave, have about the
+ * same rows. */
+static __device__ __forceinline__ int64_t first_wave(const inverse_list *inv, int64_t block) {
+    return inv->branch == CMP ? (inv->start[block] - inv->first_row) / UNIT_ROWS : 0;
 }
 
 /* Load the warp's keys, for dv, or values, for dk. */
@@ -281,13 +296,14 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
     for (int tile = 0; tile < count; tile++) {
         const uint64_t mask =
             visible_keys(&a->f, inv->branch, unit.kvh, unit.block,
-                         row_of_unit(inv, unit, i + tile, c->GT), step->terms[tile * TILE_ROWS].t);
+                         row_of_unit(inv, unit, i + tile, c->GT).row,
+                         step->terms[tile * TILE_ROWS].t);
         add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
                                    (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));
     }
 }
 
-/* One work unit: up to unit_rows rows that see one block of keys, a step of row tiles at a time.
+/* One work unit: up to UNIT_ROWS rows that see one block of keys, a step of row tiles at a time.
  * Keys are the rows of matrix tiles here, 32 a warp. Up to 128 columns they stay in registers, and
  * their sums always. Half
  * of the warps make dv, half dk, by the same two products, so that every fragment of Q and dO that
@@ -295,7 +311,7 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
  *
  *     warps 0, 1   S^T [32 keys,16 rows] = K Q^T    ->  P^T, also to shared memory
  *     warps 2, 3   dP^T                  = V dO^T
- *     all wait                                          dS^T = P^T (dP^T - dgate)
+ *     all wait                                          dS^T = P^T (dP^T - dgate), also to memory
  *     warps 0, 1   dV [32 keys,DV] += P^T dO
  *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
@@ -313,24 +329,25 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     key_state<DK, DV> x;
     if (inv.count[block] == 0)
         return;
-    const int64_t number = blockIdx.y - first_wave(&a, &inv, block);
-    const int64_t first = number * inv.unit_rows;
-    const int64_t rows = min(inv.unit_rows, inv.count[block] - first);
+    const int64_t number = blockIdx.y - first_wave(&inv, block);
+    const int64_t first = number * UNIT_ROWS;
+    const int64_t rows = min((int64_t)UNIT_ROWS, inv.count[block] - first);
     if (number < 0 || rows <= 0)
         return;
     const unit_rows unit = unit_of(&a, &inv, block, first, (int)rows);
     const int warp = warp_id();
     load_state(&x, m, block_at<DK, DV>(&a.f.in[inv.branch], block));
-    int row = warp < STEP ? row_of_unit(&inv, unit, warp, c->GT) : -1;
+    list_entry next = row_of_unit(&inv, unit, warp < STEP ? warp : unit.tiles, c->GT);
     for (int i = -STEP, which = 1; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
         nsa_cp_async_wait<0>();
         __syncthreads(); /* this step has arrived, the last one is used */
-        if (row >= 0)
-            load_row_tile(&a, inv.branch,
-                          head_tile(c, row, unit.kvh, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
-                          &m->step[which ^ 1], warp);
+        if (next.row >= 0)
+            load_row_tile(
+                &a, &inv,
+                head_tile(c, next.row, unit.kvh, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
+                next.slot, &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
-        row = warp < STEP ? row_of_unit(&inv, unit, i + 2 * STEP + warp, c->GT) : -1;
+        next = row_of_unit(&inv, unit, warp < STEP ? i + 2 * STEP + warp : unit.tiles, c->GT);
         if (i >= 0)
             add_step(&x, m, &a, &inv, unit, i, which);
     }
@@ -340,24 +357,27 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
 
 enum { REDUCE_THREADS = 256 }; /* of a CUDA block of reduce_partials */
 
-/* dv and dk of a block: the sum over its units, in their order. Grid (blocks of keys, 2 BLOCK wp /
+/* dv and dk of a block, added to those of the slices before: the sum over its units, in their
+ * order. Grid (blocks of keys, 2 BLOCK wp /
  * REDUCE_THREADS): an element a thread, for one block may have many units. */
 static __global__ void __launch_bounds__(REDUCE_THREADS)
     reduce_partials(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
     const int64_t block = blockIdx.x, size = 2 * BLOCK * c->wp;
-    const int64_t first = inv.first_unit[block], units = units_of(&inv, inv.count[block]);
+    const int64_t first = inv.first_unit[block], units = units_of(inv.count[block]);
     const int i = (int)(blockIdx.y * REDUCE_THREADS + threadIdx.x);
     const int row = i / c->wp, col = i % c->wp;
     const kv_blocks *in = &a.f.in[inv.branch];
     float total = 0;
+    if (units == 0)
+        return;
 #pragma unroll 8
     for (int64_t unit = first; unit < first + units; unit++)
         total += inv.partial[unit * size + i];
     if (row < BLOCK && col < c->dvp)
-        in->gradient[VALUES][(block * BLOCK + row) * c->dvp + col] = total;
+        in->gradient[VALUES][(block * BLOCK + row) * c->dvp + col] += total;
     if (row >= BLOCK && col < c->dkp)
-        in->gradient[KEYS][(block * BLOCK + row - BLOCK) * c->dkp + col] = total;
+        in->gradient[KEYS][(block * BLOCK + row - BLOCK) * c->dkp + col] += total;
 }
 
 /* ---------------------------------------------------------------- launches */

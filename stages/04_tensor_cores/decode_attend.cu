@@ -40,7 +40,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<DV> *x, const 
     const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
         branch == CMP ? a->scores + u->unit * a->slot_blocks[CMP] * TILE_ROWS * BLOCK : NULL;
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     int b = lo / BLOCK + first_ordinal;
     load_global_a(&q, a->q + (int64_t)u->unit * TILE_ROWS * DK + mem_tile_lane());

@@ -200,10 +200,7 @@ static nsa_status load_tables(stage *st) {
     TRY(upload(st, st->cmp.key, st->host_cmp.key, batch->N));
     TRY(load_row_coords(st));
     TRY(make_tiles(st, query_tile(&st->c), st->host_tiles, st->tiles, &st->n_tiles));
-    TRY(make_select_tiles(st));
-    if (st->plan->setup.flags & NSA_BACKWARD)
-        TRY(make_grad_tiles(st));
-    return NSA_OK;
+    return make_select_tiles(st);
 }
 
 nsa_status load(void *self, const nsa_tensors *in, const nsa_batch *batch) {

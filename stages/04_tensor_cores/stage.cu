@@ -25,6 +25,7 @@ static dims dims_of(const nsa_plan *plan) {
     x.lb = (int)c->slc_block;
     x.n = (int)c->slc_count;
     x.per_block = x.lb / x.d;
+    x.each = x.lb % BLOCK == 0 ? x.lb / BLOCK : BLOCK % x.lb == 0 ? 1 : (x.lb - 2) / BLOCK + 2;
     x.overlap = x.l / x.d;
     x.init = (int)c->slc_init;
     x.local = (int)c->slc_local;
@@ -138,7 +139,6 @@ static nsa_status open_all(stage *st) {
     NSA_CUDA(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                     st->streams.device));
     st->max_shared = (size_t)max_shared;
-    TRY(nsa_device_timer_open(&st->timer));
     open_tables(st, T, R);
     open_weights(st);
     open_inputs(st, T, R);

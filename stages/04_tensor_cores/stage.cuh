@@ -38,6 +38,7 @@ typedef struct dims {
     int G, GT, Hq, Hkv;     /* heads of a group, its tiles of 16, query and kv heads */
     int l, d, lb, n;        /* compression block and stride, l', n */
     int per_block, overlap; /* l'/d, l/d */
+    int each;               /* memory blocks that a selected block touches, at most */
     int init, local, w;     /* forced blocks, window */
     int hidden;             /* phi_hidden */
     float scale, scale2;    /* of scores; the same for base 2: scale log2(e) */
@@ -283,7 +284,6 @@ nsa_status slot_lens(void *self, int64_t *len);
 /* Allocates what backward needs beyond the fields above; sets st->scratch. */
 nsa_status open_backward(stage *st);
 nsa_status backward(void *self);
-nsa_status make_grad_tiles(stage *st); /* backward's tiles of rows, of the last load */
 
 /* backward_compress.cu */
 nsa_status compress_pack_backward(stage *st);

@@ -8,7 +8,7 @@
 
 #include "common/device_stream.h"
 
-enum { NSA_MAX_INTERVALS = 16 /**< maximum phases of a call, each counted as often as it comes */ };
+enum { NSA_MAX_INTERVALS = 1024 /**< of a call; what comes after them is counted as the last */ };
 
 /** The intervals of the last call. */
 typedef struct nsa_device_timer {
@@ -17,10 +17,12 @@ typedef struct nsa_device_timer {
     int count;                                /**< intervals; -1 in a capture: none is timed */
 } nsa_device_timer;
 
-/** Make the events. */
-static inline nsa_status nsa_device_timer_open(nsa_device_timer *timer) {
-    for (int i = 0; i <= NSA_MAX_INTERVALS; i++)
+/** Record event i, which is made when it is first wanted. */
+static inline nsa_status nsa_device_timer_record(nsa_device_timer *timer,
+                                                 const nsa_device_stream *s, int i) {
+    if (!timer->event[i])
         NSA_CUDA(cudaEventCreate(&timer->event[i]));
+    NSA_CUDA(cudaEventRecord(timer->event[i], s->now));
     return NSA_OK;
 }
 
@@ -36,9 +38,7 @@ static inline void nsa_device_timer_close(nsa_device_timer *timer) {
 static inline nsa_status nsa_device_timer_start(nsa_device_timer *timer,
                                                 const nsa_device_stream *s) {
     timer->count = nsa_stream_captures(s) ? -1 : 0;
-    if (timer->count == 0)
-        NSA_CUDA(cudaEventRecord(timer->event[0], s->now));
-    return NSA_OK;
+    return timer->count < 0 ? NSA_OK : nsa_device_timer_record(timer, s, 0);
 }
 
 /** Assign the work submitted since the last start or add to `phase`. */
@@ -48,8 +48,7 @@ static inline nsa_status nsa_device_timer_add(nsa_device_timer *timer, const nsa
         return NSA_OK;
     if (timer->count < NSA_MAX_INTERVALS)
         timer->phase[timer->count++] = phase;
-    NSA_CUDA(cudaEventRecord(timer->event[timer->count], s->now));
-    return NSA_OK;
+    return nsa_device_timer_record(timer, s, timer->count);
 }
 
 /** For nsa_stage.phases: those that took time; waits. @return how many are listed */
