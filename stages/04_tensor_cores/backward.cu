@@ -10,9 +10,10 @@ nsa_status open_backward(stage *st) {
         return nsa_pool_status(st->plan->pool);
     memset(s, 0, sizeof *s);
     st->scratch = s;
-    open_queries(st, s);
+    TRY(open_queries(st, s));
+    TRY(open_keys(st));
     open_inverse_list(st, s);
-    return open_keys(st);
+    return NSA_OK;
 }
 
 /* Zero the gradients that are accumulated; without rows, dq has none. */

@@ -8,9 +8,10 @@
 enum {
     DKV_WARPS = 4,      /* of a CUDA block for dk and dv */
     LIST_CHUNKS = 256,  /* chunks of rows that are inverted in parallel */
-    UNIT_ROWS = 1024,   /* rows of a work unit */
-    DS_TILES = 1 << 20, /* tiles of dS in memory at a time, each [64 keys][16]: 2 GiB */
-    DS_TILE = BLOCK * TILE_ROWS * 2 / 16 /* its pieces of 16 bytes */
+    UNIT_ROWS = 256,    /* rows of a work unit */
+    DS_TILE = BLOCK * TILE_ROWS * 2 / 16, /* pieces of 16 bytes in a tile of dS, [64 keys][16] */
+    DS_TILES = 1 << 20,   /* tiles in memory at a time: 2 GiB */
+    SHORT_DS_TILES = 1024 /* with NSA_DEBUG_MEMORY */
 };
 
 /* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */
@@ -81,7 +82,7 @@ static __device__ __forceinline__ uint4 *ds_tile(const grad_args *a, const inver
 }
 
 /* backward_attend.cu */
-void open_queries(stage *st, scratch *s);
+nsa_status open_queries(stage *st, scratch *s);
 nsa_status gate_backward(stage *st, const grad_args *args);
 nsa_status backward_queries(stage *st, const grad_args *args, const inverse_list *inv);
 

@@ -4,9 +4,12 @@
 
 enum {
     GATE_WARPS = 8, /* of a CUDA block of gate_backward_kernel, */
-    DQ_WARPS = 4,   /* and of dq_kernel */
+    DQ_WARPS = 4,   /* and of dq_kernel and dq_slc_kernel */
     DQ_CTAS = 2
 };
+
+/* Row tiles of a warp of dq_kernel: what registers allow. */
+#define DQ_TILES(DK) ((DK) <= 128 ? 2 : 1)
 
 /* <dO,o> of row `row` of a row tile, whose head is `head`: a lane takes every fourth piece of dO,
  * and the row lies in 4 lanes. */
@@ -51,8 +54,134 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
     }
 }
 
-/* dq += dS K over one block, of which `g_ds` and `g_k` are this lane's first pieces. dS was made
- * with keys as rows: its fragments are transposed, 8 x 8 elements at a time. */
+/* Write or add the first `rows` rows of tiles of dq. All loads come before the stores, as in
+ * attend.cu. */
+template <int N>
+static __device__ __forceinline__ void add_acc(real *to, int64_t ld, const acc_tiles<N> *acc,
+                                               int rows, bool add) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = lane_row() + 8 * i;
+        float2 old[N], *at = (float2 *)(to + row * ld + lane_col());
+        for (int n = 0; n < N; n++)
+            old[n] = add && row < rows ? at[n * (TILE_N / 2)] : make_float2(0, 0);
+        for (int n = 0; n < N && row < rows; n++)
+            at[n * (TILE_N / 2)] =
+                make_float2(old[n].x + acc->x[n][2 * i], old[n].y + acc->x[n][2 * i + 1]);
+    }
+}
+
+/* dS of 16 keys as A, 16 heads by 16 keys, from the piece that backward_keys.cu has left. There keys
+ * are the rows: its fragment is transposed, 8 x 8 elements at a time. */
+static __device__ __forceinline__ frag_a load_ds(const uint4 *at) {
+    const uint4 x = *at;
+    return {{nsa_movmatrix_trans(x.x), nsa_movmatrix_trans(x.z), nsa_movmatrix_trans(x.y),
+             nsa_movmatrix_trans(x.w)}};
+}
+
+/* -------------------------------------------------------- shared blocks */
+
+/* The shared memory of a CUDA block: two blocks of keys, and what each of its rows has of dS. */
+template <int DK> struct dq_smem {
+    enum { M = DQ_TILES(DK), ROWS = DQ_WARPS * M };
+    bf16 k[2][BLOCK * DK];
+    uint4 ds[2][ROWS][DS_TILE];
+};
+
+/* Start copying block b, and the warp's dS; zeros for rows that do not see it. */
+template <int DK, int DV>
+static __device__ __forceinline__ void load_dq_block(const grad_args *a, const inverse_list *inv,
+                                                     const tile_coord *coord, dq_smem<DK> *m,
+                                                     int which, int b, int g16,
+                                                     const uint64_t (&mask)[DQ_TILES(DK)]) {
+    const block_ptrs start = first_block_of<DK, DV>(&a->f, coord->sq, coord->kvh, inv->branch);
+    copy_rows_async<DK, BLOCK>(m->k[which], block_after<DK, DV>(start, b).k, (int)threadIdx.x,
+                               DQ_WARPS * WARP_SIZE);
+    for (int i = 0; i < DQ_TILES(DK); i++) {
+        const int row = warp_id() * DQ_TILES(DK) + i;
+        const int64_t r = coord->rows.first + (mask[i] ? row : 0);
+        const uint4 *g_ds =
+            ds_tile(a, inv, head_tile(&a->f.c, r, coord->kvh, g16), b % inv->width);
+        for (int k = lane_id(); k < DS_TILE; k += WARP_SIZE)
+            nsa_cp_async_16(&m->ds[which][row][k], g_ds + k, mask[i] != 0);
+    }
+    nsa_cp_async_commit();
+}
+
+/* dq of neighbouring rows of one sequence over compressed or window keys, which they share. While
+ * one block is multiplied the next is on its way. */
+template <int DK, int DV>
+static __device__ __forceinline__ void dq_of_rows(const grad_args *a, const inverse_list *inv,
+                                                  const tile_coord *coord, dq_smem<DK> *m,
+                                                  int g16) {
+    enum { M = DQ_TILES(DK) };
+    const dims *c = &a->f.c;
+    const int begin = visible_range(c, inv->branch, position_of(coord, 0)).from / BLOCK;
+    const int end = visible_range(c, inv->branch, coord->last_t).end;
+    key_range range[M];
+    uint64_t mask[M], next[M];
+    acc_tiles<DK / TILE_N> acc[M] = {}, *dq[M];
+    for (int i = 0; i < M; i++) {
+        dq[i] = &acc[i];
+        range[i] = visible_range(c, inv->branch, position_of(coord, warp_id() * M + i));
+        next[i] = mask_of(range[i], begin);
+    }
+    if (begin * BLOCK < end)
+        load_dq_block<DK, DV>(a, inv, coord, m, 0, begin, g16, next);
+    for (int b = begin, which = 0; b * BLOCK < end; b++, which ^= 1) {
+        frag_a ds[M][KEY_STEPS];
+        for (int i = 0; i < M; i++) {
+            mask[i] = next[i];
+            next[i] = mask_of(range[i], b + 1);
+        }
+        nsa_cp_async_wait<0>();
+        __syncthreads(); /* this block has arrived, the last one is used */
+        if ((b + 1) * BLOCK < end)
+            load_dq_block<DK, DV>(a, inv, coord, m, which ^ 1, b + 1, g16, next);
+#pragma unroll
+        for (int i = 0; i < M * KEY_STEPS; i++)
+            ds[i / KEY_STEPS][i % KEY_STEPS] =
+                load_ds(&m->ds[which][warp_id() * M + i / KEY_STEPS]
+                              [i % KEY_STEPS * WARP_SIZE + lane_id()]);
+        matmul_masked<DK>(dq, ds, m->k[which], mask);
+    }
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        const int row = warp_id() * M + i;
+        const int64_t head = (coord->rows.first + row) * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
+        scale_rows(&acc[i], {c->scale, c->scale});
+        add_acc(a->dq + head * DK, DK, &acc[i],
+                row < coord->rows.count ? c->G - g16 * TILE_ROWS : 0, inv->branch != CMP);
+    }
+}
+
+/* dq += scale sum_j dS_j K_j over compressed keys or the window. Grid: a CUDA block for each kv
+ * head, tile of heads and 4 M rows of the slice, which it takes sequence by sequence. Block: 4 warps
+ * with M rows each. Shared: dq_smem, 64 KiB at 128/128. */
+template <int DK, int DV>
+static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
+    dq_kernel(grad_args a, inverse_list inv) {
+    NSA_DYNAMIC_SHARED(void, s_base);
+    const dims *c = &a.f.c;
+    const int g16 = (int)(blockIdx.x % c->GT), kvh = (int)(blockIdx.x / c->GT % c->Hkv);
+    const int64_t unit = blockIdx.x / c->GT / c->Hkv;
+    row_range rows = {inv.first_row + unit * dq_smem<DK>::ROWS, 0, 0};
+    const int64_t end = min(rows.first + dq_smem<DK>::ROWS, inv.end_row);
+    for (; rows.first < end; rows.first += rows.count) {
+        rows.sequence = a.f.row_seq[rows.first];
+        rows.count = 1;
+        while (rows.first + rows.count < end &&
+               a.f.row_seq[rows.first + rows.count] == rows.sequence)
+            rows.count++;
+        const tile_coord coord = tile_coord_of(&a.f, &rows, kvh);
+        dq_of_rows<DK, DV>(&a, &inv, &coord, (dq_smem<DK> *)s_base, g16);
+        __syncthreads(); /* the last block is used */
+    }
+}
+
+/* ------------------------------------------------------ selected blocks */
+
+/* dq += dS K over one block, of which `g_ds` and `g_k` are this lane's first pieces. */
 template <int DK>
 static __device__ __forceinline__ void add_block(acc_tiles<DK / TILE_N> *dq, const uint4 *g_ds,
                                                  const bf16 *g_k, uint64_t mask) {
@@ -60,24 +189,20 @@ static __device__ __forceinline__ void add_block(acc_tiles<DK / TILE_N> *dq, con
     frag_a ds[2][HALF_STEPS];
     load_half(&k, g_k);
 #pragma unroll
-    for (int i = 0; i < KEY_STEPS; i++) {
-        const uint4 x = g_ds[i * WARP_SIZE];
-        ds[i / HALF_STEPS][i % HALF_STEPS] = {
-            {nsa_movmatrix_trans(x.x), nsa_movmatrix_trans(x.z), nsa_movmatrix_trans(x.y),
-             nsa_movmatrix_trans(x.w)}};
-    }
+    for (int i = 0; i < KEY_STEPS; i++)
+        ds[i / HALF_STEPS][i % HALF_STEPS] = load_ds(g_ds + i * WARP_SIZE);
     if (mask == ALL_KEYS)
         add_values<DK, false>(dq, ds, &k, g_k, mask);
     else
         add_values<DK, true>(dq, ds, &k, g_k, mask);
 }
 
-/* dq += scale sum_j dS_j K_j over one branch. Each warp has a row tile and reads its blocks alone;
- * what its neighbours read too comes from the first-level cache. Grid: a warp for each kv head, row
- * of the slice and tile of heads, as attend_slc_win_kernel. */
+/* dq += scale sum_j dS_j K_j over selected blocks. Each warp has a row tile and reads its blocks
+ * alone. Grid: a warp for each kv head, row of the slice and tile of heads, as
+ * attend_slc_win_kernel. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
-    dq_kernel(grad_args a, inverse_list inv) {
+    dq_slc_kernel(grad_args a, inverse_list inv) {
     const dims *c = &a.f.c;
     const int64_t rows = inv.end_row - inv.first_row;
     const int64_t unit = (int64_t)blockIdx.x * DQ_WARPS + warp_id();
@@ -85,25 +210,16 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
     const int g16 = (int)(unit % c->GT), kvh = (int)(unit / c->GT / rows);
     if (kvh >= c->Hkv)
         return;
-    const int t = a.f.row_t[row];
     const int32_t *g_idx = a.f.block_idx + (row * c->Hkv + kvh) * c->n;
-    const block_ptrs start =
-        first_block_of<DK, DV>(&a.f, &a.f.seqs[a.f.row_seq[row]], kvh, inv.branch);
+    const block_ptrs start = first_block_of<DK, DV>(&a.f, &a.f.seqs[a.f.row_seq[row]], kvh, SLC);
     const uint4 *g_ds = ds_tile(&a, &inv, head_tile(c, row, kvh, g16), 0) + lane_id();
+    block_iter iter = {};
+    uint64_t mask;
     acc_tiles<DK / TILE_N> dq;
     zero_acc(&dq);
-    if (inv.branch == SLC) {
-        block_iter iter = {};
-        uint64_t mask;
-        for (int b; next_block(&iter, g_idx, c, t, &b, &mask);)
-            add_block<DK>(&dq, g_ds + iter.slot * DS_TILE,
-                          block_after<DK, DV>(start, b).k + mem_tile_lane(), mask);
-    } else {
-        const key_range range = visible_range(c, inv.branch, t);
-        for (int b = range.from / BLOCK; b * BLOCK < range.end; b++)
-            add_block<DK>(&dq, g_ds + b % inv.width * DS_TILE,
-                          block_after<DK, DV>(start, b).k + mem_tile_lane(), mask_of(range, b));
-    }
+    for (int b; next_block(&iter, g_idx, c, a.f.row_t[row], &b, &mask);)
+        add_block<DK>(&dq, g_ds + iter.slot * DS_TILE,
+                      block_after<DK, DV>(start, b).k + mem_tile_lane(), mask);
     scale_rows(&dq, {c->scale, c->scale});
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;
     const int heads = min((int)TILE_ROWS, c->G - g16 * TILE_ROWS);
@@ -115,8 +231,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
             continue;
 #pragma unroll
         for (int n = 0; n < DK / 16; n++)
-            old[n] = inv.branch == CMP ? make_float4(0, 0, 0, 0)
-                                       : *(const float4 *)(g_dq + quad_offset(n));
+            old[n] = *(const float4 *)(g_dq + quad_offset(n));
 #pragma unroll
         for (int n = 0; n < DK / 16; n++) {
             const float4 x = quad_of(dq, n, i);
@@ -128,9 +243,14 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
 
 /* ---------------------------------------------------------------- launches */
 
-void open_queries(stage *st, scratch *s) {
+template <int DK, int DV> static nsa_status allow_shared(void) {
+    return nsa_allow_shared(dq_kernel<DK, DV>);
+}
+
+nsa_status open_queries(stage *st, scratch *s) {
     alloc(st, &s->terms, NSA_MEM_SCRATCH,
           BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS);
+    return BY_WIDTH(&st->c, allow_shared);
 }
 
 /* dgate and the terms of all rows. */
@@ -142,9 +262,14 @@ nsa_status gate_backward(stage *st, const grad_args *args) {
 
 template <int DK, int DV>
 static nsa_status launch_dq(stage *st, const grad_args *args, const inverse_list *inv) {
-    const int64_t units = (inv->end_row - inv->first_row) * args->f.c.Hkv * args->f.c.GT;
-    LAUNCH((dq_kernel<DK, DV>), (unsigned)((units + DQ_WARPS - 1) / DQ_WARPS),
-           DQ_WARPS * WARP_SIZE, 0, st, *args, *inv);
+    const int64_t rows = inv->end_row - inv->first_row, heads = args->f.c.Hkv * args->f.c.GT;
+    if (inv->branch == SLC)
+        LAUNCH((dq_slc_kernel<DK, DV>), (unsigned)((rows * heads + DQ_WARPS - 1) / DQ_WARPS),
+               DQ_WARPS * WARP_SIZE, 0, st, *args, *inv);
+    else
+        LAUNCH((dq_kernel<DK, DV>),
+               (unsigned)((rows + dq_smem<DK>::ROWS - 1) / dq_smem<DK>::ROWS * heads),
+               DQ_WARPS * WARP_SIZE, sizeof(dq_smem<DK>), st, *args, *inv);
     return NSA_OK;
 }
 

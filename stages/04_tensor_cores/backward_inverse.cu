@@ -186,7 +186,7 @@ void open_inverse_list(stage *st, scratch *s) {
     }
     /* of all rows, if that is not too much; of one row at least */
     const int64_t all = R * row_tiles * width;
-    const int64_t most = st->plan->setup.flags & NSA_DEBUG_MEMORY ? all / 3 : (int64_t)DS_TILES;
+    const int64_t most = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_DS_TILES : DS_TILES;
     s->ds_tiles = all < most ? all : most > row_tiles * width ? most : row_tiles * width;
     alloc(st, &s->ds, NSA_MEM_SCRATCH, s->ds_tiles * DS_TILE);
     alloc(st, &inv->start, NSA_MEM_SCRATCH, blocks);
