@@ -6,12 +6,12 @@
 #include "attend.cuh"
 
 enum {
-    DKV_WARPS = 4,      /* of a CUDA block for dk and dv */
-    LIST_CHUNKS = 256,  /* chunks of rows that are inverted in parallel */
-    UNIT_ROWS = 256,    /* rows of a work unit */
+    DKV_WARPS = 4,                        /* of a CUDA block for dk and dv */
+    LIST_CHUNKS = 256,                    /* chunks of rows that are inverted in parallel */
+    UNIT_ROWS = 256,                      /* rows of a work unit */
     DS_TILE = BLOCK * TILE_ROWS * 2 / 16, /* pieces of 16 bytes in a tile of dS, [64 keys][16] */
-    DS_TILES = 1 << 20,   /* tiles in memory at a time: 2 GiB */
-    SHORT_DS_TILES = 1024 /* with NSA_DEBUG_MEMORY */
+    DS_TILES = 1 << 20,                   /* tiles in memory at a time: 2 GiB */
+    SHORT_DS_TILES = 1024                 /* with NSA_DEBUG_MEMORY */
 };
 
 /* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */
@@ -49,9 +49,9 @@ typedef struct inverse_list {
     int width;                  /* tiles of dS of one row tile: blocks that a row sees, at most */
     int64_t blocks;             /* Hkv * stride */
     int64_t stride;
-    int64_t waves; /* of units that run together, see first_wave() */
-    int64_t *start;    /* [blocks] where its rows begin in `list`; without a list, its first row */
-    int32_t *count;    /* [blocks] its number of rows */
+    int64_t waves;  /* of units that run together, see first_wave() */
+    int64_t *start; /* [blocks] where its rows begin in `list`; without a list, its first row */
+    int32_t *count; /* [blocks] its number of rows */
     int32_t *first_unit;   /* [blocks] prefix sum of units */
     list_entry *list;      /* the selected branch's rows, ascending in each block; else NULL */
     int32_t *chunk_counts; /* [Hkv,chunks,stride] selected: rows in each chunk, then offsets */

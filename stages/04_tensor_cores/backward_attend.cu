@@ -71,8 +71,8 @@ static __device__ __forceinline__ void add_acc(real *to, int64_t ld, const acc_t
     }
 }
 
-/* dS of 16 keys as A, 16 heads by 16 keys, from the piece that backward_keys.cu has left. There keys
- * are the rows: its fragment is transposed, 8 x 8 elements at a time. */
+/* dS of 16 keys as A, 16 heads by 16 keys, from the piece that backward_keys.cu has left. There
+ * keys are the rows: its fragment is transposed, 8 x 8 elements at a time. */
 static __device__ __forceinline__ frag_a load_ds(const uint4 *at) {
     const uint4 x = *at;
     return {{nsa_movmatrix_trans(x.x), nsa_movmatrix_trans(x.z), nsa_movmatrix_trans(x.y),
@@ -100,8 +100,7 @@ static __device__ __forceinline__ void load_dq_block(const grad_args *a, const i
     for (int i = 0; i < DQ_TILES(DK); i++) {
         const int row = warp_id() * DQ_TILES(DK) + i;
         const int64_t r = coord->rows.first + (mask[i] ? row : 0);
-        const uint4 *g_ds =
-            ds_tile(a, inv, head_tile(&a->f.c, r, coord->kvh, g16), b % inv->width);
+        const uint4 *g_ds = ds_tile(a, inv, head_tile(&a->f.c, r, coord->kvh, g16), b % inv->width);
         for (int k = lane_id(); k < DS_TILE; k += WARP_SIZE)
             nsa_cp_async_16(&m->ds[which][row][k], g_ds + k, mask[i] != 0);
     }
@@ -148,7 +147,8 @@ static __device__ __forceinline__ void dq_of_rows(const grad_args *a, const inve
 #pragma unroll
     for (int i = 0; i < M; i++) {
         const int row = warp_id() * M + i;
-        const int64_t head = (coord->rows.first + row) * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
+        const int64_t head =
+            (coord->rows.first + row) * c->Hq + coord->kvh * c->G + g16 * TILE_ROWS;
         scale_rows(&acc[i], {c->scale, c->scale});
         add_acc(a->dq + head * DK, DK, &acc[i],
                 row < coord->rows.count ? c->G - g16 * TILE_ROWS : 0, inv->branch != CMP);
@@ -156,8 +156,8 @@ static __device__ __forceinline__ void dq_of_rows(const grad_args *a, const inve
 }
 
 /* dq += scale sum_j dS_j K_j over compressed keys or the window. Grid: a CUDA block for each kv
- * head, tile of heads and 4 M rows of the slice, which it takes sequence by sequence. Block: 4 warps
- * with M rows each. Shared: dq_smem, 64 KiB at 128/128. */
+ * head, tile of heads and 4 M rows of the slice, which it takes sequence by sequence. Block: 4
+ * warps with M rows each. Shared: dq_smem, 64 KiB at 128/128. */
 template <int DK, int DV>
 static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
     dq_kernel(grad_args a, inverse_list inv) {

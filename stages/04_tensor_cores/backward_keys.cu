@@ -191,37 +191,29 @@ static __device__ __forceinline__ void add_row_tile(key_state<DK, DV> *x, dkv_sm
 
 /* A work unit: its rows, and its block of keys. */
 typedef struct unit_rows {
-    int64_t start;   /* where its rows begin in the list, or the first row */
-    int rows, begin; /* their number; the one that comes first */
-    int tiles;       /* row tiles */
-    int kvh, block;  /* kv head, block of the sequence */
-    int slot;        /* of the block in all rows; selected blocks have it in the list */
-    full_range all;  /* the rows that see all keys of the block */
+    int64_t start;  /* where its rows begin in the list, or the first row */
+    int tiles;      /* its row tiles */
+    int kvh, block; /* kv head, block of the sequence */
+    int slot;       /* of the block in all rows; selected blocks have it in the list */
+    full_range all; /* the rows that see all keys of the block */
 } unit_rows;
 
 /* Row of row tile i of a unit; -1 if there is none. */
 static __device__ __forceinline__ list_entry row_of_unit(const inverse_list *inv,
                                                          const unit_rows &x, int i, int GT) {
-    const int n = (GT == 1 ? i : i / GT) + x.begin;
-    const int64_t at = x.start + (n < x.rows ? n : n - x.rows);
+    const int64_t at = x.start + (GT == 1 ? i : i / GT);
     return i >= x.tiles ? list_entry{-1, 0}
            : inv->list  ? inv->list[at]
                         : list_entry{(int)at, x.slot};
 }
 
-/* The unit of `rows` rows, from number `first` of its block's on. Neighbouring blocks have many
- * rows in common. So that they are read at about the same time, and but once from device memory,
- * each unit begins with a row whose number is a multiple of `rows`, and comes to those before it at
- * its end. */
+/* The unit of `rows` rows, from number `first` of its block's on. */
 static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const inverse_list *inv,
                                                     int64_t block, int64_t first, int rows) {
     unit_rows x = {};
     x.start = inv->start[block] + first;
-    x.rows = rows;
     x.tiles = rows * a->f.c.GT;
     x.kvh = (int)(block / inv->stride);
-    if (!inv->list && x.start % rows)
-        x.begin = (int)(rows - x.start % rows);
     const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1).row]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
     x.slot = x.block % inv->width;
@@ -294,10 +286,9 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
     }
 #pragma unroll 1
     for (int tile = 0; tile < count; tile++) {
-        const uint64_t mask =
-            visible_keys(&a->f, inv->branch, unit.kvh, unit.block,
-                         row_of_unit(inv, unit, i + tile, c->GT).row,
-                         step->terms[tile * TILE_ROWS].t);
+        const uint64_t mask = visible_keys(&a->f, inv->branch, unit.kvh, unit.block,
+                                           row_of_unit(inv, unit, i + tile, c->GT).row,
+                                           step->terms[tile * TILE_ROWS].t);
         add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
                                    (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));
     }

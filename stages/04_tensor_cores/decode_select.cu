@@ -6,7 +6,7 @@
 
 enum {
     SELECT_WARPS = 4,  /* of a CUDA block of decode_importance, */
-    SELECT_BLOCKS = 64 /* and selection blocks of a warp */
+    SELECT_BLOCKS = 32 /* and selection blocks of a warp */
 };
 
 /* Group sums of block b of the compressed keys, from decode's scores, to the ring buffer; a lane

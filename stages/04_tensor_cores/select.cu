@@ -218,27 +218,47 @@ enum {
     RANK_LOADS = 8  /* candidates of a lane that are loaded together */
 };
 
-/* Block lists from importance (Eq. 11), N entries of the list a lane. Grid: rows x kv heads / 8, a
- * warp each. */
+/* This lane's candidates among the blocks from j0 on: every 32nd. */
+static __device__ __forceinline__ void load_candidates(sort_key (&key)[RANK_LOADS], const dims *c,
+                                                       const float *g_row, int own_block, int j0) {
+    float importance[RANK_LOADS];
+#pragma unroll
+    for (int k = 0; k < RANK_LOADS; k++) {
+        const int j = j0 + k * WARP_SIZE + lane_id();
+        importance[k] = j <= own_block ? g_row[j] : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < RANK_LOADS; k++)
+        key[k] = candidate(c, own_block, j0 + k * WARP_SIZE + lane_id(), importance[k]);
+}
+
+/* Block lists from importance (Eq. 11), N entries of the list a lane. Each lane's best candidate
+ * comes first: if the list has p places, then no candidate below the p-th of those gets one, and
+ * few are left that have to be inserted one by one. Grid: rows x kv heads / 8, a warp each. */
 template <int N>
 static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE) rank_kernel(rank_args a) {
     __shared__ int s_list[RANK_WARPS][N * WARP_SIZE];
+    enum { STEP = RANK_LOADS * WARP_SIZE };
     const dims *c = &a.c;
     const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), row = i / c->Hkv;
     const int t = row < a.rows ? a.t[row] : -1, own_block = t / c->lb;
+    const int last = own_block - c->local; /* the last candidate */
     const float *g_row = a.importance + i * a.J;
+    sort_key key[RANK_LOADS], lane_best = 0;
     topk<N> best;
     if (t < 0)
         return;
-    topk_of_row(&best, c, own_block);
-    for (int j0 = lane_id(); j0 - lane_id() <= own_block - c->local; j0 += RANK_LOADS * WARP_SIZE) {
-        float importance[RANK_LOADS];
-#pragma unroll
+    const int places = topk_of_row(&best, c, own_block);
+    for (int j = 0; j <= last; j += STEP) {
+        load_candidates(key, c, g_row, own_block, j);
         for (int k = 0; k < RANK_LOADS; k++)
-            importance[k] = j0 + k * WARP_SIZE <= own_block ? g_row[j0 + k * WARP_SIZE] : 0;
-#pragma unroll
+            lane_best = key[k] > lane_best ? key[k] : lane_best;
+    }
+    const sort_key least = key_at_place(lane_best, places - 1);
+    for (int j = 0; j <= last; j += STEP) {
+        load_candidates(key, c, g_row, own_block, j);
         for (int k = 0; k < RANK_LOADS; k++)
-            topk_insert(&best, candidate(c, own_block, j0 + k * WARP_SIZE, importance[k]));
+            topk_insert(&best, key[k] >= least ? key[k] : 0);
     }
     topk_emit(&best, c, own_block, s_list[warp_id()], a.block_idx + i * c->n);
 }

@@ -77,15 +77,25 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     return *n0 + max(0, own_block - *first_local + 1);
 }
 
+/* The key at place `place` of the lanes' keys, in descending order; 0 if there is none. */
+static __device__ __forceinline__ sort_key key_at_place(sort_key key, int place) {
+    int before = 0;
+    for (int lane = 0; lane < WARP_SIZE; lane++)
+        before += __shfl_sync(ALL_LANES, key, lane) > key;
+    const unsigned there = __ballot_sync(ALL_LANES, before == place);
+    return there ? __shfl_sync(ALL_LANES, key, __ffs((int)there) - 1) : 0;
+}
+
 /* An empty top-k list for a query in block `own_block`, with a place for each block that is not
- * forced; the rest are filled with the largest key, which nothing replaces. */
+ * forced; the rest are filled with the largest key, which nothing replaces. Returns its places. */
 template <int N>
-static __device__ __forceinline__ void topk_of_row(topk<N> *best, const dims *c, int own_block) {
+static __device__ __forceinline__ int topk_of_row(topk<N> *best, const dims *c, int own_block) {
     int n0, first_local;
     const int capacity = c->n - forced_blocks(c, own_block, &n0, &first_local);
     for (int i = 0; i < N; i++)
         best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
     best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
+    return capacity;
 }
 
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
