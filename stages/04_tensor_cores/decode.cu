@@ -22,8 +22,6 @@ typedef struct step_coords {
 typedef struct decoder {
     decode_args args;
     step_coords at;
-    cudaStream_t side; /* where the window is attended while blocks are selected */
-    cudaEvent_t fork, join;
 } decoder;
 
 /* CUDA blocks of a unit for `blocks` memory blocks: `fill`, so that all units together fill the GPU
@@ -72,19 +70,16 @@ nsa_status open_decode(stage *st) {
     st->decoder = dec;
     NSA_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
                                     st->streams.device));
-    NSA_CUDA(cudaStreamCreateWithFlags(&dec->side, cudaStreamNonBlocking));
-    NSA_CUDA(cudaEventCreateWithFlags(&dec->fork, cudaEventDisableTiming));
-    NSA_CUDA(cudaEventCreateWithFlags(&dec->join, cudaEventDisableTiming));
     open_caches(st);
     TRY(open_coords(st, dec));
     decode_args *a = &dec->args;
     const int64_t window = c->window < c->max_seq_len ? c->window : c->max_seq_len;
     a->c = st->c;
     a->units = (int)(c->max_seqs * st->c.Hkv * st->c.GT);
-    const int64_t fill = SPLIT_CTAS * multiprocessors / a->units;
+    const int64_t fill = SPLIT_CTAS * multiprocessors / a->units; /* window and selected share it */
     a->splits[CMP] = splits_for(st->slot_blocks[CMP], fill);
-    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, fill);
-    a->splits[WIN] = splits_for(window / BLOCK + 1, fill / 2); /* leaves room for the selection */
+    a->splits[WIN] = splits_for(window / BLOCK + 1, fill / 2);
+    a->splits[SLC] = splits_for(c->slc_count * (c->slc_block + BLOCK - 1) / BLOCK, fill / 2);
     const int64_t splits = a->units * (int64_t)(a->splits[CMP] + a->splits[WIN] + a->splits[SLC]);
     const int64_t n = splits * TILE_ROWS; /* rows of all splits */
     for (int x = 0; x < BRANCHES; x++) {
@@ -105,18 +100,6 @@ nsa_status open_decode(stage *st) {
     a->len = dec->at.len;
     a->out = st->out;
     return open_decode_select();
-}
-
-void close_decode(stage *st) {
-    const decoder *dec = (const decoder *)st->decoder;
-    if (!dec)
-        return;
-    if (dec->side)
-        (void)cudaStreamDestroy(dec->side);
-    if (dec->fork)
-        (void)cudaEventDestroy(dec->fork);
-    if (dec->join)
-        (void)cudaEventDestroy(dec->join);
 }
 
 /* Copy `n` blocks of every head from the pack to a slot: whole blocks, for what lies past a
@@ -213,35 +196,19 @@ nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step) {
     return nsa_stream_finish(&st->streams);
 }
 
-/* The window's splits, in a stream of their own: they wait for what was submitted so far, and
- * `join` for them. */
-static nsa_status fork_window(stage *st, const decoder *dec) {
-    const decode_args *a = &dec->args;
-    const cudaStream_t stream = st->stream;
-    const int from = a->splits[CMP] + a->splits[SLC];
-    NSA_CUDA(cudaEventRecord(dec->fork, stream));
-    NSA_CUDA(cudaStreamWaitEvent(dec->side, dec->fork, 0));
-    st->stream = dec->side;
-    const nsa_status status = decode_splits(st, a, from, from + a->splits[WIN]);
-    st->stream = stream;
-    NSA_CUDA(cudaEventRecord(dec->join, dec->side));
-    return status;
-}
-
 nsa_status decode(void *self) {
     stage *st = (stage *)self;
     decoder *dec = (decoder *)st->decoder;
     const decode_args *a = &dec->args;
     const step_coords *x = &dec->at;
     const cmp_tokens cmp = {x->cmp_first, x->cmp_key, x->A, x->cmp_rows}; /* room for one a row */
-    const int end_cmp = a->splits[CMP];
+    const int end_cmp = a->splits[CMP], end = end_cmp + a->splits[SLC] + a->splits[WIN];
     TRY(poison(st, NSA_MEM_FORWARD | NSA_MEM_SCRATCH));
     TRY(start_phases(st));
     TRY(compress(st, st->cache, &cmp));
     TRY(record_phase(st, PHASE_COMPRESS));
     TRY(decode_splits(st, a, 0, end_cmp));
     TRY(record_phase(st, PHASE_CMP));
-    TRY(fork_window(st, dec));
     if (a->forced)
         NSA_CUDA(cudaMemcpyAsync(st->block_idx, st->forced_idx,
                                  (size_t)(x->A * a->c.Hkv * a->c.n) * sizeof(int32_t),
@@ -249,8 +216,7 @@ nsa_status decode(void *self) {
     else
         TRY(decode_select(st, a));
     TRY(record_phase(st, PHASE_SELECT));
-    TRY(decode_splits(st, a, end_cmp, end_cmp + a->splits[SLC]));
-    NSA_CUDA(cudaStreamWaitEvent(st->stream, dec->join, 0));
+    TRY(decode_splits(st, a, end_cmp, end));
     TRY(decode_combine(st, a));
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);

@@ -126,7 +126,6 @@ static void close(void *self) {
     if (!st)
         return;
     nsa_stream_close(&st->streams);
-    close_decode(st);
     nsa_refusals_close(&st->refusals);
     nsa_device_pool_free(&st->memory);
     nsa_device_timer_close(&st->timer);

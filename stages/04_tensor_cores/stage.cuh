@@ -277,7 +277,6 @@ attend_args make_attend_args(const stage *st);
 nsa_status forward(void *self);
 nsa_status causal(void *self, int pair);
 nsa_status open_decode(stage *st);
-void close_decode(stage *st);
 nsa_status prefill(void *self);
 nsa_status load_step(void *self, const nsa_tensors *in, const nsa_step *step);
 nsa_status decode(void *self);
