@@ -15,8 +15,8 @@
 enum {
     DECODE_WARM = 16, /**< warm-up steps, which are also checked */
     DECODE_RUNS = 20, /**< maximum timed steps */
-    /** steps that there are tokens for: a run may be timed with load and read as well */
-    DECODE_STEPS = DECODE_WARM + 2 * DECODE_RUNS + 1
+    /** steps that there are tokens for: a run may be timed as a graph, and with load and read */
+    DECODE_STEPS = DECODE_WARM + 3 * DECODE_RUNS + 1
 };
 
 /** One pass at one length. */
@@ -206,6 +206,7 @@ typedef struct contender {
     int has_io;                      /**< 1 if it is timed with load and read as well */
     nsa_tensors given;               /**< then: its inputs on the device, [T,H,D], */
     nsa_tensors got;                 /**< and its results there */
+    void *graph;                     /**< then, on a GPU: a decode step as a graph */
     int32_t active[BENCH_MAX_BATCH]; /**< slots of a step */
     double first;                    /**< seconds of the last warm-up run of the pass alone */
     int wanted;                      /**< runs to time */

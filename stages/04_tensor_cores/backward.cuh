@@ -11,7 +11,7 @@ enum {
     UNIT_ROWS = 256,                      /* rows of a work unit */
     DS_TILE = BLOCK * TILE_ROWS * 2 / 16, /* pieces of 16 bytes in a tile of dS, [64 keys][16] */
     DS_TILES = 1 << 20,                   /* tiles in memory at a time: 2 GiB */
-    SHORT_DS_TILES = 1024                 /* with NSA_DEBUG_MEMORY */
+    SHORT_DS_TILES = 256                  /* with NSA_DEBUG_MEMORY */
 };
 
 /* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */
@@ -35,7 +35,7 @@ typedef struct grad_args {
 
 /* A row that sees a block of keys, and the block's number among those that the row sees. */
 typedef struct __align__(8) list_entry {
-    int32_t row, slot;
+    int32_t row, place;
 }
 list_entry;
 
@@ -76,9 +76,9 @@ static __host__ __device__ __forceinline__ int64_t units_of(int64_t count) {
 /* The tile of dS of a row tile of the slice and one of the blocks that it sees. It is stored as
  * [4][32 lanes] pieces: of each 16 keys the fragment of dS^T. */
 static __device__ __forceinline__ uint4 *ds_tile(const grad_args *a, const inverse_list *inv,
-                                                 int64_t tile, int slot) {
+                                                 int64_t tile, int place) {
     const int64_t first = inv->first_row * a->f.c.Hkv * a->f.c.GT;
-    return a->ds + ((tile - first) * inv->width + slot) * DS_TILE;
+    return a->ds + ((tile - first) * inv->width + place) * DS_TILE;
 }
 
 /* backward_attend.cu */

@@ -218,7 +218,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, DQ_CTAS)
     acc_tiles<DK / TILE_N> dq;
     zero_acc(&dq);
     for (int b; next_block(&iter, g_idx, c, a.f.row_t[row], &b, &mask);)
-        add_block<DK>(&dq, g_ds + iter.slot * DS_TILE,
+        add_block<DK>(&dq, g_ds + iter.place * DS_TILE,
                       block_after<DK, DV>(start, b).k + mem_tile_lane(), mask);
     scale_rows(&dq, {c->scale, c->scale});
     const int64_t head = row * c->Hq + kvh * c->G + g16 * TILE_ROWS;

@@ -102,7 +102,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, in
                 const int32_t rank = chunk_counts[first + block]++;
                 if (STORE)
                     inv.list[inv.start[h * inv.stride + first + block] + rank] = {
-                        (int32_t)r, selected_slot(c, i, block - first_block)};
+                        (int32_t)r, selected_place(c, i, block - first_block)};
             }
         }
         __syncwarp();

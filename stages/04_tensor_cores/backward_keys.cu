@@ -41,7 +41,7 @@ template <int DK, int DV> struct dkv_smem {
 /* Start copying a row tile to place `at` of a step, by one warp. */
 template <int DK, int DV>
 static __device__ __forceinline__ void load_row_tile(const grad_args *a, const inverse_list *inv,
-                                                     int64_t tile, int slot, dkv_step<DK, DV> *x,
+                                                     int64_t tile, int place, dkv_step<DK, DV> *x,
                                                      int at) {
     copy_rows_async<DK, TILE_ROWS>(x->q + at * TILE_ROWS * DK, a->f.q + tile * TILE_ROWS * DK,
                                    lane_id(), WARP_SIZE);
@@ -51,7 +51,7 @@ static __device__ __forceinline__ void load_row_tile(const grad_args *a, const i
         nsa_cp_async_16(x->terms + at * TILE_ROWS + lane_id(),
                         a->terms + (inv->branch * a->row_tiles + tile) * TILE_ROWS + lane_id());
     if (lane_id() == 0)
-        x->ds[at] = ds_tile(a, inv, tile, slot);
+        x->ds[at] = ds_tile(a, inv, tile, place);
 }
 
 /* Fragments of the warp's 32 keys, or their values, kept in registers or, for wide heads, loaded
@@ -194,7 +194,7 @@ typedef struct unit_rows {
     int64_t start;  /* where its rows begin in the list, or the first row */
     int tiles;      /* its row tiles */
     int kvh, block; /* kv head, block of the sequence */
-    int slot;       /* of the block in all rows; selected blocks have it in the list */
+    int place;      /* of the block in all rows; selected blocks have it in the list */
     full_range all; /* the rows that see all keys of the block */
 } unit_rows;
 
@@ -204,7 +204,7 @@ static __device__ __forceinline__ list_entry row_of_unit(const inverse_list *inv
     const int64_t at = x.start + (GT == 1 ? i : i / GT);
     return i >= x.tiles ? list_entry{-1, 0}
            : inv->list  ? inv->list[at]
-                        : list_entry{(int)at, x.slot};
+                        : list_entry{(int)at, x.place};
 }
 
 /* The unit of `rows` rows, from number `first` of its block's on. */
@@ -216,7 +216,7 @@ static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const in
     x.kvh = (int)(block / inv->stride);
     const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1).row]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
-    x.slot = x.block % inv->width;
+    x.place = x.block % inv->width;
     x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
     return x;
 }
@@ -336,7 +336,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
             load_row_tile(
                 &a, &inv,
                 head_tile(c, next.row, unit.kvh, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
-                next.slot, &m->step[which ^ 1], warp);
+                next.place, &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
         next = row_of_unit(&inv, unit, warp < STEP ? i + 2 * STEP + warp : unit.tiles, c->GT);
         if (i >= 0)

@@ -103,7 +103,7 @@ static __device__ __forceinline__ uint64_t mask_of(const key_range &x, int block
 
 /* The number of a memory block among those that a row sees by its list: block `i` of entry `entry`,
  * the first entry that touches it. At most n * each, with gaps. */
-static __device__ __forceinline__ int selected_slot(const dims *c, int entry, int i) {
+static __device__ __forceinline__ int selected_place(const dims *c, int entry, int i) {
     return entry * c->each + i;
 }
 
@@ -111,7 +111,7 @@ static __device__ __forceinline__ int selected_slot(const dims *c, int entry, in
 typedef struct block_iter {
     int entry;      /* index into the list */
     int next_token; /* tokens before this are done */
-    int slot;       /* of the block returned, see selected_slot() */
+    int place;      /* of the block returned, see selected_place() */
 } block_iter;
 
 /* The next memory block that the list idx [n] (ascending, -1 last) touches, and the mask of its
@@ -125,7 +125,7 @@ static __device__ __forceinline__ bool next_block(block_iter *iter, const int32_
     const int memory_block = max(idx[iter->entry] * c->lb, iter->next_token) / BLOCK;
     *block = memory_block;
     *mask = 0;
-    iter->slot = selected_slot(c, iter->entry, memory_block - idx[iter->entry] * c->lb / BLOCK);
+    iter->place = selected_place(c, iter->entry, memory_block - idx[iter->entry] * c->lb / BLOCK);
     iter->next_token = (memory_block + 1) * BLOCK;
     while (iter->entry < c->n && idx[iter->entry] >= 0) {
         const int first = idx[iter->entry] * c->lb, end = min(first + c->lb, t + 1);
