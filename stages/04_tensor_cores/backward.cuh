@@ -11,7 +11,7 @@ enum {
     UNIT_ROWS = 256,                      /* rows of a work unit */
     DS_TILE = BLOCK * TILE_ROWS * 2 / 16, /* pieces of 16 bytes in a tile of dS, [64 keys][16] */
     DS_TILES = 1 << 20,                   /* tiles in memory at a time: 2 GiB */
-    SHORT_DS_TILES = 256                  /* with NSA_DEBUG_MEMORY */
+    SHORT_DS_TILES = 1024                 /* with NSA_DEBUG_MEMORY */
 };
 
 /* What backward needs of one head's softmax; zero for a head of padding, so that P = dS = 0. */

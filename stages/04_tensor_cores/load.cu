@@ -12,28 +12,46 @@ typedef struct row_view {
 
 /* ------------------------------------------------------------ the layouts */
 
-/* x [rows,Hq,D], from result row `row` on -> row tiles. One element a thread. */
+/* A piece of row `row` of x [rows,D], from column `col` on; zeros past its end. */
+static __device__ __forceinline__ uint4 load_piece(const nsa_source *x, int64_t row, int D,
+                                                   int col) {
+    float v[PIECE];
+    for (int i = 0; i < PIECE; i++)
+        v[i] = col + i < D ? nsa_element(x->data, x->dtype, row * D + col + i) : 0;
+    return make_uint4(nsa_pack_bf16(v[0], v[1]), nsa_pack_bf16(v[2], v[3]),
+                      nsa_pack_bf16(v[4], v[5]), nsa_pack_bf16(v[6], v[7]));
+}
+
+/* Pieces of a row of D elements. */
+static __host__ __device__ __forceinline__ int pieces_of(int D) {
+    return (D + PIECE - 1) / PIECE;
+}
+
+/* x [rows,Hq,D], from result row `row` on -> row tiles. One piece a thread: divisions of 64 bits
+ * cost more than its eight elements. */
 static __global__ void pack_rows_kernel(dims c, nsa_source x, int64_t row, int64_t count,
                                         row_view to) {
-    for (int64_t i = nsa_first(); i < count * c.Hq * to.D; i += nsa_grid_threads()) {
-        const int64_t r = row + i / to.D / c.Hq;
-        const int head = (int)(i / to.D % c.Hq), g = head % c.G, col = (int)(i % to.D);
+    const int pieces = pieces_of(to.D);
+    for (int64_t i = nsa_first(); i < count * c.Hq * pieces; i += nsa_grid_threads()) {
+        const int64_t r = row + i / pieces / c.Hq;
+        const int head = (int)(i / pieces % c.Hq), g = head % c.G, col = (int)(i % pieces) * PIECE;
         const int64_t tile = (r * c.Hkv + head / c.G) * c.GT + g / TILE_ROWS;
-        const float value =
-            nsa_element(x.data, x.dtype, (nsa_source_row(&x, r) * c.Hq + head) * to.D + col);
-        nsa_store_float(to.rows + mem_offset(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp), value);
+        *(uint4 *)(to.rows + mem_offset(tile * TILE_ROWS + g % TILE_ROWS, col, to.Dp)) =
+            load_piece(&x, nsa_source_row(&x, r) * c.Hq + head, to.D, col);
     }
 }
 
 /* x [rows,Hkv,D], from row `row` on -> blocks: row i of the tensor is key number g_key[i], or none
- * if that is -1. One element a thread. */
+ * if that is -1. One piece a thread. */
 static __global__ void pack_keys_kernel(nsa_source x, const int64_t *g_key, int64_t row,
                                         int64_t count, key_view to) {
-    for (int64_t i = nsa_first(); i < count * to.Hkv * to.D; i += nsa_grid_threads()) {
-        const int64_t r = row + i / to.D / to.Hkv, key = g_key[r];
-        const int h = (int)(i / to.D % to.Hkv), col = (int)(i % to.D);
-        store_key(&to, h, key, col,
-                  nsa_element(x.data, x.dtype, (nsa_source_row(&x, r) * to.Hkv + h) * to.D + col));
+    const int pieces = pieces_of(to.D);
+    for (int64_t i = nsa_first(); i < count * to.Hkv * pieces; i += nsa_grid_threads()) {
+        const int64_t r = row + i / pieces / to.Hkv, key = g_key[r];
+        const int h = (int)(i / pieces % to.Hkv), col = (int)(i % pieces) * PIECE;
+        if (key >= 0)
+            *(uint4 *)element_at(&to, h, key, col) =
+                load_piece(&x, nsa_source_row(&x, r) * to.Hkv + h, to.D, col);
     }
 }
 
@@ -49,7 +67,8 @@ static nsa_status load_rows(stage *st, nsa_rows src, row_view to) {
     nsa_source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
         TRY(nsa_find_rows(&st->streams, &st->staging, &src, r, &n, &from));
-        LAUNCH(pack_rows_kernel, nsa_grid(n * src.size), NSA_THREADS, 0, st, st->c, from, r, n, to);
+        LAUNCH(pack_rows_kernel, nsa_grid(n * st->c.Hq * pieces_of(to.D)), NSA_THREADS, 0, st,
+               st->c, from, r, n, to);
     }
     return NSA_OK;
 }
@@ -87,8 +106,8 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
 
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to) {
-    LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * to.D), NSA_THREADS, 0, st, x, key, row,
-           count, to);
+    LAUNCH(pack_keys_kernel, nsa_grid(count * to.Hkv * pieces_of(to.D)), NSA_THREADS, 0, st, x, key,
+           row, count, to);
     return NSA_OK;
 }
 

@@ -218,18 +218,34 @@ enum {
     RANK_LOADS = 8  /* candidates of a lane that are loaded together */
 };
 
-/* This lane's candidates among the blocks from j0 on: every 32nd. */
-static __device__ __forceinline__ void load_candidates(sort_key (&key)[RANK_LOADS], const dims *c,
-                                                       const float *g_row, int own_block, int j0) {
-    float importance[RANK_LOADS];
+/* Importance of this lane's candidates among the blocks from j0 on, every 32nd; -1 past the last.
+ */
+static __device__ __forceinline__ void load_candidates(float (&x)[RANK_LOADS], const float *g_row,
+                                                       int last, int j0) {
 #pragma unroll
     for (int k = 0; k < RANK_LOADS; k++) {
         const int j = j0 + k * WARP_SIZE + lane_id();
-        importance[k] = j <= own_block ? g_row[j] : 0;
+        x[k] = j <= last ? g_row[j] : -1;
     }
+}
+
+/* The lane's best candidate; 0 if it has none. */
+static __device__ __forceinline__ sort_key best_of_lane(const dims *c, const float *g_row,
+                                                        int own_block) {
+    const int last = own_block - c->local;
+    int best = 0;
+    float x[RANK_LOADS], best_x = -1;
+    for (int j0 = 0; j0 <= last; j0 += RANK_LOADS * WARP_SIZE) {
+        load_candidates(x, g_row, last, j0);
 #pragma unroll
-    for (int k = 0; k < RANK_LOADS; k++)
-        key[k] = candidate(c, own_block, j0 + k * WARP_SIZE + lane_id(), importance[k]);
+        for (int k = 0; k < RANK_LOADS; k++) {
+            const int j = j0 + k * WARP_SIZE + lane_id();
+            const bool better = x[k] > best_x && j >= c->init;
+            best_x = better ? x[k] : best_x;
+            best = better ? j : best;
+        }
+    }
+    return best_x < 0 ? 0 : candidate(c, own_block, best, best_x);
 }
 
 /* Block lists from importance (Eq. 11), N entries of the list a lane. Each lane's best candidate
@@ -238,27 +254,26 @@ static __device__ __forceinline__ void load_candidates(sort_key (&key)[RANK_LOAD
 template <int N>
 static __global__ void __launch_bounds__(RANK_WARPS *WARP_SIZE) rank_kernel(rank_args a) {
     __shared__ int s_list[RANK_WARPS][N * WARP_SIZE];
-    enum { STEP = RANK_LOADS * WARP_SIZE };
     const dims *c = &a.c;
     const int64_t i = (int64_t)blockIdx.x * RANK_WARPS + warp_id(), row = i / c->Hkv;
-    const int t = row < a.rows ? a.t[row] : -1, own_block = t / c->lb;
-    const int last = own_block - c->local; /* the last candidate */
+    const int t = row < a.rows ? a.t[row] : -1, own_block = t / c->lb, last = own_block - c->local;
     const float *g_row = a.importance + i * a.J;
-    sort_key key[RANK_LOADS], lane_best = 0;
     topk<N> best;
     if (t < 0)
         return;
     const int places = topk_of_row(&best, c, own_block);
-    for (int j = 0; j <= last; j += STEP) {
-        load_candidates(key, c, g_row, own_block, j);
-        for (int k = 0; k < RANK_LOADS; k++)
-            lane_best = key[k] > lane_best ? key[k] : lane_best;
-    }
-    const sort_key least = key_at_place(lane_best, places - 1);
-    for (int j = 0; j <= last; j += STEP) {
-        load_candidates(key, c, g_row, own_block, j);
-        for (int k = 0; k < RANK_LOADS; k++)
-            topk_insert(&best, key[k] >= least ? key[k] : 0);
+    const sort_key least = key_at_place(best_of_lane(c, g_row, own_block), places - 1);
+    const float least_x = importance_of_key(least);
+    for (int j0 = 0; j0 <= last; j0 += RANK_LOADS * WARP_SIZE) {
+        float x[RANK_LOADS];
+        load_candidates(x, g_row, last, j0);
+#pragma unroll
+        for (int k = 0; k < RANK_LOADS; k++) {
+            if (!__any_sync(ALL_LANES, !(x[k] < least_x))) /* NaN is not less: its key decides */
+                continue;
+            const sort_key key = candidate(c, own_block, j0 + k * WARP_SIZE + lane_id(), x[k]);
+            topk_insert(&best, key >= least ? key : 0);
+        }
     }
     topk_emit(&best, c, own_block, s_list[warp_id()], a.block_idx + i * c->n);
 }

@@ -163,4 +163,10 @@ static __device__ __forceinline__ sort_key candidate(const dims *c, int own_bloc
     return j >= c->init && j <= own_block - c->local ? key : 0;
 }
 
+/* Its importance; 0 for the key 0 and for NaN. */
+static __device__ __forceinline__ float importance_of_key(sort_key key) {
+    const unsigned first = (unsigned)(key >> 32);
+    return first ? __uint_as_float(first - 1) : 0;
+}
+
 #endif
