@@ -45,13 +45,8 @@ idea() {
     sed -n 's/^#define IDEA *"\(.*\)"$/\1/p' stages/"$1"/stage.h stages/"$1"/stage.cuh 2>/dev/null
 }
 
-# cells RUN T PROGRAM: "ms | vs stage below | vs dense attention |" of that row; dashes for a stage
-# that the run does not have at any length
+# cells RUN T PROGRAM: "ms | vs stage below | vs dense attention |" of that row
 cells() {
-    if [ -d "stages/$3" ] && ! grep -q "\"$3\"" "notes/runs/$1.json"; then
-        echo '- | - | - |'
-        return
-    fi
     "$bench" --table "notes/runs/$1.json" --what forward | awk -F '|' -v T="$2" -v program="$3" '
         function trim(x) { gsub(/^ +| +$/, "", x); return x }
         function ratio(x) { x = trim(x); sub(/ \(.*/, "", x); return x }
@@ -73,11 +68,12 @@ ladder() {
             cells ladder 4096 $stage)"
     done
     echo "| | dense attention by OpenBLAS' sgemm | | $(cells ladder 4096 dense_openblas)"
-    for stage in 03_fused_cuda 04_tensor_cores; do
+    for stage in 03_fused_cuda/gpu 04_tensor_cores/gpu_64k_04; do
+        run=${stage#*/} stage=${stage%/*}
         echo "| [$stage](stages/$stage/README.md) | $(idea $stage) | $(lines $stage) | $(
-            cells gpu 65536 $stage)"
+            cells "$run" 65536 "$stage")"
     done
-    echo "| | PyTorch's FlashAttention-2, bfloat16 | | $(cells gpu 65536 torch_flash2)"
+    echo "| | PyTorch's FlashAttention-2, bfloat16 | | $(cells gpu_64k_04 65536 torch_flash2)"
 }
 
 # A stage's row of the demo without what differs from run to run: its queries, times, deviation.

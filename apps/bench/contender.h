@@ -87,7 +87,8 @@ void workload_count(const workload *w, int causal, nsa_arith arith, bench_row *r
  * is dgate; "lists" builds the inverse lists. Any other name has no floor. Operations of one query
  * head and one visible key, dk = dv = D: forward 4 D, and for importance, if the row has more
  * blocks than n, 2 D more for each compressed key; backward in one pass 10 D, the pass over queries
- * 6 D, the pass over keys 8 D. Bytes: every tensor that the phase reads or writes, once.
+ * 6 D, the pass over keys 8 D. A stage in bfloat16 has importance in "select", and keeps dS: 2 D
+ * for queries. Bytes: every tensor that the phase reads or writes, once.
  * Second-level cache: selected keys and values, once for each query row and kv head. */
 void phase_work(const workload *w, nsa_arith arith, bench_phase *phase);
 

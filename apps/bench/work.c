@@ -109,20 +109,24 @@ static int has(const bench_phase *p, int part) {
     return strstr(p->name, names[part]) != NULL;
 }
 
-/* Attention of the branches in the phase's name; of all if it names a gradient alone. */
-static void count_attention(const workload *w, double size, bench_phase *p) {
+/* Attention of the branches in the phase's name; of all if it names a gradient alone. `kept`: the
+ * stage scores compressed keys again in a phase "select", and keeps dS for the pass over queries.
+ */
+static void count_attention(const workload *w, double size, int kept, bench_phase *p) {
     const nsa_config *c = &w->cfg;
     const double dk = (double)c->qk_dim, dv = (double)c->v_dim, Hq = (double)c->q_heads;
     const double Hkv = (double)c->kv_heads;
     const int backward = w->pass == BENCH_BACKWARD, queries = has(p, DQ);
     const int keys = has(p, DK) || has(p, DV), all = !has(p, CMP) && !has(p, SLC) && !has(p, WIN);
+    const key_counts s = count_keys(w);
+    if (kept && !strcmp(p->name, "select"))
+        p->flops = s.reranked * Hq * 2 * dk;
     if (all && !queries && !keys)
         return;
     const double pair = !backward ? 2 * dk + 2 * dv
-                        : queries ? 4 * dk + 2 * dv
+                        : queries ? 2 * dk + (kept ? 0 : 2 * dk + 2 * dv)
                         : keys    ? 4 * dk + 4 * dv
                                   : 6 * dk + 4 * dv;
-    const key_counts s = count_keys(w);
     /* reads q, writes out; backward reads q and dout, writes dq, but for the pass over keys */
     double numbers = s.queries * Hq * (dk + dv + (backward && !keys ? dk : 0));
     for (int x = 0; x < BRANCHES; x++) {
@@ -132,10 +136,11 @@ static void count_attention(const workload *w, double size, bench_phase *p) {
         const double stored = w->pass == BENCH_DECODE ? s.branch[x] : (double)w->B * each;
         p->flops += s.branch[x] * Hq * pair;
         numbers += stored * Hkv * (dk + dv) * (backward && !queries ? 2 : 1);
-        if (x == CMP && !backward)
+        numbers += kept && backward ? s.branch[x] * Hq : 0; /* dS */
+        if (x == CMP && !backward && !kept)
             p->flops += s.reranked * Hq * 2 * dk;
         if (x == SLC && !keys)
-            p->l2 = s.branch[SLC] * Hkv * (dk + dv) * size;
+            p->l2 = s.branch[SLC] * Hkv * (dk + (kept && backward ? 0 : dv)) * size;
     }
     p->bytes = numbers * size;
 }
@@ -155,6 +160,6 @@ void phase_work(const workload *w, nsa_arith arith, bench_phase *p) {
         /* build the inverse lists: read n block indices a row, write as many row indices */
         p->bytes = 2 * tokens * (double)w->cfg.kv_heads * (double)w->cfg.slc_count * 4;
     } else {
-        count_attention(w, size, p);
+        count_attention(w, size, arith == NSA_BFLOAT16, p);
     }
 }
