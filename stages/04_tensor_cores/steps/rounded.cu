@@ -18,8 +18,18 @@ bf16 *rounded(const float *x, int64_t rows, layout to) {
 }
 
 double rounding_error(const float *x, const float *reference, int64_t rows) {
-    double worst = 0;
-    for (int64_t i = 0; i < rows; i++)
-        worst = larger(worst, relative_rms_float(x + i * D, reference + i * D, D));
-    return larger(relative_rms_float(x, reference, rows * D), worst / 4);
+    double difference = 0, all = 0, worst = 0;
+    for (int64_t i = 0; i < rows * D; i++)
+        all += (double)reference[i] * (double)reference[i] / (double)rows;
+    for (int64_t row = 0; row < rows; row++) {
+        double own = 0, off = 0;
+        for (int64_t i = row * D; i < (row + 1) * D; i++) {
+            const double d = (double)x[i] - (double)reference[i];
+            off += d * d;
+            own += (double)reference[i] * (double)reference[i];
+        }
+        difference += off / (double)rows;
+        worst = larger(worst, sqrt(off / larger(own, all)));
+    }
+    return larger(sqrt(difference / all), worst / 4);
 }
