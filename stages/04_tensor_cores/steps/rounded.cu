@@ -17,13 +17,13 @@ bf16 *rounded(const float *x, int64_t rows, layout to) {
     return (bf16 *)copy_to_device(y, padded * D, sizeof *y);
 }
 
-double rounding_error(const float *x, const float *reference, int64_t rows) {
+double rounding_error(const float *x, const float *reference, int64_t rows, int64_t columns) {
     double difference = 0, all = 0, worst = 0;
-    for (int64_t i = 0; i < rows * D; i++)
+    for (int64_t i = 0; i < rows * columns; i++)
         all += (double)reference[i] * (double)reference[i] / (double)rows;
     for (int64_t row = 0; row < rows; row++) {
         double own = 0, off = 0;
-        for (int64_t i = row * D; i < (row + 1) * D; i++) {
+        for (int64_t i = row * columns; i < (row + 1) * columns; i++) {
             const double d = (double)x[i] - (double)reference[i];
             off += d * d;
             own += (double)reference[i] * (double)reference[i];

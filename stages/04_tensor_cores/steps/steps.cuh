@@ -29,10 +29,10 @@ bf16 *rounded(const float *x, int64_t rows, layout to);
 /* How far steps that round may be from step 0. bfloat16 has 8 bits, so rounding is off by up to
  * 2^-9 of an element, and in random directions: some operands together by 2^-8 of the result. */
 static const double ROUNDED = 1.0 / 256;
-/* relative_rms_float() of all rows of D elements, or a fourth of the worst row's if that is larger:
- * one wrong element is not lost among many. A row that is smaller than the others counts as if it
- * were as large. */
-double rounding_error(const float *x, const float *reference, int64_t rows);
+/* relative_rms_float() of all rows [rows,columns], or a fourth of the worst row's if that is
+ * larger: one wrong element is not lost among many. A row that is smaller than the others counts as
+ * if it were as large. */
+double rounding_error(const float *x, const float *reference, int64_t rows, int64_t columns);
 
 /* Copy `bytes` to shared memory, by all `threads` of the CUDA block, 16 bytes each at a time. */
 static __device__ __forceinline__ void load_shared(void *s_to, const void *g_from, int bytes,

@@ -90,7 +90,7 @@ static double error(const void *first) {
 }
 
 static double difference(const void *out, const void *first) {
-    return rounding_error((const float *)out, (const float *)first, (int64_t)pb.T * G);
+    return rounding_error((const float *)out, (const float *)first, (int64_t)pb.T * G, D);
 }
 
 extern const chain chain_attend = {

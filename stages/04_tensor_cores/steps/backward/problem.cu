@@ -130,10 +130,10 @@ static void *result(int64_t *bytes) {
 static double difference(const void *out, const void *first) {
     const float *a = (const float *)out, *b = (const float *)first;
     const int64_t rows = (int64_t)pb.T * G * D, keys = (int64_t)pb.blocks * BLOCK * D;
-    double worst = rounding_error(a + rows + keys, b + rows + keys, pb.T);
+    double worst = rounding_error(a + rows + keys, b + rows + keys, pb.T, D);
     if (pb.w > 1) {
-        worst = larger(worst, rounding_error(a, b, (int64_t)pb.T * G));
-        worst = larger(worst, rounding_error(a + rows, b + rows, pb.T));
+        worst = larger(worst, rounding_error(a, b, (int64_t)pb.T * G, D));
+        worst = larger(worst, rounding_error(a + rows, b + rows, pb.T, D));
     }
     return worst;
 }
