@@ -96,6 +96,7 @@ endef
 include tests/simt/simt.mk
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s))))
 $(foreach s,$(filter-out $(CUDA_STAGES),$(STAGES)),$(eval $(call stage_link,$(s))))
+include stages/common/steps/cuda.mk
 -include $(wildcard stages/[0-9][0-9]_*/stage.mk) \
          $(wildcard stages/[0-9][0-9]_*/steps/steps.mk)
 
@@ -146,7 +147,7 @@ STEPS_OF := $(firstword $(filter $(or $(STAGE),02)%,$(STEPPED)))
 # In the simulator threads run in three orders.
 STEPS_ORDERS = $(if $(and $(filter sim,$(CUDA)),$(filter $(1),$(CUDA_STAGES))),forward reverse random:1,-)
 
-steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps within a stage, checked and timed: STAGE=02 or 03, T=2048, CHAIN=attend
+steps: $(STEPS_OF:%=$(BUILD)/steps/%) ## the steps within a stage, checked and timed: STAGE=02, 03 or 04, T=2048, CHAIN=attend
 	$(if $(STEPS_OF),,@echo "steps: stage $(STAGE) has none; $(STEPPED) have" >&2; exit 1)
 	$(if $(STEPS_OF),$(abspath $<) $(T) $(CHAIN))
 

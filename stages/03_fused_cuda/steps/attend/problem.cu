@@ -122,5 +122,6 @@ static double difference(const void *out, const void *first) {
 }
 
 extern const chain chain_attend = {
-    "attend", what, sizeof steps / sizeof *steps, 16384, 1e-5, make, run, result, error, difference,
+    "attend", what,       sizeof steps / sizeof *steps, 16384, {1e-5, 1e-5}, make, run, result,
+    error,    difference,
 };

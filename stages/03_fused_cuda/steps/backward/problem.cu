@@ -140,6 +140,6 @@ static double error(const void *first) {
 }
 
 extern const chain chain_backward = {
-    "backward", what,       sizeof steps / sizeof *steps, 16384, 1e-5, make, run, result,
+    "backward", what,       sizeof steps / sizeof *steps, 16384, {1e-5, 1e-5}, make, run, result,
     error,      difference,
 };

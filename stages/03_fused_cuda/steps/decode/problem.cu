@@ -143,5 +143,6 @@ static double difference(const void *out, const void *first) {
 }
 
 extern const chain chain_decode = {
-    "decode", what, sizeof steps / sizeof *steps, 4096, 1e-5, make, run, result, error, difference,
+    "decode", what,       sizeof steps / sizeof *steps, 4096, {1e-5, 1e-5}, make, run, result,
+    error,    difference,
 };

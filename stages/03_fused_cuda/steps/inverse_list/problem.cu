@@ -90,6 +90,6 @@ static double error(const void *first) {
 }
 
 extern const chain chain_inverse_list = {
-    "inverse_list", what,       sizeof steps / sizeof *steps, 65536, 0, make, run, result,
+    "inverse_list", what,       sizeof steps / sizeof *steps, 65536, {0, 0}, make, run, result,
     error,          difference,
 };

@@ -71,5 +71,6 @@ static double error(const void *first) {
 }
 
 extern const chain chain_select = {
-    "select", what, sizeof steps / sizeof *steps, 8192, 1e-5, make, run, result, error, difference,
+    "select", what,       sizeof steps / sizeof *steps, 8192, {1e-5, 1e-5}, make, run, result,
+    error,    difference,
 };

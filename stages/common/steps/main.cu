@@ -2,7 +2,7 @@
  *  @brief Runs the chains: checks each step against step 0, and step 0 against a reference; times
  *  those that agree if there is a GPU, and prints a table a chain.
  *
- *      build/steps/03_fused_cuda [T] [CHAIN]...     T tokens, the chain's own number if not given
+ *      build/steps/NN_name [T] [CHAIN]...     T tokens, the chain's own number if not given
  */
 #include "steps.cuh"
 
@@ -20,18 +20,18 @@ static const bool TIMED = true;
 static const int SIMULATOR_T = 0; /* each chain has its own */
 #endif
 
-/* steps.mk lists the folders found, and each step's file with how many of its lines are not the
+/* cuda.mk lists the folders found, and each step's file with how many of its lines are not the
  * step before's. */
 #define CHAIN(name) extern const chain chain_##name;
 #define MOVE(chain, step, changed)
-#include "03_moves.h"
+#include MOVES
 #undef CHAIN
 #undef MOVE
 
 #define CHAIN(name) &chain_##name,
 #define MOVE(chain, step, changed)
 static const chain *const chains[] = {
-#include "03_moves.h"
+#include MOVES
 };
 #undef CHAIN
 #undef MOVE
@@ -42,19 +42,20 @@ static const struct {
     const char *chain, *step;
     int changed;
 } moves[] = {
-#include "03_moves.h"
+#include MOVES
 };
 enum { N_CHAINS = sizeof chains / sizeof *chains, N_MOVES = sizeof moves / sizeof *moves };
 
 /* The outcome of one step. */
 typedef struct outcome {
-    double difference; /* from step 0; step 0's is from the reference */
+    double difference; /* from step 0; step 0's is from the reference, */
+    double tolerance;  /* and what it may be */
     double ms;         /* median; 0 if not timed */
     char error[512];   /* empty unless a call failed */
 } outcome;
 
-static bool passed(const chain *ch, const outcome *x) {
-    return !*x->error && x->difference <= ch->tolerance; /* false for NaN */
+static bool passed(const outcome *x) {
+    return !*x->error && x->difference <= x->tolerance; /* false for NaN */
 }
 
 /* -------------------------------------------------------- check and measure */
@@ -94,6 +95,7 @@ static void check(const chain *ch, outcome *found) {
     ch->result(&bytes);
     void *out = allocate(bytes, 1), *first = allocate(bytes, 1);
     for (int step = 0; step < ch->n_steps; step++) {
+        found[step].tolerance = ch->tolerance[step > 0];
         record_error(&found[step], run_checked(ch, step, step ? out : first));
         if (*found[step].error)
             continue;
@@ -120,7 +122,7 @@ static nsa_status measure(const chain *ch, outcome *found) {
     for (int round = 0; round < RUNS; round++) {
         for (int step = 0; step < ch->n_steps; step++) {
             runs[step][round] = 0;
-            if (passed(ch, &found[step]))
+            if (passed(&found[step]))
                 record_error(&found[step], run_timed(ch, step, event, &runs[step][round]));
         }
     }
@@ -152,7 +154,7 @@ static int print_table(const chain *ch, const outcome *found, int move) {
     printf("%-15s  %-46s %6s%s\n", "step", "what changed", "lines",
            TIMED ? "        ms  faster" : "");
     for (int step = 0; step < ch->n_steps; step++, move++) {
-        if (passed(ch, &found[step])) {
+        if (passed(&found[step])) {
             print_row(ch, found, step, move);
             continue;
         }
@@ -161,7 +163,8 @@ static int print_table(const chain *ch, const outcome *found, int move) {
             printf("%-15s  REFUSED: %s\n", moves[move].step, found[step].error);
         else
             printf("%-15s  REFUSED: %.1e from %s, %.0e at most\n", moves[move].step,
-                   found[step].difference, step ? "step 0" : "the reference", ch->tolerance);
+                   found[step].difference, step ? "step 0" : "the reference",
+                   found[step].tolerance);
     }
     return refused;
 }

@@ -94,7 +94,7 @@ void draw_blocks(int32_t *idx, int count, int t, uint64_t *random) {
 }
 
 static float *blocks_of(const float *x, int64_t T, bool transposed) {
-    const int64_t padded = round_up(T, BLOCK);
+    const int64_t padded = (T + BLOCK - 1) / BLOCK * BLOCK;
     float *y = (float *)calloc((size_t)(padded * D), sizeof *y), *at;
     for (int64_t t = 0; t < padded && y; t++) {
         float *block = y + t / BLOCK * BLOCK * D;
