@@ -119,7 +119,7 @@ static __device__ __forceinline__ void select_row(const attend_args *a, const ti
                 add_to_ring(&sel, &s, m->stats, g16, b * BLOCK);
         }
         if (live)
-            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / (c->lb / c->d)));
+            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / c->per_block));
     }
     if (!live)
         return;
@@ -242,27 +242,23 @@ nsa_status open_attend(stage *st) {
 
 template <int N_TILES> static nsa_status launch_cmp(stage *st, const attend_args *a) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, ring_size(&a->c));
-    NSA_LAUNCH(attend_cmp_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv), st->warps * WARP_SIZE,
-               smem_bytes(layout, st->warps), st->stream, *a, layout);
-    NSA_LAUNCHED("attend_cmp");
+    LAUNCH(attend_cmp_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv), st->warps * WARP_SIZE,
+           smem_bytes(layout, st->warps), st, *a, layout);
     return NSA_OK;
 }
 
 template <int N_TILES> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
-    NSA_LAUNCH(attend_slc_win_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout);
-    NSA_LAUNCHED("attend_slc_win");
+    LAUNCH(attend_slc_win_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+           st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st, *a, layout);
     return NSA_OK;
 }
 
 template <int N_TILES>
 static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
-    NSA_LAUNCH(attend_causal_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout, branch,
-               out);
-    NSA_LAUNCHED("attend_causal");
+    LAUNCH(attend_causal_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+           st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st, *a, layout, branch, out);
     return NSA_OK;
 }
 

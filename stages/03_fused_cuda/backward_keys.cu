@@ -14,7 +14,7 @@ static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *
                                         int64_t r) {
     const dims *c = &a->f.c;
     const int t = a->f.row_t[r];
-    const int64_t first = a->f.seqs[a->row_seq[r]].first_block[inv->branch];
+    const int64_t first = a->f.seqs[a->f.row_seq[r]].first_block[inv->branch];
     const int b = (int)(block % inv->stride - first), key = b * BLOCK;
     const int32_t *idx = a->f.block_idx + (r * c->Hkv + block / inv->stride) * c->n;
     uint64_t mask = 0;
@@ -143,11 +143,9 @@ template <int N_TILES> static nsa_status allow_shared(void) {
 template <int N_TILES>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
     const int step = ((const scratch *)st->scratch)->dkv_tiles;
-    NSA_LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
-               DKV_WARPS * WARP_SIZE, dkv_bytes(&args->f.c, step), st->stream, *args, *inv, step);
-    NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("reduce_partials");
+    LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
+           DKV_WARPS * WARP_SIZE, dkv_bytes(&args->f.c, step), st, *args, *inv, step);
+    LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st, *args, *inv);
     return NSA_OK;
 }
 

@@ -93,7 +93,7 @@ static __device__ __forceinline__ void gated_weights(const key_spans *x, int64_t
 
 /* compress.cu */
 key_spans spans_of(const stage *st, const kv_blocks *in, int pair, const cmp_tokens *tokens);
-/* to [count*Hkv][l*D] = vec(x + pe) of each span. */
+/* to [count*Hkv][l*D] = vec(x + pe) of each span, or vec(x) if x->pe is NULL. */
 nsa_status gather(stage *st, const key_spans *x, real *to);
 /* h = silu(u), `count` elements; du *= silu'(u) unless it is NULL. */
 nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du);

@@ -189,15 +189,13 @@ template <int N_TILES> static nsa_status allow_shared(void) {
 }
 
 nsa_status open_decode_attend(const decode_args *a) {
-    TRY(open_select());
     return BY_WIDTH(a->c.dvp, allow_shared);
 }
 
 template <int N_TILES>
 static nsa_status launch_splits(stage *st, const decode_args *a, int from, int to) {
-    NSA_LAUNCH(decode_splits_kernel<N_TILES>, (unsigned)(a->units * (to - from)),
-               SPLIT_WARPS * WARP_SIZE, splits_bytes(&a->c), st->stream, *a, from, to - from);
-    NSA_LAUNCHED("decode_splits");
+    LAUNCH(decode_splits_kernel<N_TILES>, (unsigned)(a->units * (to - from)),
+           SPLIT_WARPS * WARP_SIZE, splits_bytes(&a->c), st, *a, from, to - from);
     return NSA_OK;
 }
 
@@ -206,7 +204,6 @@ nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
 }
 
 nsa_status decode_combine(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st->stream, *a);
-    NSA_LAUNCHED("decode_combine");
+    LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st, *a);
     return NSA_OK;
 }

@@ -11,6 +11,7 @@ attend_args make_attend_args(const stage *st) {
     a.n_tiles = st->n_tiles;
     a.seqs = st->seqs;
     a.row_t = st->row_t;
+    a.row_seq = st->row_seq;
     for (int x = 0; x < LAYOUTS; x++)
         a.in[x] = st->in[x];
     a.q_t = st->q_t;

@@ -39,7 +39,7 @@ static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, 
 
 key_view view_of(const stage *st, const kv_blocks *in, int pair);
 /* The gradients of a branch's keys or values. */
-key_view gradient_view(const stage *st, int branch, int pair);
+key_view gradient_view_of(const stage *st, int branch, int pair);
 /* Zeros, in padding too. */
 nsa_status zero_blocks(stage *st, const kv_blocks *in);
 

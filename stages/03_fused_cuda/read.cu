@@ -20,15 +20,14 @@ static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
 }
 
 /* to [rows,Hkv,D] out of natural rows, those of `key` or all. */
-static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
+static nsa_status read_view(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
     const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
     const int64_t rows = (count + size - 1) / size;
     for (int64_t r = 0, n; r < rows; r += n) {
         const nsa_target at = nsa_find_target(&st->staging, to, size, r, rows, &n);
         const int64_t end = (r + n) * size < count ? (r + n) * size : count;
-        NSA_LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
-                   READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
-        NSA_LAUNCHED("unpack");
+        LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
+               READ_WARPS * WARP_SIZE, 0, st, from, key, end, at);
         TRY(nsa_copy_target(&st->streams, &st->staging, to, r * size, end));
     }
     return nsa_stream_finish(&st->streams);
@@ -36,7 +35,7 @@ static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, c
 
 /* to [rows,D] = src [rows,padded] without the padding: the rows of one head. */
 static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, int padded) {
-    return read_natural(st, to, {NULL, src, 0, 1, D, D, padded}, NULL);
+    return read_view(st, to, {NULL, src, 0, 1, D, D, padded}, NULL);
 }
 
 /* An array without padding, in rows of any width. */
@@ -46,7 +45,7 @@ static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
 
 /* Keys, values or their gradients of one branch, from natural blocks to [T or N,Hkv,D]. */
 static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tensor *to) {
-    return read_natural(st, to, from, branch == CMP ? st->cmp.key : st->key);
+    return read_view(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }
 
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
@@ -80,6 +79,6 @@ nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
         return read_array(st, to, st->dphi[phi / WEIGHTS][phi % WEIGHTS]);
     if (kv >= 0)
         return read_keys(st, kv < PAIR ? RAW : kv / PAIR,
-                         gradient_view(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), to);
+                         gradient_view_of(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), to);
     return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
 }

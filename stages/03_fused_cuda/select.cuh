@@ -167,15 +167,14 @@ static __device__ __forceinline__ void add_to_ring(const selection *sel, const a
  * have. Keys that are not visible count 0. */
 static __device__ __forceinline__ void add_importance(selection *sel, int end) {
     const dims *c = sel->c;
-    const int per_block = c->lb / c->d, overlap = c->l / c->d;
     for (; sel->next < end; sel->next += min(WARP_SIZE, end - sel->next)) {
         const int j = sel->next + lane_id();
         sort_key key = 0;
         if (j < end) {
             double sum = 0;
-            for (int k = 1 - overlap; k < per_block; k++) {
-                const int i = per_block * j + k;
-                const int weight = min(overlap, min(overlap + k, per_block - k));
+            for (int k = 1 - c->overlap; k < c->per_block; k++) {
+                const int i = c->per_block * j + k;
+                const int weight = min(c->overlap, min(c->overlap + k, c->per_block - k));
                 if (i >= 0 && i < sel->n_visible)
                     sum += (double)weight * (double)sel->s_ring[i & (sel->ring - 1)];
             }
