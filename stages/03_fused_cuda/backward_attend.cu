@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
         tile_coord_of(&a.f, a.f.n_tiles - 1 - unit / c->Hkv, (int)(unit % c->Hkv));
     const int t = coord.t, last = last_position(&a.f, &coord);
     const int n_visible = t < 0 ? 0 : cmp_visible(c, t), n_last = cmp_visible(c, last);
-    const int64_t tile = head_tile(c, &coord, g16);
+    const int64_t tile = head_tile(c, coord.row, coord.kvh, g16);
     const row_terms *terms = a.terms + tile * TILE_ROWS;
     acc_16x64 dq[N_TILES];
 #pragma unroll
@@ -115,7 +115,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     if (t < 0)
         return;
     const int32_t *g_idx = a.f.block_idx + (coord.row * c->Hkv + coord.kvh) * c->n;
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     int b;
     while (next_block(&iter, g_idx, c, t, &b, &mask))

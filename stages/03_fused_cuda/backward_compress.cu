@@ -27,14 +27,13 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     __shared__ float s_a[MAX_BLOCK_LEN], s_du[MAX_BLOCK_LEN];
     const int64_t m = blockIdx.x;
     const int lane = (int)threadIdx.x, D = x.in.D;
-    const real *g_x = span_rows(&x, m);
     real *dy = s.y + m * D, *dz = s.z + m * x.l * D;
     float mean = 0;
     gated_weights(&x, m, w, b, s_a);
     for (int r = 0; r < x.l; r++) {
         float da = 0;
         for (int c = lane; c < D; c += WARP_SIZE)
-            da += dy[c] * g_x[r * x.in.Dp + c];
+            da += dy[c] * span_element(&x, m, r, c);
         da = warp_reduce_sum(da);
         mean += s_a[r] * da;
         if (lane == r % WARP_SIZE) /* the lane that reads it below */
@@ -47,7 +46,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
         float dw = 0;
         for (int r = 0; r < x.l; r++) {
             dz[r * D + c] = s_a[r] * dy[c] + s_du[r] * w[c];
-            dw += s_du[r] * (g_x[r * x.in.Dp + c] + x.pe[r * D + c]);
+            dw += s_du[r] * (span_element(&x, m, r, c) + x.pe[r * D + c]);
         }
         dy[c] = dw;
     }
@@ -57,7 +56,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
  * dz.at + m * dz.row + r * dz.col. Grid: the keys from key0 on, times kv heads. Block: 128 threads,
  * for one key. */
 static __global__ void __launch_bounds__(SPAN_THREADS)
-    gather_tokens(key_spans x, matrix dz, float scale, key_view dx, int64_t key0) {
+    gather_tokens(key_spans x, matrix dz, float scale, gradient_view dx, int64_t key0) {
     const int64_t key = key0 + blockIdx.x / dx.Hkv, h = blockIdx.x % dx.Hkv;
     int64_t begin = 0, end = x.count; /* the first span that does not end before the key */
     while (begin < end) {
@@ -69,7 +68,7 @@ static __global__ void __launch_bounds__(SPAN_THREADS)
     }
     while (end < x.count && x.first[end] <= key)
         end++;
-    real *g_dx = natural_row(&dx, h, key);
+    real *g_dx = element_at(&dx, h, key, 0);
     for (int c = (int)threadIdx.x; c < dx.D && begin < end; c += SPAN_THREADS) {
         float sum = 0;
         for (int64_t i = begin; i < end; i++)

@@ -3,12 +3,6 @@
  *  them: no atomics, and the same bits in every run. */
 #include "backward.cuh"
 
-/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
-static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
-    const int first = j * c->lb, end = min(first + c->lb, t + 1);
-    return range_mask(first - block * BLOCK, end - block * BLOCK);
-}
-
 /* The keys of `block` that row r sees. The warp's lanes search its list together. */
 static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *inv, int64_t block,
                                         int64_t r) {

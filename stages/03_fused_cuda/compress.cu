@@ -8,10 +8,9 @@ static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
     for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
         const int64_t m = i / to.D;
         const int c = (int)(i % to.D);
-        const real *g_x = span_rows(&x, m) + c;
         float sum = 0;
         for (int r = 0; r < x.l; r++)
-            sum += g_x[r * x.in.Dp];
+            sum += span_element(&x, m, r, c);
         store_key(&to, m % to.Hkv, key[m / to.Hkv], c, sum / (float)x.l);
     }
 }
@@ -21,12 +20,11 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     phi_gated(key_spans x, const real *w, const real *b, const int64_t *key, key_view to) {
     __shared__ float s_a[MAX_BLOCK_LEN];
     const int64_t m = blockIdx.x;
-    const real *g_x = span_rows(&x, m);
     gated_weights(&x, m, w, b, s_a);
     for (int c = (int)threadIdx.x; c < to.D; c += WARP_SIZE) {
         float y = 0;
         for (int r = 0; r < x.l; r++)
-            y += s_a[r] * g_x[r * x.in.Dp + c];
+            y += s_a[r] * span_element(&x, m, r, c);
         store_key(&to, m % to.Hkv, key[m / to.Hkv], c, y);
     }
 }
@@ -35,11 +33,10 @@ static __global__ void __launch_bounds__(WARP_SIZE)
 static __global__ void __launch_bounds__(SPAN_THREADS) gather_kernel(key_spans x, real *to) {
     const int64_t m = blockIdx.x;
     const int D = x.in.D, lD = x.l * D;
-    const real *g_x = span_rows(&x, m);
     if (x.g_rows && m >= *x.g_rows)
         return;
     for (int i = (int)threadIdx.x; i < lD; i += SPAN_THREADS)
-        to[m * lD + i] = g_x[i / D * x.in.Dp + i % D] + (x.pe ? x.pe[i] : 0);
+        to[m * lD + i] = span_element(&x, m, i / D, i % D) + (x.pe ? x.pe[i] : 0);
 }
 
 /* silu(u) = u sg, silu'(u) = sg (1 + u (1 - sg)), sg = 1/(1 + e^-u). One element a thread. */

@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
             const float value = nsa_element(x.data, x.dtype, (r * to.Hkv + h) * to.D + c);
             s_x[t * (PACK_COLS + 1) + c - c0] = value;
             if (to.natural && key >= 0)
-                natural_row(&to, h, key)[c] = value;
+                *element_at(&to, h, key, c) = value;
         }
         __syncthreads();
         const int t = (int)threadIdx.x % BLOCK, last = min(c0 + PACK_COLS, to.D);
@@ -103,11 +103,9 @@ key_view view_of(const stage *st, const kv_blocks *in, int pair) {
             keys ? c->dk8 : c->dv8, keys ? c->dkp : c->dvp};
 }
 
-key_view gradient_view_of(const stage *st, int branch, int pair) {
-    key_view view = view_of(st, &st->in[branch], pair);
-    view.transposed = NULL;
-    view.natural = st->in[branch].gradient[pair];
-    return view;
+gradient_view gradient_view_of(const stage *st, int branch, int pair) {
+    const key_view x = view_of(st, &st->in[branch], pair);
+    return {NULL, st->in[branch].gradient[pair], x.stride, x.Hkv, x.D, x.D8, x.Dp};
 }
 
 nsa_status zero_blocks(stage *st, const kv_blocks *in) {

@@ -5,8 +5,8 @@
 
 enum { READ_WARPS = 8 /* of a CUDA block, a row each */ };
 
-/* Rows first.. of to [rows,Hkv,D], up to element `end` of all: natural row g_key[i] of each head,
- * or row i if that is NULL. Grid: 8 rows, a warp each. */
+/* Rows first.. of to [rows,Hkv,D], up to element `end` of all: row g_key[i] of each head, or row i
+ * if that is NULL. Grid: 8 rows, a warp each. */
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
     unpack_kernel(key_view from, const int64_t *g_key, int64_t end, nsa_target to) {
     const int64_t m = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
@@ -14,12 +14,12 @@ static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
     const int h = (int)(m % from.Hkv);
     if (element + h * from.D >= end)
         return;
-    const real *g_row = natural_row(&from, h, g_key ? g_key[i] : i);
+    const int64_t key = g_key ? g_key[i] : i;
     for (int c = lane_id(); c < from.D && element + h * from.D + c < end; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, m * from.D + c, g_row[c]);
+        nsa_store_element(to.data, to.dtype, m * from.D + c, *element_at(&from, h, key, c));
 }
 
-/* to [rows,Hkv,D] out of natural rows, those of `key` or all. */
+/* to [rows,Hkv,D] out of rows, those of `key` or all. */
 static nsa_status read_view(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
     const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
     const int64_t rows = (count + size - 1) / size;
@@ -35,7 +35,7 @@ static nsa_status read_view(stage *st, const nsa_tensor *to, key_view from, cons
 
 /* to [rows,D] = src [rows,padded] without the padding: the rows of one head. */
 static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, int padded) {
-    return read_view(st, to, {NULL, src, 0, 1, D, D, padded}, NULL);
+    return read_view(st, to, gradient_view{NULL, src, 0, 1, D, D, padded}, NULL);
 }
 
 /* An array without padding, in rows of any width. */
@@ -43,7 +43,7 @@ static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
     return read_rows(st, to, src, TILE_COLS, TILE_COLS);
 }
 
-/* Keys, values or their gradients of one branch, from natural blocks to [T or N,Hkv,D]. */
+/* Keys, values or their gradients of one branch, from blocks to [T or N,Hkv,D]. */
 static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tensor *to) {
     return read_view(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }

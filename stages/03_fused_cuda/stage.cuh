@@ -263,7 +263,7 @@ nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, in
 nsa_status open_attend(stage *st); /* sets st->warps */
 nsa_status attend_cmp(stage *st, const attend_args *args);
 nsa_status attend_slc_win(stage *st, const attend_args *args);
-nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
+nsa_status attend_causal(stage *st, const attend_args *args);
 
 /* forward.cu, decode.cu, backward.cu */
 attend_args make_attend_args(const stage *st);
