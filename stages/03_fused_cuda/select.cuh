@@ -113,9 +113,9 @@ static __device__ __forceinline__ float importance_of(const dims *c, const float
     double sum = 0;
     for (int k = 1 - c->overlap; k < c->per_block; k++) {
         const int i = c->per_block * j + k;
-        const int weight = min(c->overlap, min(c->overlap + k, c->per_block - k));
+        const double weight = min(c->overlap, min(c->overlap + k, c->per_block - k));
         if (i >= 0 && i < n_visible)
-            sum += (double)weight * (double)s_ring[i & (ring - 1)];
+            sum += weight * (double)s_ring[i & (ring - 1)];
     }
     return (float)sum;
 }
