@@ -12,7 +12,7 @@
 /* Q^T of the warp's row, tile g16 of its heads, into m->q. */
 static __device__ __forceinline__ void load_query(const attend_args *a, const tile_coord *coord,
                                                   int g16, const warp_smem *m) {
-    load_tile(m->q, a->q_t + head_tile(&a->c, coord, g16) * a->c.dk8 * TILE_ROWS,
+    load_tile(m->q, a->q_t + head_tile(&a->c, coord->row, coord->kvh, g16) * a->c.dk8 * TILE_ROWS,
               a->c.dk8 * TILE_ROWS);
 }
 
@@ -119,7 +119,7 @@ static __device__ __forceinline__ void select_row(const attend_args *a, const ti
                 add_to_ring(&sel, &s, m->stats, g16, b * BLOCK);
         }
         if (live)
-            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / (c->lb / c->d)));
+            add_importance(&sel, min(sel.own_block + 1, (b + 1) * BLOCK / c->per_block));
     }
     if (!live)
         return;
@@ -153,15 +153,15 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
 
 /* ------------------------------------------- window, selected blocks, gate */
 
-/* Attention over the tokens t - w < s <= t of one branch's keys and values. */
+/* Attention over the window, the tokens t - w < s <= t. */
 template <int N_TILES>
 static __device__ __forceinline__ void attend_window(softmax_state<N_TILES> *x,
                                                      const attend_args *a, const tile_coord *coord,
-                                                     const warp_smem *m, int branch) {
+                                                     const warp_smem *m) {
     const int lo = first_win(&a->c, coord->t), last = last_position(a, coord);
     softmax_init(x);
     for (int b = 0; (b = next_win_block(a, coord, b)) != INT32_MAX; b++)
-        attend_shared_block(x, &a->c, m, block_ptrs_of(a, coord, branch, b),
+        attend_shared_block(x, &a->c, m, block_ptrs_of(a, coord, WIN, b),
                             key_masks{range_mask(lo - b * BLOCK, coord->t + 1 - b * BLOCK),
                                       range_mask(0, last + 1 - b * BLOCK)});
     softmax_finalize(x);
@@ -185,12 +185,12 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     softmax_state<N_TILES> x;
     if (coord.t >= 0)
         load_query(&a, &coord, g16, &m);
-    attend_window(&x, &a, &coord, &m, WIN);
+    attend_window(&x, &a, &coord, &m);
     if (coord.t < 0)
         return;
     accumulate_gated(&a, &x, &coord, g16, WIN);
     const int32_t *g_idx = a.block_idx + (coord.row * c->Hkv + coord.kvh) * c->n;
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     int block;
     softmax_init(&x);
@@ -200,11 +200,11 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     accumulate_gated(&a, &x, &coord, g16, SLC);
 }
 
-/* Plain causal attention over the pair of `branch`: a window without a beginning (a.c.w is
- * INT32_MAX). Grid as above, the last rows first; block and shared memory as above. */
+/* Plain causal attention, over a window without a beginning (a.c.w is INT32_MAX). Grid as above,
+ * the last rows first; block and shared memory as above. */
 template <int N_TILES>
 static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
-    attend_causal_kernel(attend_args a, smem_layout layout, int branch, real *g_out) {
+    attend_causal_kernel(attend_args a, smem_layout layout) {
     NSA_DYNAMIC_SHARED(float, s_base);
     const dims *c = &a.c;
     const warp_smem m = smem_of(layout, s_base);
@@ -215,9 +215,9 @@ static __global__ void __launch_bounds__(QUERY_TILE_OF(N_TILES) * WARP_SIZE, 1)
     softmax_state<N_TILES> x;
     if (coord.t >= 0)
         load_query(&a, &coord, g16, &m);
-    attend_window(&x, &a, &coord, &m, branch);
+    attend_window(&x, &a, &coord, &m);
     const int g = g16 * TILE_ROWS + lane_row();
-    g_out += (coord.row * c->Hq + coord.kvh * c->G + g) * c->dvp + lane_col();
+    real *g_out = a.out + (coord.row * c->Hq + coord.kvh * c->G + g) * c->dvp + lane_col();
 #pragma unroll
     for (int n = 0; n < N_TILES; n++)
         store_acc(g_out + n * TILE_COLS, c->dvp, &x.o[n], coord.t >= 0 ? c->G - g : 0);
@@ -242,27 +242,22 @@ nsa_status open_attend(stage *st) {
 
 template <int N_TILES> static nsa_status launch_cmp(stage *st, const attend_args *a) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, ring_size(&a->c));
-    NSA_LAUNCH(attend_cmp_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv), st->warps * WARP_SIZE,
-               smem_bytes(layout, st->warps), st->stream, *a, layout);
-    NSA_LAUNCHED("attend_cmp");
+    LAUNCH(attend_cmp_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv), st->warps * WARP_SIZE,
+           smem_bytes(layout, st->warps), st, *a, layout);
     return NSA_OK;
 }
 
 template <int N_TILES> static nsa_status launch_slc_win(stage *st, const attend_args *a) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
-    NSA_LAUNCH(attend_slc_win_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout);
-    NSA_LAUNCHED("attend_slc_win");
+    LAUNCH(attend_slc_win_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+           st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st, *a, layout);
     return NSA_OK;
 }
 
-template <int N_TILES>
-static nsa_status launch_causal(stage *st, const attend_args *a, int branch, real *out) {
+template <int N_TILES> static nsa_status launch_causal(stage *st, const attend_args *a) {
     const smem_layout layout = layout_of(&a->c, st->warps, 0, 0);
-    NSA_LAUNCH(attend_causal_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
-               st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st->stream, *a, layout, branch,
-               out);
-    NSA_LAUNCHED("attend_causal");
+    LAUNCH(attend_causal_kernel<N_TILES>, (unsigned)(a->n_tiles * a->c.Hkv * a->c.GT),
+           st->warps * WARP_SIZE, smem_bytes(layout, st->warps), st, *a, layout);
     return NSA_OK;
 }
 
@@ -274,6 +269,6 @@ nsa_status attend_slc_win(stage *st, const attend_args *a) {
     return a->n_tiles ? BY_WIDTH(a->c.dvp, launch_slc_win, st, a) : NSA_OK;
 }
 
-nsa_status attend_causal(stage *st, const attend_args *a, int branch, real *out) {
-    return a->n_tiles ? BY_WIDTH(a->c.dvp, launch_causal, st, a, branch, out) : NSA_OK;
+nsa_status attend_causal(stage *st, const attend_args *a) {
+    return a->n_tiles ? BY_WIDTH(a->c.dvp, launch_causal, st, a) : NSA_OK;
 }

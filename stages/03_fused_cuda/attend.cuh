@@ -84,9 +84,11 @@ static __device__ __forceinline__ void softmax_init(softmax_state<N_TILES> *x) {
     }
 }
 
-/* Keys outside of `mask` get the score -inf. */
-static __device__ __forceinline__ void mask_scores(acc_16x64 *s, uint64_t mask) {
+/* Scores of keys outside of `mask` become -inf. */
+static __device__ __forceinline__ void mask_keys(acc_16x64 *s, uint64_t mask) {
     const unsigned lane_mask = (unsigned)(mask >> lane_col());
+    if (mask == ALL_KEYS)
+        return;
 #pragma unroll
     for (int j = 0; j < LANE_COLS; j++) {
 #pragma unroll
@@ -106,8 +108,7 @@ static __device__ __forceinline__ void online_softmax_update(softmax_state<N_TIL
                                                              float scale2, float *s_p) {
     float rescale[LANE_ROWS];
     bool max_grew = false;
-    if (mask != ALL_KEYS)
-        mask_scores(s, mask);
+    mask_keys(s, mask);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         float *row = s->x[i];

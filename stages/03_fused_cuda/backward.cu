@@ -12,17 +12,13 @@ nsa_status open_backward(stage *st) {
     st->scratch = s;
     TRY(open_queries(st, s));
     TRY(open_keys(st, s));
-    return open_inverse_list(st, s);
+    open_inverse_list(st, s);
+    return NSA_OK;
 }
 
 nsa_status make_grad_tiles(stage *st) {
     scratch *s = (scratch *)st->scratch;
-    return make_tiles(st, s->dq_warps, s->tiles, &s->n_tiles);
-}
-
-static nsa_status zero(const stage *st, real *x, int64_t count) {
-    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
-    return NSA_OK;
+    return make_tiles(st, s->dq_warps, st->host_tiles, s->tiles, &s->n_tiles);
 }
 
 /* Zero the gradients that are accumulated, the compressors'; without rows, all of them. */
@@ -52,7 +48,6 @@ static grad_args gradients_of(const stage *st) {
     a.R = st->batch.R;
     a.B = st->batch.B;
     a.row_tiles = a.R * st->c.Hkv * st->c.GT;
-    a.row_seq = st->row_seq;
     a.q_n = st->q_n;
     a.dout_t = st->dout_t;
     a.dout_n = st->dout_n;

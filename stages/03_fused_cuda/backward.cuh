@@ -24,7 +24,6 @@ typedef struct row_terms {
 typedef struct grad_args {
     attend_args f;
     int64_t R, B, row_tiles;     /* row_tiles: R * Hkv * GT */
-    const int32_t *row_seq;      /* [R] */
     const real *q_n;             /* [row_tiles][16][wp] */
     const real *dout_t, *dout_n; /* [row_tiles][dv8][16]  [row_tiles][16][wp] */
     row_terms *terms;            /* [BRANCHES][row_tiles][16] */
@@ -97,7 +96,8 @@ nsa_status gate_backward(stage *st, const grad_args *args);
 nsa_status backward_queries(stage *st, const grad_args *args);
 
 /* backward_inverse.cu */
-nsa_status open_inverse_list(stage *st, scratch *s);
+void open_inverse_list(stage *st, scratch *s);
+/* Of one branch, and its units. */
 nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv);
 
 /* backward_keys.cu */

@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
         tile_coord_of(&a.f, a.f.n_tiles - 1 - unit / c->Hkv, (int)(unit % c->Hkv));
     const int t = coord.t, last = last_position(&a.f, &coord);
     const int n_visible = t < 0 ? 0 : cmp_visible(c, t), n_last = cmp_visible(c, last);
-    const int64_t tile = head_tile(c, &coord, g16);
+    const int64_t tile = head_tile(c, coord.row, coord.kvh, g16);
     const row_terms *terms = a.terms + tile * TILE_ROWS;
     acc_16x64 dq[N_TILES];
 #pragma unroll
@@ -115,7 +115,7 @@ static __global__ void __launch_bounds__(DQ_WARPS *WARP_SIZE, 1)
     if (t < 0)
         return;
     const int32_t *g_idx = a.f.block_idx + (coord.row * c->Hkv + coord.kvh) * c->n;
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     int b;
     while (next_block(&iter, g_idx, c, t, &b, &mask))
@@ -141,19 +141,16 @@ nsa_status open_queries(stage *st, scratch *s) {
     while (s->dq_warps > 1 &&
            smem_bytes(layout_of(&st->c, s->dq_warps, st->c.dv8, 0), s->dq_warps) > st->max_shared)
         s->dq_warps--;
-    s->tiles = (row_range *)device_alloc(st, NSA_MEM_PERSISTENT, rows, sizeof *s->tiles);
-    s->terms = (row_terms *)device_alloc(
-        st, NSA_MEM_SCRATCH, BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS,
-        sizeof *s->terms);
+    alloc(st, &s->tiles, NSA_MEM_PERSISTENT, rows);
+    alloc(st, &s->terms, NSA_MEM_SCRATCH,
+          BRANCHES * st->plan->setup.max_rows * st->c.Hkv * st->c.GT * TILE_ROWS);
     return BY_WIDTH(st->c.dkp, allow_shared);
 }
 
 /* dgate and the terms of all rows. */
 nsa_status gate_backward(stage *st, const grad_args *args) {
     const int64_t blocks = (args->row_tiles + GATE_WARPS - 1) / GATE_WARPS;
-    NSA_LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st->stream,
-               *args);
-    NSA_LAUNCHED("gate_backward");
+    LAUNCH(gate_backward_kernel, (unsigned)blocks, GATE_WARPS * WARP_SIZE, 0, st, *args);
     return NSA_OK;
 }
 
@@ -161,9 +158,8 @@ template <int N_TILES> static nsa_status launch_dq(stage *st, const grad_args *a
     const dims *c = &args->f.c;
     const int warps = ((const scratch *)st->scratch)->dq_warps;
     const smem_layout layout = layout_of(c, warps, c->dv8, 0);
-    NSA_LAUNCH(dq_kernel<N_TILES>, (unsigned)(args->f.n_tiles * c->Hkv * c->GT), warps * WARP_SIZE,
-               smem_bytes(layout, warps), st->stream, *args, layout);
-    NSA_LAUNCHED("dq");
+    LAUNCH(dq_kernel<N_TILES>, (unsigned)(args->f.n_tiles * c->Hkv * c->GT), warps * WARP_SIZE,
+           smem_bytes(layout, warps), st, *args, layout);
     return NSA_OK;
 }
 

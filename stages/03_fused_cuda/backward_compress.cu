@@ -27,14 +27,13 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     __shared__ float s_a[MAX_BLOCK_LEN], s_du[MAX_BLOCK_LEN];
     const int64_t m = blockIdx.x;
     const int lane = (int)threadIdx.x, D = x.in.D;
-    const real *g_x = span_rows(&x, m);
     real *dy = s.y + m * D, *dz = s.z + m * x.l * D;
     float mean = 0;
     gated_weights(&x, m, w, b, s_a);
     for (int r = 0; r < x.l; r++) {
         float da = 0;
         for (int c = lane; c < D; c += WARP_SIZE)
-            da += dy[c] * g_x[r * x.in.Dp + c];
+            da += dy[c] * span_element(&x, m, r, c);
         da = warp_reduce_sum(da);
         mean += s_a[r] * da;
         if (lane == r % WARP_SIZE) /* the lane that reads it below */
@@ -47,7 +46,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
         float dw = 0;
         for (int r = 0; r < x.l; r++) {
             dz[r * D + c] = s_a[r] * dy[c] + s_du[r] * w[c];
-            dw += s_du[r] * (g_x[r * x.in.Dp + c] + x.pe[r * D + c]);
+            dw += s_du[r] * (span_element(&x, m, r, c) + x.pe[r * D + c]);
         }
         dy[c] = dw;
     }
@@ -57,7 +56,7 @@ static __global__ void __launch_bounds__(WARP_SIZE)
  * dz.at + m * dz.row + r * dz.col. Grid: the keys from key0 on, times kv heads. Block: 128 threads,
  * for one key. */
 static __global__ void __launch_bounds__(SPAN_THREADS)
-    gather_tokens(key_spans x, matrix dz, float scale, key_view dx, int64_t key0) {
+    gather_tokens(key_spans x, matrix dz, float scale, gradient_view dx, int64_t key0) {
     const int64_t key = key0 + blockIdx.x / dx.Hkv, h = blockIdx.x % dx.Hkv;
     int64_t begin = 0, end = x.count; /* the first span that does not end before the key */
     while (begin < end) {
@@ -69,7 +68,7 @@ static __global__ void __launch_bounds__(SPAN_THREADS)
     }
     while (end < x.count && x.first[end] <= key)
         end++;
-    real *g_dx = natural_row(&dx, h, key);
+    real *g_dx = element_at(&dx, h, key, 0);
     for (int c = (int)threadIdx.x; c < dx.D && begin < end; c += SPAN_THREADS) {
         float sum = 0;
         for (int64_t i = begin; i < end; i++)
@@ -87,12 +86,10 @@ static nsa_status column_sums(stage *st, const real *x, int64_t rows, int64_t co
     const unsigned parts = max_parts < SUM_PARTIALS ? (unsigned)max_parts : (unsigned)SUM_PARTIALS;
     const unsigned blocks = (unsigned)((columns + SPAN_THREADS - 1) / SPAN_THREADS);
     real *partials = st->phi_scratch.partials, *none = NULL;
-    NSA_LAUNCH(column_sums_kernel, dim3(blocks, parts), SPAN_THREADS, 0, st->stream, x, rows,
-               columns, none, partials);
-    NSA_LAUNCHED("column_sums, parts");
-    NSA_LAUNCH(column_sums_kernel, blocks, SPAN_THREADS, 0, st->stream, partials, (int64_t)parts,
-               columns, to, to);
-    NSA_LAUNCHED("column_sums");
+    LAUNCH(column_sums_kernel, dim3(blocks, parts), SPAN_THREADS, 0, st, x, rows, columns, none,
+           partials);
+    LAUNCH(column_sums_kernel, blocks, SPAN_THREADS, 0, st, partials, (int64_t)parts, columns, to,
+           to);
     return NSA_OK;
 }
 
@@ -103,8 +100,7 @@ static nsa_status phi_gated_backward(stage *st, int pair, const key_spans *x) {
     const compressor_scratch *s = &st->phi_scratch;
     real *const *phi = st->phi[pair], *const *dphi = st->dphi[pair];
     const int64_t M = x->count * x->in.Hkv, D = x->in.D, l = x->l;
-    NSA_LAUNCH(gated_backward, (unsigned)M, WARP_SIZE, 0, st->stream, *x, phi[W], phi[B], *s);
-    NSA_LAUNCHED("gated_backward");
+    LAUNCH(gated_backward, (unsigned)M, WARP_SIZE, 0, st, *x, phi[W], phi[B], *s);
     TRY(column_sums(st, s->y, M, D, dphi[W]));
     TRY(column_sums(st, s->du, M, l, dphi[B]));
     return matmul(st, {l, D, 1}, rows_of(dphi[B], 1), rows_of(phi[W], D), rows_of(dphi[PE], D));
@@ -134,7 +130,7 @@ static nsa_status compress_backward(stage *st, int pair, int64_t i0, int64_t cou
     const compressor_scratch *s = &st->phi_scratch;
     const cmp_tokens tokens = {st->cmp.first + i0, st->cmp.key + i0, count};
     const key_spans x = spans_of(st, st->in, pair, &tokens);
-    const key_spans dy = {gradient_view(st, CMP, pair), tokens.key, count, 1, NULL};
+    const key_spans dy = {gradient_view_of(st, CMP, pair), tokens.key, count, 1, NULL};
     const int64_t *first = st->host_cmp.first + i0, D = x.in.D; /* ascending */
     const int64_t keys = first[count - 1] + x.l - first[0];
     const int mean = st->cfg.phi == NSA_PHI_MEAN;
@@ -144,9 +140,8 @@ static nsa_status compress_backward(stage *st, int pair, int64_t i0, int64_t cou
         TRY(phi_mlp_backward(st, pair, &x, st->u[pair] + i0 * x.in.Hkv * st->c.hidden));
     else if (!mean)
         TRY(phi_gated_backward(st, pair, &x));
-    NSA_LAUNCH(gather_tokens, (unsigned)(keys * x.in.Hkv), SPAN_THREADS, 0, st->stream, x, dz,
-               mean ? 1 / (float)x.l : 1, gradient_view(st, RAW, pair), first[0]);
-    NSA_LAUNCHED("gather_tokens");
+    LAUNCH(gather_tokens, (unsigned)(keys * x.in.Hkv), SPAN_THREADS, 0, st, x, dz,
+           mean ? 1 / (float)x.l : 1, gradient_view_of(st, RAW, pair), first[0]);
     return NSA_OK;
 }
 

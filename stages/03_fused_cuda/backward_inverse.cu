@@ -28,7 +28,7 @@ static __device__ int64_t first_row_from(const grad_args *a, int64_t b, int64_t 
     int64_t lo = 0, hi = a->R;
     while (lo < hi) {
         const int64_t middle = (lo + hi) / 2;
-        if (a->row_seq[middle] < b || (a->row_seq[middle] == b && a->f.row_t[middle] < t))
+        if (a->f.row_seq[middle] < b || (a->f.row_seq[middle] == b && a->f.row_t[middle] < t))
             lo = middle + 1;
         else
             hi = middle;
@@ -77,7 +77,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, in
     int32_t *chunk_counts = inv.chunk_counts + (h * inv.chunks + blockIdx.x) * inv.stride;
     for (int64_t r = from; r < to; r++) {
         const int32_t *idx = a.f.block_idx + (r * c->Hkv + h) * c->n;
-        const int64_t first = a.f.seqs[a.row_seq[r]].first_block[SLC];
+        const int64_t first = a.f.seqs[a.f.row_seq[r]].first_block[SLC];
         const int t = a.f.row_t[r];
         for (int i = lane_id(); i < c->n && idx[i] >= 0; i += WARP_SIZE) {
             int block = idx[i] * c->lb / BLOCK;
@@ -129,15 +129,14 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_blocks(grad_args a, 
 
 /* ----------------------------------------------------------------- host */
 
-/* Largest number of blocks that one row sees, in sequences of up to max_len tokens. A run of k keys
- * that may begin at any key lies in (k - 2) / BLOCK + 2 blocks at most. */
-static int64_t max_row_blocks(const stage *st, int branch, int64_t max_len) {
+/* Number of blocks that a row at position t sees, at most. A run of k keys that may begin at any
+ * key lies in (k - 2) / BLOCK + 2 blocks at most. */
+static int64_t row_blocks(const stage *st, int branch, int64_t t) {
     const nsa_config *c = &st->cfg;
-    const int64_t lb = c->slc_block, all = (max_len + BLOCK - 1) / BLOCK;
-    const int64_t each = lb % BLOCK == 0 ? lb / BLOCK : BLOCK % lb == 0 ? 1 : (lb - 2) / BLOCK + 2;
-    const int64_t some = branch == SLC ? c->slc_count * each : (c->window - 2 + BLOCK) / BLOCK + 1;
+    const int64_t all = t / BLOCK + 1, window = (c->window - 2 + BLOCK) / BLOCK + 1;
+    const int64_t some = branch == SLC ? c->slc_count * st->c.each : window;
     if (branch == CMP)
-        return (nsa_cmp_tokens(c, max_len) + BLOCK - 1) / BLOCK;
+        return (nsa_cmp_tokens(c, t + 1) + BLOCK - 1) / BLOCK;
     return some < all ? some : all;
 }
 
@@ -147,32 +146,26 @@ static int64_t unit_size(int64_t rows) {
     return min_rows > MIN_UNIT_ROWS ? min_rows : (int64_t)MIN_UNIT_ROWS;
 }
 
-nsa_status open_inverse_list(stage *st, scratch *s) {
+void open_inverse_list(stage *st, scratch *s) {
     const nsa_config *c = &st->cfg;
     const int64_t R = st->plan->setup.max_rows, T = c->seq_len;
     inverse_list *inv = &s->inverse;
     int64_t blocks = 0, units = 0;
     for (int x = 0; x < BRANCHES; x++) {
         const int64_t of = c->kv_heads * st->in[x].stride;
-        const int64_t rows = c->kv_heads * R * max_row_blocks(st, x, T);
+        const int64_t rows = c->kv_heads * R * row_blocks(st, x, T - 1);
         const int64_t all = of + rows / unit_size(rows); /* each may leave one unfilled */
         blocks = of > blocks ? of : blocks;
         units = all > units ? all : units;
     }
-    inv->start = (int64_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->start);
-    inv->count = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->count);
-    inv->first_unit = (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, blocks, sizeof *inv->first_unit);
-    s->list = (int32_t *)device_alloc(
-        st, NSA_MEM_SCRATCH, c->kv_heads * R * max_row_blocks(st, SLC, T), sizeof *s->list);
-    inv->chunk_counts =
-        (int32_t *)device_alloc(st, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride,
-                                sizeof *inv->chunk_counts);
-    inv->partial = (real *)device_alloc(st, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp,
-                                        sizeof *inv->partial);
-    return NSA_OK;
+    alloc(st, &inv->start, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &inv->count, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &inv->first_unit, NSA_MEM_SCRATCH, blocks);
+    alloc(st, &s->list, NSA_MEM_SCRATCH, c->kv_heads * R * row_blocks(st, SLC, T - 1));
+    alloc(st, &inv->chunk_counts, NSA_MEM_SCRATCH, LIST_CHUNKS * c->kv_heads * st->in[SLC].stride);
+    alloc(st, &inv->partial, NSA_MEM_SCRATCH, units * 2 * BLOCK * st->c.wp);
 }
 
-/* Build the inverse list of a branch and its units. */
 nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inverse_list *inv) {
     const dims *c = &args->f.c;
     int64_t max_len = 0;
@@ -184,24 +177,18 @@ nsa_status build_inverse_list(stage *st, const grad_args *args, int branch, inve
     inv->branch = branch;
     inv->stride = args->f.in[branch].stride;
     inv->blocks = c->Hkv * inv->stride;
-    inv->unit_rows = unit_size(c->Hkv * args->R * max_row_blocks(st, branch, max_len));
+    inv->unit_rows = unit_size(c->Hkv * args->R * row_blocks(st, branch, max_len - 1));
     inv->max_units = units_of(inv, rows_of_block);
     inv->list = branch == SLC ? ((const scratch *)st->scratch)->list : NULL;
     inv->chunk = chunk > WARP_SIZE ? chunk : (int64_t)WARP_SIZE;
     inv->chunks = (args->R + inv->chunk - 1) / inv->chunk;
     const dim3 grid((unsigned)inv->chunks, (unsigned)c->Hkv);
     if (inv->list) {
-        NSA_CUDA(cudaMemsetAsync(inv->chunk_counts, 0,
-                                 (size_t)(inv->chunks * inv->blocks) * sizeof *inv->chunk_counts,
-                                 st->stream));
-        NSA_LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, counting");
+        TRY(zero(st, inv->chunk_counts, inv->chunks * inv->blocks));
+        LAUNCH(invert_chunk<false>, grid, WARP_SIZE, 0, st, *args, *inv);
     }
-    NSA_LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("scan_blocks");
-    if (inv->list) {
-        NSA_LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st->stream, *args, *inv);
-        NSA_LAUNCHED("invert_chunk, storing");
-    }
+    LAUNCH(scan_blocks, 1, SCAN_THREADS, 0, st, *args, *inv);
+    if (inv->list)
+        LAUNCH(invert_chunk<true>, grid, WARP_SIZE, 0, st, *args, *inv);
     return NSA_OK;
 }

@@ -3,18 +3,12 @@
  *  them: no atomics, and the same bits in every run. */
 #include "backward.cuh"
 
-/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
-static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
-    const int first = j * c->lb, end = min(first + c->lb, t + 1);
-    return range_mask(first - block * BLOCK, end - block * BLOCK);
-}
-
 /* The keys of `block` that row r sees. The warp's lanes search its list together. */
 static __device__ uint64_t visible_keys(const grad_args *a, const inverse_list *inv, int64_t block,
                                         int64_t r) {
     const dims *c = &a->f.c;
     const int t = a->f.row_t[r];
-    const int64_t first = a->f.seqs[a->row_seq[r]].first_block[inv->branch];
+    const int64_t first = a->f.seqs[a->f.row_seq[r]].first_block[inv->branch];
     const int b = (int)(block % inv->stride - first), key = b * BLOCK;
     const int32_t *idx = a->f.block_idx + (r * c->Hkv + block / inv->stride) * c->n;
     uint64_t mask = 0;
@@ -143,11 +137,9 @@ template <int N_TILES> static nsa_status allow_shared(void) {
 template <int N_TILES>
 static nsa_status launch_dkv(stage *st, const grad_args *args, const inverse_list *inv) {
     const int step = ((const scratch *)st->scratch)->dkv_tiles;
-    NSA_LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
-               DKV_WARPS * WARP_SIZE, dkv_bytes(&args->f.c, step), st->stream, *args, *inv, step);
-    NSA_LAUNCHED("dkv");
-    NSA_LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st->stream, *args, *inv);
-    NSA_LAUNCHED("reduce_partials");
+    LAUNCH(dkv_kernel<N_TILES>, dim3((unsigned)inv->blocks, (unsigned)inv->max_units),
+           DKV_WARPS * WARP_SIZE, dkv_bytes(&args->f.c, step), st, *args, *inv, step);
+    LAUNCH(reduce_partials, (unsigned)inv->blocks, REDUCE_THREADS, 0, st, *args, *inv);
     return NSA_OK;
 }
 

@@ -8,10 +8,9 @@ static __global__ void phi_mean(key_spans x, const int64_t *key, key_view to) {
     for (int64_t i = nsa_first(); i < count; i += nsa_grid_threads()) {
         const int64_t m = i / to.D;
         const int c = (int)(i % to.D);
-        const real *g_x = span_rows(&x, m) + c;
         float sum = 0;
         for (int r = 0; r < x.l; r++)
-            sum += g_x[r * x.in.Dp];
+            sum += span_element(&x, m, r, c);
         store_key(&to, m % to.Hkv, key[m / to.Hkv], c, sum / (float)x.l);
     }
 }
@@ -21,12 +20,11 @@ static __global__ void __launch_bounds__(WARP_SIZE)
     phi_gated(key_spans x, const real *w, const real *b, const int64_t *key, key_view to) {
     __shared__ float s_a[MAX_BLOCK_LEN];
     const int64_t m = blockIdx.x;
-    const real *g_x = span_rows(&x, m);
     gated_weights(&x, m, w, b, s_a);
     for (int c = (int)threadIdx.x; c < to.D; c += WARP_SIZE) {
         float y = 0;
         for (int r = 0; r < x.l; r++)
-            y += s_a[r] * g_x[r * x.in.Dp + c];
+            y += s_a[r] * span_element(&x, m, r, c);
         store_key(&to, m % to.Hkv, key[m / to.Hkv], c, y);
     }
 }
@@ -35,11 +33,10 @@ static __global__ void __launch_bounds__(WARP_SIZE)
 static __global__ void __launch_bounds__(SPAN_THREADS) gather_kernel(key_spans x, real *to) {
     const int64_t m = blockIdx.x;
     const int D = x.in.D, lD = x.l * D;
-    const real *g_x = span_rows(&x, m);
     if (x.g_rows && m >= *x.g_rows)
         return;
     for (int i = (int)threadIdx.x; i < lD; i += SPAN_THREADS)
-        to[m * lD + i] = g_x[i / D * x.in.Dp + i % D] + (x.pe ? x.pe[i] : 0);
+        to[m * lD + i] = span_element(&x, m, i / D, i % D) + (x.pe ? x.pe[i] : 0);
 }
 
 /* silu(u) = u sg, silu'(u) = sg (1 + u (1 - sg)), sg = 1/(1 + e^-u). One element a thread. */
@@ -61,38 +58,28 @@ key_spans spans_of(const stage *st, const kv_blocks *in, int pair, const cmp_tok
 }
 
 nsa_status gather(stage *st, const key_spans *x, real *to) {
-    NSA_LAUNCH(gather_kernel, (unsigned)(x->count * x->in.Hkv), SPAN_THREADS, 0, st->stream, *x,
-               to);
-    NSA_LAUNCHED("gather");
+    LAUNCH(gather_kernel, (unsigned)(x->count * x->in.Hkv), SPAN_THREADS, 0, st, *x, to);
     return NSA_OK;
 }
 
 nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du) {
-    NSA_LAUNCH(silu_kernel, nsa_grid(count), NSA_THREADS, 0, st->stream, u, count, h, du);
-    NSA_LAUNCHED("silu");
+    LAUNCH(silu_kernel, nsa_grid(count), NSA_THREADS, 0, st, u, count, h, du);
     return NSA_OK;
 }
 
-/* z = vec(x + pe), position-major; u = W1 z + b1, the hidden units before the activation. One row
- * of z and of u for each span. */
-static nsa_status mlp_hidden(stage *st, int pair, const key_spans *x, real *u) {
-    real *const *phi = st->phi[pair], *z = st->phi_scratch.z;
-    const int64_t M = x->count * x->in.Hkv, lD = (int64_t)x->l * x->in.D, H = st->c.hidden;
-    TRY(gather(st, x, z));
-    return matmul_plus(st, {M, H, lD, x->g_rows}, rows_of(z, lD), columns_of(phi[W1], lD),
-                       rows_of(u, H), repeat_row(phi[B1]));
-}
-
-/* y = W2 silu(W1 z + b1) + b2, the paper's MLP, a batch at a time. u stays for backward. */
+/* y = W2 silu(u) + b2, u = W1 z + b1, the paper's MLP, where z = vec(x + pe), position-major: a row
+ * a span, a batch at a time. u stays for backward. */
 static nsa_status phi_mlp(stage *st, int pair, key_spans x, const int64_t *key, key_view to) {
     const compressor_scratch *s = &st->phi_scratch;
-    const int64_t D = to.D, H = st->c.hidden, all = x.count;
+    const int64_t D = to.D, lD = x.l * D, H = st->c.hidden, all = x.count;
     real *const *phi = st->phi[pair];
     for (int64_t i = 0; i < all; i += s->batch, x.first += s->batch, key += s->batch) {
         x.count = all - i < s->batch ? all - i : s->batch;
         const int64_t M = x.count * to.Hkv;
         real *u = st->u[pair] + i * to.Hkv * H;
-        TRY(mlp_hidden(st, pair, &x, u));
+        TRY(gather(st, &x, s->z));
+        TRY(matmul_plus(st, {M, H, lD, x.g_rows}, rows_of(s->z, lD), columns_of(phi[W1], lD),
+                        rows_of(u, H), repeat_row(phi[B1])));
         TRY(silu(st, u, M * H, s->h, NULL));
         TRY(matmul_plus(st, {M, D, H, x.g_rows}, rows_of(s->h, H), columns_of(phi[W2], H),
                         rows_of(s->y, D), repeat_row(phi[B2])));
@@ -110,12 +97,10 @@ nsa_status compress(stage *st, const kv_blocks *in, const cmp_tokens *tokens) {
         if (st->cfg.phi == NSA_PHI_MLP)
             TRY(phi_mlp(st, pair, x, tokens->key, to));
         else if (st->cfg.phi == NSA_PHI_MEAN)
-            NSA_LAUNCH(phi_mean, nsa_grid(M * to.D), NSA_THREADS, 0, st->stream, x, tokens->key,
-                       to);
+            LAUNCH(phi_mean, nsa_grid(M * to.D), NSA_THREADS, 0, st, x, tokens->key, to);
         else
-            NSA_LAUNCH(phi_gated, (unsigned)M, WARP_SIZE, 0, st->stream, x, st->phi[pair][W],
-                       st->phi[pair][B], tokens->key, to);
-        NSA_LAUNCHED("phi");
+            LAUNCH(phi_gated, (unsigned)M, WARP_SIZE, 0, st, x, st->phi[pair][W], st->phi[pair][B],
+                   tokens->key, to);
     }
     return NSA_OK;
 }
@@ -143,12 +128,12 @@ nsa_status open_compress(stage *st) {
     s->batch = flags & NSA_DEBUG_MEMORY ? (int64_t)SHORT_BATCH : max_batch < 1 ? 1 : max_batch;
     s->batch = s->batch < N ? s->batch : N;
     const int64_t M = mlp || backward ? s->batch * c->kv_heads : 0;
-    s->y = alloc_reals(st, NSA_MEM_SCRATCH, M * D);
-    s->z = alloc_reals(st, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
-    s->h = alloc_reals(st, NSA_MEM_SCRATCH, mlp ? M * units : 0);
-    s->du = alloc_reals(st, NSA_MEM_SCRATCH, backward ? M * units : 0);
-    s->partials = alloc_reals(st, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
+    alloc(st, &s->y, NSA_MEM_SCRATCH, M * D);
+    alloc(st, &s->z, NSA_MEM_SCRATCH, c->phi == NSA_PHI_MEAN ? 0 : M * lD);
+    alloc(st, &s->h, NSA_MEM_SCRATCH, mlp ? M * units : 0);
+    alloc(st, &s->du, NSA_MEM_SCRATCH, backward ? M * units : 0);
+    alloc(st, &s->partials, NSA_MEM_SCRATCH, backward ? SUM_PARTIALS * row : 0);
     for (int pair = 0; pair < PAIR && mlp; pair++)
-        st->u[pair] = alloc_reals(st, NSA_MEM_FORWARD, N * c->kv_heads * c->phi_hidden);
+        alloc(st, &st->u[pair], NSA_MEM_FORWARD, N * c->kv_heads * c->phi_hidden);
     return NSA_OK;
 }

@@ -39,7 +39,7 @@ typedef struct product_size {
 } product_size;
 
 /* matmul.cu: C = A B + D; D may be C, and is left out if D.at is NULL. Every element is one sum
- * over k in ascending order, whatever M and N are: equal rows of A give bitwise equal rows of C. */
+ * over k, in one order whatever M and N are: equal rows of A give bitwise equal rows of C. */
 nsa_status matmul_plus(stage *st, product_size size, matrix a, matrix b, matrix c, matrix d);
 
 static inline nsa_status matmul(stage *st, product_size size, matrix a, matrix b, matrix c) {
@@ -52,7 +52,7 @@ static inline nsa_status matmul_add(stage *st, product_size size, matrix a, matr
 
 /* Spans of l neighbouring keys of every head. m = i*Hkv + h numbers span i of head h. */
 typedef struct key_spans {
-    key_view in;          /* its natural blocks */
+    key_view in;          /* their blocks */
     const int64_t *first; /* [count] index of the first key */
     int64_t count;
     int l;
@@ -60,22 +60,21 @@ typedef struct key_spans {
     const int64_t *g_rows = NULL; /* as in cmp_tokens */
 } key_spans;
 
-/* Row 0 of span m; its rows are in.Dp apart. */
-static __device__ __forceinline__ const real *span_rows(const key_spans *x, int64_t m) {
-    return natural_row(&x->in, m % x->in.Hkv, x->first[m / x->in.Hkv]);
+/* Element c of row r of span m. */
+static __device__ __forceinline__ float span_element(const key_spans *x, int64_t m, int r, int c) {
+    return *element_at(&x->in, m % x->in.Hkv, x->first[m / x->in.Hkv] + r, c);
 }
 
 /* s_a [l] = softmax_r(w . (x_r + pe_r) + b_r) of span m: the weights depend on the content. Called
  * by one warp. */
 static __device__ __forceinline__ void gated_weights(const key_spans *x, int64_t m, const real *w,
                                                      const real *b, float *s_a) {
-    const real *g_x = span_rows(x, m);
     const int lane = (int)threadIdx.x;
     float row_max = -INFINITY, row_sum = 0;
     for (int r = 0; r < x->l; r++) {
         float u = 0;
         for (int c = lane; c < x->in.D; c += WARP_SIZE)
-            u += w[c] * (g_x[r * x->in.Dp + c] + x->pe[r * x->in.D + c]);
+            u += w[c] * (span_element(x, m, r, c) + x->pe[r * x->in.D + c]);
         u = warp_reduce_sum(u) + b[r];
         row_max = u > row_max || u != u ? u : row_max; /* NaN, if there is one */
         if (lane == r % WARP_SIZE)                     /* the lane that reads it below */
@@ -93,7 +92,7 @@ static __device__ __forceinline__ void gated_weights(const key_spans *x, int64_t
 
 /* compress.cu */
 key_spans spans_of(const stage *st, const kv_blocks *in, int pair, const cmp_tokens *tokens);
-/* to [count*Hkv][l*D] = vec(x + pe) of each span. */
+/* to [count*Hkv][l*D] = vec(x + pe) of each span, or vec(x) if x->pe is NULL. */
 nsa_status gather(stage *st, const key_spans *x, real *to);
 /* h = silu(u), `count` elements; du *= silu'(u) unless it is NULL. */
 nsa_status silu(stage *st, const real *u, int64_t count, real *h, real *du);

@@ -38,11 +38,11 @@ static void open_caches(stage *st) {
         st->slot_blocks[x] = (keys + BLOCK - 1) / BLOCK;
         in->stride = c->max_seqs * st->slot_blocks[x];
         const int64_t all = c->kv_heads * in->stride * BLOCK;
-        in->natural[VALUES] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dvp);
+        alloc(st, &in->natural[VALUES], NSA_MEM_PERSISTENT, all * st->c.dvp);
         if (x == RAW) /* only compressed */
-            in->natural[KEYS] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dkp);
+            alloc(st, &in->natural[KEYS], NSA_MEM_PERSISTENT, all * st->c.dkp);
         else
-            in->transposed[KEYS] = alloc_reals(st, NSA_MEM_PERSISTENT, all * st->c.dk8);
+            alloc(st, &in->transposed[KEYS], NSA_MEM_PERSISTENT, all * st->c.dk8);
     }
 }
 
@@ -52,8 +52,8 @@ static nsa_status open_coords(stage *st, decoder *dec) {
     int64_t **const tables[] = {&x->len,     &x->key,      &x->cmp_first,
                                 &x->cmp_key, &x->cmp_rows, &st->refusals.device};
     for (int64_t **table : tables) /* rows + 1: refusals are two, and rows may be one */
-        *table = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, rows + 1, sizeof **table);
-    x->t = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, 2 * rows, sizeof *x->t);
+        alloc(st, table, NSA_MEM_PERSISTENT, rows + 1);
+    alloc(st, &x->t, NSA_MEM_PERSISTENT, 2 * rows);
     x->slot = x->t + rows;
     for (int i = 0; i < LAYOUTS; i++)
         x->slot_keys[i] = st->slot_blocks[i] * BLOCK;
@@ -90,13 +90,13 @@ nsa_status open_decode(stage *st) {
     a->slot = dec->at.slot;
     a->q_t = st->q_t;
     a->gate = st->gate;
-    a->scores = (real *)device_alloc(
-        st, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK, sizeof(real));
-    a->split_o = (real *)device_alloc(st, NSA_MEM_SCRATCH, n * st->c.dvp, sizeof(real));
-    a->split_stats = (partial_stats *)device_alloc(st, NSA_MEM_SCRATCH, n, sizeof(partial_stats));
+    alloc(st, &a->scores, NSA_MEM_SCRATCH, a->units * a->slot_blocks[CMP] * TILE_ROWS * BLOCK);
+    alloc(st, &a->split_o, NSA_MEM_SCRATCH, n * st->c.dvp);
+    alloc(st, &a->split_stats, NSA_MEM_SCRATCH, n);
     a->block_idx = st->block_idx;
     a->out = st->out;
-    return st->memory.failed ? NSA_OK : open_decode_attend(a); /* open reports a shortage */
+    TRY(open_decode_attend(a));
+    return open_decode_select();
 }
 
 /* Copy `n` blocks of every head from the pack to a slot: whole blocks, for what lies past a
@@ -180,9 +180,8 @@ static nsa_status load_coords(stage *st, decoder *dec, const nsa_step *step) {
     x->A = step->A;
     if (!step->same)
         TRY(upload(st, x->slot, step->slot, x->A));
-    NSA_LAUNCH(step_coords_kernel, 1, NSA_THREADS, 0, st->stream, st->c, *x, st->cfg.max_seqs,
-               st->cfg.max_seq_len, st->refusals.device);
-    NSA_LAUNCHED("step_coords");
+    LAUNCH(step_coords_kernel, 1, NSA_THREADS, 0, st, st->c, *x, st->cfg.max_seqs,
+           st->cfg.max_seq_len, st->refusals.device);
     return nsa_refusals_copy(&st->refusals, &st->streams);
 }
 
@@ -227,8 +226,7 @@ nsa_status decode(void *self) {
     TRY(record_phase(st, PHASE_CMP));
     TRY(decode_splits(st, a, first_slc, first_slc + a->splits[SLC]));
     TRY(decode_combine(st, a));
-    NSA_LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st->stream, *x);
-    NSA_LAUNCHED("advance");
+    LAUNCH(advance_kernel, nsa_grid(x->A), NSA_THREADS, 0, st, *x);
     TRY(record_phase(st, PHASE_SLC_WIN));
     return nsa_stream_finish(&st->streams);
 }

@@ -73,7 +73,7 @@ nsa_status decode_splits(stage *st, const decode_args *a, int from, int to);
 nsa_status decode_combine(stage *st, const decode_args *a);
 
 /* select.cu */
-nsa_status open_select(void);
+nsa_status open_decode_select(void);
 nsa_status decode_select(stage *st, const decode_args *a);
 
 #endif

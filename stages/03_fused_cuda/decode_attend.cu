@@ -40,7 +40,7 @@ static __device__ __forceinline__ void attend_split(softmax_state<N_TILES> *x, c
     const int lo = branch == WIN ? first_win(c, u->t) : 0;
     float *g_scores =
         branch == CMP ? a->scores + u->unit * a->slot_blocks[CMP] * TILE_ROWS * BLOCK : NULL;
-    block_iter iter = {0, 0};
+    block_iter iter = {};
     uint64_t mask;
     int b = lo / BLOCK + first_ordinal;
     for (; branch != SLC && b * BLOCK < end; b += step)
@@ -142,6 +142,25 @@ static __global__ void __launch_bounds__(SPLIT_WARPS *WARP_SIZE, N_TILES < 3 ? 3
 
 enum { COMBINE_THREADS = 128 }; /* of a CUDA block of decode_combine_kernel */
 
+/* Four columns from `col` on of one branch of a head, its splits weighted by their sums. */
+static __device__ __forceinline__ float4 combine_branch(const decode_args *a, int64_t unit,
+                                                        int branch, int row, int col) {
+    const row_stats r = combine_stats(a, unit, branch, row);
+    const int64_t first =
+        (unit * all_splits(a) + first_split(a, branch)) * TILE_ROWS + row; /* of all splits' rows */
+    float4 o = make_float4(0, 0, 0, 0);
+    for (int split = 0; split < a->splits[branch]; split++) {
+        const int64_t at = first + split * TILE_ROWS;
+        const partial_stats part = a->split_stats[at];
+        if (part.row_sum == 0) /* it had no keys */
+            continue;
+        const float4 p = load4(a->split_o + at * a->c.dvp + col);
+        const float f = exp2f(a->c.scale2 * (part.row_max - r.row_max)) * r.inv_sum;
+        o = make_float4(o.x + f * p.x, o.y + f * p.y, o.z + f * p.z, o.w + f * p.w);
+    }
+    return o;
+}
+
 /* Combine one unit's splits to branch outputs, and these by their gates to out (Eq. 5). Grid:
  * units. A thread has four columns of a head. */
 static __global__ void decode_combine_kernel(decode_args a) {
@@ -155,19 +174,8 @@ static __global__ void decode_combine_kernel(decode_args a) {
         const int64_t head = (int64_t)u.row * c->Hq + u.kvh * c->G + u.g16 * TILE_ROWS + row;
         float4 out = make_float4(0, 0, 0, 0);
         for (int x = 0; x < BRANCHES; x++) {
-            const row_stats r = combine_stats(&a, u.unit, x, row);
             const float g = a.gate[head * BRANCHES + x];
-            const int64_t first = (int64_t)u.unit * all_splits(&a) + first_split(&a, x);
-            float4 o = make_float4(0, 0, 0, 0);
-            for (int split = 0; split < a.splits[x]; split++) {
-                const partial_stats split_r = a.split_stats[(first + split) * TILE_ROWS + row];
-                if (split_r.row_sum == 0)
-                    continue;
-                const float f = exp2f(c->scale2 * (split_r.row_max - r.row_max)) * r.inv_sum;
-                const float4 p =
-                    load4(a.split_o + ((first + split) * TILE_ROWS + row) * c->dvp + col);
-                o = make_float4(o.x + f * p.x, o.y + f * p.y, o.z + f * p.z, o.w + f * p.w);
-            }
+            const float4 o = combine_branch(&a, u.unit, x, row, col);
             if (a.out_x[x])
                 store4(a.out_x[x] + head * c->dvp + col, o.x, o.y, o.z, o.w);
             out = make_float4(out.x + g * o.x, out.y + g * o.y, out.z + g * o.z, out.w + g * o.w);
@@ -189,15 +197,13 @@ template <int N_TILES> static nsa_status allow_shared(void) {
 }
 
 nsa_status open_decode_attend(const decode_args *a) {
-    TRY(open_select());
     return BY_WIDTH(a->c.dvp, allow_shared);
 }
 
 template <int N_TILES>
 static nsa_status launch_splits(stage *st, const decode_args *a, int from, int to) {
-    NSA_LAUNCH(decode_splits_kernel<N_TILES>, (unsigned)(a->units * (to - from)),
-               SPLIT_WARPS * WARP_SIZE, splits_bytes(&a->c), st->stream, *a, from, to - from);
-    NSA_LAUNCHED("decode_splits");
+    LAUNCH(decode_splits_kernel<N_TILES>, (unsigned)(a->units * (to - from)),
+           SPLIT_WARPS * WARP_SIZE, splits_bytes(&a->c), st, *a, from, to - from);
     return NSA_OK;
 }
 
@@ -206,7 +212,6 @@ nsa_status decode_splits(stage *st, const decode_args *a, int from, int to) {
 }
 
 nsa_status decode_combine(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st->stream, *a);
-    NSA_LAUNCHED("decode_combine");
+    LAUNCH(decode_combine_kernel, (unsigned)a->units, COMBINE_THREADS, 0, st, *a);
     return NSA_OK;
 }

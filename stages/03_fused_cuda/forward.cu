@@ -11,6 +11,7 @@ attend_args make_attend_args(const stage *st) {
     a.n_tiles = st->n_tiles;
     a.seqs = st->seqs;
     a.row_t = st->row_t;
+    a.row_seq = st->row_seq;
     for (int x = 0; x < LAYOUTS; x++)
         a.in[x] = st->in[x];
     a.q_t = st->q_t;
@@ -48,9 +49,11 @@ nsa_status causal(void *self, int pair) {
     stage *st = (stage *)self;
     attend_args args = make_attend_args(st);
     args.c.w = INT32_MAX; /* the window is all that came before */
+    args.in[WIN] = st->in[pair == CMP ? RAW : pair];
+    args.out = st->out_causal;
     TRY(poison(st, NSA_MEM_SCRATCH));
     TRY(start_phases(st));
-    TRY(attend_causal(st, &args, pair == CMP ? RAW : pair, st->out_causal));
+    TRY(attend_causal(st, &args));
     TRY(record_phase(st, PHASE_CMP));
     return nsa_stream_finish(&st->streams);
 }

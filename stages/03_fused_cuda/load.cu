@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(PACK_WARPS *WARP_SIZE)
             const float value = nsa_element(x.data, x.dtype, (r * to.Hkv + h) * to.D + c);
             s_x[t * (PACK_COLS + 1) + c - c0] = value;
             if (to.natural && key >= 0)
-                natural_row(&to, h, key)[c] = value;
+                *element_at(&to, h, key, c) = value;
         }
         __syncthreads();
         const int t = (int)threadIdx.x % BLOCK, last = min(c0 + PACK_COLS, to.D);
@@ -78,9 +78,8 @@ static nsa_status load_rows(stage *st, nsa_rows src, row_view to) {
     nsa_source from;
     for (int64_t r = 0, n; r < src.count; r += n) {
         TRY(nsa_find_rows(&st->streams, &st->staging, &src, r, &n, &from));
-        NSA_LAUNCH(pack_rows_kernel, (unsigned)(n * tiles), ROW_WARPS * WARP_SIZE, 0, st->stream,
-                   st->c, from, r, to);
-        NSA_LAUNCHED("pack_rows");
+        LAUNCH(pack_rows_kernel, (unsigned)(n * tiles), ROW_WARPS * WARP_SIZE, 0, st, st->c, from,
+               r, to);
     }
     return NSA_OK;
 }
@@ -104,21 +103,18 @@ key_view view_of(const stage *st, const kv_blocks *in, int pair) {
             keys ? c->dk8 : c->dv8, keys ? c->dkp : c->dvp};
 }
 
-key_view gradient_view(const stage *st, int branch, int pair) {
-    key_view view = view_of(st, &st->in[branch], pair);
-    view.transposed = NULL;
-    view.natural = st->in[branch].gradient[pair];
-    return view;
+gradient_view gradient_view_of(const stage *st, int branch, int pair) {
+    const key_view x = view_of(st, &st->in[branch], pair);
+    return {NULL, st->in[branch].gradient[pair], x.stride, x.Hkv, x.D, x.D8, x.Dp};
 }
 
 nsa_status zero_blocks(stage *st, const kv_blocks *in) {
     for (int pair = 0; pair < PAIR; pair++) {
         const key_view x = view_of(st, in, pair);
-        const size_t keys = (size_t)(x.Hkv * x.stride * BLOCK) * sizeof(real);
         if (x.transposed)
-            NSA_CUDA(cudaMemsetAsync(x.transposed, 0, keys * (size_t)x.D8, st->stream));
+            TRY(zero(st, x.transposed, x.Hkv * x.stride * BLOCK * x.D8));
         if (x.natural)
-            NSA_CUDA(cudaMemsetAsync(x.natural, 0, keys * (size_t)x.Dp, st->stream));
+            TRY(zero(st, x.natural, x.Hkv * x.stride * BLOCK * x.Dp));
     }
     return NSA_OK;
 }
@@ -126,9 +122,8 @@ nsa_status zero_blocks(stage *st, const kv_blocks *in) {
 nsa_status pack_keys(stage *st, nsa_source x, const int64_t *key, int64_t row, int64_t count,
                      key_view to) {
     const int64_t tiles = (count + BLOCK - 1) / BLOCK * to.Hkv;
-    NSA_LAUNCH(pack_keys_kernel, (unsigned)tiles, PACK_WARPS * WARP_SIZE, 0, st->stream, x, key,
-               row, count, to);
-    NSA_LAUNCHED("pack_keys");
+    LAUNCH(pack_keys_kernel, (unsigned)tiles, PACK_WARPS * WARP_SIZE, 0, st, x, key, row, count,
+           to);
     return NSA_OK;
 }
 
@@ -202,28 +197,28 @@ static nsa_status load_row_coords(stage *st) {
 }
 
 /* Group the rows into tiles of up to `rows` neighbours, none of two sequences. */
-nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles) {
+nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, int64_t *n_tiles) {
     const int32_t *row_seq = st->host_rows + st->batch.R;
     int64_t n = 0;
     for (int64_t r = 0; r < st->batch.R; r++) {
-        row_range *last = n ? &st->host_tiles[n - 1] : NULL;
+        row_range *last = n ? &host[n - 1] : NULL;
         if (last && last->sequence == row_seq[r] && last->count < rows)
             last->count++;
         else
-            st->host_tiles[n++] = row_range{r, 1, row_seq[r]};
+            host[n++] = row_range{r, 1, row_seq[r]};
     }
     *n_tiles = n;
-    return upload(st, tiles, st->host_tiles, n);
+    return upload(st, tiles, host, n);
 }
 
 static nsa_status load_weights(stage *st, const nsa_tensors *in) {
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
-        if (st->phi[pair][w])
-            TRY(nsa_copy_rows(
-                &st->streams, &st->staging,
-                {&in->at[NSA_PHI_FIRST + i], NULL, NULL, nsa_weight_count(&st->cfg, pair, w), 1},
-                st->phi[pair][w]));
+        const int64_t count = nsa_weight_count(&st->cfg, pair, w);
+        if (!st->phi[pair][w])
+            continue;
+        TRY(nsa_copy_rows(&st->streams, &st->staging,
+                          {&in->at[NSA_PHI_FIRST + i], NULL, NULL, count, 1}, st->phi[pair][w]));
     }
     return NSA_OK;
 }
@@ -238,7 +233,7 @@ static nsa_status load_tables(stage *st) {
     TRY(upload(st, st->cmp.first, st->host_cmp.first, batch->N));
     TRY(upload(st, st->cmp.key, st->host_cmp.key, batch->N));
     TRY(load_row_coords(st));
-    TRY(make_tiles(st, st->warps, st->tiles, &st->n_tiles));
+    TRY(make_tiles(st, st->warps, st->host_tiles, st->tiles, &st->n_tiles));
     if (st->plan->setup.flags & NSA_BACKWARD)
         TRY(make_grad_tiles(st));
     return NSA_OK;

@@ -9,18 +9,21 @@
  * small tensors take several transfers too. */
 enum { CHUNK = 1 << 20, SHORT_CHUNK = 1 << 10 };
 
-/* The keys or the values of one kv_blocks. A key's index is its sequence's first block times BLOCK
- * plus its position. A head's natural blocks follow each other, so they are rows of Dp floats, one
- * for each index. */
+/* Keys or values of one kv_blocks, or their gradients, which are natural. A key's index is its
+ * sequence's first block times BLOCK plus its position. A head's natural blocks follow each other,
+ * so they are rows of Dp floats, one for each index. */
 typedef struct key_view {
     real *transposed, *natural; /* [D8,BLOCK] and [BLOCK,Dp] blocks; NULL if not there */
     int64_t stride;
     int Hkv, D, D8, Dp;
 } key_view;
 
-static __host__ __device__ __forceinline__ real *natural_row(const key_view *x, int64_t h,
-                                                             int64_t key) {
-    return x->natural + (h * x->stride * BLOCK + key) * x->Dp;
+typedef key_view gradient_view;
+
+/* Element c of a key of head h. */
+static __host__ __device__ __forceinline__ real *element_at(const key_view *x, int64_t h,
+                                                            int64_t key, int c) {
+    return x->natural + (h * x->stride * BLOCK + key) * x->Dp + c;
 }
 
 static __device__ __forceinline__ real *transposed_at(const key_view *x, int64_t h, int64_t key,
@@ -34,12 +37,12 @@ static __device__ __forceinline__ void store_key(const key_view *to, int64_t h, 
     if (to->transposed && key >= 0)
         *transposed_at(to, h, key, c) = x;
     if (to->natural && key >= 0)
-        natural_row(to, h, key)[c] = x;
+        *element_at(to, h, key, c) = x;
 }
 
 key_view view_of(const stage *st, const kv_blocks *in, int pair);
 /* The gradients of a branch's keys or values. */
-key_view gradient_view(const stage *st, int branch, int pair);
+gradient_view gradient_view_of(const stage *st, int branch, int pair);
 /* Zeros, in padding too. */
 nsa_status zero_blocks(stage *st, const kv_blocks *in);
 

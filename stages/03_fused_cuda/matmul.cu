@@ -94,8 +94,6 @@ static __global__ void __launch_bounds__(MATMUL_THREADS)
 nsa_status matmul_plus(stage *st, product_size size, matrix a, matrix b, matrix c, matrix d) {
     const int64_t m_tiles = (size.M + MATMUL_TILE - 1) / MATMUL_TILE;
     const int64_t n_tiles = (size.N + MATMUL_TILE - 1) / MATMUL_TILE;
-    NSA_LAUNCH(matmul_kernel, (unsigned)(m_tiles * n_tiles), MATMUL_THREADS, 0, st->stream, size, a,
-               b, c, d);
-    NSA_LAUNCHED("matmul");
+    LAUNCH(matmul_kernel, (unsigned)(m_tiles * n_tiles), MATMUL_THREADS, 0, st, size, a, b, c, d);
     return NSA_OK;
 }

@@ -5,8 +5,8 @@
 
 enum { READ_WARPS = 8 /* of a CUDA block, a row each */ };
 
-/* Rows first.. of to [rows,Hkv,D], up to element `end` of all: natural row g_key[i] of each head,
- * or row i if that is NULL. Grid: 8 rows, a warp each. */
+/* Rows first.. of to [rows,Hkv,D], up to element `end` of all: row g_key[i] of each head, or row i
+ * if that is NULL. Grid: 8 rows, a warp each. */
 static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
     unpack_kernel(key_view from, const int64_t *g_key, int64_t end, nsa_target to) {
     const int64_t m = (int64_t)blockIdx.x * READ_WARPS + threadIdx.x / WARP_SIZE;
@@ -14,21 +14,20 @@ static __global__ void __launch_bounds__(READ_WARPS *WARP_SIZE)
     const int h = (int)(m % from.Hkv);
     if (element + h * from.D >= end)
         return;
-    const real *g_row = natural_row(&from, h, g_key ? g_key[i] : i);
+    const int64_t key = g_key ? g_key[i] : i;
     for (int c = lane_id(); c < from.D && element + h * from.D + c < end; c += WARP_SIZE)
-        nsa_store_element(to.data, to.dtype, m * from.D + c, g_row[c]);
+        nsa_store_element(to.data, to.dtype, m * from.D + c, *element_at(&from, h, key, c));
 }
 
-/* to [rows,Hkv,D] out of natural rows, those of `key` or all. */
-static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
+/* to [rows,Hkv,D] out of rows, those of `key` or all. */
+static nsa_status read_view(stage *st, const nsa_tensor *to, key_view from, const int64_t *key) {
     const int64_t count = nsa_count(to), size = (int64_t)from.Hkv * from.D;
     const int64_t rows = (count + size - 1) / size;
     for (int64_t r = 0, n; r < rows; r += n) {
         const nsa_target at = nsa_find_target(&st->staging, to, size, r, rows, &n);
         const int64_t end = (r + n) * size < count ? (r + n) * size : count;
-        NSA_LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
-                   READ_WARPS * WARP_SIZE, 0, st->stream, from, key, end, at);
-        NSA_LAUNCHED("unpack");
+        LAUNCH(unpack_kernel, (unsigned)((n * from.Hkv + READ_WARPS - 1) / READ_WARPS),
+               READ_WARPS * WARP_SIZE, 0, st, from, key, end, at);
         TRY(nsa_copy_target(&st->streams, &st->staging, to, r * size, end));
     }
     return nsa_stream_finish(&st->streams);
@@ -36,7 +35,7 @@ static nsa_status read_natural(stage *st, const nsa_tensor *to, key_view from, c
 
 /* to [rows,D] = src [rows,padded] without the padding: the rows of one head. */
 static nsa_status read_rows(stage *st, const nsa_tensor *to, real *src, int D, int padded) {
-    return read_natural(st, to, {NULL, src, 0, 1, D, D, padded}, NULL);
+    return read_view(st, to, gradient_view{NULL, src, 0, 1, D, D, padded}, NULL);
 }
 
 /* An array without padding, in rows of any width. */
@@ -44,9 +43,9 @@ static nsa_status read_array(stage *st, const nsa_tensor *to, real *src) {
     return read_rows(st, to, src, TILE_COLS, TILE_COLS);
 }
 
-/* Keys, values or their gradients of one branch, from natural blocks to [T or N,Hkv,D]. */
+/* Keys, values or their gradients of one branch, from blocks to [T or N,Hkv,D]. */
 static nsa_status read_keys(stage *st, int branch, key_view from, const nsa_tensor *to) {
-    return read_natural(st, to, from, branch == CMP ? st->cmp.key : st->key);
+    return read_view(st, to, from, branch == CMP ? st->cmp.key : st->key);
 }
 
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
@@ -80,6 +79,6 @@ nsa_status read(void *self, nsa_id id, const nsa_tensor *to) {
         return read_array(st, to, st->dphi[phi / WEIGHTS][phi % WEIGHTS]);
     if (kv >= 0)
         return read_keys(st, kv < PAIR ? RAW : kv / PAIR,
-                         gradient_view(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), to);
+                         gradient_view_of(st, kv < PAIR ? RAW : kv / PAIR, kv % PAIR), to);
     return nsa_fail(NSA_ERR_UNSUPPORTED, "this stage keeps no %s", nsa_name(id));
 }

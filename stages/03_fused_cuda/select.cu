@@ -17,7 +17,7 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     const int group = (int)blockIdx.x, t = a.t[group / c->Hkv];
     if (t < 0)
         return;
-    const int own_block = t / c->lb, per_block = c->lb / c->d;
+    const int own_block = t / c->lb;
     const int share = (own_block + SELECT_WARPS) / SELECT_WARPS; /* selection blocks of a warp */
     const int from = min(warp_id() * share, own_block + 1), to = min(from + share, own_block + 1);
     for (int i = (int)threadIdx.x; i < c->GT * TILE_ROWS; i += SELECT_WARPS * WARP_SIZE)
@@ -26,8 +26,8 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
     selection sel;
     selection_init(&sel, c, t, s_ring, ring);
     sel.next = from;
-    const int first = max(per_block * from - c->l / c->d + 1, 0),
-              last = min(per_block * to, sel.n_visible);
+    const int first = max(c->per_block * from - c->overlap + 1, 0),
+              last = min(c->per_block * to, sel.n_visible);
     for (int b = first / BLOCK; from < to && b * BLOCK < last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
             const int64_t unit = (int64_t)group * c->GT + g16;
@@ -43,7 +43,7 @@ static __global__ void decode_select_kernel(decode_args a, int ring) {
             }
             add_to_ring(&sel, &s, s_stats, g16, b * BLOCK);
         }
-        add_importance(&sel, min(to, (b + 1) * BLOCK / per_block));
+        add_importance(&sel, min(to, (b + 1) * BLOCK / c->per_block));
     }
     add_importance(&sel, to);
 #pragma unroll
@@ -64,13 +64,12 @@ static size_t select_bytes(const dims *c) {
     return (size_t)(SELECT_WARPS * ring_size(c) + c->GT * TILE_ROWS * 2) * sizeof(float);
 }
 
-nsa_status open_select(void) {
+nsa_status open_decode_select(void) {
     return nsa_allow_shared(decode_select_kernel);
 }
 
 nsa_status decode_select(stage *st, const decode_args *a) {
-    NSA_LAUNCH(decode_select_kernel, (unsigned)(a->units / a->c.GT), SELECT_WARPS * WARP_SIZE,
-               select_bytes(&a->c), st->stream, *a, ring_size(&a->c));
-    NSA_LAUNCHED("decode_select");
+    LAUNCH(decode_select_kernel, (unsigned)(a->units / a->c.GT), SELECT_WARPS * WARP_SIZE,
+           select_bytes(&a->c), st, *a, ring_size(&a->c));
     return NSA_OK;
 }

@@ -28,22 +28,6 @@ typedef struct topk {
     sort_key key[TOPK_PER_LANE], min_key;
 } topk;
 
-/* Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
- * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
- * 0. */
-static __device__ __forceinline__ sort_key sort_key_of(float importance, int j) {
-    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
-    return (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
-}
-
-/* `capacity` empty entries; the rest are filled with the largest key, which nothing replaces. */
-static __device__ __forceinline__ void topk_init(topk *best, int capacity) {
-#pragma unroll
-    for (int i = 0; i < TOPK_PER_LANE; i++)
-        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
-    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
-}
-
 /* Insert one candidate of each lane (0: none). Each one better than min_key replaces that entry. */
 static __device__ __forceinline__ void topk_insert(topk *best, sort_key key) {
     unsigned candidates;
@@ -81,6 +65,17 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     return *n0 + max(0, own_block - *first_local + 1);
 }
 
+/* An empty top-k list for a query in block `own_block`, with a place for each block that is not
+ * forced; the rest are filled with the largest key, which nothing replaces. */
+static __device__ __forceinline__ void topk_of_row(topk *best, const dims *c, int own_block) {
+    int n0, first_local;
+    const int capacity = c->n - forced_blocks(c, own_block, &n0, &first_local);
+#pragma unroll
+    for (int i = 0; i < TOPK_PER_LANE; i++)
+        best->key[i] = i * WARP_SIZE + lane_id() < capacity ? 0 : ~(sort_key)0;
+    best->min_key = capacity > 0 ? 0 : ~(sort_key)0;
+}
+
 /* idx [n] of a row: forced blocks and top-k, ascending, padded with -1. s_list [n] is scratch. */
 static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c, int own_block,
                                                  int *s_list, int32_t *g_idx) {
@@ -107,6 +102,35 @@ static __device__ __forceinline__ void topk_emit(const topk *best, const dims *c
     __syncwarp();
 }
 
+/* Importance of block j, from a ring buffer of group sums, where compressed key i lies at i % ring.
+ * Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with equal terms taken
+ * together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k). Summed in float64,
+ * where weight and p, 8 and 24 bits, have an exact product: in float32 3p + 2p + p and p + 2p + 3p
+ * differ, which a block at the text's begin and one at the last visible key may have. Keys that are
+ * not visible count 0. */
+static __device__ __forceinline__ float importance_of(const dims *c, const float *s_ring, int ring,
+                                                      int n_visible, int j) {
+    double sum = 0;
+    for (int k = 1 - c->overlap; k < c->per_block; k++) {
+        const int i = c->per_block * j + k;
+        const double weight = min(c->overlap, min(c->overlap + k, c->per_block - k));
+        if (i >= 0 && i < n_visible)
+            sum += weight * (double)s_ring[i & (ring - 1)];
+    }
+    return (float)sum;
+}
+
+/* Block j as a candidate of a query in block `own_block`; 0 if it is forced or lies after that.
+ * Order: importance descending, index ascending; NaN below every number. Importance is at least +0,
+ * so its bits have its order; 0 is left for NaN. The index makes every key different, and none
+ * 0. */
+static __device__ __forceinline__ sort_key candidate(const dims *c, int own_block, int j,
+                                                     float importance) {
+    const unsigned first = importance != importance ? 0 : __float_as_uint(importance) + 1;
+    const sort_key key = (sort_key)first << 32 | (0xffffffffu - (unsigned)j);
+    return j >= c->init && j <= own_block - c->local ? key : 0;
+}
+
 /* The selection of one row and kv head, while compressed keys stream past. */
 typedef struct selection {
     const dims *c;
@@ -120,7 +144,6 @@ typedef struct selection {
 
 static __device__ __forceinline__ void selection_init(selection *sel, const dims *c, int t,
                                                       float *s_ring, int ring) {
-    int n0, first_local;
     sel->c = c;
     sel->s_ring = s_ring;
     sel->ring = ring;
@@ -128,7 +151,7 @@ static __device__ __forceinline__ void selection_init(selection *sel, const dims
     sel->own_block = t < 0 ? -1 : t / c->lb;
     sel->next = 0;
     sel->g_imp = NULL;
-    topk_init(&sel->best, t < 0 ? 0 : c->n - forced_blocks(c, sel->own_block, &n0, &first_local));
+    topk_of_row(&sel->best, c, sel->own_block);
 }
 
 /* Add the probabilities of 64 compressed keys, from key `first` on, summed over the heads of tile
@@ -159,31 +182,18 @@ static __device__ __forceinline__ void add_to_ring(const selection *sel, const a
     __syncwarp();
 }
 
-/* Importance of the blocks before `end` that have none yet, one in each lane, from the ring buffer;
- * they become candidates. Eq. 9, p_slc[j] = sum_{m < l'/d} sum_{r < l/d} p[(l'/d) j + m - r], with
- * equal terms taken together: compressed key (l'/d) j + k has weight min(l/d, l/d + k, l'/d - k).
- * Summed in float64, where weight and p, 8 and 24 bits, have an exact product: in float32 3p + 2p +
- * p and p + 2p + 3p differ, which a block at the text's begin and one at the last visible key may
- * have. Keys that are not visible count 0. */
+/* Importance of the blocks before `end` that have none yet, one in each lane; they become
+ * candidates. */
 static __device__ __forceinline__ void add_importance(selection *sel, int end) {
     const dims *c = sel->c;
-    const int per_block = c->lb / c->d, overlap = c->l / c->d;
     for (; sel->next < end; sel->next += min(WARP_SIZE, end - sel->next)) {
         const int j = sel->next + lane_id();
         sort_key key = 0;
         if (j < end) {
-            double sum = 0;
-            for (int k = 1 - overlap; k < per_block; k++) {
-                const int i = per_block * j + k;
-                const int weight = min(overlap, min(overlap + k, per_block - k));
-                if (i >= 0 && i < sel->n_visible)
-                    sum += (double)weight * (double)sel->s_ring[i & (sel->ring - 1)];
-            }
-            const float importance = (float)sum;
+            const float importance = importance_of(c, sel->s_ring, sel->ring, sel->n_visible, j);
             if (sel->g_imp)
                 sel->g_imp[j] = importance;
-            if (j >= c->init && j <= sel->own_block - c->local)
-                key = sort_key_of(importance, j);
+            key = candidate(c, sel->own_block, j, importance);
         }
         topk_insert(&sel->best, key);
     }

@@ -6,20 +6,7 @@
 
 #include <string.h>
 
-/* ----------------------------------------------------------------- memory */
-
-/* A table on the device, and on the host what is copied to it. */
-template <class T> static void open_table(stage *st, T **there, T **here, int64_t count) {
-    *there = (T *)device_alloc(st, NSA_MEM_PERSISTENT, count, sizeof(T));
-    *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
-}
-
 /* ------------------------------------------------------------------- open */
-
-/* D of a compressor: dk for keys, dv for values */
-int64_t width(const stage *st, int pair) {
-    return pair == KEYS ? st->cfg.qk_dim : st->cfg.v_dim;
-}
 
 static dims dims_of(const nsa_plan *plan) {
     const nsa_config *c = &plan->cfg;
@@ -39,6 +26,9 @@ static dims dims_of(const nsa_plan *plan) {
     x.d = (int)c->cmp_stride;
     x.lb = (int)c->slc_block;
     x.n = (int)c->slc_count;
+    x.per_block = x.lb / x.d;
+    x.overlap = x.l / x.d;
+    x.each = x.lb % BLOCK == 0 ? x.lb / BLOCK : BLOCK % x.lb == 0 ? 1 : (x.lb - 2) / BLOCK + 2;
     x.init = (int)c->slc_init;
     x.local = (int)c->slc_local;
     x.w = c->window < INT32_MAX ? (int)c->window : INT32_MAX;
@@ -57,16 +47,16 @@ static void open_blocks(stage *st, int branch, int64_t stride) {
     const nsa_memory_kind kind = branch == CMP ? NSA_MEM_FORWARD : NSA_MEM_PERSISTENT;
     kv_blocks *in = &st->in[branch];
     in->stride = stride;
-    in->natural[VALUES] = alloc_reals(st, kind, all * st->c.dvp);
+    alloc(st, &in->natural[VALUES], kind, all * st->c.dvp);
     if (attended || (flags & NSA_WANT_CAUSAL))
-        in->transposed[KEYS] = alloc_reals(st, kind, all * st->c.dk8);
+        alloc(st, &in->transposed[KEYS], kind, all * st->c.dk8);
     if (branch == CMP || branch == RAW || backward)
-        in->natural[KEYS] = alloc_reals(st, kind, all * st->c.dkp);
+        alloc(st, &in->natural[KEYS], kind, all * st->c.dkp);
     if (attended && backward)
-        in->transposed[VALUES] = alloc_reals(st, kind, all * st->c.dv8);
+        alloc(st, &in->transposed[VALUES], kind, all * st->c.dv8);
     if (backward) {
-        in->gradient[KEYS] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dkp);
-        in->gradient[VALUES] = alloc_reals(st, NSA_MEM_BACKWARD, all * st->c.dvp);
+        alloc(st, &in->gradient[KEYS], NSA_MEM_BACKWARD, all * st->c.dkp);
+        alloc(st, &in->gradient[VALUES], NSA_MEM_BACKWARD, all * st->c.dvp);
     }
 }
 
@@ -80,7 +70,7 @@ static void open_tables(stage *st, int64_t T, int64_t R) {
     open_table(st, &st->cmp.first, &st->host_cmp.first, st->plan->max_cmp);
     open_table(st, &st->cmp.key, &st->host_cmp.key, st->plan->max_cmp);
     st->row_seq = st->row_t + R;
-    st->token = (int64_t *)device_alloc(st, NSA_MEM_PERSISTENT, R, sizeof(int64_t));
+    alloc(st, &st->token, NSA_MEM_PERSISTENT, R);
     const int64_t chunk = st->plan->setup.flags & NSA_DEBUG_MEMORY ? SHORT_CHUNK : CHUNK;
     st->staging.count = token_size > chunk ? token_size : chunk;
     open_table(st, &st->staging.device, &st->staging.host, st->staging.count);
@@ -90,8 +80,8 @@ static void open_weights(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         if (nsa_has(c, (nsa_id)(NSA_PHI_FIRST + i)))
-            st->phi[i / WEIGHTS][i % WEIGHTS] = alloc_reals(
-                st, NSA_MEM_PERSISTENT, nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
+            alloc(st, &st->phi[i / WEIGHTS][i % WEIGHTS], NSA_MEM_PERSISTENT,
+                  nsa_weight_count(&st->cfg, i / WEIGHTS, i % WEIGHTS));
     }
 }
 
@@ -99,50 +89,46 @@ static void open_inputs(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const int backward = (st->plan->setup.flags & NSA_BACKWARD) != 0;
     const int64_t row_tiles = R * c->kv_heads * st->c.GT;
-    st->q_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * TILE_ROWS);
-    st->gate = alloc_reals(st, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
-    st->forced_idx = (int32_t *)device_alloc(st, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count,
-                                             sizeof(int32_t));
-    st->bad = (nsa_bad_values *)device_alloc(st, NSA_MEM_PERSISTENT, 1, sizeof *st->bad);
+    alloc(st, &st->q_t, NSA_MEM_PERSISTENT, row_tiles * st->c.dk8 * TILE_ROWS);
+    alloc(st, &st->gate, NSA_MEM_PERSISTENT, R * c->q_heads * BRANCHES);
+    alloc(st, &st->forced_idx, NSA_MEM_PERSISTENT, R * c->kv_heads * c->slc_count);
+    alloc(st, &st->bad, NSA_MEM_PERSISTENT, 1);
     for (int x = 0; x < LAYOUTS; x++) /* each sequence begins a block and may leave one unfilled */
         open_blocks(st, x, (x == CMP ? st->plan->max_cmp : T) / BLOCK + c->max_seqs);
     if (!backward)
         return;
-    st->q_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
-    st->dout_t = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * TILE_ROWS);
-    st->dout_n = alloc_reals(st, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
+    alloc(st, &st->q_n, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
+    alloc(st, &st->dout_t, NSA_MEM_PERSISTENT, row_tiles * st->c.dv8 * TILE_ROWS);
+    alloc(st, &st->dout_n, NSA_MEM_PERSISTENT, row_tiles * TILE_ROWS * st->c.wp);
 }
 
 static void open_results(stage *st, int64_t T, int64_t R) {
     const nsa_config *c = &st->cfg;
     const uint32_t flags = st->plan->setup.flags;
     const int64_t outputs = R * c->q_heads * st->c.dvp;
-    st->out = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+    alloc(st, &st->out, NSA_MEM_FORWARD, outputs);
     for (int x = 0; x < BRANCHES; x++) {
         if (flags & (NSA_WANT_BRANCHES | NSA_BACKWARD))
-            st->out_x[x] = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+            alloc(st, &st->out_x[x], NSA_MEM_FORWARD, outputs);
     }
     if (flags & NSA_BACKWARD)
-        st->stats = (row_stats *)device_alloc(st, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES,
-                                              sizeof(row_stats));
+        alloc(st, &st->stats, NSA_MEM_FORWARD, R * c->q_heads * BRANCHES);
     if (flags & NSA_WANT_CAUSAL)
-        st->out_causal = alloc_reals(st, NSA_MEM_FORWARD, outputs);
+        alloc(st, &st->out_causal, NSA_MEM_FORWARD, outputs);
     if (flags & NSA_WANT_IMPORTANCE)
-        st->importance = alloc_reals(st, NSA_MEM_FORWARD,
-                                     R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
-    st->block_idx = (int32_t *)device_alloc(st, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count,
-                                            sizeof(int32_t));
+        alloc(st, &st->importance, NSA_MEM_FORWARD,
+              R * c->kv_heads * ((T + c->slc_block - 1) / c->slc_block));
+    alloc(st, &st->block_idx, NSA_MEM_FORWARD, R * c->kv_heads * c->slc_count);
 }
 
 static void open_gradients(stage *st, int64_t R) {
     const nsa_config *c = &st->cfg;
-    st->dq = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
-    st->dgate = alloc_reals(st, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
+    alloc(st, &st->dq, NSA_MEM_BACKWARD, R * c->q_heads * st->c.dkp);
+    alloc(st, &st->dgate, NSA_MEM_BACKWARD, R * c->q_heads * BRANCHES);
     for (int i = 0; i < PAIR * WEIGHTS; i++) {
         const int pair = i / WEIGHTS, w = i % WEIGHTS;
         if (st->phi[pair][w])
-            st->dphi[pair][w] =
-                alloc_reals(st, NSA_MEM_BACKWARD, nsa_weight_count(&st->cfg, pair, w));
+            alloc(st, &st->dphi[pair][w], NSA_MEM_BACKWARD, nsa_weight_count(&st->cfg, pair, w));
     }
 }
 
@@ -169,6 +155,7 @@ static nsa_status open_all(stage *st) {
     open_inputs(st, T, R);
     open_results(st, T, R);
     TRY(open_compress(st));
+    TRY(open_attend(st));
     if (st->plan->setup.flags & NSA_BACKWARD) {
         open_gradients(st, R);
         if (!st->memory.failed)
@@ -178,7 +165,6 @@ static nsa_status open_all(stage *st) {
         TRY(open_decode(st));
     TRY(nsa_pool_status(st->plan->pool));
     TRY(nsa_device_pool_status(&st->memory));
-    TRY(open_attend(st));
     NSA_CUDA(cudaStreamSynchronize(st->stream));
     return NSA_OK;
 }

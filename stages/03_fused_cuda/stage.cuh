@@ -35,14 +35,16 @@ enum {
 
 /* The configuration as kernels take it, by value. */
 typedef struct dims {
-    int dk, dv;          /* head dimensions, as configured */
-    int dk8, dv8;        /* rounded up to DIM_ALIGN: rows of transposed blocks and tiles */
-    int dkp, dvp, wp;    /* rounded up to TILE_COLS: width of natural rows; the wider of both */
-    int G, GT, Hq, Hkv;  /* heads of a group, its tiles of 16, query and kv heads */
-    int l, d, lb, n;     /* compression block and stride, l', n */
-    int init, local, w;  /* forced blocks, window */
-    int hidden;          /* phi_hidden */
-    float scale, scale2; /* of scores; the same for base 2: scale log2(e) */
+    int dk, dv;             /* head dimensions, as configured */
+    int dk8, dv8;           /* rounded up to DIM_ALIGN: rows of transposed blocks and tiles */
+    int dkp, dvp, wp;       /* rounded up to TILE_COLS: width of natural rows; the wider of both */
+    int G, GT, Hq, Hkv;     /* heads of a group, its tiles of 16, query and kv heads */
+    int l, d, lb, n;        /* compression block and stride, l', n */
+    int per_block, overlap; /* l'/d, l/d */
+    int each;               /* memory blocks that a selected block touches, at most */
+    int init, local, w;     /* forced blocks, window */
+    int hidden;             /* phi_hidden */
+    float scale, scale2;    /* of scores; the same for base 2: scale log2(e) */
 } dims;
 
 /* Where one branch's keys and values lie, [KEYS] and [VALUES]. Block j of head h in a sequence is
@@ -94,7 +96,7 @@ typedef struct cmp_tokens {
 typedef struct compressor_scratch {
     int64_t batch;  /* compressed tokens of one batch */
     real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
-    real *z;        /* [batch*Hkv][l*D] mlp: vec(x + pe); gated and mlp: its gradient, dz */
+    real *z;        /* [batch*Hkv][l*D] mlp: vec(x + pe); gated and mlp: dz */
     real *h;        /* [batch*Hkv][hidden] mlp: silu(u) */
     real *du;       /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
     real *partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
@@ -106,16 +108,17 @@ typedef struct attend_args {
     dims c;
     const row_range *tiles; /* [n_tiles] */
     int64_t n_tiles;
-    const sequence *seqs;  /* [B] */
-    const int32_t *row_t;  /* [R] each row's position in its sequence */
-    kv_blocks in[LAYOUTS]; /* where the sequences' blocks are */
-    const real *q_t;       /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
-    const real *gate;      /* [R,Hq,3] */
-    real *out;             /* [R,Hq,dvp] */
-    real *out_x[BRANCHES]; /* [R,Hq,dvp]; NULL if not wanted */
-    row_stats *stats;      /* [R,Hq,3]; NULL without backward */
-    int32_t *block_idx;    /* [R,Hkv,n] */
-    real *importance;      /* [R,Hkv,J]; NULL if not wanted */
+    const sequence *seqs;   /* [B] */
+    const int32_t *row_t;   /* [R] each row's position in its sequence, */
+    const int32_t *row_seq; /* and its sequence */
+    kv_blocks in[LAYOUTS];  /* where the sequences' blocks are */
+    const real *q_t;        /* [R,Hkv,GT][dk8][16] Q^T, heads past G are zero */
+    const real *gate;       /* [R,Hq,3] */
+    real *out;              /* [R,Hq,dvp] */
+    real *out_x[BRANCHES];  /* [R,Hq,dvp]; NULL if not wanted */
+    row_stats *stats;       /* [R,Hq,3]; NULL without backward */
+    int32_t *block_idx;     /* [R,Hkv,n] */
+    real *importance;       /* [R,Hkv,J]; NULL if not wanted */
     int64_t J;
     bool forced; /* block_idx is given: do not select */
 } attend_args;
@@ -191,6 +194,13 @@ typedef struct stage {
             return try_;                                                                           \
     } while (0)
 
+/* Launch a kernel in the stage's stream, and return if that fails. */
+#define LAUNCH(kernel, grid, block, shared_bytes, st, ...)                                         \
+    do {                                                                                           \
+        NSA_LAUNCH(kernel, grid, block, shared_bytes, (st)->stream, __VA_ARGS__);                  \
+        NSA_LAUNCHED(#kernel);                                                                     \
+    } while (0)
+
 /* f<N_TILES>(...), where N_TILES tiles of columns make up `padded`, dkp or dvp: a constant for the
  * compiler, so that accumulators are registers. */
 #define BY_WIDTH(padded, f, ...)                                                                   \
@@ -203,20 +213,25 @@ static inline int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
 }
 
-/* stage.cu */
-int64_t width(const stage *st, int pair);
-
 /* Zeroed device memory, during open only. */
-static inline void *device_alloc(stage *st, nsa_memory_kind kind, int64_t count, size_t size) {
-    return nsa_device_alloc(&st->memory, kind, count, size, st->stream);
+template <class T>
+static inline void alloc(stage *st, T **to, nsa_memory_kind kind, int64_t count) {
+    *to = (T *)nsa_device_alloc(&st->memory, kind, count, sizeof(T), st->stream);
 }
 
-static inline real *alloc_reals(stage *st, nsa_memory_kind kind, int64_t count) {
-    return (real *)device_alloc(st, kind, count, sizeof(real));
+/* A table on the device, and on the host what is copied to it. */
+template <class T> static inline void open_table(stage *st, T **there, T **here, int64_t count) {
+    alloc(st, there, NSA_MEM_PERSISTENT, count);
+    *here = (T *)nsa_pool_alloc(st->plan->pool, NSA_MEM_PERSISTENT, count, sizeof(T));
 }
 
 static inline nsa_status poison(stage *st, unsigned kinds) {
     return nsa_device_poison(&st->memory, kinds, st->stream);
+}
+
+template <class T> static inline nsa_status zero(const stage *st, T *x, int64_t count) {
+    NSA_CUDA(cudaMemsetAsync(x, 0, (size_t)count * sizeof *x, st->stream));
+    return NSA_OK;
 }
 
 /* A table of the host to the device; waits. */
@@ -241,14 +256,14 @@ nsa_status compress_pack(stage *st);
 /* read.cu */
 nsa_status read(void *self, nsa_id id, const nsa_tensor *to);
 
-/* load.cu: the batch's rows in tiles of up to `rows` neighbours, to `tiles` on the device */
-nsa_status make_tiles(stage *st, int rows, row_range *tiles, int64_t *n_tiles);
+/* load.cu: the batch's rows in tiles of up to `rows` neighbours, on the host and on the device */
+nsa_status make_tiles(stage *st, int rows, row_range *host, row_range *tiles, int64_t *n_tiles);
 
 /* attend.cu */
 nsa_status open_attend(stage *st); /* sets st->warps */
 nsa_status attend_cmp(stage *st, const attend_args *args);
 nsa_status attend_slc_win(stage *st, const attend_args *args);
-nsa_status attend_causal(stage *st, const attend_args *args, int branch, real *out);
+nsa_status attend_causal(stage *st, const attend_args *args);
 
 /* forward.cu, decode.cu, backward.cu */
 attend_args make_attend_args(const stage *st);

@@ -42,10 +42,9 @@ static __device__ __forceinline__ int last_position(const attend_args *a, const 
     return a->row_t[coord->rows->first + coord->rows->count - 1];
 }
 
-/* Number of the warp's tile of heads g16, among all of [R,Hkv,GT]. */
-static __device__ __forceinline__ int64_t head_tile(const dims *c, const tile_coord *coord,
-                                                    int g16) {
-    return (coord->row * c->Hkv + coord->kvh) * c->GT + g16;
+/* Number of the tile of heads g16 of a row, among all of [R,Hkv,GT]. */
+static __device__ __forceinline__ int64_t head_tile(const dims *c, int64_t row, int kvh, int g16) {
+    return (row * c->Hkv + kvh) * c->GT + g16;
 }
 
 /* One block of keys and values in each layout: K^T, V, and for backward K and V^T, else NULL. */
@@ -123,6 +122,14 @@ static __device__ __forceinline__ bool next_block(block_iter *iter, const int32_
         iter->entry++;
     }
     return true;
+}
+
+/* ---------------------------------------------- the rows of a block of keys */
+
+/* The tokens of selected block j that position t sees, those of memory block `block` alone. */
+static __device__ __forceinline__ uint64_t selected_mask(const dims *c, int j, int t, int block) {
+    const int first = j * c->lb, end = min(first + c->lb, t + 1);
+    return range_mask(first - block * BLOCK, end - block * BLOCK);
 }
 
 #endif

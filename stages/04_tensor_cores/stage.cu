@@ -14,7 +14,7 @@ static dims dims_of(const nsa_plan *plan) {
     x.dk = (int)c->qk_dim;
     x.dv = (int)c->v_dim;
     const int wide = x.dk > x.dv ? x.dk : x.dv; /* padded to a width that BY_WIDTH knows */
-    x.wp = x.dkp = wide <= MEM_COLS ? (int)MEM_COLS : (wide + PAD_COLS - 1) / PAD_COLS * PAD_COLS;
+    x.wp = x.dkp = wide <= MEM_COLS ? (int)MEM_COLS : (int)round_up(wide, PAD_COLS);
     x.dvp = x.wp == 3 * PAD_COLS && x.dv <= 2 * PAD_COLS ? 2 * (int)PAD_COLS : x.wp;
     x.G = (int)plan->group;
     x.GT = (int)((plan->group + TILE_ROWS - 1) / TILE_ROWS);
@@ -25,8 +25,8 @@ static dims dims_of(const nsa_plan *plan) {
     x.lb = (int)c->slc_block;
     x.n = (int)c->slc_count;
     x.per_block = x.lb / x.d;
-    x.each = x.lb % BLOCK == 0 ? x.lb / BLOCK : BLOCK % x.lb == 0 ? 1 : (x.lb - 2) / BLOCK + 2;
     x.overlap = x.l / x.d;
+    x.each = x.lb % BLOCK == 0 ? x.lb / BLOCK : BLOCK % x.lb == 0 ? 1 : (x.lb - 2) / BLOCK + 2;
     x.init = (int)c->slc_init;
     x.local = (int)c->slc_local;
     x.w = c->window < INT32_MAX ? (int)c->window : INT32_MAX;

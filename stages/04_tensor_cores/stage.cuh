@@ -70,8 +70,8 @@ typedef struct row_range {
     int32_t count, sequence;
 } row_range;
 
-/* Row maximum, scaled (scale2 q.k), and 1/sum of one softmax: p = 2^(scale2 s - row_max) inv_sum.
- */
+/* Row maximum, scaled (scale2 q.k), and 1/sum of one softmax:
+ * p = 2^(scale2 s - row_max) inv_sum. */
 typedef struct row_stats {
     float row_max, inv_sum;
 } row_stats;
@@ -88,12 +88,11 @@ typedef struct cmp_tokens {
 /* Scratch of a compressor. It takes a batch of compressed tokens at a time; m = i*Hkv + h numbers
  * token i of the batch, head h. */
 typedef struct compressor_scratch {
-    int64_t batch; /* compressed tokens of one batch */
-    real *y;       /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
-    real *z;  /* [batch*Hkv][l*D] mlp: vec(x), in backward vec(x + pe); gated and mlp: its gradient,
-                 dz */
-    real *h;  /* [batch*Hkv][hidden] mlp: silu(u) */
-    real *du; /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
+    int64_t batch;  /* compressed tokens of one batch */
+    real *y;        /* [batch*Hkv][D] mlp: compressed tokens; backward: their dy; gated: dw */
+    real *z;        /* [batch*Hkv][l*D] mlp: vec(x), in backward vec(x + pe); gated and mlp: dz */
+    real *h;        /* [batch*Hkv][hidden] mlp: silu(u) */
+    real *du;       /* [batch*Hkv][hidden] mlp, [batch*Hkv][l] gated */
     real *partials; /* [SUM_PARTIALS][columns, at most] of column_sums() */
 } compressor_scratch;
 
@@ -212,6 +211,10 @@ typedef struct stage {
      : (c)->dkp == 256 ? f<256, 256>(__VA_ARGS__)                                                  \
      : (c)->dvp == 128 ? f<192, 128>(__VA_ARGS__)                                                  \
                        : f<192, 192>(__VA_ARGS__))
+
+static inline int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
 
 /* Zeroed device memory, during open only. */
 template <class T>
