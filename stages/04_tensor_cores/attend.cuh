@@ -145,23 +145,14 @@ static __device__ __forceinline__ void add_scores(acc_tiles<N> (&s)[M], const bf
     }
 }
 
-template <int D, int M, int N>
-static __device__ __forceinline__ void shared_scores(acc_tiles<N> (&s)[M], const bf16 *s_a,
-                                                     const bf16 *s_b) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-        s[m] = {};
-    add_scores<D>(s, s_a, s_b);
-}
-
-/* acc [16, D] += P B for row tile m, P = the tiles of p, B = s_b [16 STEPS][D]: values, or in
+/* acc [16, D] += P B for row tile m, P = the tiles of p, B = s_b [64][D]: values, or in
  * backward keys. MASKED: keys whose bit in mask[m] is not set count as zero. */
-template <int D, bool MASKED, int M, int STEPS>
+template <int D, bool MASKED, int M>
 static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const (&acc)[M],
-                                                   const frag_a (&p)[M][STEPS], const bf16 *s_b,
+                                                   const frag_a (&p)[M][KEY_STEPS], const bf16 *s_b,
                                                    const uint64_t (&mask)[M]) {
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
+    for (int step = 0; step < KEY_STEPS; step++) {
         frag_b visible[M];
         for (int m = 0; MASKED && m < M; m++)
             visible[m] = visible_halves(keys_of(mask[m], step));
@@ -179,24 +170,23 @@ static __device__ __forceinline__ void matmul_keys(acc_tiles<D / TILE_N> *const 
 }
 
 /* The same, masked where some row tile does not see all keys. */
-template <int D, int M, int STEPS>
+template <int D, int M>
 static __device__ __forceinline__ void matmul_masked(acc_tiles<D / TILE_N> *const (&acc)[M],
-                                                     const frag_a (&p)[M][STEPS], const bf16 *s_b,
-                                                     const uint64_t (&mask)[M]) {
-    const uint64_t keys = ALL_KEYS >> (BLOCK - STEPS * TILE_K);
+                                                     const frag_a (&p)[M][KEY_STEPS],
+                                                     const bf16 *s_b, const uint64_t (&mask)[M]) {
     bool all = true;
     for (int m = 0; m < M; m++)
-        all &= (mask[m] & keys) == keys;
+        all &= mask[m] == ALL_KEYS;
     if (all)
         matmul_keys<D, false>(acc, p, s_b, mask);
     else
         matmul_keys<D, true>(acc, p, s_b, mask);
 }
 
-/* Tiles of scores, or of their gradients, as A of the next product. */
-template <int N>
-static __device__ __forceinline__ void pack_tiles(frag_a (&p)[N / 2], const acc_tiles<N> &s) {
-    for (int step = 0; step < N / 2; step++)
+/* Tiles of scores as A of the next product. */
+static __device__ __forceinline__ void pack_tiles(frag_a (&p)[KEY_STEPS],
+                                                  const acc_tiles<KEY_TILES> &s) {
+    for (int step = 0; step < KEY_STEPS; step++)
         p[step] = a_of_acc(s.x[2 * step], s.x[2 * step + 1]);
 }
 

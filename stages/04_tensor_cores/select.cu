@@ -183,13 +183,13 @@ static __global__ void __launch_bounds__(SELECT_WARPS *WARP_SIZE, 2)
     load_stats(&a, &coord, m.stats, queries, 0);
     for (int b = 0; b * BLOCK < n_last; b++) {
         for (int g16 = 0; g16 < c->GT; g16++) {
-            acc_tiles<KEY_TILES> s[KEY_ROWS];
+            acc_tiles<KEY_TILES> s[KEY_ROWS] = {};
             nsa_cp_async_commit();
             nsa_cp_async_wait<0>();
             __syncthreads(); /* keys and columns have arrived */
             if (works)
-                shared_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
-            __syncthreads();                                             /* they are used */
+                add_scores<DK>(s, m.k, m.q + first * TILE_ROWS * DK); /* [64 keys, 64 columns] */
+            __syncthreads();                                          /* they are used */
             if (g16 == c->GT - 1)
                 load_keys<DK>(&a, &coord, m.k, b + 1, n_last);
             if (works && c->GT > 1)
