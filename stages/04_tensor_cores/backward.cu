@@ -16,7 +16,7 @@ nsa_status open_backward(stage *st) {
     return NSA_OK;
 }
 
-/* Zero the gradients that are accumulated; without rows, dq has none. */
+/* Zero the gradients that are accumulated. dq is not: its first branch writes it. */
 static nsa_status zero_gradients(stage *st) {
     const nsa_config *c = &st->cfg;
     for (int x = 0; x < LAYOUTS; x++) {

@@ -33,7 +33,7 @@ typedef struct grad_args {
     real *dq, *dgate;        /* [R,Hq,dkp] [R,Hq,3] */
 } grad_args;
 
-/* A row that sees a block of keys, and the block's number among those that the row sees. */
+/* A row that sees a block of keys, and the place of the block's dS among the row's. */
 typedef struct __align__(8) list_entry {
     int32_t row, place;
 }
@@ -73,8 +73,10 @@ static __host__ __device__ __forceinline__ int64_t units_of(int64_t count) {
     return (count + UNIT_ROWS - 1) / UNIT_ROWS;
 }
 
-/* The tile of dS of a row tile of the slice and one of the blocks that it sees. It is stored as
- * [4][32 lanes] pieces: of each 16 keys the fragment of dS^T. */
+/* The tile of dS of a row tile of the slice and one of the blocks that it sees: at place b % width
+ * for compressed and window blocks, of which a row sees `width` neighbours at most, at
+ * selected_place() for selected ones. It is stored as [4][32 lanes] pieces: of each 16 keys the
+ * fragment of dS^T. */
 static __device__ __forceinline__ uint4 *ds_tile(const grad_args *a, const inverse_list *inv,
                                                  int64_t tile, int place) {
     const int64_t first = inv->first_row * a->f.c.Hkv * a->f.c.GT;

@@ -54,8 +54,8 @@ static __global__ void __launch_bounds__(GATE_WARPS *WARP_SIZE) gate_backward_ke
     }
 }
 
-/* Write or add the first `rows` rows of tiles of dq. All loads come before the stores, as in
- * attend.cu. */
+/* Write (compressed, the first branch) or add the first `rows` rows of tiles of dq. All loads come
+ * before the stores, as in attend.cu. */
 template <int N>
 static __device__ __forceinline__ void add_acc(real *to, int64_t ld, const acc_tiles<N> *acc,
                                                int rows, bool add) {
@@ -72,7 +72,8 @@ static __device__ __forceinline__ void add_acc(real *to, int64_t ld, const acc_t
 }
 
 /* dS of 16 keys as A, 16 heads by 16 keys, from the piece that backward_keys.cu has left. There
- * keys are the rows: its fragment is transposed, 8 x 8 elements at a time. */
+ * keys are the rows: its fragment is transposed, 8 x 8 elements at a time, and the two quarters off
+ * the diagonal change places. */
 static __device__ __forceinline__ frag_a load_ds(const uint4 *at) {
     const uint4 x = *at;
     return {{nsa_movmatrix_trans(x.x), nsa_movmatrix_trans(x.z), nsa_movmatrix_trans(x.y),

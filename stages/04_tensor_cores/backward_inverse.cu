@@ -5,7 +5,8 @@
  *  Compressed and window: the rows that see a block are neighbours, a range. Selected: a list, made
  *  by a counting sort. Each chunk of rows counts its rows for every block; prefix sums give each
  *  chunk its offset in every block's list; each chunk stores its rows in their order. So lists are
- *  ascending, and the same in every run. */
+ *  ascending, and the same in every run. Rows come in slices whose dS fits into memory; a listed
+ * row has its place there with it. */
 #include "backward.cuh"
 
 enum {
@@ -97,7 +98,7 @@ static __global__ void __launch_bounds__(WARP_SIZE) invert_chunk(grad_args a, in
             int block = first_block;
             const int last = min(idx[i] * c->lb + c->lb - 1, t) / BLOCK;
             if (i > 0 && (idx[i - 1] * c->lb + c->lb - 1) / BLOCK == block)
-                block++; /* the entry before has counted a block that both share */
+                block++; /* the entry before, which of all reaches farthest, has counted it */
             for (; block <= last; block++) { /* no other lane has this block */
                 const int32_t rank = chunk_counts[first + block]++;
                 if (STORE)

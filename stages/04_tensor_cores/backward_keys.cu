@@ -1,6 +1,7 @@
 /** @file
- *  @brief Backward by keys: dk and dv of a block, from all rows that see it. Nobody else adds to
- *  them: no atomics, and the same bits in every run. */
+ *  @brief Backward by keys: dk and dv of a block, from the rows of a slice that see it, and dS,
+ * kept for dq. Each work unit stores sums of its own, which are added in their order: no atomics,
+ * and the same bits in every run. */
 #include "backward.cuh"
 
 /* Parts of the columns of dk and dv: half of them are registers enough for wide heads. */
@@ -135,8 +136,9 @@ static __device__ __forceinline__ void make_p(frag_a (&p)[KEY_M], acc_tiles<2> (
     }
 }
 
-/* From dP^T and gate P^T to dS^T / scale, which dq_kernel wants too:
- *     dS = gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s. */
+/* From dP^T and gate P^T to dS^T / scale, which the kernels of dq want too:
+ *     dS / scale = gate P (dP - dgate),   dgate = <dO,o> = sum_s P_s dP_s.
+ * Who sums it multiplies by the scale at the end. */
 template <bool MASKED>
 static __device__ __forceinline__ void make_ds(frag_a (&ds)[KEY_M], acc_tiles<2> (&dp)[KEY_M],
                                                const row_terms *terms, unsigned mask,
@@ -155,7 +157,7 @@ static __device__ __forceinline__ void make_ds(frag_a (&ds)[KEY_M], acc_tiles<2>
             *x = visible ? p * (*x - terms[i / 4 * TILE_N + lane_col() + i % 2].dgate) : 0;
         }
         ds[m] = a_of_acc(dp[m].x[0], dp[m].x[1]);
-        if (blockIdx.z == 0)
+        if (blockIdx.z == 0) /* both halves of a wide head make the same */
             g_ds[m * WARP_SIZE + lane_id()] =
                 make_uint4(ds[m].x[0], ds[m].x[1], ds[m].x[2], ds[m].x[3]);
     }
@@ -194,13 +196,13 @@ typedef struct unit_rows {
     int64_t start;  /* where its rows begin in the list, or the first row */
     int tiles;      /* its row tiles */
     int kvh, block; /* kv head, block of the sequence */
-    int place;      /* of the block in all rows; selected blocks have it in the list */
+    int place;      /* of its dS in every row; selected blocks have one in each list entry */
     full_range all; /* the rows that see all keys of the block */
 } unit_rows;
 
-/* Row of row tile i of a unit; -1 if there is none. */
-static __device__ __forceinline__ list_entry row_of_unit(const inverse_list *inv,
-                                                         const unit_rows &x, int i, int GT) {
+/* The list entry of row tile i of a unit; row -1 if there is none. */
+static __device__ __forceinline__ list_entry entry_of_unit(const inverse_list *inv,
+                                                           const unit_rows &x, int i, int GT) {
     const int64_t at = x.start + (GT == 1 ? i : i / GT);
     return i >= x.tiles ? list_entry{-1, 0}
            : inv->list  ? inv->list[at]
@@ -214,7 +216,7 @@ static __device__ __forceinline__ unit_rows unit_of(const grad_args *a, const in
     x.start = inv->start[block] + first;
     x.tiles = rows * a->f.c.GT;
     x.kvh = (int)(block / inv->stride);
-    const sequence *sq = &a->f.seqs[a->f.row_seq[row_of_unit(inv, x, 0, 1).row]];
+    const sequence *sq = &a->f.seqs[a->f.row_seq[entry_of_unit(inv, x, 0, 1).row]];
     x.block = (int)(block % inv->stride - sq->first_block[inv->branch]);
     x.place = x.block % inv->width;
     x.all = rows_that_see_all(&a->f.c, inv->branch, x.block);
@@ -287,7 +289,7 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
 #pragma unroll 1
     for (int tile = 0; tile < count; tile++) {
         const uint64_t mask = visible_keys(&a->f, inv->branch, unit.kvh, unit.block,
-                                           row_of_unit(inv, unit, i + tile, c->GT).row,
+                                           entry_of_unit(inv, unit, i + tile, c->GT).row,
                                            step->terms[tile * TILE_ROWS].t);
         add_row_tile<DK, DV, true>(x, m, step, tile, c->scale2,
                                    (unsigned)(mask >> warp_id() % KEY_GROUPS * WARP_KEYS));
@@ -302,7 +304,8 @@ static __device__ __forceinline__ void add_step(key_state<DK, DV> *x, dkv_smem<D
  *
  *     warps 0, 1   S^T [32 keys,16 rows] = K Q^T    ->  P^T, also to shared memory
  *     warps 2, 3   dP^T                  = V dO^T
- *     all wait                                          dS^T = P^T (dP^T - dgate), also to memory
+ *     all wait
+ *     warps 2, 3   dS^T = P^T (dP^T - dgate)        ->  also to device memory
  *     warps 0, 1   dV [32 keys,DV] += P^T dO
  *     warps 2, 3   dK [32 keys,DK] += dS^T Q
  *
@@ -328,7 +331,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
     const unit_rows unit = unit_of(&a, &inv, block, first, (int)rows);
     const int warp = warp_id();
     load_state(&x, m, block_at<DK, DV>(&a.f.in[inv.branch], block));
-    list_entry next = row_of_unit(&inv, unit, warp < STEP ? warp : unit.tiles, c->GT);
+    list_entry next = entry_of_unit(&inv, unit, warp < STEP ? warp : unit.tiles, c->GT);
     for (int i = -STEP, which = 1; i < unit.tiles; i += STEP, which ^= 1) { /* first only loads */
         nsa_cp_async_wait<0>();
         __syncthreads(); /* this step has arrived, the last one is used */
@@ -338,7 +341,7 @@ static __global__ void __launch_bounds__(DKV_WARPS *WARP_SIZE, 2)
                 head_tile(c, next.row, unit.kvh, c->GT == 1 ? 0 : (i + STEP + warp) % c->GT),
                 next.place, &m->step[which ^ 1], warp);
         nsa_cp_async_commit();
-        next = row_of_unit(&inv, unit, warp < STEP ? i + 2 * STEP + warp : unit.tiles, c->GT);
+        next = entry_of_unit(&inv, unit, warp < STEP ? i + 2 * STEP + warp : unit.tiles, c->GT);
         if (i >= 0)
             add_step(&x, m, &a, &inv, unit, i, which);
     }

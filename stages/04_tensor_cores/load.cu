@@ -27,8 +27,8 @@ static __host__ __device__ __forceinline__ int pieces_of(int D) {
     return (D + PIECE - 1) / PIECE;
 }
 
-/* x [rows,Hq,D], from result row `row` on -> row tiles. One piece a thread: divisions of 64 bits
- * cost more than its eight elements. */
+/* x [rows,Hq,D], from result row `row` on -> row tiles. Padding stays zero. One piece a thread:
+ * divisions of 64 bits cost more than its eight elements. */
 static __global__ void pack_rows_kernel(dims c, nsa_source x, int64_t row, int64_t count,
                                         row_view to) {
     const int pieces = pieces_of(to.D);

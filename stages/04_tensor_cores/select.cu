@@ -229,7 +229,7 @@ static __device__ __forceinline__ void load_candidates(float (&x)[RANK_LOADS], c
     }
 }
 
-/* The lane's best candidate; 0 if it has none. */
+/* The lane's best candidate that is no NaN; 0 if it has none. */
 static __device__ __forceinline__ sort_key best_of_lane(const dims *c, const float *g_row,
                                                         int own_block) {
     const int last = own_block - c->local;

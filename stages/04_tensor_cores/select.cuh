@@ -77,7 +77,8 @@ static __device__ __forceinline__ int forced_blocks(const dims *c, int own_block
     return *n0 + max(0, own_block - *first_local + 1);
 }
 
-/* The key at place `place` of the lanes' keys, in descending order; 0 if there is none. */
+/* The key at place `place`, from 0, of the lanes' keys in descending order, which differ unless
+ * they are 0; 0 if there are not so many. */
 static __device__ __forceinline__ sort_key key_at_place(sort_key key, int place) {
     int before = 0;
     for (int lane = 0; lane < WARP_SIZE; lane++)
