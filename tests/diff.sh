@@ -227,6 +227,9 @@ made 00_first/steps/other/other.c 1 2 3 4 5 6 7 8 9 10
 sizes "a step and a move at the limits" 0 4 5
 sizes "a step beyond its limit" 1 3 5
 sizes "a move beyond its limit" 1 4 4
+made 00_first/steps/attend/problem.c 1 2 3 4 5
+sizes "a problem at the limit" 0 5 5
+sizes "a problem beyond its limit" 1 4 5
 made 00_first/steps/attend/3_d.c same 1 2 3
 sizes "a missing number" 1 10 10
 made 00_first/steps/attend/2_c.c same 1 2 3

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Are the steps of a stage small enough to be read as diffs? In stages/STAGE/steps every folder with
-# numbered files is a chain, of files 0_name, 1_name, and so on. A file may have LINES lines, and a
-# move, from one file to the next, CHANGES changed ones, added and removed together.
+# numbered files is a chain, of files 0_name, 1_name, and so on. A file, the chain's problem too, may
+# have LINES lines, and a move, from one step to the next, CHANGES changed ones, added and removed
+# together.
 #
 #   sh tests/step_sizes.sh STAGE LINES CHANGES     `make step-sizes` asks for all stages
 set -eu
@@ -40,6 +41,10 @@ check_chain() {
         [ "$lines" -le "$max_lines" ] || fail "$step: $lines lines, at most $max_lines"
         [ -z "$last" ] || check_move "$last" "$step"
         last=$step number=$((number + 1))
+    done
+    for other in "$1"/[!0-9]*; do
+        [ ! -f "$other" ] || [ "$(grep -c '' "$other")" -le "$max_lines" ] ||
+            fail "$other: $(grep -c '' "$other") lines, at most $max_lines"
     done
     echo "${1#stages/}: $number steps of at most $longest lines, moves of at most $largest"
 }

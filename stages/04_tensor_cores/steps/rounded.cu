@@ -17,6 +17,13 @@ bf16 *rounded(const float *x, int64_t rows, layout to) {
     return (bf16 *)copy_to_device(y, padded * D, sizeof *y);
 }
 
+const float *floats(const float *x, int64_t n, bool is_rounded) {
+    float *y = (float *)allocate(n, sizeof *y);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = is_rounded ? __bfloat162float(__float2bfloat16_rn(x[i])) : x[i];
+    return y;
+}
+
 double rounding_error(const float *x, const float *reference, int64_t rows, int64_t columns) {
     double difference = 0, all = 0, worst = 0;
     for (int64_t i = 0; i < rows * columns; i++)

@@ -25,6 +25,8 @@ enum {
  */
 typedef enum layout { ROWS, COLUMNS, MEM_TILES } layout;
 bf16 *rounded(const float *x, int64_t rows, layout to);
+/* x [n] on the host, as it is or rounded to bfloat16 and back. */
+const float *floats(const float *x, int64_t n, bool is_rounded);
 
 /* How far steps that round may be from step 0. bfloat16 has 8 bits, so rounding is off by up to
  * 2^-9 of an element, and in random directions: some operands together by 2^-8 of the result. */

@@ -40,6 +40,9 @@ void draw_blocks(int32_t *idx, int count, int t, uint64_t *random);
 float *transposed_blocks(const float *x, int64_t T);
 float *natural_blocks(const float *x, int64_t T);
 
+/* a.b and y += a x of rows [D], for references */
+double dot_float64(const float *a, const float *b);
+void add_scaled_float64(double *y, double a, const float *x);
 /* rms(x - reference) / rms(reference); NaN if either holds one */
 double relative_rms(const float *x, const double *reference, int64_t n);
 double relative_rms_float(const float *x, const float *reference, int64_t n);

@@ -117,6 +117,18 @@ float *natural_blocks(const float *x, int64_t T) {
     return blocks_of(x, T, false);
 }
 
+double dot_float64(const float *a, const float *b) {
+    double sum = 0;
+    for (int c = 0; c < D; c++)
+        sum += (double)a[c] * (double)b[c];
+    return sum;
+}
+
+void add_scaled_float64(double *y, double a, const float *x) {
+    for (int c = 0; c < D; c++)
+        y[c] += a * (double)x[c];
+}
+
 double relative_rms(const float *x, const double *reference, int64_t n) {
     double difference = 0, all = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -11,18 +11,6 @@ typedef struct gradients {
     double *dq, *dk, *dv;
 } gradients;
 
-static double dot_float64(const float *a, const float *b) {
-    double sum = 0;
-    for (int c = 0; c < D; c++)
-        sum += (double)a[c] * (double)b[c];
-    return sum;
-}
-
-static void add_scaled_float64(double *y, double a, const float *x) {
-    for (int c = 0; c < D; c++)
-        y[c] += a * (double)x[c];
-}
-
 /* One head of a query, row = t*G + g: dq [D] is set; its share of dk and dv of one block, [BLOCK,D]
  * each, is added. */
 static void backward_float64(const problem *pb, const host_arrays *host, int64_t row, int block,

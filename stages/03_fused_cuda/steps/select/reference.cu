@@ -13,9 +13,7 @@ static void importance_float64(const problem *pb, const host_arrays *host, int t
     for (int64_t row = (int64_t)t * G; row < (int64_t)(t + 1) * G; row++) {
         double row_sum = 0;
         for (int i = 0; i < n_visible; i++) {
-            double s = 0;
-            for (int c = 0; c < D; c++)
-                s += (double)host->q[row * D + c] * (double)host->k[(int64_t)i * D + c];
+            const double s = dot_float64(host->q + row * D, host->k + (int64_t)i * D);
             row_sum += p[i] = exp(s / sqrt((double)D)); /* scores are small here */
         }
         for (int j = 0; j <= own_block_of(pb, t); j++) {

@@ -59,9 +59,7 @@ static void attend_float64(int t, int g, double *p, double *out) {
     const float *q_tg = q + ((int64_t)t * G + g) * D;
     double row_max = -INFINITY, row_sum = 0;
     for (int64_t s = 0; s <= t; s++) {
-        p[s] = 0;
-        for (int c = 0; c < D; c++)
-            p[s] += (double)q_tg[c] * (double)k[s * D + c] / sqrt((double)D);
+        p[s] = dot_float64(q_tg, k + s * D) / sqrt((double)D);
         row_max = p[s] > row_max ? p[s] : row_max;
     }
     for (int64_t s = 0; s <= t; s++) {

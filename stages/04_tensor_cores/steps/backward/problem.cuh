@@ -39,11 +39,19 @@ typedef struct backward_problem {
     float *dk, *dv;               /* [blocks][BLOCK,D] */
 } problem;
 
+/* On the host. */
+typedef struct host_arrays {
+    float *q, *dout, *k, *v, *gate; /* [T,G,D] [T,D] [T,G] */
+} host_arrays;
+
 nsa_status backward_0_float32(const problem *pb);
 nsa_status backward_1_keys(const problem *pb);
 nsa_status backward_2_halves(const problem *pb);
 nsa_status backward_3_ds(const problem *pb);
 nsa_status backward_4_async(const problem *pb);
+
+/* reference.cu: how far `first` [dq,dk,dv], step 0's, is from float64. */
+double backward_error(const problem *pb, const host_arrays *host, const float *first);
 
 /* queries.cu: dq by queries, with S and dP once more, which no step before 3 changes; in float32
  * for step 0, by the matrix unit for steps 1 and 2. */

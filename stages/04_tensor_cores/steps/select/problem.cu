@@ -47,15 +47,10 @@ static __global__ void __launch_bounds__(64) forward_kernel(problem one, row_sta
 /* The statistics for q and k as they are, or rounded to bfloat16. */
 static const row_stats *make_stats(bool is_rounded) {
     const int64_t rows = (int64_t)pb.T * G, keys = pb.padded;
-    float *x = (float *)allocate((rows + keys) * D, sizeof *x), *y = x + rows * D;
     row_stats *stats = (row_stats *)allocate(rows, sizeof *stats);
     problem one = pb;
-    for (int64_t i = 0; i < (rows + keys) * D; i++) {
-        x[i] = i < rows * D ? q[i] : k[i - rows * D];
-        x[i] = is_rounded ? __bfloat162float(__float2bfloat16_rn(x[i])) : x[i];
-    }
-    one.q = (float *)copy_to_device(x, rows * D, sizeof *x);
-    one.kt = transposed_blocks(y, keys);
+    one.q = (float *)copy_to_device(floats(q, rows * D, is_rounded), rows * D, sizeof *q);
+    one.kt = transposed_blocks(floats(k, keys * D, is_rounded), keys);
     stats = (row_stats *)copy_to_device(stats, rows, sizeof *stats);
     NSA_LAUNCH(forward_kernel, (unsigned)((rows + 63) / 64), 64, 0, 0, one, stats);
     return stats;
@@ -107,9 +102,7 @@ static void sums_float64(int t, double *p, double *sums) {
     for (int g = 0; g < G; g++) {
         double row_sum = 0;
         for (int i = 0; i < n_visible; i++) {
-            double s = 0;
-            for (int c = 0; c < D; c++)
-                s += (double)q[((int64_t)t * G + g) * D + c] * (double)k[(int64_t)i * D + c];
+            const double s = dot_float64(q + ((int64_t)t * G + g) * D, k + (int64_t)i * D);
             row_sum += p[i] = exp(s / sqrt((double)D)); /* scores are small here */
         }
         for (int i = 0; i < n_visible; i++)
