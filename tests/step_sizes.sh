@@ -1,8 +1,8 @@
 #!/bin/sh
 # Are the steps of a stage small enough to be read as diffs? In stages/STAGE/steps every folder with
-# numbered files is a chain, of files 0_name, 1_name, and so on. A file, the chain's problem too, may
-# have LINES lines, and a move, from one step to the next, CHANGES changed ones, added and removed
-# together.
+# numbered files is a chain, of files 0_name, 1_name, and so on. A file, of the chain's problem too,
+# may have LINES lines, and a move, from one step to the next, CHANGES changed ones, added and
+# removed together.
 #
 #   sh tests/step_sizes.sh STAGE LINES CHANGES     `make step-sizes` asks for all stages
 set -eu
