@@ -89,7 +89,7 @@ static __device__ __forceinline__ void load_keys(const attend_args *a, const til
 static __device__ __forceinline__ void sum_heads(const acc_tiles<KEY_TILES> (&s)[KEY_ROWS],
                                                  float scale2, const row_stats *s_stats,
                                                  float *s_ring, bool add) {
-    float sum[KEY_ROWS][2];
+    float sum[KEY_ROWS][2] = {};
 #pragma unroll
     for (int n = 0; n < TILE_ROWS / 2; n++) {
 #pragma unroll
@@ -100,7 +100,7 @@ static __device__ __forceinline__ void sum_heads(const acc_tiles<KEY_TILES> (&s)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const float e = exp_score(scale2, s[m].x[n][2 * i + j], r.row_max);
-                    sum[m][i] = n + j ? fmaf(e, r.inv_sum, sum[m][i]) : e * r.inv_sum;
+                    sum[m][i] = fmaf(e, r.inv_sum, sum[m][i]);
                 }
             }
         }

@@ -12,7 +12,7 @@ const tolerance *tolerance_of(nsa_arith arith) {
     static const tolerance table[] = {
         [NSA_FLOAT64] = {1e-12, 1e-11, 1e-10, 1e-10, 1e-12, 0},
         [NSA_FLOAT32] = {1e-5, 1e-4, 5e-5, 5e-5, 1e-5, 1e-5},
-        [NSA_BFLOAT16] = {5e-3, 4e-2, 1e-2, 3e-2, 2e-2, 1e-3},
+        [NSA_BFLOAT16] = {5e-3, 4e-2, 1e-2, 3e-2, 2e-2, 1e-5},
     };
     return &table[arith];
 }
