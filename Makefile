@@ -45,7 +45,7 @@ MARCH_FLAG := $(call march,$(CC))
 object = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 RPATH  := -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
 
-.PHONY: all help help-all check-help demo test test-all lint docs diff similar steps test-steps \
+.PHONY: all help help-all check-help demo test test-all lint docs man diff similar steps test-steps \
         step-sizes format install clean examples check-examples \
         readme check-readme
 .DEFAULT_GOAL := all
@@ -230,7 +230,10 @@ docs: ## build/docs/html/index.html; a public name without a comment is an error
 	sh docs/check_html.sh $(BUILD)/docs/html
 	@echo "docs: $(BUILD)/docs/html/index.html"
 
-install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stages, headers, nsa.pc
+man: all ##@maintain manual pages of the command and its subcommands, from what --help prints
+	@sh docs/man.sh $(BUILD)/nsa $(BUILD)/man
+
+install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stages, headers, nsa.pc, man
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/nsa/stages \
 	    $(DESTDIR)$(PREFIX)/include/nsa/common
 	install -m 755 $(BUILD)/nsa $(DESTDIR)$(PREFIX)/bin/nsa
@@ -242,6 +245,8 @@ install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stag
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/nsa/python
 	install -m 644 apps/python/nsa.py $(DESTDIR)$(PREFIX)/share/nsa/python
 	cp -R tests/vectors apps/demo/text.txt $(DESTDIR)$(PREFIX)/share/nsa
+	@if command -v help2man >/dev/null; then sh docs/man.sh $(BUILD)/nsa $(DESTDIR)$(PREFIX)/share/man/man1; \
+	else echo "install: no help2man, so no manual pages"; fi
 	sed 's,@PREFIX@,$(abspath $(PREFIX)),' stages/nsa.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/nsa.pc
 
 -include tests/tests.mk tests/quality.mk apps/bench/bench.mk

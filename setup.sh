@@ -31,6 +31,7 @@ graphviz        include graphs in the docs
 librsvg2-bin    the demo picture as PNG beside the SVG
 libopenblas-dev make bench: the sgemm ceiling and the dense baseline
 gnuplot-nox     make figures
+help2man        make man: the manual pages
 python3-numpy   make test-python, docs/examples/numpy_*.py'
 
 usage() {

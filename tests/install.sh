@@ -31,6 +31,19 @@ if command -v python3 >/dev/null; then
     env -i PYTHONPATH="$work/prefix/share/nsa/python" "$(command -v python3)" -B -c \
         'import nsa; print(nsa.Stage("01").name)'
 fi
+if command -v help2man >/dev/null; then
+    for name in list run check demo bench; do
+        step "nsa-$name.1 has every option of nsa $name --help"
+        "$work/prefix/bin/nsa" "$name" --help | grep -o -e '--[a-z][a-z-]*' | sort -u >"$work/options"
+        [ -s "$work/options" ]
+        while read -r option; do
+            sed 's/\\-/-/g' "$work/prefix/share/man/man1/nsa-$name.1" | grep -qF -e "$option" ||
+                { echo "test-install: no $option in nsa-$name.1" && exit 1; }
+        done <"$work/options"
+    done
+else
+    step "no help2man, no manual pages"
+fi
 step "nsa list"
 env -i "$work/prefix/bin/nsa" list
 step "nsa check"
