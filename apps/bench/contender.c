@@ -89,16 +89,18 @@ static nsa_status run_once(contender *c, const workload *w) {
     return NSA_OK;
 }
 
-/* What is loaded before a pass: inputs; at first dout of the checked rows; or the next step. */
+/* What is loaded before a pass: inputs; at first dout of the checked rows; or the next step, of all
+ * slots. Views. */
 static nsa_tensors wanted(contender *c, const workload *w) {
-    nsa_tensors from = {0};
     if (w->pass == BENCH_FORWARD)
-        from = w->in;
-    else if (w->pass == BENCH_BACKWARD)
-        from.at[NSA_DOUT] = w->sparse;
-    else
-        slots_step(w, c->steps, c->active, &from);
-    return from;
+        return w->in;
+    if (w->pass == BENCH_BACKWARD)
+        return (nsa_tensors){.at[NSA_DOUT] = w->sparse};
+    nsa_tensors step = rows_from(&w->step, c->steps * w->B, w->B);
+    for (int32_t b = 0; b < w->B; b++)
+        c->active[b] = b;
+    step.at[NSA_ACTIVE] = (nsa_tensor){c->active, NSA_I32, 1, {w->B}, NSA_HOST};
+    return step;
 }
 
 /* Before a run of decode: load the next step's tokens. */

@@ -65,9 +65,6 @@ nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens);
  * and a prefill of no rows, which compresses and caches but attends to nothing. */
 nsa_status slots_fill(const workload *w, nsa_context *ctx);
 
-/** Inputs of one decode step of all slots: a view into w->step and of `active`, w->B slots. */
-void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
-
 /** Copy all slots and the tokens of their steps: NSA_K_WIN or NSA_V_WIN for the dense baseline,
  * [B, T + DECODE_STEPS, Hkv, D]; free with tensor_free(). */
 nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t);
