@@ -175,9 +175,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run);
 
 /* ---------------------------------------------------------------- machine.c */
 
-/** @return seconds on the monotonic clock. */
-double bench_now(void);
-
 /** Sort the samples and compute quartiles, interpolated linearly. */
 bench_stats bench_quartiles(double *samples, int count);
 

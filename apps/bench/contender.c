@@ -135,11 +135,11 @@ static double read_phases(contender *c) {
 }
 
 static nsa_status timed(contender *c, const workload *w, double *seconds) {
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_once(c, w);
     if (c->device == BENCH_ON_GPU)
         gpu(NULL)->wait();
-    *seconds = bench_now() - start;
+    *seconds = nsa_now() - start;
     const double phases = !status && c->stage ? read_phases(c) : 0;
     *seconds = c->device != BENCH_ON_CPU && phases > 0 ? phases : *seconds;
     return status;
@@ -226,11 +226,11 @@ static nsa_status time_with_io(contender *c, const workload *w, double *seconds)
         g->flush();
         g->start();
     }
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_between(c, w);
     const double stop = g ? g->stop() : 0;
     status = status ? status : c->stage->calls->wait(NULL);
-    *seconds = g ? stop : bench_now() - start;
+    *seconds = g ? stop : nsa_now() - start;
     if (!status && !(*seconds > 0))
         status = nsa_fail(NSA_ERR_DEVICE, "the GPU's events gave no time of load and read");
     return status;
@@ -355,11 +355,11 @@ static nsa_status warm_up(contender *c, const workload *w, int last) {
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
     nsa_tensors mine = {0};
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_prerequisites(c, w);
     for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + wants_io(c); left && !status;)
         status = warm_up(c, w, !--left);
-    c->row->cost = bench_now() - start;
+    c->row->cost = nsa_now() - start;
     status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);

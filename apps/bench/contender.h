@@ -6,6 +6,7 @@
 #define BENCH_CONTENDER_H
 
 #include "bench/bench.h"
+#include "common/timer.h"
 #include "harness/case.h"
 
 #include <stdio.h>

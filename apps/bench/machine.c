@@ -1,5 +1,5 @@
 /** @file machine.c
- *  @brief The machine: its clock, caches, threads, libraries and ceilings, and its description.
+ *  @brief The machine: its caches, threads, libraries and ceilings, and its description.
  * OpenBLAS, because it starts threads of its own, and libnsa_gpu.so, because it needs CUDA, are
  * loaded at run time, so that everything works without them. */
 #include "bench/contender.h"
@@ -22,12 +22,6 @@
 #ifndef BENCH_OPENBLAS /* make OPENBLAS=NAME */
 #define BENCH_OPENBLAS "libopenblas.so.0"
 #endif
-
-double bench_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -177,10 +171,10 @@ static double measure_sgemm(int threads, int runs) {
     for (size_t i = 0; i < 3 * count; i++)
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
     for (int i = 0; i <= runs; i++) { /* the first warms up */
-        double start = bench_now();
+        double start = nsa_now();
         blas_sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, SIDE, SIDE, SIDE, 1, m, SIDE, m + count, SIDE, 0,
                    m + 2 * count, SIDE);
-        seconds[i] = bench_now() - start;
+        seconds[i] = nsa_now() - start;
     }
     blas_threads(1);
     free(m);
@@ -197,9 +191,9 @@ void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
     double seconds[5];
     rate[CPU_SGEMM] = measure_sgemm(threads, runs);
     for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
-        double start = bench_now();
+        double start = nsa_now();
         bench_parallel(threads, copy_part, &threads);
-        seconds[i] = bench_now() - start;
+        seconds[i] = nsa_now() - start;
     }
     rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
 }
