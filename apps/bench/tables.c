@@ -109,9 +109,7 @@ typedef struct view {
 
 /* A row's name without BENCH_OWN_DENSE or BENCH_ONE_THREAD before it. */
 static const char *bare(const char *name) {
-    const int own = bench_has_prefix(name, BENCH_OWN_DENSE);
-    return bench_has_prefix(name, BENCH_ONE_THREAD) ? name + strlen(BENCH_ONE_THREAD)
-                                                    : name + (own ? strlen(BENCH_OWN_DENSE) : 0);
+    return name + bench_prefix(name, BENCH_OWN_DENSE) + bench_prefix(name, BENCH_ONE_THREAD);
 }
 
 static int is_wanted(const view *v, const bench_row *r) {
@@ -197,7 +195,7 @@ static const char *next_peer(const bench_run *run, const char *name) {
 }
 
 static void peer_row(grid *g, const view *v, const bench_row *r) {
-    if (bench_has_prefix(r->name, BENCH_ONE_THREAD))
+    if (bench_prefix(r->name, BENCH_ONE_THREAD))
         return;
     begin_row(g, r);
     number(g, 1e3 * r->time.median);
