@@ -14,7 +14,8 @@ static nsa_status open_dense(contender *c, const workload *w) {
     nsa_status status = NSA_OK;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
-    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads);
+    c->dense =
+        dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads, &c->row->memory);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
@@ -22,7 +23,6 @@ static nsa_status open_dense(contender *c, const workload *w) {
     c->in = (dense_inputs){w->in.at[NSA_Q].data, /* of a step: prepare() */
                            decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
                            decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
-    (void)dense_out(c->dense, &c->row->memory);
     return status;
 }
 
@@ -85,7 +85,7 @@ static nsa_status run_once(contender *c, const workload *w) {
     static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
     if (c->stage)
         return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
-    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
+    c->out = dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
     return NSA_OK;
 }
 
@@ -277,7 +277,6 @@ nsa_status contender_time(contender *c, const workload *w) {
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
     /* for a backward plain causal attention is a window branch */
     const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
-    int64_t bytes;
     if (c->has_io && c->got.at[id].dtype && c->stage->arith != NSA_BFLOAT16) {
         nsa_tensors one = {0}, mine; /* not rounded */
         one.at[id] = c->got.at[id];
@@ -287,7 +286,7 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     }
     if (c->stage)
         return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
-    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
+    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = c->out};
     t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
     t->shape[1] = w->cfg.q_heads, t->shape[2] = w->cfg.v_dim;
     return NSA_OK;
