@@ -336,15 +336,10 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* 1 for NSA by a stage whose tensors may lie on a device. */
-static int wants_io(const contender *c) {
-    return c->stage && c->stage->calls && !c->causal;
-}
-
-/* One warm-up run; the last has load and read with it, if that is timed. */
-static nsa_status warm_up(contender *c, const workload *w, int last) {
+/* One warm-up run; with `io` it has load and read with it, if there is memory for them. */
+static nsa_status warm_up(contender *c, const workload *w, int io) {
     double seconds;
-    nsa_status status = last && wants_io(c) ? open_io(c, w) : NSA_OK;
+    nsa_status status = io ? open_io(c, w) : NSA_OK;
     if (!status && c->has_io)
         return time_with_io(c, w, &seconds);
     status = status ? status : prepare(c, w);
@@ -353,11 +348,12 @@ static nsa_status warm_up(contender *c, const workload *w, int last) {
 
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
+    const int io = c->stage && c->stage->calls && !c->causal; /* its tensors may be on a device */
     nsa_tensors mine = {0};
     const double start = nsa_now();
     nsa_status status = run_prerequisites(c, w);
-    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + wants_io(c); left && !status;)
-        status = warm_up(c, w, !--left);
+    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + io; left && !status;)
+        status = warm_up(c, w, !--left && io);
     c->row->cost = nsa_now() - start;
     status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
