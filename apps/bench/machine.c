@@ -161,13 +161,11 @@ const gpu_table *gpu(const char **missing) {
 static double measure_sgemm(int threads, int runs) {
     enum { SIDE = 1024 };
     const size_t count = (size_t)SIDE * SIDE;
-    float *m = malloc(3 * count * sizeof *m);
     double seconds[6];
     blas_threads(threads);
-    if (!m || blas_missing()) {
-        free(m);
+    float *m = blas_missing() ? NULL : malloc(3 * count * sizeof *m);
+    if (!m)
         return 0;
-    }
     for (size_t i = 0; i < 3 * count; i++)
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
     for (int i = 0; i <= runs; i++) { /* the first warms up */
@@ -236,7 +234,6 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
     snprintf(run->own_flags, sizeof run->own_flags, "%s: %s", BENCH_DENSE, BENCH_DENSE_FLAGS);
     for (size_t i = 0; i < stages; i++)
         add_flags(run, o->stage_dir ? o->stage_dir : nsa_stage_dir(), found[i].name);
-    snprintf(run->blas, sizeof run->blas, "%s", blas_name());
     strftime(run->date, sizeof run->date, "%Y-%m-%d %H:%M UTC", gmtime_r(&now, &utc));
     workload_text(o, 0, run->workload, sizeof run->workload);
     run->cores = sysconf(_SC_NPROCESSORS_ONLN);

@@ -354,9 +354,7 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         for (int k = 0; k < BENCH_CEILINGS; k++)
-            s->run->ceiling[k] = s->ceiling[k].count
-                                     ? samples_stats(&s->ceiling[k])
-                                     : (bench_stats){s->best[k], s->best[k], s->best[k]};
+            s->run->ceiling[k] = samples_stats(&s->ceiling[k]);
         snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
         bench_compute(s->run);
         if (!status && s->o->json) /* now, so that an interrupted run keeps its results */
@@ -391,7 +389,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     progress_end(&s.bar);
     peers_stop(&s.peers);
     nsa_free_stages(s.found, s.stages);
-    if (s.judge.stage)
-        nsa_free_stage(&s.judge);
+    nsa_free_stage(&s.judge);
     return status;
 }

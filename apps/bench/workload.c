@@ -10,12 +10,11 @@
 
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
     const nsa_config *c = &o->cfg;
+    const char *first = o->batch > 1 ? "seqs=" : "T=";
     size_t used = 0;
-    if (T && o->batch == 1)
-        used += (size_t)snprintf(text, capacity, "T=%" PRId64 ",", T);
-    for (int64_t b = 0; b < o->batch && T && o->batch > 1; b++)
-        used += (size_t)snprintf(text + used, capacity - used, "%s%" PRId64 "%s",
-                                 b ? "+" : "seqs=", T, b + 1 == o->batch ? "," : "");
+    for (int64_t b = 0; b < o->batch && T; b++)
+        used += (size_t)snprintf(text + used, capacity - used, "%s%" PRId64 "%s", b ? "+" : first,
+                                 T, b + 1 == o->batch ? "," : "");
     snprintf(text + used, capacity - used,
              "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64 ",d=%" PRId64
              ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64 ",seed=%" PRId64,
