@@ -175,9 +175,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run);
 
 /* ---------------------------------------------------------------- machine.c */
 
-/** @return seconds on the monotonic clock. */
-double bench_now(void);
-
 /** Sort the samples and compute quartiles, interpolated linearly. */
 bench_stats bench_quartiles(double *samples, int count);
 
@@ -216,9 +213,9 @@ static inline int bench_is_stage(const bench_row *row) {
     return row->name[0] >= '0' && row->name[0] <= '9';
 }
 
-/** @return 1 if the name begins with `prefix`: BENCH_OWN_DENSE or BENCH_ONE_THREAD. */
-static inline int bench_has_prefix(const char *name, const char *prefix) {
-    return !strncmp(name, prefix, strlen(prefix));
+/** @return the length of `prefix`, BENCH_OWN_DENSE or BENCH_ONE_THREAD, if it is there, else 0. */
+static inline size_t bench_prefix(const char *name, const char *prefix) {
+    return strncmp(name, prefix, strlen(prefix)) ? 0 : strlen(prefix);
 }
 
 /** Write a run file, whole or not at all. @return NSA_ERR_IO or NSA_ERR_MEMORY */

@@ -14,7 +14,8 @@ static nsa_status open_dense(contender *c, const workload *w) {
     nsa_status status = NSA_OK;
     if (blas_missing())
         return nsa_fail(NSA_ERR_UNSUPPORTED, "%s", blas_missing());
-    c->dense = dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads);
+    c->dense =
+        dense_open(&w->cfg, w->T + (decodes ? DECODE_STEPS : 0), w->B, c->threads, &c->row->memory);
     if (!c->dense)
         return nsa_fail(NSA_ERR_MEMORY, "no memory for dense attention");
     for (int i = 0; i < 2 && decodes && !status; i++) /* caches of its own, as a stage has */
@@ -22,7 +23,6 @@ static nsa_status open_dense(contender *c, const workload *w) {
     c->in = (dense_inputs){w->in.at[NSA_Q].data, /* of a step: prepare() */
                            decodes ? c->cache[0].data : w->in.at[NSA_K_WIN].data,
                            decodes ? c->cache[1].data : w->in.at[NSA_V_WIN].data};
-    (void)dense_out(c->dense, &c->row->memory);
     return status;
 }
 
@@ -85,20 +85,22 @@ static nsa_status run_once(contender *c, const workload *w) {
     static nsa_status (*const run[])(nsa_context *) = {nsa_forward, nsa_backward, nsa_decode};
     if (c->stage)
         return c->causal && w->pass == BENCH_FORWARD ? nsa_causal(c->ctx, 2) : run[w->pass](c->ctx);
-    dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
+    c->out = dense_run(c->dense, &c->in, w->pass == BENCH_DECODE ? w->T + c->steps : 0);
     return NSA_OK;
 }
 
-/* What is loaded before a pass: inputs; at first dout of the checked rows; or the next step. */
+/* What is loaded before a pass: inputs; at first dout of the checked rows; or the next step, of all
+ * slots. Views. */
 static nsa_tensors wanted(contender *c, const workload *w) {
-    nsa_tensors from = {0};
     if (w->pass == BENCH_FORWARD)
-        from = w->in;
-    else if (w->pass == BENCH_BACKWARD)
-        from.at[NSA_DOUT] = w->sparse;
-    else
-        slots_step(w, c->steps, c->active, &from);
-    return from;
+        return w->in;
+    if (w->pass == BENCH_BACKWARD)
+        return (nsa_tensors){.at[NSA_DOUT] = w->sparse};
+    nsa_tensors step = rows_from(&w->step, c->steps * w->B, w->B);
+    for (int32_t b = 0; b < w->B; b++)
+        c->active[b] = b;
+    step.at[NSA_ACTIVE] = (nsa_tensor){c->active, NSA_I32, 1, {w->B}, NSA_HOST};
+    return step;
 }
 
 /* Before a run of decode: load the next step's tokens. */
@@ -133,11 +135,11 @@ static double read_phases(contender *c) {
 }
 
 static nsa_status timed(contender *c, const workload *w, double *seconds) {
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_once(c, w);
     if (c->device == BENCH_ON_GPU)
         gpu(NULL)->wait();
-    *seconds = bench_now() - start;
+    *seconds = nsa_now() - start;
     const double phases = !status && c->stage ? read_phases(c) : 0;
     *seconds = c->device != BENCH_ON_CPU && phases > 0 ? phases : *seconds;
     return status;
@@ -224,11 +226,11 @@ static nsa_status time_with_io(contender *c, const workload *w, double *seconds)
         g->flush();
         g->start();
     }
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_between(c, w);
     const double stop = g ? g->stop() : 0;
     status = status ? status : c->stage->calls->wait(NULL);
-    *seconds = g ? stop : bench_now() - start;
+    *seconds = g ? stop : nsa_now() - start;
     if (!status && !(*seconds > 0))
         status = nsa_fail(NSA_ERR_DEVICE, "the GPU's events gave no time of load and read");
     return status;
@@ -275,7 +277,6 @@ nsa_status contender_time(contender *c, const workload *w) {
 static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, nsa_tensor *t) {
     /* for a backward plain causal attention is a window branch */
     const int is_causal_out = c->causal && w->pass == BENCH_FORWARD && id == NSA_OUT;
-    int64_t bytes;
     if (c->has_io && c->got.at[id].dtype && c->stage->arith != NSA_BFLOAT16) {
         nsa_tensors one = {0}, mine; /* not rounded */
         one.at[id] = c->got.at[id];
@@ -285,7 +286,7 @@ static nsa_status read_whole(const contender *c, const workload *w, nsa_id id, n
     }
     if (c->stage)
         return read_result(c->ctx, is_causal_out ? NSA_OUT_CAUSAL : id, t);
-    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = dense_out(c->dense, &bytes)};
+    *t = (nsa_tensor){.dtype = NSA_F32, .ndim = 3, .data = c->out};
     t->shape[0] = w->pass == BENCH_DECODE ? w->B : w->B * w->T;
     t->shape[1] = w->cfg.q_heads, t->shape[2] = w->cfg.v_dim;
     return NSA_OK;
@@ -335,15 +336,10 @@ static nsa_status run_prerequisites(contender *c, const workload *w) {
     return status ? status : nsa_load_dout(c->ctx, &w->sparse);
 }
 
-/* 1 for NSA by a stage whose tensors may lie on a device. */
-static int wants_io(const contender *c) {
-    return c->stage && c->stage->calls && !c->causal;
-}
-
-/* One warm-up run; the last has load and read with it, if that is timed. */
-static nsa_status warm_up(contender *c, const workload *w, int last) {
+/* One warm-up run; with `io` it has load and read with it, if there is memory for them. */
+static nsa_status warm_up(contender *c, const workload *w, int io) {
     double seconds;
-    nsa_status status = last && wants_io(c) ? open_io(c, w) : NSA_OK;
+    nsa_status status = io ? open_io(c, w) : NSA_OK;
     if (!status && c->has_io)
         return time_with_io(c, w, &seconds);
     status = status ? status : prepare(c, w);
@@ -352,12 +348,13 @@ static nsa_status warm_up(contender *c, const workload *w, int last) {
 
 nsa_status contender_check(contender *c, const workload *w, const nsa_stage *oracle) {
     const nsa_arith arith = contender_arith(c);
+    const int io = c->stage && c->stage->calls && !c->causal; /* its tensors may be on a device */
     nsa_tensors mine = {0};
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = run_prerequisites(c, w);
-    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + wants_io(c); left && !status;)
-        status = warm_up(c, w, !--left);
-    c->row->cost = bench_now() - start;
+    for (int left = w->pass == BENCH_DECODE ? DECODE_WARM : 1 + io; left && !status;)
+        status = warm_up(c, w, !--left && io);
+    c->row->cost = nsa_now() - start;
     status = status ? status : read_mine(c, w, &mine);
     status = status ? status : verify(w, oracle, arith, c->causal, &mine);
     tensors_free(&mine);

@@ -6,6 +6,7 @@
 #define BENCH_CONTENDER_H
 
 #include "bench/bench.h"
+#include "common/timer.h"
 #include "harness/case.h"
 
 #include <stdio.h>
@@ -64,9 +65,6 @@ nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens);
 /** Fill every slot of a context, which is opened for loads of w->T tokens: a load of one sequence
  * and a prefill of no rows, which compresses and caches but attends to nothing. */
 nsa_status slots_fill(const workload *w, nsa_context *ctx);
-
-/** Inputs of one decode step of all slots: a view into w->step and of `active`, w->B slots. */
-void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in);
 
 /** Copy all slots and the tokens of their steps: NSA_K_WIN or NSA_V_WIN for the dense baseline,
  * [B, T + DECODE_STEPS, Hkv, D]; free with tensor_free(). */
@@ -145,14 +143,13 @@ typedef struct dense_inputs {
     const float *v; /**< [B,T,Hkv,dv] */
 } dense_inputs;
 
-/** Allocate all memory for B sequences of T tokens. @return for free(); NULL without memory */
-dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads);
+/** Allocate all memory for B sequences of T tokens. @return for free(); NULL without memory.
+ * `bytes` gets its size. */
+dense *dense_open(const nsa_config *cfg, int64_t T, int64_t B, int threads, int64_t *bytes);
 
-/** The outputs of all rows; if `len` is above 0, of one query a sequence over `len` of its keys. */
-void dense_run(dense *d, const dense_inputs *in, int64_t len);
-
-/** @return the outputs [.,Hq,dv]; `bytes` gets the size of all its memory. */
-float *dense_out(dense *d, int64_t *bytes);
+/** @return the outputs [.,Hq,dv] of all rows; if `len` is above 0, of one query a sequence over
+ * `len` of its keys. They stay until the next call. */
+float *dense_run(dense *d, const dense_inputs *in, int64_t len);
 
 /* ------------------------------------------------------------------ peers.c */
 
@@ -201,6 +198,7 @@ typedef struct contender {
     nsa_context *ctx;                /**< of a stage */
     dense *dense;                    /**< or the baseline */
     dense_inputs in;                 /**< of the baseline */
+    float *out;                      /**< its outputs */
     nsa_tensor cache[2];             /**< its keys and values, for decode */
     bench_row *row;                  /**< its row of results */
     int64_t steps;                   /**< of decode that were loaded */

@@ -34,22 +34,19 @@ struct dense {
     _Alignas(16) float out[]; /* the outputs, then the threads' memory */
 };
 
-dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads) {
+dense *dense_open(const nsa_config *c, int64_t T, int64_t B, int threads, int64_t *bytes) {
     const int64_t G = c->q_heads / c->kv_heads, tile = ROWS / G > 0 ? ROWS / G : 1;
     const size_t outputs = (size_t)(B * T * c->q_heads * c->v_dim);
     const size_t each = (size_t)(tile * G * (c->qk_dim + c->v_dim + KEYS + 2));
-    dense *d = calloc(1, sizeof *d + (outputs + each * (size_t)threads) * sizeof *d->out);
+    const size_t memory = (outputs + each * (size_t)threads) * sizeof(float);
+    dense *d = calloc(1, sizeof *d + memory);
     if (!d)
         return NULL;
+    *bytes = (int64_t)memory;
     d->T = T, d->B = B, d->G = G, d->tile = tile, d->threads = threads;
     d->Hq = c->q_heads, d->Hkv = c->kv_heads, d->dk = c->qk_dim, d->dv = c->v_dim;
     d->scale = (float)c->scale, d->outputs = outputs, d->each = each;
     return d;
-}
-
-float *dense_out(dense *d, int64_t *bytes) {
-    *bytes = (int64_t)((d->outputs + d->each * (size_t)d->threads) * sizeof *d->out);
-    return d->out;
 }
 
 /* 2^x for x <= 0: the integer part goes to the exponent, the rest through a polynomial of degree 6,
@@ -169,10 +166,11 @@ static void work(void *arg, int thread) {
         run_tile(d, &w, tile_coord_of(d, i));
 }
 
-void dense_run(dense *d, const dense_inputs *in, int64_t len) {
+float *dense_run(dense *d, const dense_inputs *in, int64_t len) {
     d->in = in;
     d->len = len;
     atomic_store(&d->next, 0);
     blas_threads(1); /* parallel over tiles, not within products */
     bench_parallel(d->threads, work, d);
+    return d->out;
 }

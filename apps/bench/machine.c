@@ -1,5 +1,5 @@
 /** @file machine.c
- *  @brief The machine: its clock, caches, threads, libraries and ceilings, and its description.
+ *  @brief The machine: its caches, threads, libraries and ceilings, and its description.
  * OpenBLAS, because it starts threads of its own, and libnsa_gpu.so, because it needs CUDA, are
  * loaded at run time, so that everything works without them. */
 #include "bench/contender.h"
@@ -22,12 +22,6 @@
 #ifndef BENCH_OPENBLAS /* make OPENBLAS=NAME */
 #define BENCH_OPENBLAS "libopenblas.so.0"
 #endif
-
-double bench_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -167,20 +161,18 @@ const gpu_table *gpu(const char **missing) {
 static double measure_sgemm(int threads, int runs) {
     enum { SIDE = 1024 };
     const size_t count = (size_t)SIDE * SIDE;
-    float *m = malloc(3 * count * sizeof *m);
     double seconds[6];
     blas_threads(threads);
-    if (!m || blas_missing()) {
-        free(m);
+    float *m = blas_missing() ? NULL : malloc(3 * count * sizeof *m);
+    if (!m)
         return 0;
-    }
     for (size_t i = 0; i < 3 * count; i++)
         m[i] = (float)((i * 2654435761u) % 1021) / 510.0f - 1;
     for (int i = 0; i <= runs; i++) { /* the first warms up */
-        double start = bench_now();
+        double start = nsa_now();
         blas_sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, SIDE, SIDE, SIDE, 1, m, SIDE, m + count, SIDE, 0,
                    m + 2 * count, SIDE);
-        seconds[i] = bench_now() - start;
+        seconds[i] = nsa_now() - start;
     }
     blas_threads(1);
     free(m);
@@ -197,9 +189,9 @@ void ceilings_measure(int threads, int runs, double rate[BENCH_CEILINGS]) {
     double seconds[5];
     rate[CPU_SGEMM] = measure_sgemm(threads, runs);
     for (int i = 0; i < runs; i++) { /* no warm-up: rows run with cold caches too */
-        double start = bench_now();
+        double start = nsa_now();
         bench_parallel(threads, copy_part, &threads);
-        seconds[i] = bench_now() - start;
+        seconds[i] = nsa_now() - start;
     }
     rate[CPU_COPY] = 2e-9 * (double)arena.half / bench_quartiles(seconds, runs).median;
 }
@@ -242,7 +234,6 @@ void machine_describe(bench_run *run, const bench_options *o, const nsa_found *f
     snprintf(run->own_flags, sizeof run->own_flags, "%s: %s", BENCH_DENSE, BENCH_DENSE_FLAGS);
     for (size_t i = 0; i < stages; i++)
         add_flags(run, o->stage_dir ? o->stage_dir : nsa_stage_dir(), found[i].name);
-    snprintf(run->blas, sizeof run->blas, "%s", blas_name());
     strftime(run->date, sizeof run->date, "%Y-%m-%d %H:%M UTC", gmtime_r(&now, &utc));
     workload_text(o, 0, run->workload, sizeof run->workload);
     run->cores = sysconf(_SC_NPROCESSORS_ONLN);

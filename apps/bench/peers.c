@@ -144,25 +144,20 @@ nsa_status peers_open(contender *c, const workload *w) {
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         cJSON_AddNumberToObject(request, keys[i], (double)values[i]);
     nsa_status status = request_answer(c->program, request, &answer);
-    if (status)
-        return status;
     c->peer_id = (int)number_of(answer, "id");
     c->first = number_of(answer, "first");
     snprintf(c->row->checked, sizeof c->row->checked, "%s", text_of(answer, "checked"));
     cJSON_Delete(answer);
-    if (c->peer_id < 0 || !(c->first > 0))
-        return lost(c->program, "answered without id and first");
-    return NSA_OK;
+    const int complete = c->peer_id >= 0 && c->first > 0;
+    return status || complete ? status : lost(c->program, "answered without id and first");
 }
 
 nsa_status peers_time(const contender *c, double *seconds) {
     cJSON *answer;
     nsa_status status = request_answer(c->program, request_of("time", c->peer_id), &answer);
-    if (status)
-        return status;
     *seconds = number_of(answer, "seconds");
     cJSON_Delete(answer);
-    return *seconds > 0 ? NSA_OK : lost(c->program, "answered without seconds");
+    return status || *seconds > 0 ? status : lost(c->program, "answered without seconds");
 }
 
 void peers_close(const contender *c) {

@@ -288,12 +288,6 @@ static void set_share(const bench_run *run, bench_row *r) {
     r->share = gflops > 0 ? fmax(flops, bytes) / r->time.median : 0;
 }
 
-/* Is this row plain causal attention by the code of stage `name`? */
-static int is_dense_by(const bench_row *d, const char *name) {
-    return bench_has_prefix(d->name, BENCH_OWN_DENSE) &&
-           !strcmp(d->name + strlen(BENCH_OWN_DENSE), name);
-}
-
 /* The dense attention of the ratio: OpenBLAS's, or without that, on a GPU and for a backward, the
  * fastest plain causal attention by a stage's own code; on a GPU, where stages differ in their
  * arithmetic, of a stage that has one its own. */
@@ -304,9 +298,9 @@ static const bench_row *dense_of(const bench_run *run, const bench_row *r) {
     for (int i = 0, own = !best; i < run->rows && own; i++) {
         const bench_row *d = &run->row[i];
         if (d->T != r->T || d->status[0] || strcmp(d->pass, r->pass) ||
-            strcmp(d->device, r->device) || !bench_has_prefix(d->name, BENCH_OWN_DENSE))
+            strcmp(d->device, r->device) || !bench_prefix(d->name, BENCH_OWN_DENSE))
             continue;
-        if (on_device && (d == r || is_dense_by(d, r->name)))
+        if (on_device && (d == r || !strcmp(d->name + strlen(BENCH_OWN_DENSE), r->name)))
             return d;
         if (!best || d->time.median < best->time.median)
             best = d;
@@ -331,7 +325,7 @@ void bench_compute(bench_run *run) {
     for (int i = 0; i < run->rows; i++) {
         bench_row *r = &run->row[i];
         /* ceilings and dense attention use all threads: one is compared with its own stage alone */
-        if (r->status[0] || bench_has_prefix(r->name, BENCH_ONE_THREAD))
+        if (r->status[0] || bench_prefix(r->name, BENCH_ONE_THREAD))
             continue;
         set_share(run, r);
         const bench_row *dense = dense_of(run, r);

@@ -204,8 +204,8 @@ static nsa_status time_one(contender *c, const workload *w, int round) {
 
 /* Keep the GPU busy for 0.2 s, so that it leaves its idle clock. */
 static void gpu_warm(void) {
-    const double start = bench_now();
-    while (gpu(NULL) && bench_now() - start < 0.2)
+    const double start = nsa_now();
+    while (gpu(NULL) && nsa_now() - start < 0.2)
         gpu(NULL)->flush();
 }
 
@@ -238,7 +238,7 @@ static int is_quiet(const sweep *s, const samples *probe) {
  * rows and probes: at most as many rounds as are wanted, and while there is time to spare. */
 static nsa_status time_round(sweep *s, contender *c, int count, const workload *w, samples *probe) {
     const int spare = s->alone && s->thrown < s->rounds && s->spare > 0;
-    const double start = bench_now();
+    const double start = nsa_now();
     nsa_status status = NSA_OK;
     int timed = 0;
     if (s->uses[BENCH_ON_CPU])
@@ -256,7 +256,7 @@ static nsa_status time_round(sweep *s, contender *c, int count, const workload *
     for (int i = 0; i < timed && !quiet; i++)
         c[i].runs -= takes_part(s, &c[i]);
     s->thrown += !quiet && timed; /* without a row it was but a wait */
-    s->spare -= quiet ? 0 : bench_now() - start;
+    s->spare -= quiet ? 0 : nsa_now() - start;
     s->round += quiet;
     return status;
 }
@@ -354,22 +354,20 @@ static nsa_status one_pass(sweep *s, bench_pass pass) {
         if (!status && s->bfloat16)
             status = one_length(s, pass, s->o->T[i], NSA_BFLOAT16);
         for (int k = 0; k < BENCH_CEILINGS; k++)
-            s->run->ceiling[k] = s->ceiling[k].count
-                                     ? samples_stats(&s->ceiling[k])
-                                     : (bench_stats){s->best[k], s->best[k], s->best[k]};
+            s->run->ceiling[k] = samples_stats(&s->ceiling[k]);
         snprintf(s->run->blas, sizeof s->run->blas, "%s", blas_name()); /* it may be missing now */
         bench_compute(s->run);
         if (!status && s->o->json) /* now, so that an interrupted run keeps its results */
             status = runfile_write(s->run, s->o->json);
         progress_end(&s->bar);
         fprintf(stderr, "nsa bench: %s, T = %" PRId64 " done after %.0f s\n", bench_pass_name(pass),
-                s->o->T[i], bench_now() - s->began);
+                s->o->T[i], nsa_now() - s->began);
     }
     return status;
 }
 
 nsa_status bench_sweep(const bench_options *o, bench_run *run) {
-    sweep s = {.o = o, .run = run, .began = bench_now()};
+    sweep s = {.o = o, .run = run, .began = nsa_now()};
     if (!bench_arena_open())
         return nsa_fail(NSA_ERR_MEMORY, "no memory for flushing the caches");
     s.bar = progress_begin("nsa bench");
@@ -391,7 +389,6 @@ nsa_status bench_sweep(const bench_options *o, bench_run *run) {
     progress_end(&s.bar);
     peers_stop(&s.peers);
     nsa_free_stages(s.found, s.stages);
-    if (s.judge.stage)
-        nsa_free_stage(&s.judge);
+    nsa_free_stage(&s.judge);
     return status;
 }

@@ -64,10 +64,7 @@ static void number(grid *g, double x) {
 static void ratio(grid *g, bench_stats r) {
     const double x = r.median;
     const int digits = x < 0.0995 ? 4 : x < 0.995 ? 3 : x < 9.95 ? 2 : x < 99.5 ? 1 : 0;
-    if (x > 0)
-        cell(g, "%.*fx (%.*f..%.*f)", digits, x, digits, r.low, digits, r.high);
-    else
-        cell(g, "-");
+    cell(g, x > 0 ? "%.*fx (%.*f..%.*f)" : "-", digits, x, digits, r.low, digits, r.high);
 }
 
 /* A column is right-aligned if its first filled cell is a number; a stage's name has a '_'. */
@@ -109,9 +106,7 @@ typedef struct view {
 
 /* A row's name without BENCH_OWN_DENSE or BENCH_ONE_THREAD before it. */
 static const char *bare(const char *name) {
-    const int own = bench_has_prefix(name, BENCH_OWN_DENSE);
-    return bench_has_prefix(name, BENCH_ONE_THREAD) ? name + strlen(BENCH_ONE_THREAD)
-                                                    : name + (own ? strlen(BENCH_OWN_DENSE) : 0);
+    return name + bench_prefix(name, BENCH_OWN_DENSE) + bench_prefix(name, BENCH_ONE_THREAD);
 }
 
 static int is_wanted(const view *v, const bench_row *r) {
@@ -130,10 +125,7 @@ static void time_row(grid *g, const view *v, const bench_row *r) {
     number(g, 1e-9 * r->flops / r->time.median);
     number(g, 1e-9 * r->bytes / r->time.median);
     cell(g, "%.0f", r->tokens / r->time.median);
-    if (r->share > 0)
-        cell(g, "%.2g %% of %s", 100 * r->share, r->bound);
-    else
-        cell(g, "-");
+    cell(g, r->share > 0 ? "%.2g %% of %s" : "-", 100 * r->share, r->bound);
     ratio(g, r->below);
     ratio(g, r->dense);
     number(g, (double)r->memory / 1e6);
@@ -166,10 +158,7 @@ static void kernel_rows(grid *g, const view *v, const bench_row *r) {
         if (!(v->run->ceiling[ceiling[0]].median > 0) && p->flops > 0)
             floor = 0; /* without an arithmetic ceiling it would be too low */
         number(g, 1e3 * floor);
-        if (floor > 0)
-            cell(g, "%.0f %% of %s", 100 * floor / p->seconds, bound);
-        else
-            cell(g, "-");
+        cell(g, floor > 0 ? "%.0f %% of %s" : "-", 100 * floor / p->seconds, bound);
     }
 }
 
@@ -197,7 +186,7 @@ static const char *next_peer(const bench_run *run, const char *name) {
 }
 
 static void peer_row(grid *g, const view *v, const bench_row *r) {
-    if (bench_has_prefix(r->name, BENCH_ONE_THREAD))
+    if (bench_prefix(r->name, BENCH_ONE_THREAD))
         return;
     begin_row(g, r);
     number(g, 1e3 * r->time.median);

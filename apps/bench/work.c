@@ -43,14 +43,6 @@ static double phi_flops(const nsa_config *c, double D) {
     return c->phi == NSA_PHI_GATED ? 4 * l * D : l * D; /* scores and weighted sum; or a sum */
 }
 
-/* Weights of one compressor with D columns. */
-static double phi_weights(const nsa_config *c, double D) {
-    double l = (double)c->cmp_block, hidden = (double)c->phi_hidden;
-    if (c->phi == NSA_PHI_MLP)
-        return l * D + hidden * (l * D + 1) + D * (hidden + 1);
-    return c->phi == NSA_PHI_GATED ? l * D + D + l : 0;
-}
-
 typedef struct phi_cost {
     double blocks, flops, weights; /* blocks of one sequence */
 } phi_cost;
@@ -62,9 +54,11 @@ static phi_cost count_compressors(const workload *w) {
     /* one block is compressed every d steps */
     const double blocks =
         w->pass == BENCH_DECODE ? 1.0 / (double)c->cmp_stride : (double)nsa_cmp_tokens(c, w->T);
-    return (phi_cost){
-        blocks, (double)w->B * blocks * (double)c->kv_heads * (phi_flops(c, dk) + phi_flops(c, dv)),
-        phi_weights(c, dk) + phi_weights(c, dv)};
+    const double tokens = (double)w->B * blocks * (double)c->kv_heads;
+    phi_cost cost = {blocks, tokens * (phi_flops(c, dk) + phi_flops(c, dv)), 0};
+    for (int id = NSA_PHI_FIRST; id <= NSA_PHI_LAST; id++)
+        cost.weights += nsa_has(c, (nsa_id)id) ? (double)nsa_count(&w->in.at[id]) : 0;
+    return cost;
 }
 
 /* Numbers that a pass reads and writes: q, gate, keys, values and out once; a step the keys and

@@ -2,7 +2,7 @@
  *  @brief The inputs of one pass at one length. */
 #include "bench/contender.h"
 #include "common/tensors.h"
-#include "harness/random.h"
+#include "harness/on_device.h"
 #include "harness/tensor.h"
 
 #include <inttypes.h>
@@ -10,12 +10,11 @@
 
 void workload_text(const bench_options *o, int64_t T, char *text, size_t capacity) {
     const nsa_config *c = &o->cfg;
+    const char *first = o->batch > 1 ? "seqs=" : "T=";
     size_t used = 0;
-    if (T && o->batch == 1)
-        used += (size_t)snprintf(text, capacity, "T=%" PRId64 ",", T);
-    for (int64_t b = 0; b < o->batch && T && o->batch > 1; b++)
-        used += (size_t)snprintf(text + used, capacity - used, "%s%" PRId64 "%s",
-                                 b ? "+" : "seqs=", T, b + 1 == o->batch ? "," : "");
+    for (int64_t b = 0; b < o->batch && T; b++)
+        used += (size_t)snprintf(text + used, capacity - used, "%s%" PRId64 "%s", b ? "+" : first,
+                                 T, b + 1 == o->batch ? "," : "");
     snprintf(text + used, capacity - used,
              "Hq=%" PRId64 ",Hkv=%" PRId64 ",dk=%" PRId64 ",dv=%" PRId64 ",l=%" PRId64 ",d=%" PRId64
              ",l2=%" PRId64 ",n=%" PRId64 ",w=%" PRId64 ",phi=%s,rows=%" PRId64 ",seed=%" PRId64,
@@ -46,6 +45,7 @@ static nsa_status draw_slots(const bench_options *o, workload *w) {
     bench_options stretch = *o, steps = *o;
     stretch.cfg.q_heads = stretch.cfg.kv_heads; /* as few queries as may be */
     steps.seed += 1;
+    steps.cfg.phi = NSA_PHI_MEAN; /* a step has no weights */
     nsa_status status = draw(&stretch, w->T + w->B * DECODE_STEPS, w->arith, &w->in);
     status = status ? status : draw(&steps, DECODE_STEPS * w->B, w->arith, &w->step);
     tensor_free(&w->in.at[NSA_Q]);
@@ -62,28 +62,16 @@ static nsa_status draw_slots(const bench_options *o, workload *w) {
     return status;
 }
 
-/* The first slot, the last, and seeded ones between; of each the last warm-up step is judged. */
-static nsa_status choose_slots(const bench_options *o, workload *w) {
-    const int64_t count = o->rows < w->B ? o->rows : w->B;
-    uint64_t state = (uint64_t)o->seed;
-    w->rows = (nsa_tensor){.dtype = NSA_I32, .ndim = 1, .shape = {count}};
-    nsa_status status = tensor_alloc(&w->rows);
-    for (int64_t i = 0; i < count && !status; i++) {
-        const int64_t low = i * w->B / count, high = (i + 1) * w->B / count;
-        const int64_t slot = low + (int64_t)(random_next(&state) % (uint64_t)(high - low));
-        tensor_ints(&w->rows)[i] = (int32_t)(i == 0 ? 0 : i + 1 == count ? w->B - 1 : slot);
-    }
-    return status;
-}
-
 static nsa_status slots_open(const bench_options *o, workload *w) {
+    uint64_t state = (uint64_t)o->seed;
     nsa_status status = case_of(*o, 1, w->T + DECODE_WARM, &w->judged);
     w->cfg = w->judged.cfg;
     w->cfg.seq_len = w->T;
     w->cfg.max_seq_len = w->T + DECODE_STEPS;
     w->cfg.max_seqs = w->B;
     status = status ? status : draw_slots(o, w);
-    status = status ? status : choose_slots(o, w);
+    /* of each chosen slot the last warm-up step is judged */
+    status = status ? status : case_rows(w->B, o->rows, &state, &w->rows);
     for (int i = 0; i < 2 && !status; i++) { /* zero; what is never written takes no memory */
         nsa_tensor *t = &w->blank[i];
         nsa_shape(&w->cfg, &(nsa_lengths){.T = w->T + DECODE_WARM}, i ? NSA_GATE : NSA_Q, 0, t);
@@ -96,13 +84,10 @@ static nsa_status slots_open(const bench_options *o, workload *w) {
 }
 
 nsa_tensors workload_slot(const workload *w, int64_t slot, int64_t tokens) {
-    nsa_tensors in = w->in;
+    nsa_tensors in = rows_from(&w->in, slot * DECODE_STEPS, tokens);
     in.at[NSA_Q] = w->blank[0];
     in.at[NSA_GATE] = w->blank[1];
-    for (int id = NSA_Q; id <= NSA_GATE; id++)
-        in.at[id].shape[0] = tokens;
-    for (int id = NSA_K_CMP; id <= NSA_V_WIN; id++)
-        in.at[id].data = (float *)in.at[id].data + slot * DECODE_STEPS * tensor_row(&in.at[id]);
+    in.at[NSA_Q].shape[0] = in.at[NSA_GATE].shape[0] = tokens;
     return in;
 }
 
@@ -116,19 +101,6 @@ nsa_status slots_fill(const workload *w, nsa_context *ctx) {
         status = status ? status : nsa_prefill(ctx);
     }
     return status;
-}
-
-void slots_step(const workload *w, int64_t number, int32_t *active, nsa_tensors *in) {
-    memset(in, 0, sizeof *in);
-    for (int id = NSA_Q; id <= NSA_GATE; id++) {
-        nsa_tensor *t = &in->at[id];
-        *t = w->step.at[id];
-        t->data = (float *)t->data + number * w->B * tensor_row(t);
-        t->shape[0] = w->B;
-    }
-    for (int32_t b = 0; b < w->B; b++)
-        active[b] = b;
-    in->at[NSA_ACTIVE] = (nsa_tensor){.data = active, .dtype = NSA_I32, .ndim = 1, .shape = {w->B}};
 }
 
 nsa_status slots_unroll(const workload *w, nsa_id id, nsa_tensor *t) {

@@ -62,6 +62,10 @@ int64_t case_length(const test_case *c, int b);
  * (except gates). Every tensor is fenced; free with tensors_free(). */
 nsa_status case_inputs(const test_case *c, nsa_arith arith, nsa_tensors *in);
 
+/** Draw rows to sample: the first of `all`, the last, and seeded ones between, `count` if there are
+ * so many. Free with tensor_free(). */
+nsa_status case_rows(int64_t all, int64_t count, uint64_t *state, nsa_tensor *rows);
+
 /** Read expect/ of a vector; results absent there stay absent. */
 nsa_status case_expectations(const test_case *c, nsa_tensors *expect);
 

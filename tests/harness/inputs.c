@@ -72,14 +72,13 @@ static nsa_status alloc_ints(nsa_tensor *t, int64_t count) {
     return tensor_alloc(t);
 }
 
-/* The first row, the last, and seeded rows between, c->rows in all. */
-static nsa_status draw_rows(const test_case *c, uint64_t *state, nsa_tensor *t) {
-    int64_t T = c->cfg.seq_len, count = c->rows < T ? c->rows : T;
-    nsa_status status = alloc_ints(t, count);
+nsa_status case_rows(int64_t all, int64_t count, uint64_t *state, nsa_tensor *rows) {
+    count = count < all ? count : all;
+    nsa_status status = alloc_ints(rows, count);
     for (int64_t r = 0; !status && r < count; r++) {
-        int64_t low = r * T / count, high = (r + 1) * T / count; /* one row of each interval */
+        int64_t low = r * all / count, high = (r + 1) * all / count; /* one row of each interval */
         int64_t row = low + (int64_t)(random_next(state) % (uint64_t)(high - low));
-        tensor_ints(t)[r] = (int32_t)(r == 0 ? 0 : r == count - 1 ? T - 1 : row);
+        tensor_ints(rows)[r] = (int32_t)(r == 0 ? 0 : r == count - 1 ? all - 1 : row);
     }
     return status;
 }
@@ -124,7 +123,7 @@ nsa_status case_inputs(const test_case *c, nsa_arith arith, nsa_tensors *in) {
     }
     uint64_t state = c->seed + 2;
     if (!status && c->rows)
-        status = draw_rows(c, &state, &in->at[NSA_ROWS]);
+        status = case_rows(c->cfg.seq_len, c->rows, &state, &in->at[NSA_ROWS]);
     for (int id = 0; id < NSA_ID_COUNT && !status && arith == NSA_BFLOAT16; id++) {
         nsa_tensor *t = &in->at[id];
         if (t->dtype == NSA_NONE || t->dtype == NSA_I32 || id == NSA_GATE)
