@@ -12,88 +12,57 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SHAPES = 26, FIELDS = SHAPES + 15 };
+/* The numbers of the header: what the model is, the optimizer, the seed; then, from `step` on,
+ * where the training stands. */
+#define HEADER(X)                                                                                  \
+    X(m->vocab), X(m->width), X(m->layers), X(m->mlp), X(m->smear), X(m->longest), X(m->turned),   \
+        X(m->rope_base), X(m->phi_rate), X(m->kind), X(n->seq_len), X(n->q_heads), X(n->kv_heads), \
+        X(n->qk_dim), X(n->v_dim), X(n->cmp_block), X(n->cmp_stride), X(n->slc_block),             \
+        X(n->slc_count), X(n->slc_init), X(n->slc_local), X(n->window), X(n->phi),                 \
+        X(n->phi_hidden), X(n->scale), X(n->max_seqs), X(o->lr), X(o->beta[0]), X(o->beta[1]),     \
+        X(o->eps), X(o->decay), X(o->clip), X(o->last), X(o->warm), X(o->steps), X(c->seed),       \
+        X(s->step), X(s->pairs), X(s->average), X(s->good), X(s->first_95)
+#define NAME(member)  #member
+#define VALUE(member) (double)(member)
 
-static const char magic[16] = {
-    'n', 's', 'a', '-', 't', 'r', 'a', 'i', 'n', ' ', '1', ' ', ' ', ' ', '0' + (char)sizeof(real),
-    '\n'};
+static const char *const names[] = {HEADER(NAME)};
+enum { FIELDS = sizeof names / sizeof *names, STEP = FIELDS - 5, PAIRS, AVERAGE, GOOD, FIRST_95 };
+
+enum { MAGIC = 16, TYPE = 12 /* where the magic names the type of the weights */ };
+#ifdef TRAIN_DOUBLE
+static const char magic[] = "nsa-train 1 f64\n";
+#else
+static const char magic[] = "nsa-train 1 f32\n";
+#endif
 
 typedef struct header {
-    char magic[16];
+    char magic[MAGIC];
     double field[FIELDS];
 } header;
-
-/* First what the model is, then the optimizer, then the state. */
-static const char *const names[FIELDS] = {
-    "vocab",     "width",     "layers",     "mlp",       "smear",     "longest",  "turned",
-    "rope_base", "phi_rate",  "attention",  "seq_len",   "q_heads",   "kv_heads", "qk_dim",
-    "v_dim",     "cmp_block", "cmp_stride", "slc_block", "slc_count", "slc_init", "slc_local",
-    "window",    "phi",       "phi_hidden", "scale",     "max_seqs",  "lr",       "beta1",
-    "beta2",     "eps",       "decay",      "clip",      "last",      "warm",     "steps",
-    "seed",      "step",      "pairs",      "average",   "good",      "first_95"};
-
-enum { STEP = 36, PAIRS, AVERAGE, GOOD, FIRST_95 };
 
 static header header_of(const checkpoint *c) {
     const model_config *m = &c->m->cfg;
     const nsa_config *n = &m->nsa;
     const adamw_config *o = c->opt;
-    const double field[FIELDS] = {(double)m->vocab,
-                                  (double)m->width,
-                                  (double)m->layers,
-                                  (double)m->mlp,
-                                  (double)m->smear,
-                                  (double)m->longest,
-                                  (double)m->turned,
-                                  m->rope_base,
-                                  m->phi_rate,
-                                  (double)m->kind,
-                                  (double)n->seq_len,
-                                  (double)n->q_heads,
-                                  (double)n->kv_heads,
-                                  (double)n->qk_dim,
-                                  (double)n->v_dim,
-                                  (double)n->cmp_block,
-                                  (double)n->cmp_stride,
-                                  (double)n->slc_block,
-                                  (double)n->slc_count,
-                                  (double)n->slc_init,
-                                  (double)n->slc_local,
-                                  (double)n->window,
-                                  (double)n->phi,
-                                  (double)n->phi_hidden,
-                                  n->scale,
-                                  (double)n->max_seqs,
-                                  o->lr,
-                                  o->beta[0],
-                                  o->beta[1],
-                                  o->eps,
-                                  o->decay,
-                                  o->clip,
-                                  o->last,
-                                  (double)o->warm,
-                                  (double)o->steps,
-                                  (double)c->seed,
-                                  (double)c->state->step,
-                                  (double)c->state->pairs,
-                                  c->state->average,
-                                  (double)c->state->good,
-                                  (double)c->state->first_95};
+    const train_state *s = c->state;
+    const double field[FIELDS] = {HEADER(VALUE)};
     header h;
-    memcpy(h.magic, magic, sizeof magic);
+    memcpy(h.magic, magic, MAGIC);
     memcpy(h.field, field, sizeof field);
     return h;
 }
 
-/* FNV-1a, eight bytes at a time, the last ones alone. */
+static const char *name_of(int field) {
+    return strchr(names[field], '>') + 1;
+}
+
+/* FNV-1a, of a file whose length is a multiple of 4. */
 static uint64_t checksum(const char *bytes, size_t n) {
     uint64_t hash = 0xCBF29CE484222325u;
-    for (size_t i = 0; i < n;) {
-        uint64_t word = 0;
-        const size_t take = n - i < 8 ? n - i : 8;
-        memcpy(&word, bytes + i, take);
+    for (size_t i = 0; i < n; i += 4) {
+        uint32_t word;
+        memcpy(&word, bytes + i, 4);
         hash = (hash ^ word) * 0x100000001B3u;
-        i += take;
     }
     return hash;
 }
@@ -161,21 +130,21 @@ nsa_status checkpoint_write(const char *path, const checkpoint *c) {
 static nsa_status check_header(const char *label, const header *h, const checkpoint *c) {
     const header own = header_of(c);
     const double *f = h->field;
-    if (memcmp(h->magic, magic, 14))
+    if (memcmp(h->magic, magic, TYPE))
         return nsa_fail(NSA_ERR_INPUT, "%s: not a checkpoint of nsa train", label);
-    if (h->magic[14] != magic[14])
-        return nsa_fail(NSA_ERR_INPUT, "%s: numbers of %c bytes, expected %c", label,
-                        h->magic[14] == '8' ? '8' : '?', magic[14]);
+    if (memcmp(h->magic, magic, MAGIC))
+        return nsa_fail(NSA_ERR_INPUT, "%s: its weights are %.3s, expected %.3s", label,
+                        h->magic + TYPE, magic + TYPE);
     for (int i = 0; i < STEP; i++) {
         if (f[i] != own.field[i])
-            return nsa_fail(NSA_ERR_INPUT, "%s: %s is %g, in this run %g", label, names[i], f[i],
+            return nsa_fail(NSA_ERR_INPUT, "%s: %s is %g, in this run %g", label, name_of(i), f[i],
                             own.field[i]);
     }
     for (int i = STEP; i < FIELDS; i++) {
         const double most = i == PAIRS ? RECALL_PAIRS : i == AVERAGE ? 1 : (double)c->opt->steps;
         if (!(f[i] >= 0 && f[i] <= most) || (i != AVERAGE && f[i] != floor(f[i])))
             return nsa_fail(NSA_ERR_INPUT, "%s: %s is %g, expected a %snumber up to %g", label,
-                            names[i], f[i], i == AVERAGE ? "" : "whole ", most);
+                            name_of(i), f[i], i == AVERAGE ? "" : "whole ", most);
     }
     if (f[PAIRS] < 2 || ((int)f[PAIRS] & ((int)f[PAIRS] - 1)))
         return nsa_fail(NSA_ERR_INPUT, "%s: pairs is %g, expected a power of two", label, f[PAIRS]);

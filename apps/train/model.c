@@ -152,13 +152,25 @@ static int is_bad(const real *data, int64_t count) {
     return bad;
 }
 
-void model_first_nonfinite(const model *m, char *text, size_t size) {
+/* The backward goes from the last parameter to the first. */
+static void first_gradient(const model *m, char *text, size_t size) {
+    for (int i = m->params; i-- > 0;) {
+        if (!isfinite(grad_squares(&m->param[i]))) {
+            snprintf(text, size, "the gradient of %s", m->param[i].name);
+            return;
+        }
+    }
+}
+
+void model_first_nonfinite(const model *m, int backward, char *text, size_t size) {
     const int64_t N = m->pack.N, D = m->cfg.width, qk = m->cfg.nsa.q_heads * m->cfg.nsa.qk_dim;
     const int64_t kk = m->cfg.nsa.kv_heads * m->cfg.nsa.qk_dim;
     const int64_t vv = m->cfg.nsa.kv_heads * m->cfg.nsa.v_dim,
                   ov = m->cfg.nsa.q_heads * m->cfg.nsa.v_dim;
     const int64_t gates = m->cfg.nsa.q_heads * BRANCHES;
     text[0] = 0;
+    if (backward)
+        first_gradient(m, text, size);
     for (int64_t i = 0; i < m->cfg.layers && !text[0]; i++) {
         const layer *l = &m->layer[i];
         const char *what = is_bad(l->x, N * D)                             ? "its input"

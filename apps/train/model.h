@@ -100,9 +100,10 @@ nsa_status model_forward(model *m, const batch *b, loss_result *result);
 /** The gradients of every parameter, after a forward; they start from zero. */
 nsa_status model_backward(model *m);
 
-/** Name the first tensor of the last forward that holds a number that is not finite.
- *  @param[out] text  "layer 0: the attention's output"; "" if there is none
+/** Name the first tensor of the last forward that holds a number that is not finite, or, of the
+ * last backward, the first parameter whose gradient does.
+ *  @param[out] text  "layer 0: the attention"
  *  @param size       its bytes */
-void model_first_nonfinite(const model *m, char *text, size_t size);
+void model_first_nonfinite(const model *m, int backward, char *text, size_t size);
 
 #endif

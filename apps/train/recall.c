@@ -24,14 +24,14 @@ void recall_config(attention_kind kind, nsa_phi phi, model_config *cfg, adamw_co
     nsa.slc_count = 6, nsa.slc_init = nsa.slc_local = 1;
     nsa.window = 16, nsa.phi = phi;
     *cfg = (model_config){.vocab = RECALL_KEYS + RECALL_VALUES + RECALL_NOISE,
-                            .width = 64,
-                            .layers = 1,
-                            .longest = RECALL_T,
-                            .turned = 8,
-                            .rope_base = 1000,
-                            .phi_rate = 0.1,
-                            .kind = kind,
-                            .nsa = nsa};
+                          .width = 64,
+                          .layers = 1,
+                          .longest = RECALL_T,
+                          .turned = 8,
+                          .rope_base = 1000,
+                          .phi_rate = 0.1,
+                          .kind = kind,
+                          .nsa = nsa};
     *opt = (adamw_config){.lr = mean ? 1e-2 : 5e-3,
                           .beta = {0.9, 0.98},
                           .eps = 1e-8,

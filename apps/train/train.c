@@ -39,7 +39,7 @@ static nsa_status save(training *t) {
 /* Stop with the step, the layer and the last good checkpoint. */
 static nsa_status not_finite(const training *t, const char *what) {
     char where[80], good[400] = "no checkpoint was written";
-    model_first_nonfinite(t->m, where, sizeof where);
+    model_first_nonfinite(t->m, !strcmp(what, "gradient"), where, sizeof where);
     if (t->saved >= 0)
         snprintf(good, sizeof good, "the last good checkpoint is %.300s of step %d",
                  t->o->checkpoint, (int)t->saved);

@@ -26,3 +26,17 @@ $(BUILD)/train-gradients: $(TRAIN64) $(call object,apps/commands.c $(IO)) $(BUIL
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(filter %.o,$^) -o $@ -L$(BUILD) -lnsa $(RPATH) $(CJSON_LIBS) \
 	    -ldl -lm -pthread
+
+.PHONY: train test-train install-train
+TRAIN_ARGS ?=
+train: $(BUILD)/nsa $(BUILD)/nsa-train $(BUILD)/stages/02_blocked.so ##@read train a small model with NSA: TRAIN_ARGS=--all for the other attentions
+	./$(BUILD)/nsa train $(TRAIN_ARGS)
+
+test-train: $(BUILD)/train-gradients $(BUILD)/nsa $(BUILD)/nsa-train $(BUILD)/stages/00_dense.so $(BUILD)/stages/02_blocked.so ##@test the trainer: gradients, a hundred steps, resuming, bad files
+	./$(BUILD)/train-gradients
+	NSA=./$(BUILD)/nsa sh tests/train/train.sh
+
+install: install-train
+install-train: $(BUILD)/nsa-train ##@part
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILD)/nsa-train $(DESTDIR)$(PREFIX)/bin

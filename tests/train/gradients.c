@@ -1,6 +1,6 @@
 /** @file gradients.c
  *  @brief The trainer's gradients against central differences, for every parameter of a two-layer
- * model, in float64 on stage 00: every number with the mlp compressor, else every third. Blocks are
+ * model, in float64 on stage 00: every number with the mlp compressor, else every fifth. Blocks are
  * frozen, and no weight starts at zero, because a zero output projection would hide what lies
  * before it. */
 #include "harness/random.h"
@@ -75,7 +75,7 @@ static double difference(model *m, const batch *b, real *weight) {
 /* The largest difference of one parameter, over the rms of its gradient or, for a gradient that is
  * zero by identity, over a thousandth. */
 static double deviation(model *m, const batch *b, param *p) {
-    const int64_t count = param_count(p), stride = m->cfg.nsa.phi == NSA_PHI_MLP ? 1 : 3;
+    const int64_t count = param_count(p), stride = m->cfg.nsa.phi == NSA_PHI_MLP ? 1 : 5;
     const double rms = sqrt(grad_squares(p) / (double)count);
     double most = 0;
     for (int64_t i = 0; i < count; i += stride) {
