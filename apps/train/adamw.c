@@ -13,13 +13,14 @@ double adamw_rate(const adamw_config *c, int64_t step) {
     return c->lr * (c->last + (1 - c->last) * (1 + cos(PI * done)) / 2);
 }
 
-double adamw_apply(model *m, const adamw_config *c, int64_t step) {
+double adamw_norm(const model *m) {
     double squares = 0;
     for (int i = 0; i < m->params; i++)
         squares += grad_squares(&m->param[i]);
-    const double norm = sqrt(squares);
-    if (!isfinite(norm))
-        return norm;
+    return sqrt(squares);
+}
+
+void adamw_apply(model *m, const adamw_config *c, double norm, int64_t step) {
     const adamw_step s = {
         .lr = adamw_rate(c, step),
         .clip = norm > c->clip ? c->clip / norm : 1,
@@ -29,5 +30,4 @@ double adamw_apply(model *m, const adamw_config *c, int64_t step) {
         .bias = {1 - pow(c->beta[0], (double)step + 1), 1 - pow(c->beta[1], (double)step + 1)}};
     for (int i = 0; i < m->params; i++)
         adamw_update(&m->param[i], &s);
-    return norm;
 }

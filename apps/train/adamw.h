@@ -11,7 +11,7 @@
 typedef struct adamw_config {
     double lr;      /**< the highest learning rate */
     double beta[2]; /**< of the running means */
-    double eps;     /**< under the root's side */
+    double eps;     /**< added to the root */
     double decay;   /**< weight decay */
     double clip;    /**< the gradient's largest global norm */
     double last;    /**< the last learning rate, as a fraction of the highest */
@@ -23,11 +23,14 @@ typedef struct adamw_config {
  * cosine to the last step. */
 double adamw_rate(const adamw_config *c, int64_t step);
 
+/** @return the global norm of all gradients; it may not be finite. */
+double adamw_norm(const model *m);
+
 /** Update all parameters.
  *  @param m     with gradients
  *  @param c     the settings
- *  @param step  0-based
- *  @return the global norm before clipping; not finite: nothing was changed */
-double adamw_apply(model *m, const adamw_config *c, int64_t step);
+ *  @param norm  of adamw_norm(), finite
+ *  @param step  0-based */
+void adamw_apply(model *m, const adamw_config *c, double norm, int64_t step);
 
 #endif

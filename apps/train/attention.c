@@ -107,11 +107,12 @@ static nsa_tensor blocks_of(const attention *a, const pack *p) {
         a->block_idx, NSA_I32, 3, {p->N, a->cfg.kv_heads, a->cfg.slc_count}, NSA_HOST};
 }
 
-/* A compressor's weight with its own shape; vectors and matrices have theirs as the spec has it. */
-static nsa_tensor phi_of(const attention *a, int id, real *data) {
-    nsa_tensor t = {.data = data, .dtype = REAL_DTYPE, .place = memory_place()};
+/* A compressor's weight or its gradient, in the shape of the specification. */
+static nsa_tensor phi_of(const attention *a, int weight, const param *p, int gradient) {
+    nsa_tensor t = {.dtype = REAL_DTYPE, .place = memory_place()};
     const nsa_lengths none = {0};
-    nsa_shape(&a->cfg, &none, (nsa_id)id, 0, &t);
+    nsa_shape(&a->cfg, &none, (nsa_id)(NSA_PHI_FIRST + weight), 0, &t);
+    t.data = gradient ? p->grad : p->value;
     return t;
 }
 
@@ -127,7 +128,7 @@ nsa_status attention_forward(attention *a, const pack *p, const attention_io *io
     in.at[NSA_GATE] = rows_of(io->gate, p->N, c->q_heads, BRANCHES);
     for (int w = 0; w < PHI_WEIGHTS; w++) {
         if (io->phi[w])
-            in.at[NSA_PHI_FIRST + w] = phi_of(a, NSA_PHI_FIRST + w, io->phi[w]->value);
+            in.at[NSA_PHI_FIRST + w] = phi_of(a, w, io->phi[w], 0);
     }
     in.at[NSA_CU_SEQLENS] = (nsa_tensor){(void *)p->cu_seqlens, NSA_I32, 1, {p->B + 1}, NSA_HOST};
     if (blocks != BLOCKS_SELECTED)
@@ -167,7 +168,7 @@ nsa_status attention_backward(attention *a, const pack *p, const attention_io *i
     for (int w = 0; w < PHI_WEIGHTS && !status; w++) {
         if (!io->phi[w])
             continue;
-        nsa_tensor d = phi_of(a, NSA_PHI_FIRST + w, io->phi[w]->grad);
+        nsa_tensor d = phi_of(a, w, io->phi[w], 1);
         status = nsa_read(a->ctx, (nsa_id)(NSA_DPHI_K_PE + w), &d);
     }
     return status;

@@ -11,13 +11,12 @@
 
 #include "nsa.h"
 
-/** What the trainer computes in: float, or double for the check of the gradients. */
 #ifdef TRAIN_DOUBLE
-typedef double real;
-#define REAL_DTYPE NSA_F64
+typedef double real;       /**< what the trainer computes in, to check its gradients */
+#define REAL_DTYPE NSA_F64 /**< the same, for the tensors of a stage */
 #else
-typedef float real;
-#define REAL_DTYPE NSA_F32
+typedef float real; /**< what the trainer computes in */
+#define REAL_DTYPE NSA_F32 /**< the same, for the tensors of a stage */
 #endif
 
 /** The tokens of one packed batch, as all layers see them. */
@@ -139,10 +138,10 @@ loss_result cross_entropy(const rows *r, int64_t V, const int32_t *target, real 
 
 /** One AdamW step: what is the same for all parameters. */
 typedef struct adamw_step {
-    double lr;   /**< learning rate of this step */
-    double clip; /**< factor on every gradient, from the global norm */
-    double beta[2];
-    double eps;
+    double lr;      /**< learning rate of this step */
+    double clip;    /**< factor on every gradient, from the global norm */
+    double beta[2]; /**< of the running means */
+    double eps;     /**< added to the root */
     double decay;   /**< weight decay */
     double bias[2]; /**< 1 - beta^step */
 } adamw_step;

@@ -141,7 +141,7 @@ nsa_status model_backward(model *m) {
 
 /* @return 1 if memory of the layers holds a number that is not finite */
 static int is_bad(const real *data, int64_t count) {
-    real *host = data ? malloc((size_t)count * sizeof *host) : NULL;
+    real *host = data && count > 0 ? malloc((size_t)count * sizeof *host) : NULL;
     int bad = 0;
     if (!host)
         return 0;
@@ -162,30 +162,39 @@ static void first_gradient(const model *m, char *text, size_t size) {
     }
 }
 
+/* The first of what a layer keeps. @return NULL if all is finite */
+static const char *first_of_layer(const model *m, const layer *l) {
+    const nsa_config *c = &m->cfg.nsa;
+    const struct {
+        const char *name;
+        const real *data;
+        int64_t width;
+    } kept[] = {{"its input", l->x, m->cfg.width},
+                {"RMSNorm", l->h, m->cfg.width},
+                {"q", l->io.q, c->q_heads * c->qk_dim},
+                {"k", l->io.k[0], c->kv_heads * c->qk_dim},
+                {"v", l->io.v[0], c->kv_heads * c->v_dim},
+                {"the gate", l->io.gate, c->q_heads * BRANCHES},
+                {"the attention", l->io.out, c->q_heads * c->v_dim},
+                {"the residual", l->x2, m->cfg.width},
+                {"the MLP", l->gelu_x, m->cfg.mlp}};
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        if (is_bad(kept[i].data, m->pack.N * kept[i].width))
+            return kept[i].name;
+    }
+    return NULL;
+}
+
 void model_first_nonfinite(const model *m, int backward, char *text, size_t size) {
-    const int64_t N = m->pack.N, D = m->cfg.width, qk = m->cfg.nsa.q_heads * m->cfg.nsa.qk_dim;
-    const int64_t kk = m->cfg.nsa.kv_heads * m->cfg.nsa.qk_dim;
-    const int64_t vv = m->cfg.nsa.kv_heads * m->cfg.nsa.v_dim,
-                  ov = m->cfg.nsa.q_heads * m->cfg.nsa.v_dim;
-    const int64_t gates = m->cfg.nsa.q_heads * BRANCHES;
     text[0] = 0;
     if (backward)
         first_gradient(m, text, size);
     for (int64_t i = 0; i < m->cfg.layers && !text[0]; i++) {
-        const layer *l = &m->layer[i];
-        const char *what = is_bad(l->x, N * D)                             ? "its input"
-                           : is_bad(l->h, N * D)                           ? "RMSNorm"
-                           : is_bad(l->io.q, N * qk)                       ? "q"
-                           : is_bad(l->io.k[0], N * kk)                    ? "k"
-                           : is_bad(l->io.v[0], N * vv)                    ? "v"
-                           : is_bad(l->io.gate, N * gates)                 ? "the gate"
-                           : is_bad(l->io.out, N * ov)                     ? "the attention"
-                           : is_bad(l->x2, l->x2 ? N * D : 0)              ? "the residual"
-                           : is_bad(l->gelu_x, l->x2 ? N * m->cfg.mlp : 0) ? "the MLP"
-                                                                           : NULL;
-        if (what)
-            snprintf(text, size, "layer %d: %s", (int)i, what);
+        const char *name = first_of_layer(m, &m->layer[i]);
+        if (name)
+            snprintf(text, size, "layer %d: %s", (int)i, name);
     }
     if (!text[0])
-        snprintf(text, size, "%s", is_bad(m->x, N * D) ? "behind the last layer" : "the head");
+        snprintf(text, size, "%s",
+                 is_bad(m->x, m->pack.N * m->cfg.width) ? "behind the last layer" : "the head");
 }

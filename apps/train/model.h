@@ -15,7 +15,10 @@
 
 #include "train/attention.h"
 
-enum { MODEL_PARAMS = 512, MODEL_LAYERS = 16 };
+enum {
+    MODEL_PARAMS = 512, /**< the most parameters */
+    MODEL_LAYERS = 16   /**< the most layers */
+};
 
 /** What a model is; it stands as it is in a checkpoint. */
 typedef struct model_config {
@@ -102,6 +105,8 @@ nsa_status model_backward(model *m);
 
 /** Name the first tensor of the last forward that holds a number that is not finite, or, of the
  * last backward, the first parameter whose gradient does.
+ *  @param m          the model
+ *  @param backward   1: look at gradients, too
  *  @param[out] text  "layer 0: the attention"
  *  @param size       its bytes */
 void model_first_nonfinite(const model *m, int backward, char *text, size_t size);

@@ -51,7 +51,7 @@ static int32_t below(uint64_t *state, int32_t n) {
 static void draw_distinct(int32_t *list, int32_t n, int64_t count, uint64_t *state) {
     for (int32_t i = 0; i < n; i++)
         list[i] = i;
-    for (int32_t i = 0; i < count; i++) {
+    for (int32_t i = 0; i < count && i < n; i++) {
         const int32_t other = i + below(state, n - i), swapped = list[i];
         list[i] = list[other];
         list[other] = swapped;
@@ -116,6 +116,7 @@ nsa_status recall_evaluate(model *m, int batches, int random, recall_score *scor
     recall_batch *r = malloc(sizeof *r);
     nsa_status status = r ? NSA_OK : nsa_fail(NSA_ERR_MEMORY, "no memory for a batch");
     int64_t asked = 0, correct = 0, selected = 0;
+    *score = (recall_score){0};
     m->blocks = random ? BLOCKS_RANDOM : before;
     m->block_seed = recall_seed(0, RECALL_BLOCKS, 0);
     for (int i = 0; i < batches && !status; i++) {
@@ -125,6 +126,7 @@ nsa_status recall_evaluate(model *m, int batches, int random, recall_score *scor
         status = status ? status : attention_read_blocks(&m->layer[0].attend, &m->pack);
         if (status)
             break;
+        score->loss += result.loss / batches;
         asked += result.counted;
         correct += result.correct;
         selected += count_selected(r, &m->layer[0].attend);

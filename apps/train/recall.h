@@ -15,34 +15,39 @@
 #include "train/adamw.h"
 
 enum {
-    RECALL_T = 256,     /**< tokens of a sequence */
-    RECALL_B = 16,      /**< sequences of a batch */
-    RECALL_PAIRS = 32,  /**< the most pairs, and the questions of a sequence */
-    RECALL_KEYS = 64,   /**< keys are the tokens 0 to 63 */
-    RECALL_VALUES = 16, /**< values 64 to 79 */
-    RECALL_NOISE = 16,  /**< noise 80 to 95 */
-    RECALL_ASK = 192,   /**< where the questions begin */
-    RECALL_N = RECALL_T * RECALL_B
+    RECALL_T = 256,                /**< tokens of a sequence */
+    RECALL_B = 16,                 /**< sequences of a batch */
+    RECALL_PAIRS = 32,             /**< the most pairs, and the questions of a sequence */
+    RECALL_KEYS = 64,              /**< keys are the tokens 0 to 63 */
+    RECALL_VALUES = 16,            /**< values 64 to 79 */
+    RECALL_NOISE = 16,             /**< noise 80 to 95 */
+    RECALL_ASK = 192,              /**< where the questions begin */
+    RECALL_N = RECALL_T * RECALL_B /**< tokens of a batch */
 };
 
 /** A batch, and where its answers stand. */
 typedef struct recall_batch {
-    int32_t token[RECALL_N];
-    int32_t target[RECALL_N];
-    int32_t pos[RECALL_N];
-    int32_t cu_seqlens[RECALL_B + 1];
+    int32_t token[RECALL_N];          /**< what stands there */
+    int32_t target[RECALL_N];         /**< the value at a question's key, else -1 */
+    int32_t pos[RECALL_N];            /**< position in the sequence */
+    int32_t cu_seqlens[RECALL_B + 1]; /**< where the sequences begin */
     int32_t answer[RECALL_B]
                   [RECALL_PAIRS]; /**< position of each question's value among the pairs */
 } recall_batch;
 
 /** What an evaluation found. */
 typedef struct recall_score {
+    double loss;     /**< mean of the batches; it may not be finite */
     double accuracy; /**< of the questions, with all pairs */
     double selected; /**< how often the value's block is in the question's list of blocks */
 } recall_score;
 
 /** What a batch of random numbers is for. */
-typedef enum recall_use { RECALL_TRAIN, RECALL_EVALUATE, RECALL_BLOCKS } recall_use;
+typedef enum recall_use {
+    RECALL_TRAIN,    /**< a batch to train on */
+    RECALL_EVALUATE, /**< one to evaluate on: the same for every training */
+    RECALL_BLOCKS    /**< random blocks */
+} recall_use;
 
 /** @return the seed of the i-th batch of a use: nothing of the random numbers has to be kept. */
 uint64_t recall_seed(uint64_t seed, recall_use use, int64_t i);

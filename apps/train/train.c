@@ -18,6 +18,7 @@ typedef struct training {
     train_state state;
     recall_batch *r;
     int64_t saved; /* the step of the last checkpoint; -1: none */
+    int due;       /* 1: a checkpoint is due, when the loss of its weights is known to be finite */
     struct timespec began;
 } training;
 
@@ -33,6 +34,7 @@ static nsa_status save(training *t) {
     const checkpoint c = {t->m, &t->opt, t->o->seed, &t->state};
     nsa_status status = checkpoint_write(t->o->checkpoint, &c);
     t->saved = status ? t->saved : t->state.step;
+    t->due = 0;
     return status;
 }
 
@@ -70,21 +72,31 @@ static nsa_status step(training *t, train_result *result) {
     status = status ? status : model_backward(t->m);
     if (status)
         return status;
-    if (!isfinite(adamw_apply(t->m, &t->opt, s->step)))
+    const double norm = adamw_norm(t->m);
+    if (!isfinite(norm))
         return not_finite(t, "gradient");
-    s->step++;
+    if (t->due && (status = save(t)))
+        return status;
+    adamw_apply(t->m, &t->opt, norm, s->step++);
     result->loss = loss.loss;
     result->accuracy = (double)loss.correct / (double)loss.counted;
     curriculum(s, result->accuracy);
     return NSA_OK;
 }
 
-static nsa_status evaluate(training *t, train_result *result) {
+static nsa_status evaluate_on(const training *t, int batches, int random, recall_score *score) {
+    const nsa_status status = recall_evaluate(t->m, batches, random, score);
+    if (status == NSA_ERR_INPUT || !isfinite(score->loss))
+        return not_finite(t, "loss of an evaluation");
+    return status;
+}
+
+static nsa_status evaluate(training *t, const train_result *result) {
     train_state *s = &t->state;
     recall_score score;
-    nsa_status status = recall_evaluate(t->m, QUICK, 0, &score);
+    nsa_status status = evaluate_on(t, QUICK, 0, &score);
     if (status)
-        return status == NSA_ERR_INPUT ? not_finite(t, "evaluation") : status;
+        return status;
     s->good = score.accuracy >= 0.99 ? s->good + 1 : 0;
     if (score.accuracy >= 0.95 && !s->first_95)
         s->first_95 = s->step;
@@ -99,7 +111,8 @@ static nsa_status evaluate(training *t, train_result *result) {
     return NSA_OK;
 }
 
-/* A checkpoint holds what an evaluation decided, so it is written behind it. */
+/* Until the end of the schedule, the step to stop after, or two good evaluations in a row. A first
+ * checkpoint shows at once whether its file can be written. */
 static nsa_status run(training *t, train_result *result) {
     const int64_t stop = t->o->stop && t->o->stop < t->opt.steps ? t->o->stop : t->opt.steps;
     nsa_status status = save(t);
@@ -107,22 +120,20 @@ static nsa_status run(training *t, train_result *result) {
         status = step(t, result);
         if (!status && (t->state.step % EVERY == 0 || t->state.step == t->opt.steps))
             status = evaluate(t, result);
-        if (!status &&
-            (t->state.step % t->o->every == 0 || t->state.step == stop || t->state.good == 2))
-            status = save(t);
+        t->due |= t->state.step % t->o->every == 0;
     }
     return status;
 }
 
 static nsa_status finish(training *t, train_result *result) {
     recall_score random = {0};
-    nsa_status status = recall_evaluate(t->m, LONG, 0, &result->score);
+    nsa_status status = evaluate_on(t, LONG, 0, &result->score);
     if (!status && t->o->kind == ATTENTION_NSA)
-        status = recall_evaluate(t->m, RANDOM, 1, &random);
+        status = evaluate_on(t, RANDOM, 1, &random);
     result->with_random = random.accuracy;
     result->state = t->state;
     result->seconds = seconds(t);
-    return status;
+    return status ? status : save(t);
 }
 
 static void print_head(const training *t) {

@@ -52,10 +52,10 @@ nsa_status train_recall(const train_options *o, train_result *result);
 
 /** Everything that has to agree between a checkpoint and a run, and everything that is read. */
 typedef struct checkpoint {
-    model *m;
-    const adamw_config *opt;
-    int64_t seed;
-    train_state *state;
+    model *m;                /**< its config is compared, its weights are written or read */
+    const adamw_config *opt; /**< compared */
+    int64_t seed;            /**< compared */
+    train_state *state;      /**< written or read */
 } checkpoint;
 
 /** Write a checkpoint: to FILE.part, which is then renamed.
