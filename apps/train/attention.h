@@ -39,21 +39,27 @@ typedef struct pack {
 
 /** The attention of one layer. */
 typedef struct attention {
-    attention_kind kind;
-    nsa_config cfg;     /**< resolved */
-    nsa_context *ctx;   /**< open as long as the layer */
-    int pairs;          /**< pairs of keys and values with projections of their own: 1 to 3 */
-    int pair[BRANCHES]; /**< which of them each branch reads; the others' gradients are dropped */
-    int used;           /**< bit b: branch b has a learned gate; 0: the gate is (0,0,1) */
-    int32_t *block_idx; /**< [T,Hkv,n] on the host: blocks to force, or that were selected */
+    attention_kind kind; /**< which of the five */
+    nsa_config cfg;      /**< resolved */
+    nsa_context *ctx;    /**< open as long as the layer */
+    int pairs;           /**< pairs of keys and values with projections of their own: 1 to 3 */
+    int pair[BRANCHES];  /**< which of them each branch reads; the others' gradients are dropped */
+    int used;            /**< bit b: branch b has a learned gate; 0: the gate is (0,0,1) */
+    int32_t *block_idx;  /**< [T,Hkv,n] on the host: blocks to force, or that were selected */
 } attention;
 
-/** The tensors of one forward and backward, where the layers work. */
+/** The tensors of one forward and backward, where the layers work; keys and values by pair. */
 typedef struct attention_io {
-    real *q, *k[BRANCHES], *v[BRANCHES]; /**< [N,Hq,dk] [N,Hkv,dk] [N,Hkv,dv], by pair */
-    real *gate;                          /**< [N,Hq,3] */
-    real *out;                           /**< [N,Hq,dv] */
-    real *dq, *dk[BRANCHES], *dv[BRANCHES], *dgate, *dout; /**< their gradients */
+    real *q;                 /**< [N,Hq,dk] */
+    real *k[BRANCHES];       /**< [N,Hkv,dk] */
+    real *v[BRANCHES];       /**< [N,Hkv,dv] */
+    real *gate;              /**< [N,Hq,3] */
+    real *out;               /**< [N,Hq,dv] */
+    real *dq;                /**< the gradient of q */
+    real *dk[BRANCHES];      /**< of k */
+    real *dv[BRANCHES];      /**< of v */
+    real *dgate;             /**< of the gate */
+    real *dout;              /**< of out */
     param *phi[PHI_WEIGHTS]; /**< the compressors' weights; NULL where phi has none */
 } attention_io;
 

@@ -9,7 +9,9 @@
 
 /** c = a b, or c += a b; all row-major. */
 typedef struct product {
-    int64_t m, n, k;  /**< c is [m,n], a [m,k], b [k,n] */
+    int64_t m;        /**< rows of a and c */
+    int64_t n;        /**< columns of b and c */
+    int64_t k;        /**< columns of a, rows of b */
     const real *a;    /**< [m,k]; [k,m] if a_transposed */
     const real *b;    /**< [k,n]; [n,k] if b_transposed */
     real *c;          /**< [m,n] */

@@ -43,37 +43,58 @@ typedef struct batch {
     const int32_t *pos;    /**< [N] position in its sequence */
 } batch;
 
-/** A layer: its parameters, and what its forward keeps for the backward. */
+/** A layer: its parameters, and what its forward keeps for the backward. Without an MLP, or without
+ * a learned gate, what belongs to it is NULL. */
 typedef struct layer {
-    attention attend;
-    param *norm1, *mu, *wq, *wk[BRANCHES], *wv[BRANCHES], *gate_w, *gate_b, *wo;
-    param *norm2, *up, *down; /**< NULL without an MLP */
-    attention_io io;
+    attention attend;    /**< its context */
+    param *norm1;        /**< [D] gain before the attention */
+    param *mu;           /**< [D] of the K-shift */
+    param *wq;           /**< [D,Hq dk] */
+    param *wk[BRANCHES]; /**< [D,Hkv dk] a pair */
+    param *wv[BRANCHES]; /**< [D,Hkv dv] a pair */
+    param *gate_w;       /**< [D,3 Hq] */
+    param *gate_b;       /**< [3 Hq] */
+    param *wo;           /**< [Hq dv,D] */
+    param *norm2;        /**< [D] gain before the MLP */
+    param *up;           /**< [D,mlp] */
+    param *down;         /**< [mlp,D] */
+    attention_io io;     /**< q, k, v, gate, out and their gradients; phi's weights */
     real *x;             /**< [N,D] what the layer gets */
-    real *h, *s;         /**< [N,D] normalised, and shifted */
-    real *x2, *h2;       /**< [N,D] behind the attention, normalised; with an MLP */
-    real *up_x, *gelu_x; /**< [N,mlp] */
+    real *h;             /**< [N,D] normalised */
+    real *s;             /**< [N,D] and shifted */
+    real *x2;            /**< [N,D] behind the attention */
+    real *h2;            /**< [N,D] normalised */
+    real *up_x;          /**< [N,mlp] before gelu */
+    real *gelu_x;        /**< [N,mlp] behind it */
 } layer;
 
 /** The model, its memory, and its last batch. */
 typedef struct model {
-    model_config cfg;
+    model_config cfg;          /**< what it is */
     param param[MODEL_PARAMS]; /**< in the order of the equations */
-    int params;
-    param *embed, *smear, *norm, *head;
-    layer layer[MODEL_LAYERS];
-    attention_blocks blocks; /**< of the next forward */
-    uint64_t block_seed;     /**< of random blocks */
-    int32_t *token, *target, *pos;
+    int params;                /**< how many */
+    struct param *embed;       /**< [V,D] */
+    struct param *smear;       /**< [SMEAR,D]; NULL: none */
+    struct param *norm;        /**< [D] gain before the head */
+    struct param *head;        /**< [D,V] */
+    layer layer[MODEL_LAYERS]; /**< cfg.layers of them */
+    attention_blocks blocks;   /**< of the next forward */
+    uint64_t block_seed;       /**< of random blocks */
+    pack pack;                 /**< of the last forward */
+    int32_t *token;            /**< [N] of the last forward */
+    int32_t *target;           /**< [N] of the last forward */
+    int32_t *pos;              /**< [N] of the last forward */
     real *e;                   /**< [N,D] embedded tokens, before the smear */
     real *x;                   /**< [N,D] behind the last layer */
     real *h;                   /**< [N,D] normalised */
     real *logits;              /**< [N,V], then their gradient */
-    real *dx, *dh, *ds, *dmlp; /**< [N,D] [N,D] [N,D] [N,mlp] gradients of one layer at a time */
-    pack pack;                 /**< of the last forward */
+    real *dx;                  /**< [N,D] gradient of the residual stream */
+    real *dh;                  /**< [N,D] of what a norm gives */
+    real *ds;                  /**< [N,D] of what the K-shift gives */
+    real *dmlp;                /**< [N,mlp] of the MLP's hidden units */
     void *memory[1024];        /**< all of the above */
-    int allocated;
-    int failed; /**< 1: memory was short */
+    int allocated;             /**< how many */
+    int failed;                /**< 1: memory was short */
 } model;
 
 /** Open a model: check its config, allocate all memory, open a context a layer. Zero weights.

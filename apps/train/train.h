@@ -35,7 +35,7 @@ typedef struct train_state {
 
 /** What a training came to. */
 typedef struct train_result {
-    train_state state;
+    train_state state;  /**< at the end */
     double loss;        /**< of the last step */
     double accuracy;    /**< of the last step's own batch */
     recall_score score; /**< at the end */
