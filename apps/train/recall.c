@@ -59,7 +59,8 @@ static void draw_distinct(int32_t *list, int32_t n, int64_t count, uint64_t *sta
 }
 
 static void draw_sequence(recall_batch *r, int b, int32_t pairs, uint64_t *state) {
-    int32_t key[RECALL_KEYS], slot[SLOTS], order[RECALL_PAIRS], value_at[RECALL_PAIRS];
+    int32_t key[RECALL_KEYS], slot[SLOTS], order[RECALL_PAIRS];
+    int32_t value_at[RECALL_PAIRS] = {0};
     int32_t *token = r->token + b * RECALL_T, *target = r->target + b * RECALL_T;
     for (int t = 0; t < RECALL_T; t++) {
         token[t] = RECALL_KEYS + RECALL_VALUES + below(state, RECALL_NOISE);
