@@ -148,6 +148,7 @@ static void print_head(const training *t) {
     printf("one context a layer, %.1f MiB\n\n", (double)model_context_bytes(t->m) / 1048576);
     printf("%6s %6s %8s %9s %9s %9s %7s\n", "step", "pairs", "loss", "training", "32 pairs",
            "selected", "s");
+    fflush(stdout);
 }
 
 nsa_status train_recall(const train_options *o, train_result *result) {
