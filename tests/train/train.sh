@@ -60,6 +60,14 @@ for file in "$work"/*.part; do
     [ ! -e "$file" ] || fail "$file was left"
 done
 
+# --------------------------------------------------------------- every kind, in one run
+
+train --all --stop 1 >"$work/log"
+for row in nsa:41932 full:32960 window:32960 cmp+win:37836 random:41932; do
+    grep -q "^${row%:*} *${row#*:} " "$work/log" || fail "--all: no row of $row parameters"
+    pass
+done
+
 # ----------------------------------------------------------------------- what is not finite
 
 refuse 1 'step 1: the loss is not finite, first in .*; the last good checkpoint is .* of step 0' \
