@@ -1,12 +1,14 @@
 /** @file train.c
  *  @brief The loop of a training on recall: batch, gradients, AdamW, curriculum, evaluation. */
 #include "train/train.h"
+#include "io/npy.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { EVERY = 50, QUICK = 2, LONG = 8, RANDOM = 4 /* evaluations: steps between, batches */ };
 
@@ -36,6 +38,15 @@ static nsa_status save(training *t) {
     t->saved = status ? t->saved : t->state.step;
     t->due = 0;
     return status;
+}
+
+/* A training that starts must not replace what another one has learned. */
+static nsa_status check_free(const train_options *o) {
+    const int resumes = o->resume && o->checkpoint && !strcmp(o->resume, o->checkpoint);
+    if (!o->checkpoint || resumes || access(o->checkpoint, F_OK))
+        return NSA_OK;
+    return nsa_fail(NSA_ERR_IO, "%s: there already; --resume goes on from it",
+                    npy_label(o->checkpoint));
 }
 
 /* Stop with the step, the layer and the last good checkpoint. */
@@ -153,17 +164,18 @@ static void print_head(const training *t) {
 
 nsa_status train_recall(const train_options *o, train_result *result) {
     model_config cfg;
-    training t = {.o = o, .m = malloc(sizeof *t.m), .r = malloc(sizeof *t.r), .saved = -1};
+    training t = {.o = o, .m = calloc(1, sizeof *t.m), .saved = -1};
+    t.r = malloc(sizeof *t.r);
     t.state.pairs = 2;
     memset(result, 0, sizeof *result);
     recall_config(o->kind, o->phi, &cfg, &t.opt);
     t.opt.steps = o->steps;
     t.opt.lr = o->lr > 0 ? o->lr : t.opt.lr;
     clock_gettime(CLOCK_MONOTONIC, &t.began);
-    nsa_status status = NSA_OK;
+    nsa_status status = check_free(o);
     if (!t.m || !t.r)
         status = nsa_fail(NSA_ERR_MEMORY, "no memory for a training");
-    else
+    else if (!status)
         status = model_open(t.m, &cfg, o->stage, (int)o->threads);
     if (!status) {
         model_start(t.m, (uint64_t)o->seed);

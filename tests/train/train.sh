@@ -80,6 +80,7 @@ good=$work/at_30
 size=$(wc -c <"$good")
 refuse 2 'No such file' --resume "$work/none"
 refuse 2 'a folder, expected a regular file' --resume "$work"
+refuse 2 'whole: there already; --resume goes on from it' --checkpoint "$work/whole"
 refuse 2 'cannot write it' --checkpoint "$work/none/file"
 printf 'x' >"$work/bad"
 refuse 2 '1 bytes are no checkpoint' --resume "$work/bad"
