@@ -117,11 +117,11 @@ static int check(const nsa_stage *stage, attention_kind kind, nsa_phi phi) {
         const double off = deviation(&m, &b, &m.param[i]);
         most = off <= most ? most : off;
         if (!(off <= MOST) && ++wrong)
-            printf("  %s %s: %s is off by %.2g\n", attention_name(kind), nsa_phi_name(phi),
+            printf("FAIL %s %s: %s is off by %.2g\n", attention_name(kind), nsa_phi_name(phi),
                    m.param[i].name, off);
     }
     if (status)
-        printf("  %s %s: %s\n", attention_name(kind), nsa_phi_name(phi), nsa_last_error());
+        printf("FAIL %s %s: %s\n", attention_name(kind), nsa_phi_name(phi), nsa_last_error());
     printf("%-8s %-6s %3d parameters, %5d numbers, loss %.3f, largest deviation %.1e  %s\n",
            attention_name(kind), nsa_phi_name(phi), m.params, (int)model_count(&m), result.loss,
            most, status || wrong ? "FAIL" : "OK");

@@ -16,7 +16,7 @@ pass() {
 }
 
 fail() {
-    echo "test-train: FAIL: $1" >&2
+    echo "FAIL $1" >&2
     exit 1
 }
 
