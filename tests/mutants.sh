@@ -52,8 +52,8 @@ build() {
         >"$1/build.log" 2>&1
 }
 
-# build_whole DIR: build the command, the lying stage, build/corners and the trainer in a copy of the
-# whole tree
+# build_whole DIR: build the command, the lying stage, build/corners and the trainer in a copy of
+# the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
         ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa 02_blocked' \
