@@ -249,4 +249,4 @@ install: all ##@install into PREFIX: bin/nsa, bin/nsa-bench, libnsa.so, the stag
 	else echo "install: no help2man, so no manual pages"; fi
 	sed 's,@PREFIX@,$(abspath $(PREFIX)),' stages/nsa.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/nsa.pc
 
--include tests/tests.mk tests/quality.mk apps/bench/bench.mk
+-include tests/tests.mk tests/quality.mk apps/bench/bench.mk apps/train/train.mk

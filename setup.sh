@@ -29,7 +29,7 @@ doxygen-awesome-css the style sheet of the docs
 libjs-mathjax   formulas in the docs, without a network
 graphviz        include graphs in the docs
 librsvg2-bin    the demo picture as PNG beside the SVG
-libopenblas-dev make bench: the sgemm ceiling and the dense baseline
+libopenblas-dev make bench: the sgemm ceiling and the dense baseline; make train
 gnuplot-nox     make figures
 help2man        make man: the manual pages
 python3-numpy   make test-python, docs/examples/numpy_*.py'

@@ -4,10 +4,12 @@
 #include "io/text.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 int command_error(exit_code code, const char *who, const char *format, ...) {
     char text[1024], shown[4 * sizeof text];
@@ -24,6 +26,17 @@ int command_status(nsa_status status, const char *who) {
     int is_usage_error =
         status == NSA_ERR_CONFIG || status == NSA_ERR_INPUT || status == NSA_ERR_IO;
     return command_error(is_usage_error ? EXIT_USAGE : EXIT_FAILED, who, "%s", nsa_last_error());
+}
+
+int command_start(const char *program, char **argv) {
+    char path[PATH_MAX + 32];
+    const ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    path[length > 0 ? length : 0] = 0;
+    char *slash = strrchr(path, '/');
+    if (slash)
+        snprintf(slash + 1, 32, "%s", program);
+    execv(path, argv); /* returns only if it failed */
+    return command_error(EXIT_USAGE, argv[0], "cannot start %s: %s", path, strerror(errno));
 }
 
 int command_main(int argc, char **argv, char *name, int (*run)(int argc, char **argv)) {

@@ -50,6 +50,18 @@ int cmd_demo(int argc, char **argv);
  *  @return an exit_code */
 int cmd_bench(int argc, char **argv);
 
+/** `nsa train`: start nsa-train, which trains a small model. Returns only on an error.
+ *  @param argc  arguments, argv[0] included
+ *  @param argv  argv[0] is "nsa train"
+ *  @return an exit_code */
+int cmd_train(int argc, char **argv);
+
+/** Start a program that stands beside this one, in its place. Returns only on an error.
+ *  @param program  its file's name
+ *  @param argv     its arguments, argv[0] the prefix of errors
+ *  @return an exit_code */
+int command_start(const char *program, char **argv);
+
 /** Print one line "who: text" on standard error; unprintable bytes become \\xNN, so that it stays
  * one line whatever a file is called.
  *  @param code    returned

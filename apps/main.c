@@ -14,11 +14,10 @@ typedef struct command {
 } command;
 
 /* To add a subcommand: a line here, a line in `doc`, and cmd_NAME.c. */
-static const command commands[] = {{"list", "nsa list", cmd_list},
-                                   {"run", "nsa run", cmd_run},
-                                   {"check", "nsa check", cmd_check},
-                                   {"demo", "nsa demo", cmd_demo},
-                                   {"bench", "nsa bench", cmd_bench}};
+static const command commands[] = {
+    {"list", "nsa list", cmd_list},    {"run", "nsa run", cmd_run},
+    {"check", "nsa check", cmd_check}, {"demo", "nsa demo", cmd_demo},
+    {"bench", "nsa bench", cmd_bench}, {"train", "nsa train", cmd_train}};
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -30,6 +29,7 @@ static const char doc[] =
     "  check  judge stages against the specification\n"
     "  demo   run every stage on a text, and draw the selected blocks\n"
     "  bench  check stages, then time them\n"
+    "  train  train a small model with a stage as its attention\n"
     "\n"
     "`nsa SUBCOMMAND --help` lists the options of one. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong usage or input.";
@@ -50,7 +50,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     if (key == ARGP_KEY_NO_ARGS) {
         command_error(
             EXIT_USAGE, state->name,
-            "no subcommand: expected one of list, run, check, demo, bench; see nsa --help");
+            "no subcommand: expected one of list, run, check, demo, bench, train; see nsa --help");
         return EINVAL;
     }
     return command_key(key, arg, state);
@@ -66,9 +66,9 @@ static int dispatch(int argc, char **argv) {
             return commands[i].run(argc, argv);
         }
     }
-    return command_error(EXIT_USAGE, "nsa",
-                         "unknown subcommand \"%s\": expected one of list, run, check, demo, bench",
-                         argv[0]);
+    return command_error(
+        EXIT_USAGE, "nsa",
+        "unknown subcommand \"%s\": expected one of list, run, check, demo, bench, train", argv[0]);
 }
 
 static int run(int argc, char **argv) {

@@ -48,6 +48,8 @@ step "nsa list"
 env -i "$work/prefix/bin/nsa" list
 step "nsa check"
 env -i "$work/prefix/bin/nsa" check --quick --stage 01
+step "nsa train"
+env -i "$work/prefix/bin/nsa" train --stop 1 --threads 1 >/dev/null
 step "nsa demo"
 cd "$work"
 env -i "$work/prefix/bin/nsa" demo --time 5 >/dev/null

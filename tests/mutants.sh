@@ -8,6 +8,8 @@
 #   liars NAME...      tests/liars.sh on these lies
 #   corners            build/corners
 #   bad-input PART...  these parts of tests/bad_input.sh
+#   gradients          build/train-gradients
+#   train              tests/train/train.sh
 #   property           the property of "Property:" on the stage of "Stage:", judged by the copy
 #
 #   sh tests/mutants.sh            all of them, two at a time
@@ -50,11 +52,13 @@ build() {
         >"$1/build.log" 2>&1
 }
 
-# build_whole DIR: build the command, the lying stage and build/corners in a copy of the whole tree
+# build_whole DIR: build the command, the lying stage, build/corners and the trainer in a copy of
+# the whole tree
 build_whole() {
     make -s -C "$1" BUILD=build "CFLAGS=${CFLAGS:-}" ${CC:+"CC=$CC"} ${OPT:+"OPT=$OPT"} \
         ${LDFLAGS:+"LDFLAGS=$LDFLAGS"} CUDA=sim STAGES='00_dense 01_naive_nsa 02_blocked' \
-        liars bad-stages build/corners build/stages/02_blocked.so \
+        liars bad-stages build/corners build/stages/02_blocked.so build/train-gradients \
+        build/nsa-train \
         >"$1/build.log" 2>&1
 }
 
@@ -69,6 +73,8 @@ judge_whole() {
         NSA=$dir/build/nsa BAD_STAGES=$dir/build/bad_stages PARTS=$* LIMIT=10 STOP=1 \
             sh tests/bad_input.sh
         ;;
+    gradients) "$dir/build/train-gradients" ;;
+    train) NSA=$(cd "$dir" && pwd)/build/nsa sh tests/train/train.sh ;;
     *)
         echo "nobody judges by $kind"
         return 0
@@ -265,7 +271,8 @@ sed 's,.*,tests/mutants/&.patch,' "$work/names" | xargs sed -n 's/^Judged-by: //
 if [ -s "$work/judges" ]; then
     mkdir -p "$work/whole/build/obj/stages" "$work/whole/tests" &&
         cp -Rp Makefile stages apps "$work/whole" &&
-        cp -Rp tests/*.[ch] tests/*.mk tests/harness tests/fuzz tests/simt "$work/whole/tests" &&
+        cp -Rp tests/*.[ch] tests/*.mk tests/harness tests/fuzz tests/simt tests/train \
+            "$work/whole/tests" &&
         cp -Rp "$BUILD/obj/apps" "$BUILD/obj/tests" "$work/whole/build/obj" &&
         cp -Rp "$BUILD/obj/stages/common" "$work/whole/build/obj/stages" || exit 2
     build_whole "$work/whole" || {
