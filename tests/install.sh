@@ -32,7 +32,7 @@ if command -v python3 >/dev/null; then
         'import nsa; print(nsa.Stage("01").name)'
 fi
 if command -v help2man >/dev/null; then
-    for name in list run check demo bench; do
+    for name in list run check demo bench train; do
         step "nsa-$name.1 has every option of nsa $name --help"
         "$work/prefix/bin/nsa" "$name" --help | grep -o -e '--[a-z][a-z-]*' | sort -u >"$work/options"
         [ -s "$work/options" ]
