@@ -34,7 +34,8 @@ fi
 if command -v help2man >/dev/null; then
     for name in list run check demo bench train; do
         step "nsa-$name.1 has every option of nsa $name --help"
-        "$work/prefix/bin/nsa" "$name" --help | grep -o -e '--[a-z][a-z-]*' | sort -u >"$work/options"
+        "$work/prefix/bin/nsa" "$name" --help |
+            grep -o -e '--[a-z][a-z-]*' | sort -u >"$work/options"
         [ -s "$work/options" ]
         while read -r option; do
             sed 's/\\-/-/g' "$work/prefix/share/man/man1/nsa-$name.1" | grep -qF -e "$option" ||
