@@ -45,8 +45,8 @@ page() {
         cat "$work/errors" >&2
         exit 1
     }
-    sed "s/^\.TH NSA /.TH $(printf '%s' "$1" | tr '[:lower:]' '[:upper:]') /; s/^nsa \\\\- /$1 \\\\- /" \
-        "$work/page" >"$folder/$1.1"
+    title=$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')
+    sed "s/^\.TH NSA /.TH $title /; s/^nsa \\\\- /$1 \\\\- /" "$work/page" >"$folder/$1.1"
 }
 
 page nsa "$nsa" "Native Sparse Attention, one idea a stage"
