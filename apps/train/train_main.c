@@ -44,7 +44,8 @@ static error_t whole(const char *name, const char *arg, int64_t low, int64_t hig
     char *end;
     errno = 0;
     const long long value = strtoll(arg, &end, 10);
-    if (errno || end == arg || *end || arg[0] == ' ' || value < low || value > high)
+    /* strtoll() would accept white space and a sign */
+    if (errno || arg[0] < '0' || arg[0] > '9' || *end || value < low || value > high)
         return WRONG("--%s \"%s\" is not a whole number in %lld..%lld", name, arg, (long long)low,
                      (long long)high);
     *to = value;

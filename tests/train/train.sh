@@ -121,6 +121,7 @@ refuse 2 'damaged: its checksum is another' --resume "$work/bad"
 refuse 2 'expected nsa, full, window, cmp+win or random' --attention dense
 refuse 2 '"median"' --phi median
 refuse 2 'is not a whole number in 51..1000000' --steps 50
+refuse 2 '"+60" is not a whole number' --steps +60
 refuse 2 'is not a number above 0' --lr 0
 refuse 2 'is not a whole number in 1..256' --threads 0
 refuse 2 'no stage "77"' --stage 77
